@@ -1,0 +1,41 @@
+"""Top-k Hessian eigenspaces in JAX as optax transforms.
+
+Train along the sharp (dominant) and flat (bulk) directions of a loss: Zakarin and
+Singh, *Accelerating Neural Network Training Along Sharp and Flat Directions*,
+arXiv 2505.11972.
+"""
+
+from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
+from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian
+from bulk_sgd.lanczos import lanczos, top_eigenpairs
+from bulk_sgd.objective import Objective
+from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.transforms import (
+    ScaleBySubspaceState,
+    Switch,
+    project_bulk,
+    project_dominant,
+    scale_by_subspace,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Objective",
+    "ScaleBySubspaceState",
+    "Solver",
+    "Subspace",
+    "Switch",
+    "bulk_sgd",
+    "dom_sgd",
+    "functional_hessian",
+    "gauss_newton",
+    "hessian",
+    "interpolated_sgd",
+    "lanczos",
+    "path_scales",
+    "project_bulk",
+    "project_dominant",
+    "scale_by_subspace",
+    "top_eigenpairs",
+]

@@ -1,0 +1,150 @@
+"""Bases of pytree vectors: the linear algebra that the solvers and projections share.
+
+A *vector* is a pytree shaped like the parameters. A *basis* of m vectors is the
+same pytree with one leading axis: leaves of shape `(m, *leaf.shape)`. Rows need not
+be orthonormal, and a row of zeros stands for "no vector here".
+
+Every product is contracted leaf by leaf with `precision=HIGHEST`: TPU and recent
+GPUs otherwise round float32 operands to bfloat16 or TF32, which destroys the
+orthogonality of a Krylov basis. Nothing here flattens or concatenates leaves, so a
+sharded basis stays sharded and a contraction costs one all-reduce of m numbers.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def working_dtype(tree):
+    """The dtype of basis arithmetic for `tree`: float32, or float64 if a leaf is."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+
+
+def size(vector) -> int:
+    """Number of scalars in `vector`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(vector))
+
+
+def cast_like(vector, like):
+    """`vector` with the dtypes of `like`."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), vector, like)
+
+
+def widen(vector):
+    """`vector` in the working dtype of its tree."""
+    dtype = working_dtype(vector)
+    return jax.tree.map(lambda x: x.astype(dtype), vector)
+
+
+def zeros(like, num_rows: int, dtype=None):
+    """A basis of `num_rows` zero rows for vectors shaped like `like`.
+
+    It inherits the sharding of `like` where `like` is concrete and sharded, so that
+    an optimizer state is born as its parameters are.
+    """
+    dtype = dtype or working_dtype(like)
+    return jax.tree.map(lambda x: jnp.zeros((num_rows, *jnp.shape(x)), dtype), like)
+
+
+def random_normal(key, like, dtype=None):
+    """A vector of independent standard normal entries shaped like `like`."""
+    dtype = dtype or working_dtype(like)
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [jax.random.normal(k, jnp.shape(x), dtype) for k, x in zip(keys, leaves)]
+    )
+
+
+def inner(basis, vector):
+    """Inner products of each row of `basis` with `vector`, shape `(m,)`."""
+
+    def contract(rows, x):
+        axes = tuple(range(x.ndim))
+        return jnp.tensordot(
+            rows, x, (tuple(a + 1 for a in axes), axes), precision=_HIGHEST
+        )
+
+    return _sum_leaves(jax.tree.map(contract, basis, vector))
+
+
+def gram(basis, other):
+    """Inner products of all rows, shape `(m, p)`: entry ij is <basis_i, other_j>."""
+
+    def contract(x, y):
+        axes = tuple(range(1, x.ndim))
+        return jnp.tensordot(x, y, (axes, axes), precision=_HIGHEST)
+
+    return _sum_leaves(jax.tree.map(contract, basis, other))
+
+
+def combine(coefficients, basis):
+    """Linear combinations of the rows.
+
+    Args:
+      coefficients: `(m,)` for one vector, or `(p, m)` for a basis of p rows.
+      basis: pytree with leaves `(m, *leaf.shape)`.
+
+    Returns:
+      The vector `sum_i coefficients[i] basis_i`, or the basis whose row j is
+      `sum_i coefficients[j, i] basis_i`.
+    """
+    return jax.tree.map(
+        lambda rows: jnp.tensordot(coefficients, rows, 1, precision=_HIGHEST), basis
+    )
+
+
+def row(basis, index):
+    """Row `index` of the basis (a traced index is fine)."""
+    return jax.tree.map(
+        lambda rows: jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), basis
+    )
+
+
+def set_row(basis, index, vector):
+    """The basis with row `index` replaced by `vector`."""
+    return jax.tree.map(
+        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, index, 0),
+        basis,
+        vector,
+    )
+
+
+def dot(x, y):
+    """Inner product of two vectors, in the working dtype."""
+    dtype = working_dtype(x)
+    return _sum_leaves(
+        jax.tree.map(
+            lambda a, b: jnp.vdot(a.astype(dtype), b.astype(dtype), precision=_HIGHEST),
+            x,
+            y,
+        )
+    )
+
+
+def norm(vector):
+    """Euclidean norm of a vector."""
+    return jnp.sqrt(dot(vector, vector))
+
+
+def scale(factor, vector):
+    """`factor * vector`."""
+    return jax.tree.map(lambda x: factor * x, vector)
+
+
+def subtract(x, y):
+    """`x - y`."""
+    return jax.tree.map(operator.sub, x, y)
+
+
+def where(predicate, x, y):
+    """`x` where the scalar `predicate` holds, else `y`, leaf by leaf."""
+    return jax.tree.map(functools.partial(jnp.where, predicate), x, y)
+
+
+def _sum_leaves(tree):
+    return functools.reduce(operator.add, jax.tree.leaves(tree))

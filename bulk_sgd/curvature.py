@@ -1,0 +1,230 @@
+r"""Curvature as products with vectors: Hessian, Gauss-Newton and functional Hessian.
+
+For a loss L(θ) = ℓ(f(θ)) the Hessian splits exactly into two parts,
+
+  H = G + F,   G = Jᵀ ∇²ℓ J,   F = Σ_c (∂ℓ/∂f_c) ∇²f_c,
+
+with J the Jacobian of the model outputs f. G is the generalized Gauss-Newton matrix
+(Schraudolph, *Fast curvature matrix-vector products for second-order gradient
+descent*, 2002) and F the functional Hessian. Each function here returns a *matvec*,
+a callable from a pytree like the parameters to another one, which never forms the
+matrix.
+
+A matvec is itself a pytree whose leaves are the parameters and the data, so it passes
+through `jax.jit`: two solves on the same network at different parameters share one
+compiled program. A plain Python function inside it is static, as everywhere in JAX:
+arrays that change between calls belong in an `Objective` or a
+`jax.tree_util.Partial`, not in a global variable that the function reads.
+
+All products run with matmul precision "highest": a Lanczos solve on bfloat16 or TF32
+products converges to the rounding noise.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis
+from bulk_sgd.objective import Objective
+
+
+def hessian(value_fn, params):
+    """Matvec with the Hessian of a scalar function of the parameters.
+
+    Products are forward over reverse. With an `Objective` in microbatches each
+    product recomputes the gradient one microbatch at a time.
+
+    Args:
+      value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
+      params: pytree of floating point arrays, the point θ.
+
+    Returns:
+      A callable pytree: `matvec(v)` is ∇²L(θ) v, in float32 or wider. Its
+      `linearize()` runs the primal pass once and returns a matvec that shares it.
+
+    Raises:
+      TypeError: if `value_fn` does not return a real scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> matvec = bulk_sgd.hessian(lambda x: x[0] ** 2 * x[1], jnp.array([1.0, 3.0]))
+      >>> matvec(jnp.array([1.0, 0.0])).tolist()
+      [6.0, 2.0]
+    """
+    _check_scalar(value_fn, params)
+    return _Hessian(as_pytree(value_fn), params)
+
+
+def gauss_newton(objective, params):
+    """Matvec with the generalized Gauss-Newton matrix G = Jᵀ ∇²ℓ J.
+
+    Args:
+      objective: an `Objective`; G depends on where the model ends and the loss begins.
+      params: pytree of floating point arrays, the point θ.
+
+    Returns:
+      A callable pytree as from `hessian`.
+
+    Raises:
+      TypeError: if `objective` is not an `Objective`.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> objective = bulk_sgd.Objective(
+      ...     lambda w, x: x @ w, lambda f, y: (f - y) ** 2, jnp.eye(2), jnp.ones(2))
+      >>> bulk_sgd.gauss_newton(objective, jnp.zeros(2))(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    _check_objective(objective, "gauss_newton")
+    return _GaussNewton(objective, params)
+
+
+def functional_hessian(objective, params):
+    """Matvec with the functional Hessian F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
+
+    Computed directly, as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), and not as
+    H − G, which cancels where F is small. For piecewise linear networks the diagonal
+    of F, and so its trace, is zero almost everywhere.
+
+    Args:
+      objective: an `Objective`.
+      params: pytree of floating point arrays, the point θ.
+
+    Returns:
+      A callable pytree as from `hessian`.
+
+    Raises:
+      TypeError: if `objective` is not an `Objective`.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> objective = bulk_sgd.Objective(  # f = w0 w1 x, ℓ = f
+      ...     lambda w, x: w[0] * w[1] * x, lambda f, y: f, jnp.ones(1), jnp.ones(1))
+      >>> bulk_sgd.functional_hessian(objective, jnp.ones(2))(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    _check_objective(objective, "functional_hessian")
+    return _FunctionalHessian(objective, params)
+
+
+CURVATURES = {
+    "hessian": hessian,
+    "gauss_newton": gauss_newton,
+    "functional_hessian": functional_hessian,
+}
+
+
+def as_pytree(fn):
+    """`fn` itself if it is a callable pytree, else wrapped so that it is one."""
+    is_leaf = jax.tree_util.all_leaves([fn])
+    return jax.tree_util.Partial(fn) if is_leaf else fn
+
+
+def linearize(matvec):
+    """A matvec that shares the work common to all products at one point.
+
+    Call it inside the traced function that uses the result.
+
+    Args:
+      matvec: any callable from vector to vector.
+
+    Returns:
+      `matvec.linearize()` where there is one, else `matvec`.
+    """
+    return matvec.linearize() if hasattr(matvec, "linearize") else matvec
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curvature:
+    """A symmetric operator at `params`, linear over the examples of its objective."""
+
+    objective: Any
+    params: Any
+
+    def __call__(self, vector):
+        return _apply(self, vector)
+
+    def linearize(self) -> Callable:
+        """A matvec that shares one primal pass between its calls.
+
+        With microbatches there is nothing to share within bounded memory: each call
+        then recomputes its primal pass, one microbatch at a time.
+        """
+        if not getattr(self.objective, "is_split", False):
+            return self._product(self.objective)
+        return lambda vector: self.objective.mean_over_microbatches(
+            lambda part: self._product(part)(vector)
+        )
+
+    def _product(self, part):
+        with jax.default_matmul_precision("highest"):
+            linear = self._linear_map(part)
+
+        def product(vector):
+            with jax.default_matmul_precision("highest"):
+                result = linear(basis.cast_like(vector, self.params))
+            return basis.cast_like(result, vector)
+
+        return product
+
+    def _linear_map(self, part):
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Hessian(_Curvature):
+    def _linear_map(self, part):
+        return jax.linearize(jax.grad(part), self.params)[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _GaussNewton(_Curvature):
+    def _linear_map(self, part):
+        outputs, push = jax.linearize(part.outputs, self.params)
+        pull = jax.linear_transpose(push, self.params)
+        _, loss_hessian = jax.linearize(jax.grad(part.loss), outputs)
+        return lambda vector: pull(loss_hessian(push(vector)))[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _FunctionalHessian(_Curvature):
+    def _linear_map(self, part):
+        slope = jax.grad(part.loss)(part.outputs(self.params))
+
+        def pairing(params):
+            return basis.dot(slope, part.outputs(params))
+
+        return jax.linearize(jax.grad(pairing), self.params)[1]
+
+
+@jax.jit
+def _apply(curvature, vector):
+    return curvature.linearize()(vector)
+
+
+def _check_scalar(value_fn, params):
+    if isinstance(value_fn, Objective):
+        return  # a mean, so a scalar by construction
+    out = jax.eval_shape(value_fn, params)
+    leaves = jax.tree.leaves(out)
+    ok = len(leaves) == 1 and leaves[0].shape == ()
+    if not ok or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        got = [f"{x.dtype}{list(x.shape)}" for x in leaves]
+        raise TypeError(
+            f"value_fn returned {', '.join(got) or 'nothing'}; it must return one real "
+            "scalar, the loss at the given parameters."
+        )
+
+
+def _check_objective(objective, name):
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"{name} needs a bulk_sgd.Objective, which knows where the model ends and "
+            f"the loss begins; got {type(objective).__name__}."
+        )

@@ -1,0 +1,199 @@
+"""Image classification data in memory, and the order of its mini-batches.
+
+Data sets are numpy arrays, for curvature on the full data needs all of it at hand.
+TFDS is read without TensorFlow, and nothing is ever downloaded.
+"""
+
+import contextlib
+import functools
+import pathlib
+import re
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+_EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
+
+
+class Dataset(NamedTuple):
+    """Images (N, height, width, depth) float32 with labels (N,) int32.
+
+    Labels are below num_classes, which is what TFDS says or, without TFDS, one more
+    than the largest label of all the data, whatever is selected of it.
+    """
+
+    name: str
+    train_inputs: np.ndarray
+    train_targets: np.ndarray
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+    num_classes: int
+
+
+def load(config) -> Dataset:
+    """The data set that a configuration names.
+
+    Args:
+      config: has
+        `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
+          the original order, from the package; 'tfds:NAME', a prepared TFDS data set
+          with the features 'image' and 'label'; or the path of a .npz file with
+          x_train, y_train, x_test, y_test, images uint8 or float of shape
+          (N, height, width) or (N, height, width, depth), labels integer (N,).
+        `num_train`, `num_test`: the first so many are taken; 0 takes all.
+        `normalization`: 'unit', uint8 over 255 and floats as they are; 'standard',
+          the same, minus the mean and over the standard deviation of the selected
+          train images, per channel; 'none', raw values.
+        `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
+          directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
+
+    Raises:
+      ValueError: a wrong field, or data missing, unprepared, misshapen or too few.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
+    >>> config.normalization = "unit"
+    >>> dataset = load(config)
+    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
+    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
+    """
+    if config.normalization not in ("unit", "standard", "none"):
+        raise _wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
+    read = _read_tfds if config.name.startswith("tfds:") else _read_npz
+    train, train_targets, train_classes = read(config, "train")
+    test, test_targets, test_classes = read(config, "test")
+    shapes = train.shape[1:], test.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise _wrong(config, "name", f"its train and test images differ: {shapes}")
+    if config.normalization == "standard":
+        # float32 sums over millions of pixels would lose digits.
+        mean = train.mean(axis=(0, 1, 2), dtype=np.float64)
+        std = train.std(axis=(0, 1, 2), dtype=np.float64)
+        std[std == 0] = 1
+        train = ((train - mean) / std).astype(np.float32)
+        test = ((test - mean) / std).astype(np.float32)
+    num_classes = max(train_classes, test_classes)
+    return Dataset(config.name, train, train_targets, test, test_targets, num_classes)
+
+
+def batch_indices(
+    seed: int, start_step: int, num_steps: int, num_examples: int, batch_size: int
+) -> np.ndarray:
+    """Indices (num_steps, batch_size) int32 of mini-batches, from seed and step alone.
+
+    Every epoch is a permutation of its own, cut into num_examples // batch_size
+    batches; the remainder is dropped. The rows do not depend on how the steps are
+    cut into calls, so that a resumed run sees the batches it would have seen.
+
+    Raises:
+      ValueError: seed or start_step negative; batch_size not in [1, num_examples].
+
+    >>> rows = batch_indices(0, 0, 5, num_examples=10, batch_size=2)
+    >>> sorted(rows.ravel().tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    >>> bool((batch_indices(0, 3, 2, 10, 2) == rows[3:]).all())
+    True
+    """
+    if seed < 0 or start_step < 0:
+        raise ValueError(f"seed {seed} or start_step {start_step} is negative.")
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(f"batch_size is {batch_size}, but 1 to {num_examples} can be.")
+    rows = np.empty((num_steps, batch_size), np.int32)
+    for row, step in enumerate(range(start_step, start_step + num_steps)):
+        epoch, batch = divmod(step, num_examples // batch_size)
+        order = _epoch_order(seed, epoch, num_examples)
+        rows[row] = order[batch * batch_size : (batch + 1) * batch_size]
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    # The epoch as a second word of entropy would clash with seeds above 2³². And
+    # numpy promises the bits of Philox across versions, but not its permutations.
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
+    bits = np.random.Philox(sequence).random_raw(num_examples)
+    return np.argsort(bits, kind="stable")
+
+
+def _wrong(config, field: str, problem: str) -> ValueError:
+    return ValueError(f"data.{field} is {getattr(config, field)!r}, but {problem}.")
+
+
+def _count(config, part: str, available: int) -> int:
+    count = getattr(config, f"num_{part}")
+    if not 0 <= count <= available:
+        raise _wrong(config, f"num_{part}", f"there are {available} (0 takes all)")
+    return count or available
+
+
+def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
+    """Selected inputs and targets, and the number of classes of all labels."""
+    problem = None
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        problem = f"images have shape {images.shape}, not (N, height, width[, depth])"
+    elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        problem = f"images have dtype {images.dtype}, neither uint8 nor float"
+    elif labels.shape != images.shape[:1]:
+        problem = f"labels have shape {labels.shape} for {len(images)} images"
+    elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        problem = f"labels ({labels.dtype}) are not all non-negative integers"
+    if problem:
+        raise _wrong(config, "name", f"its {part} {problem}")
+    count = _count(config, part, len(images))
+    inputs = images[:count].reshape(count, *images.shape[1:3], -1)
+    is_scaled = images.dtype == np.uint8 and config.normalization != "none"
+    inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
+    return inputs, labels[:count].astype(np.int32), int(labels.max()) + 1
+
+
+def _read_npz(config, part: str):
+    path = _EMBEDDED if config.name == "mnist5k" else config.name
+    if not zipfile.is_zipfile(path):
+        raise _wrong(config, "name", "must be mnist5k, tfds:NAME or an existing .npz")
+    with np.load(path) as arrays:
+        for name in (f"x_{part}", f"y_{part}"):
+            if name not in arrays:
+                raise _wrong(config, "name", f"it lacks the array {name}")
+        return _converted(config, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+
+
+def _read_tfds(config, part: str):
+    source = _open_tfds(config, part)
+    features = source.dataset_info.features
+    if not {"image", "label"} <= features.keys():
+        raise _wrong(config, "name", f"it has {[*features]}, not image and label")
+    records = source.__getitems__(range(_count(config, part, len(source))))
+    shapes = sorted({record["image"].shape for record in records})
+    if len(shapes) > 1:
+        raise _wrong(config, "name", f"its images have shapes {shapes[0]}, {shapes[1]}")
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records])
+    inputs, targets, num_seen = _converted(config, part, images, labels)
+    return inputs, targets, getattr(features["label"], "num_classes", None) or num_seen
+
+
+def _open_tfds(config, part: str):
+    # Here, because importing takes a second and most runs do without.
+    import tensorflow_datasets as tfds
+
+    name = config.name.removeprefix("tfds:")
+    # Not huggingface:NAME, which would ask the network.
+    if not re.fullmatch(r"\w+(/[\w.+-]+)?(:[\d.*]+)?", name):
+        raise _wrong(config, "name", "must be 'tfds:NAME[/CONFIG][:VERSION]'")
+    where, builder = config.data_dir or None, None
+    with contextlib.suppress(AssertionError, ValueError):
+        builder = tfds.builder(name, data_dir=where)
+    run = f"run tfds.builder({name!r}, data_dir={where!r}).download_and_prepare"
+    run += "(file_format='array_record')"
+    if builder is None or not builder.is_prepared():
+        problem = f"is not prepared in data.data_dir {config.data_dir!r}: {run} once"
+        raise _wrong(config, "name", f"{problem} (most data sets need TensorFlow)")
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        held = f"is prepared as {builder.info.file_format.value}, not array_record"
+        raise _wrong(config, "name", f"{held}: {run} with another data_dir")
+    try:
+        return builder.as_data_source(getattr(config, f"{part}_split"))
+    except (KeyError, ValueError) as error:
+        sizes = {key: split.num_examples for key, split in builder.info.splits.items()}
+        raise _wrong(config, f"{part}_split", f"{name} has {sizes}") from error

@@ -1,0 +1,1 @@
+"""Data that ships with the package; NOTICE names its source and licence."""

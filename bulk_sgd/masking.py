@@ -1,0 +1,75 @@
+"""A subset of the parameters as a pytree of its own.
+
+What a mask leaves out becomes None, which JAX takes for an empty subtree, so that
+bases and products only ever see the selected leaves.
+"""
+
+import jax
+import optax
+
+from bulk_sgd.objective import Objective
+
+
+def select(tree, mask):
+    """`tree` with None in place of the leaves that the mask leaves out.
+
+    Args:
+      tree: params, or updates of the same structure.
+      mask: None (all), a pytree of bools with the structure of `tree` or a prefix of
+        it, or a function from `tree` to one.
+
+    Raises:
+      ValueError: if a leaf is an `optax.MaskedNode`, which stands for a parameter that
+        a wrapper hides, or if nothing is selected.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=_is_masked_node)
+    if any(map(_is_masked_node, leaves)):
+        raise ValueError(
+            "params are hidden behind optax.MaskedNode, so that value_fn cannot be "
+            "evaluated: instead of wrapping a bulk_sgd transform in optax.masked or "
+            "optax.partition, pass it mask=... and chain it outside the wrapper."
+        )
+    if mask is None:
+        return tree
+    flags = mask(tree) if callable(mask) else mask
+    selected = jax.tree.map(
+        lambda flag, branch: branch if flag else jax.tree.map(lambda _: None, branch),
+        flags,
+        tree,
+    )
+    if not jax.tree.leaves(selected):
+        raise ValueError("mask selects no parameter; it must select at least one.")
+    return selected
+
+
+def merge(selected, tree):
+    """`selected` with the leaves of `tree` where it has None."""
+    return jax.tree.map(
+        lambda x, full: full if x is None else x,
+        selected,
+        tree,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def restrict(value_fn, params, mask):
+    """`value_fn` as a function of the selected parameters, the others held fixed.
+
+    Args:
+      value_fn: a scalar function of all params; an `Objective` stays one.
+      params: all params, where the others are held.
+      mask: as in `select`.
+
+    Returns:
+      The restricted function and the selected params.
+    """
+    if mask is None:
+        return value_fn, params
+    block = select(params, mask)
+    if isinstance(value_fn, Objective):
+        return value_fn.reparametrize(lambda block: merge(block, params)), block
+    return lambda block: value_fn(merge(block, params)), block
+
+
+def _is_masked_node(leaf):
+    return isinstance(leaf, optax.MaskedNode)

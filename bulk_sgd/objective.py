@@ -1,0 +1,152 @@
+"""What is differentiated: a model, a loss and a set of data, in microbatches.
+
+`Objective` is a scalar function of the parameters that remembers its two parts, the
+model f and the loss ℓ, which Gauss-Newton products need, and its data, which
+memory-bounded products walk in microbatches. It is a pytree (its leaves are the
+data), so it passes through `jax.jit` as an argument: the data are then neither
+baked into the program as constants nor copied.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    r"""Mean loss of a model over a set of examples, L(θ) = mean_n ℓ(f(θ, x_n), y_n).
+
+    Attributes:
+      model_fn: `model_fn(params, inputs) -> outputs`, deterministic, with the examples
+        along the leading axis of inputs and outputs and no coupling between examples
+        (batch normalisation in training mode couples them and has no well-defined
+        Hessian per example).
+      loss_fn: `loss_fn(outputs, targets) -> losses`, one loss per example, shape
+        `(n,)` (further axes are averaged too), or the mean over examples, shape `()`.
+      inputs: pytree of arrays with a common leading axis n.
+      targets: pytree of arrays with the same leading axis.
+      microbatch_size: None evaluates all n examples at once. Otherwise values,
+        gradients and curvature products are accumulated over microbatches of this
+        many examples, so that memory is bounded by one microbatch; the last one may be
+        smaller. The result equals the full batch's to rounding.
+
+    Raises:
+      ValueError: if the leading axes differ, there is no example, or
+        `microbatch_size` is less than 1.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> model_fn = lambda params, x: x @ params
+      >>> loss_fn = lambda outputs, y: 0.5 * (outputs - y) ** 2
+      >>> x, y = jnp.eye(4), jnp.arange(4.0)
+      >>> objective = bulk_sgd.Objective(model_fn, loss_fn, x, y, microbatch_size=3)
+      >>> float(objective(jnp.zeros(4)))  # (0 + 1 + 4 + 9) / 2 / 4
+      1.75
+    """
+
+    model_fn: Callable = dataclasses.field(metadata={"static": True})
+    loss_fn: Callable = dataclasses.field(metadata={"static": True})
+    inputs: Any
+    targets: Any
+    microbatch_size: int | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+
+    def __post_init__(self):
+        leaves = jax.tree.leaves((self.inputs, self.targets))
+        if not all(hasattr(leaf, "shape") for leaf in leaves):
+            return  # a tree of placeholders, as jax makes when it rebuilds pytrees
+        lengths = {leaf.shape[0] if leaf.shape else None for leaf in leaves}
+        if len(lengths) != 1 or lengths & {0, None}:
+            shapes = [leaf.shape for leaf in leaves]
+            raise ValueError(
+                "inputs and targets of an Objective need one common leading axis of at "
+                f"least one example; got shapes {shapes}."
+            )
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise ValueError(
+                f"microbatch_size is {self.microbatch_size}; it must be None or at "
+                "least 1."
+            )
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples, the length of the common leading axis."""
+        return jax.tree.leaves(self.inputs)[0].shape[0]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether products are accumulated over more than one microbatch."""
+        return (
+            self.microbatch_size is not None
+            and self.microbatch_size < self.num_examples
+        )
+
+    def __call__(self, params):
+        """The mean loss at `params`, a scalar."""
+
+        if not self.is_split:
+            return self.loss(self.outputs(params))
+        # Recomputed in the backward pass: else the gradient would keep the
+        # activations of every microbatch at once.
+        value = jax.checkpoint(lambda params, part: part(params))
+        return self.mean_over_microbatches(lambda part: value(params, part))
+
+    def outputs(self, params):
+        """Model outputs on all examples at once."""
+        return self.model_fn(params, self.inputs)
+
+    def loss(self, outputs):
+        """Mean loss of given outputs, a scalar."""
+        return jnp.mean(self.loss_fn(outputs, self.targets))
+
+    def mean_over_microbatches(self, fn):
+        """Average of `fn(part)` over the microbatches, weighted by their examples.
+
+        Args:
+          fn: function of an unsplit `Objective` on one microbatch, which returns a
+            pytree of arrays; it is traced at most twice, whatever the number of parts.
+
+        Returns:
+          `sum_b (n_b / n) fn(part_b)`, with the structure of one `fn(part)`.
+        """
+        if not self.is_split:
+            return fn(self._part(self.inputs, self.targets))
+        size, total = self.microbatch_size, self.num_examples
+        num_full = total // size
+        data = (self.inputs, self.targets)
+        full = jax.tree.map(
+            lambda x: x[: num_full * size].reshape(num_full, size, *x.shape[1:]), data
+        )
+
+        def weighted(part_data, count):
+            value = fn(self._part(*part_data))
+            return jax.tree.map(lambda x: x * (count / total), value)
+
+        def step(mean, part_data):
+            return jax.tree.map(jnp.add, mean, weighted(part_data, size)), None
+
+        first = jax.tree.map(lambda x: x[0], full)
+        shapes = jax.eval_shape(lambda data: weighted(data, size), first)
+        mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        mean, _ = jax.lax.scan(step, mean, full)
+        remainder = total - num_full * size
+        if remainder:
+            last = jax.tree.map(lambda x: x[num_full * size :], data)
+            mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
+        return mean
+
+    def reparametrize(self, embed):
+        """The objective as a function of x, where the parameters are `embed(x)`."""
+        return dataclasses.replace(
+            self, model_fn=lambda x, inputs: self.model_fn(embed(x), inputs)
+        )
+
+    def _part(self, inputs, targets):
+        return dataclasses.replace(
+            self, inputs=inputs, targets=targets, microbatch_size=None
+        )

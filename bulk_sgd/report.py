@@ -1,0 +1,329 @@
+"""Turns the workdir of a run into one HTML page that explains what happened.
+
+  python -m bulk_sgd.report --workdir=runs/mnist
+
+writes `report/index.html` into the workdir: self-contained, with its figures embedded,
+so that it can be mailed or archived, and the same figures as PNG files beside it.
+"""
+
+import base64
+import html
+import json
+import math
+import pathlib
+import sys
+
+import numpy as np
+from absl import app, flags
+
+from bulk_sgd import figures
+from bulk_sgd.narrative import chi, happened, number, percent, state
+from bulk_sgd.results import PREFIX, Run, read_run
+from bulk_sgd.style import arm_styles, png
+
+_CSS = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #222; line-height: 1.55;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p, figcaption, ul { max-width: 46rem; }
+ul { padding-left: 1.2rem; }
+.facts, figcaption { color: #505050; }
+figcaption { font-size: .92rem; }
+.note { border-left: .3rem solid #d55e00; background: #fdf1e8; padding: .6rem .9rem; }
+figure { margin: 1.8rem 0; }
+.wide { overflow-x: auto; }
+.wide img { display: block; width: 100%; min-width: 40rem; height: auto; }
+table { border-collapse: collapse; font-size: .84rem; width: 100%;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .4rem; text-align: right; border-bottom: 1px solid #ddd; }
+thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1.25; }
+th:first-child, td:nth-child(-n+3), thead th:nth-child(-n+3) { text-align: left; }
+tbody th, td:nth-child(2) { white-space: nowrap; font-weight: 600; }
+td:nth-child(2) { font-weight: 400; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+@media (max-width: 34rem) { dl { display: block; } dd { margin-bottom: .5rem; } }
+@media print {
+  main { max-width: none; padding: 0; } body { font-size: 10pt; }
+  .wide { overflow: visible; } .wide img { min-width: 0; }
+  table { font-size: 6.5pt; } th, td { padding: .15rem .2rem; }
+  figure, tr, .note { break-inside: avoid; } h2 { break-after: avoid; }
+  .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes the report of a run, finished or not, into `workdir/report`.
+
+    Args:
+      workdir: the folder the run wrote to.
+
+    Returns:
+      The path of the page, `workdir/report/index.html`. The figures `loss.png`,
+      `alignment.png`, `eigenvalues.png` and `cost.png` lie beside it.
+
+    Raises:
+      FileNotFoundError: run.json or metrics.jsonl is missing.
+      ValueError: run.json cannot be read, or there is no metric row.
+
+    Example:
+      >>> write_report("runs/mnist")
+      PosixPath('runs/mnist/report/index.html')
+    """
+    run = read_run(workdir)
+    folder = run.workdir / "report"
+    folder.mkdir(exist_ok=True)
+    images = {
+        "loss": png(figures.loss_figure(run)),
+        "alignment": png(figures.alignment_figure(run)),
+        "eigenvalues": png(figures.eigenvalue_figure(run)),
+        "cost": png(figures.cost_figure(run)),
+    }
+    for name, image in images.items():
+        (folder / f"{name}.png").write_bytes(image)
+    page = folder / "index.html"
+    page.write_text(render_page(run, images), encoding="utf-8")
+    return page
+
+
+def render_page(run: Run, images: dict[str, bytes]) -> str:
+    """The page as HTML, with `images` (PNG bytes by figure name) embedded."""
+    title = _text(run.info.get("name") or "Run")
+    notes = "".join(f'<p class="note">{_text(note)}</p>\n' for note in state(run))
+    story = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in happened(run))
+    shown = "".join(_figure(run, name, image) for name, image in images.items())
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}: report</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p class="facts">{_text(_facts(run))}</p>
+{notes}{_explanation(run)}
+<h2>What happened</h2>
+<ul>
+{story}</ul>
+{shown}<h2>Final figures</h2>
+{_table(run)}
+<h2>Provenance</h2>
+{_provenance(run)}
+</main>
+</body>
+</html>
+"""
+
+
+def _text(value) -> str:
+    return html.escape(str(value))
+
+
+def _facts(run):
+    info = run.info
+    facts = [
+        f"{info['num_params']:,} parameters" if info.get("num_params") else "",
+        f"{info['num_train']:,} training examples" if info.get("num_train") else "",
+        f"k = {run.rank}" if run.rank else "",
+        f"learning rate {info['learning_rate']:g}" if info.get("learning_rate") else "",
+        f"loss: {info['loss_label']}" if info.get("loss_label") else "",
+    ]
+    return " · ".join(filter(None, facts))
+
+
+def _explanation(run):
+    k = run.rank or "few"
+    fork = (
+        "All arms below start from the weights that one common prefix reached, so "
+        "they differ in nothing but (a, b)."
+    )
+    return f"""<p>The loss of a network is sharply curved along a few directions and
+nearly flat along all others: the {k} sharpest, the top eigenvectors of its Hessian,
+span the <em>dominant subspace</em>, and what is orthogonal to them is the
+<em>bulk</em>. {chi(run)} of an update is the length of its part in the dominant
+subspace over its whole length: 1 if it lies within, 0 if it avoids it. Each method
+multiplies the dominant part of every update by a and the bulk part by b: SGD keeps
+both, (a, b) = (1, 1), Dom-SGD only the sharp part, (1, 0), and Bulk-SGD only the flat
+part, (0, 1). {fork}</p>"""
+
+
+def _figure(run, name, image):
+    heading, caption, alt = _describe(run, name)
+    data = base64.b64encode(image).decode()
+    return f"""<h2>{heading}</h2>
+<figure>
+<div class="wide" role="group" tabindex="0" aria-label="{heading}">
+<img alt="{_text(alt)}" src="data:image/png;base64,{data}">
+</div>
+<figcaption>{_text(caption)}</figcaption>
+</figure>
+"""
+
+
+def _describe(run, name):
+    """Heading, caption and alternative text of a figure."""
+    arms = [run.summary(arm) for arm in run.arms if run.rows.get(arm)]
+    who = ", ".join(arm.label for arm in arms) or "the prefix alone"
+
+    def values(show):
+        shown = [f"{arm.label} {show(arm)}" for arm in arms]
+        return f" Last values: {', '.join(shown)}." if shown else ""
+
+    k = run.rank or "k"
+    threshold = figures.stability_threshold(run)
+    known = (
+        f" 2/η = {threshold:.4g} is the stability threshold of SGD; an arm that scales "
+        "the dominant part by a has its own at 2/(aη)."
+    )
+    eigenvalues = np.concatenate([run.eigenvalues(a).ravel() for a in run.rows])
+    eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
+    if not figures.threshold_in_range(threshold, eigenvalues):
+        known += " It lies outside the range shown."
+    diverged = any(arm.status == "diverged" for arm in arms)
+    crossed = (
+        " An × marks the last finite point of an arm that diverged, or where it leaves "
+        "the figure; the axes are chosen for the others."
+    )
+    return {
+        "loss": (
+            "Loss and accuracy",
+            "Training loss over the whole training set, on a log scale, and test "
+            "accuracy, whose axis is cut to what follows the switch."
+            + diverged
+            * crossed,
+            f"Training loss and test accuracy against the step: {who}."
+            + values(lambda a: f"{number(a.train_loss)}, {percent(a.test_accuracy)}"),
+        ),
+        "alignment": (
+            "Alignment with the dominant subspace",
+            f"{chi(run)} of the update before it is projected (left) and of the "
+            "gradient over the whole training set (right). Thin lines: as logged; "
+            "thick lines: running mean over about a twenty-fifth of the rows.",
+            f"Alignment from 0 to 1 of update and full gradient: {who}."
+            + values(lambda a: f"mean {number(a.alignment)}"),
+        ),
+        "eigenvalues": (
+            "Sharpness",
+            f"The {k} largest Hessian eigenvalues, λ₁ darkest, along training; the "
+            "prefix in grey." + known * math.isfinite(threshold),
+            f"The largest Hessian eigenvalues against the step: {who}."
+            + values(lambda a: f"λ₁ = {number(a.sharpness)}"),
+        ),
+        "cost": (
+            "Cost",
+            "Wall time spent in curvature (dark: eigenpairs and what is measured with "
+            "them) and in everything else (light). A matvec is one product of the "
+            "Hessian with one vector.",
+            f"Wall time of {who}."
+            + values(lambda a: f"{a.seconds:.0f} seconds, {a.matvecs:,} matvecs"),
+        ),
+    }[name]
+
+
+def _table(run):
+    heads = [
+        "arm",
+        "formula",
+        "status",
+        "steps",
+        "training loss",
+        "loss / loss at switch",
+        "test accuracy",
+        f"mean {chi(run)}",
+        "λ₁",
+        "ηλ₁",
+        "matvecs",
+        "failed refreshes",
+        "seconds",
+        "curvature share",
+    ]
+    arms = [run.summary(arm) for arm in run.arms]
+    colors = {name: style.color for name, style in arm_styles(arms).items()}
+    rows = []
+    for s in (run.summary(PREFIX), *arms):
+        color = colors.get(s.name, figures.PREFIX_STYLE.color)
+        swatch = f'<span class="swatch" style="background:{color}"></span>'
+        cells = [
+            s.formula,
+            s.status,
+            f"{s.steps:,}",
+            number(s.train_loss),
+            number(s.loss_ratio),
+            percent(s.test_accuracy, 2),
+            number(s.alignment),
+            number(s.sharpness),
+            number(s.sharpness_ratio),
+            f"{s.matvecs:,}",
+            f"{s.failed_refreshes:,}",
+            f"{s.seconds:,.1f}",
+            percent(s.curvature_share),
+        ]
+        body = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{swatch}{_text(s.label)}</th>{body}</tr>')
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return f"""<div class="wide" role="group" tabindex="0" aria-label="Final figures">
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{chr(10).join(rows)}
+</tbody>
+</table>
+</div>
+<p class="facts">Losses, accuracies and eigenvalues are the last finite values; steps,
+matvecs and seconds count from the switch; mean {chi(run)} is that of the updates after
+the switch, before they are projected.</p>"""
+
+
+def _provenance(run):
+    info = run.info
+    versions = info.get("versions") or {}
+    seconds = info.get("seconds")
+    entries = {
+        "status": info.get("status"),
+        "command": info.get("command"),
+        "git": info.get("git"),
+        "device": info.get("device"),
+        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
+        "started": info.get("started"),
+        "ended": info.get("ended"),
+        "seconds": f"{seconds:,.1f}" if isinstance(seconds, (int, float)) else None,
+    }
+    items = "".join(
+        f"<dt>{name}</dt><dd>{_text(value or 'not recorded')}</dd>\n"
+        for name, value in entries.items()
+    )
+    config = json.dumps(info.get("config"), indent=2, ensure_ascii=False)
+    return f"""<dl>
+{items}</dl>
+<details>
+<summary>Configuration</summary>
+<pre>{_text(config)}</pre>
+</details>"""
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
+    del argv
+    try:
+        print(write_report(flags.FLAGS.workdir))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # Only here: the training binary defines a flag of the same name.
+    flags.DEFINE_string("workdir", None, "Folder of the run to report on.")
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

@@ -1,0 +1,344 @@
+"""Optax transforms that scale the dominant and the bulk part of an update.
+
+All of them are one transform, u ← a·P u + b·(u − P u), with P the projector onto the
+dominant subspace of the curvature of `value_fn` at the current parameters. After an
+inner optimizer it acts on that optimizer's update, before it on the gradient.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bulk_sgd import basis, checks, masking, subspace
+from bulk_sgd.curvature import CURVATURES
+from bulk_sgd.lanczos import lanczos
+from bulk_sgd.subspace import Solver, Subspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """When a transform starts to act; until then it passes updates through.
+
+    It acts from the first step at which an exponential moving average of the alignment
+    χ_k exceeds `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4)
+    and at the latest from step `step`. The average starts at 0, so that it reaches
+    0.95 after 29 steps at the earliest.
+
+    Attributes:
+      step: first step on which it acts whatever the alignment, at least 0.
+      alignment: threshold between 0 and 1, or None to go by the step alone, in which
+        case no curvature is computed before it.
+      decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
+
+    Raises:
+      ValueError: if a field is out of its range.
+
+    Example:
+      >>> import bulk_sgd
+      >>> switch = bulk_sgd.Switch(step=20_000, alignment=0.95)
+      >>> tx = bulk_sgd.project_bulk(rank=10, switch=switch)
+    """
+
+    step: int = 0
+    alignment: float | None = None
+    decay: float = 0.9
+
+    def __post_init__(self):
+        checks.integer("switch.step", self.step, 0)
+        if self.alignment is not None:
+            checks.between("switch.alignment", self.alignment, 0, 1)
+        checks.between("switch.decay", self.decay, 0, 1)
+
+
+class ScaleBySubspaceState(NamedTuple):
+    """State of `scale_by_subspace`; read fields with `optax.tree_utils.tree_get`.
+
+    Attributes:
+      count: int32, steps taken.
+      subspace: the `Subspace` in use: `eigenvalues`, `eigenvectors`, `residuals`,
+        `converged` and `num_matvecs` of the last accepted solve.
+      solver_state: the solver's own state.
+      alignment: χ_k of the last incoming update, between 0 and 1; 0 before the first
+        refresh.
+      alignment_average: its exponential moving average, which `Switch` looks at.
+      switched: bool, whether the scales are applied.
+      switch_count: int32, step at which they first were, −1 before.
+      total_matvecs: int32, curvature products spent so far.
+      refreshes: int32, solves attempted so far.
+      failed_refreshes: int32, those of them that did not converge or gave a number
+        that is not finite, after which the previous subspace stayed.
+    """
+
+    count: jax.Array
+    subspace: Subspace
+    solver_state: Any
+    alignment: jax.Array
+    alignment_average: jax.Array
+    switched: jax.Array
+    switch_count: jax.Array
+    total_matvecs: jax.Array
+    refreshes: jax.Array
+    failed_refreshes: jax.Array
+
+
+def scale_by_subspace(
+    rank: int,
+    dominant_scale: optax.ScalarOrSchedule | Callable = 1.0,
+    bulk_scale: optax.ScalarOrSchedule = 1.0,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Scales the dominant and the bulk part of the incoming updates.
+
+    The update is u ← a·P u + b·(u − P u), computed as b·u + U ((a − b) Uᵀ u), which
+    returns u bit for bit at a = b = 1. P is refreshed inside the step under
+    `lax.cond`; between refreshes it is stale. Under `vmap` all lanes share one
+    predicate, so that a step without refresh costs no matvec.
+
+    `update` takes the keyword argument `value_fn`, a scalar function of the params
+    (an `Objective` for `curvature="gauss_newton"`): the loss whose curvature counts,
+    in the paper the one of the full training set. Further keyword arguments that
+    `value_fn` names are passed on to it, as in optax line searches.
+
+    Args:
+      rank: number of leading eigenvectors k, from 1 to the number of (masked)
+        parameters. Static.
+      dominant_scale: the factor a: a number, a schedule of the step, or, if its
+        parameter is named `eigenvalues`, a spectral filter that maps the `(k,)`
+        eigenvalues to `(k,)` factors.
+      bulk_scale: the factor b: a number or a schedule of the step.
+      refresh_every: steps between refreshes, counted from the first one needed.
+      solver: how the subspace is found, by default `bulk_sgd.lanczos()`.
+      curvature: "hessian", "gauss_newton", "functional_hessian", or a function
+        `(value_fn, params) -> matvec`.
+      switch: a step or a `Switch` from which on the scales are applied.
+      mask: pytree of bools like the params (or a prefix of it), or a function of the
+        params that returns one. The subspace is that of the curvature block of the
+        selected parameters; updates of the others pass through unchanged. Use it
+        instead of `optax.masked`, which hides the parameters that `value_fn` needs.
+      seed: seed of the solver's random directions.
+
+    Returns:
+      A transform whose state is a `ScaleBySubspaceState`.
+
+    Raises:
+      ValueError: at construction, `init` or the first `update`, if an argument is out
+        of its range, or params are missing or hidden by `optax.masked`.
+      TypeError: if `value_fn` is missing, is not scalar, or is not an `Objective`
+        where one is needed.
+
+    References:
+      Zakarin and Singh, *Accelerating Neural Network Training Along Sharp and Flat
+      Directions*, arXiv 2505.11972, 2025.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, bulk_sgd
+      >>> loss = lambda x: 50 * x[0] ** 2 + 0.5 * x[1] ** 2  # sharp, flat
+      >>> tx = optax.chain(
+      ...     optax.sgd(0.1),
+      ...     bulk_sgd.scale_by_subspace(rank=1, dominant_scale=0.1, bulk_scale=2.0))
+      >>> params = jnp.array([1.0, 1.0])
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(jax.grad(loss)(params), state, params,
+      ...                            value_fn=loss)
+      >>> print(updates.round(3))  # SGD would take (-10, -0.1)
+      [-1.  -0.2]
+      >>> print(optax.tree_utils.tree_get(state, "eigenvalues").round(3))
+      [100.]
+    """
+    checks.integer("rank", rank, 1)
+    checks.integer("refresh_every", refresh_every, 1, static=False)
+    solver = lanczos() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
+            "bulk_sgd.lanczos()."
+        )
+    if not callable(curvature):
+        checks.one_of("curvature", curvature, CURVATURES)
+        curvature = CURVATURES[curvature]
+    if not isinstance(switch, Switch):
+        switch = Switch(step=switch)
+    # A switch by step alone needs no subspace before that step.
+    first_needed = switch.step if switch.alignment is None else 0
+
+    def init(params):
+        params = masking.select(params, mask)
+        checks.integer(
+            "rank", rank, 1, basis.size(params), "the number of (masked) parameters"
+        )
+        dtype = basis.working_dtype(params)
+        return ScaleBySubspaceState(
+            count=jnp.zeros((), jnp.int32),
+            subspace=subspace.empty(params, rank),
+            solver_state=solver.init(params, rank),
+            alignment=jnp.zeros((), dtype),
+            alignment_average=jnp.zeros((), dtype),
+            switched=jnp.zeros((), bool),
+            switch_count=jnp.full((), -1, jnp.int32),
+            total_matvecs=jnp.zeros((), jnp.int32),
+            refreshes=jnp.zeros((), jnp.int32),
+            failed_refreshes=jnp.zeros((), jnp.int32),
+        )
+
+    def update(updates, state, params=None, *, value_fn=None, **extra_args):
+        if params is None:
+            raise ValueError(
+                "update of a bulk_sgd transform needs params: "
+                "tx.update(grads, state, params, value_fn=loss)."
+            )
+        value_fn = _bind(value_fn, extra_args)
+        selected = masking.select(updates, mask)
+
+        age = state.count - first_needed
+        due = (age >= 0) & (age % refresh_every == 0)
+
+        def refresh():
+            block_fn, block = masking.restrict(value_fn, params, mask)
+            key = jax.random.fold_in(jax.random.key(seed), state.count)
+            found, solver_state = solver.solve(
+                curvature(block_fn, block),
+                state.subspace,
+                state.solver_state,
+                selected,
+                key,
+            )
+            usable = found.converged & _all_finite(found)
+            accepted = due & usable
+            return state._replace(
+                subspace=basis.where(accepted, found, state.subspace),
+                solver_state=basis.where(accepted, solver_state, state.solver_state),
+                total_matvecs=state.total_matvecs + due * found.num_matvecs,
+                refreshes=state.refreshes + due,
+                failed_refreshes=state.failed_refreshes + (due & ~usable),
+            )
+
+        state = jax.lax.cond(_any_lane(due), refresh, lambda: state)
+        coefficients = state.subspace.coefficients(selected)
+        alignment = subspace.alignment(coefficients, selected)
+        average = switch.decay * state.alignment_average
+        average = average + (1 - switch.decay) * alignment
+        switched = state.switched | (state.count >= switch.step)
+        if switch.alignment is not None:
+            switched = switched | (average > switch.alignment)
+
+        bulk = _at(bulk_scale, state.count)
+        dominant = _dominant_factors(dominant_scale, state)
+        correction = basis.combine(
+            (dominant - bulk) * coefficients, state.subspace.eigenvectors
+        )
+
+        def scaled(u, c):
+            wide = (bulk * u.astype(c.dtype) + c).astype(u.dtype)
+            return jnp.where(switched, wide, u)
+
+        scaled_updates = jax.tree.map(scaled, selected, correction)
+        new_state = state._replace(
+            count=optax.safe_increment(state.count),
+            alignment=alignment,
+            alignment_average=average,
+            switched=switched,
+            switch_count=jnp.where(
+                switched & ~state.switched, state.count, state.switch_count
+            ),
+        )
+        return masking.merge(scaled_updates, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def project_bulk(rank: int, **options) -> optax.GradientTransformationExtraArgs:
+    """Removes the dominant part of the updates: u ← u − P u, (a, b) = (0, 1).
+
+    Args:
+      rank: number of leading eigenvectors k.
+      **options: keyword arguments of `scale_by_subspace`.
+
+    Returns:
+      A transform whose state is a `ScaleBySubspaceState`.
+
+    Example:
+      >>> import optax, bulk_sgd
+      >>> tx = optax.chain(optax.adam(1e-3), bulk_sgd.project_bulk(rank=10))
+    """
+    return scale_by_subspace(rank, 0.0, 1.0, **options)
+
+
+def project_dominant(rank: int, **options) -> optax.GradientTransformationExtraArgs:
+    """Keeps the dominant part of the updates alone: u ← P u, (a, b) = (1, 0).
+
+    Args:
+      rank: number of leading eigenvectors k.
+      **options: keyword arguments of `scale_by_subspace`.
+
+    Returns:
+      A transform whose state is a `ScaleBySubspaceState`.
+
+    Example:
+      >>> import optax, bulk_sgd
+      >>> tx = optax.chain(optax.sgd(0.01), bulk_sgd.project_dominant(rank=10))
+    """
+    return scale_by_subspace(rank, 1.0, 0.0, **options)
+
+
+def _at(scale, count):
+    return scale(count) if callable(scale) else scale
+
+
+def _dominant_factors(scale, state: ScaleBySubspaceState):
+    if not callable(scale):
+        return scale
+    parameters = inspect.signature(scale).parameters
+    if next(iter(parameters), None) == "eigenvalues":
+        return scale(state.subspace.eigenvalues)
+    return scale(state.count)
+
+
+def _all_finite(tree):
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags))
+
+
+@jax.custom_batching.custom_vmap
+def _any_lane(predicate):
+    """The predicate, or under `vmap` whether it holds in any lane, unbatched.
+
+    A batched predicate would turn `lax.cond` into a select that solves at every step.
+    """
+    return predicate
+
+
+@_any_lane.def_vmap
+def _any_lane_of_batch(axis_size, in_batched, predicate):
+    del axis_size
+    return _any_lane(jnp.any(predicate) if in_batched[0] else predicate), False
+
+
+def _bind(value_fn, extra_args):
+    """`value_fn` with the extra arguments that it names."""
+    if value_fn is None:
+        raise TypeError(
+            "update of a bulk_sgd transform needs the keyword argument value_fn, a "
+            "scalar function of the params: tx.update(grads, state, params, "
+            "value_fn=loss). Wrappers that drop keyword arguments, such as flax's "
+            "TrainState.apply_gradients, cannot be used; call tx.update yourself."
+        )
+    if not callable(value_fn):
+        raise TypeError(
+            f"value_fn is {value_fn!r}; it must be a scalar function of the params."
+        )
+    if not extra_args:
+        return value_fn
+    names = list(inspect.signature(value_fn).parameters)[1:]
+    bound = {name: extra_args[name] for name in names if name in extra_args}
+    return jax.tree_util.Partial(value_fn, **bound) if bound else value_fn
