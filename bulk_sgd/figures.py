@@ -105,7 +105,7 @@ def eigenvalue_figure(run: Run) -> Figure:
         mark_switch(axes, run, text="")
         if arm != PREFIX:
             summary = run.summary(arm)
-            title = f"{shorten(summary.label)}   {shorten(summary.formula)}"
+            title = shorten(f"{summary.label}   {summary.formula}", 37)
             axes.set_title(plain(title), loc="left")
     # All panels share their limits, final only once every panel is drawn.
     log_or_symlog(panels[0], values)

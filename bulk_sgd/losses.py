@@ -102,3 +102,15 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     0.5
     """
     return jnp.mean(jnp.argmax(outputs, axis=-1) == targets, dtype=jnp.float32)
+
+
+def label(config) -> str:
+    """How figures name the loss of `config.loss`.
+
+    >>> from ml_collections import ConfigDict
+    >>> label(ConfigDict({"name": "mse", "reduction": "half_sum"}))
+    'MSE (half sum over classes)'
+    """
+    if config.name == "mse":
+        return f"MSE ({config.reduction.replace('_', ' ')} over classes)"
+    return config.name.replace("_", "-")

@@ -32,13 +32,14 @@ def state(run: Run) -> list[str]:
 
 def happened(run: Run) -> list[str]:
     """What happened in the run, one sentence per fact."""
-    arms = [run.summary(arm) for arm in run.arms if run.rows.get(arm)]
+    begun = [a for a in run.arms if any(run.steps(a) > (run.switch_step or 0))]
+    arms = [run.summary(arm) for arm in begun]
     sgd = next((arm for arm in arms if arm.method == "sgd"), None)
-    waiting = [run.summary(arm).label for arm in run.arms if not run.rows.get(arm)]
+    waiting = [run.summary(arm).label for arm in run.arms if arm not in begun]
     sentences = [
         _prefix(run),
         *(_arm(run, arm, sgd) for arm in arms),
-        f"Nothing logged yet by {', '.join(waiting)}." if waiting else "",
+        f"Nothing logged past the switch by {', '.join(waiting)}." if waiting else "",
         _shares(run, arms, sgd),
         _aligned(run, sgd),
         _sharp(arms),
@@ -106,8 +107,10 @@ def _arm(run, arm, sgd):
             f"{number(arm.train_loss)} at step {finite[-1]:,}, {_times(ratio)} the "
             "loss at the switch."
         )
-    if not math.isfinite(ratio):
+    if not math.isfinite(arm.train_loss):
         return ""
+    if not math.isfinite(ratio):
+        return f"{arm.label} took the training loss to {number(arm.train_loss)}."
     kept = f"it kept {percent(ratio)} of the loss at the switch"
     if ratio > 1 + _LEVEL:
         told = f"lost ground: it raised the loss to {_times(ratio)} that at the switch"
@@ -150,7 +153,7 @@ def _shares(run, arms, sgd):
     if step is None:
         return ""
     decreases = run.switch_loss - np.array(losses)
-    if not decreases[0] > _LEVEL * run.switch_loss:
+    if not decreases[0] > _LEVEL * abs(run.switch_loss):
         return "SGD itself hardly lowered the loss after the switch."
     dom, bulk = decreases[1:] / decreases[0]
     if dom <= 0.25 and bulk >= 0.75:

@@ -140,6 +140,11 @@ class Objective:
             mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
         return mean
 
+    def take(self, indices):
+        """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
+        data = jax.tree.map(lambda x: x[indices], (self.inputs, self.targets))
+        return self._part(*data)
+
     def reparametrize(self, embed):
         """The objective as a function of x, where the parameters are `embed(x)`."""
         return dataclasses.replace(

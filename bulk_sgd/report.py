@@ -172,12 +172,12 @@ def _figure(run, name, image):
 
 def _describe(run, name):
     """Heading, caption and alternative text of a figure."""
-    arms = [run.summary(arm) for arm in run.arms if run.rows.get(arm)]
-    who = ", ".join(arm.label for arm in arms) or "the prefix alone"
+    shown = [arm for arm in run.arms if run.rows.get(arm)] or [PREFIX]
+    arms = [run.summary(arm) for arm in shown]
+    who = ", ".join(arm.label for arm in arms)
 
     def values(show):
-        shown = [f"{arm.label} {show(arm)}" for arm in arms]
-        return f" Last values: {', '.join(shown)}." if shown else ""
+        return f" In numbers: {'; '.join(f'{a.label} {show(a)}' for a in arms)}."
 
     k = run.rank or "k"
     threshold = figures.stability_threshold(run)

@@ -22,8 +22,8 @@ class Summary:
     """Where one arm (or the prefix) stands; NaN where nothing is known.
 
     `train_loss`, `test_accuracy`, `sharpness` (λ_1) and `sharpness_ratio` (η·λ_1) are
-    the last finite values, `loss_ratio` is the loss over the loss at the switch and
-    `alignment` the mean χ_k of the updates after the switch.
+    the last finite values, `loss_ratio` is the loss over a positive loss at the switch
+    and `alignment` the mean χ_k of the updates after the switch.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Run:
             last_step=last_step,
             steps=last_step - start,
             train_loss=loss,
-            loss_ratio=loss / self.switch_loss if self.switch_loss else math.nan,
+            loss_ratio=loss / self.switch_loss if self.switch_loss > 0 else math.nan,
             test_accuracy=last_finite(self.series(arm, "test_accuracy")),
             alignment=after.mean() if after.size and arm != PREFIX else math.nan,
             sharpness=last_finite(top),

@@ -172,9 +172,10 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def shorten(text: str) -> str:
-    """Text cut to what fits beside a figure."""
-    return textwrap.shorten(text, 30, placeholder=" …") if len(text) > 30 else text
+def shorten(text: str, width: int = 30) -> str:
+    """Text cut to what fits beside a figure, at most `width` letters."""
+    fits = len(text) <= width
+    return text if fits else textwrap.shorten(text, width, placeholder=" …")
 
 
 def time_unit(seconds: float) -> tuple[str, float]:

@@ -28,7 +28,9 @@ def inputs(n=2):
 
 
 def test_default_mlp_has_the_parameters_of_the_paper():
-    _, params = build((28, 28, 1), name="mlp", hidden=(200, 200))
+    params = jax.eval_shape(
+        lambda: build((28, 28, 1), name="mlp", hidden=(200, 200))[1]
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 199_210
 
 
@@ -63,7 +65,7 @@ def test_cnn_convolves_activates_pools_and_is_dense_at_the_end(pool):
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])
 def test_activations_are_those_of_jax(activation):
-    model_fn, params = build(name="mlp", hidden=(4,), activation=activation)
+    model_fn, params = build(name="mlp", hidden=(6,), activation=activation)
     first, last = params["dense_0"], params["dense_1"]
     function = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}[activation]
     hidden = function(inputs().reshape(2, -1) @ first["kernel"] + first["bias"])
@@ -91,20 +93,18 @@ def test_seed_alone_decides_the_parameters(init):
 
 
 def test_torch_init_is_uniform_within_one_over_root_fan_in():
-    _, params = build(init="torch", channels=(50, 60))
-    fan_ins = {"conv_0": 9 * 3, "conv_1": 9 * 50, "dense": 2 * 2 * 60}
-    for layer, fan_in in fan_ins.items():
-        bound = fan_in**-0.5
-        for leaf in params[layer].values():
-            assert np.abs(leaf).max() <= bound
-        kernel = np.asarray(params[layer]["kernel"])
-        assert np.abs(kernel).max() > 0.98 * bound
-        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.05)
-        assert np.abs(params[layer]["bias"]).max() > 0.5 * bound
+    _, params = build(init="torch")
+    fan_ins = {"conv_0": 9 * 3, "conv_1": 9 * 4, "dense": 2 * 2 * 5}
+    kernels = [params[name]["kernel"] * fan_in**0.5 for name, fan_in in fan_ins.items()]
+    biases = [params[name]["bias"] * fan_in**0.5 for name, fan_in in fan_ins.items()]
+    for leaf in kernels + biases:
+        assert 0.5 < np.abs(leaf).max() <= 1 + 1e-6
+    for kernel in kernels:
+        np.testing.assert_allclose(np.std(kernel), 3**-0.5, rtol=0.15)
 
 
 def test_lecun_init_has_variance_one_over_fan_in_and_no_bias():
-    _, params = build(name="mlp", hidden=(100,))
+    _, params = build(name="mlp")
     layer = params["dense_0"]
     np.testing.assert_allclose(np.std(layer["kernel"]), 216**-0.5, rtol=0.05)
     assert not layer["bias"].any()
@@ -126,31 +126,27 @@ def test_different_configurations_are_different_functions():
     assert build()[0] != build(activation="relu")[0]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"name": "mlp"}, {"pool": "average"}, {"pool": "max"}]
-)
+@pytest.mark.parametrize("changes", [{"name": "mlp"}, {"pool": "max"}])
 def test_hessian_products_agree_with_finite_differences(changes):
     model_fn, params = build(**changes)
-    with jax.enable_x64(True):
-        x = inputs().astype(jnp.float64)
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
-        vector = jax.tree.map(jnp.cos, params)
+
+    @jax.jit
+    def products(params, vector, x):
         grad = jax.grad(lambda p: jnp.sum(model_fn(p, x) ** 2))
         _, product = jax.linearize(grad, params)
-        batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), vector)
-        actual = jax.tree.map(
-            lambda leaf: leaf[1] / 2, jax.jit(jax.vmap(product))(batch)
-        )
+        batch = jax.tree.map(lambda leaf: leaf[None], vector)
+        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
+        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
+        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
+        return jax.vmap(product)(batch), difference
 
-        def shifted(step):
-            return grad(jax.tree.map(lambda p, v: p + step * v, params, vector))
-
-        expected = jax.tree.map(
-            lambda up, down: (up - down) / 2e-6, shifted(1e-6), shifted(-1e-6)
-        )
-    for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
-        assert left.dtype == jnp.float64
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+    with jax.enable_x64(True):
+        x = inputs().astype(jnp.float64)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        exact, difference = products(params, jax.tree.map(np.cos, params), x)
+    for left, right in zip(jax.tree.leaves(exact), jax.tree.leaves(difference)):
+        assert left.dtype == np.float64
+        np.testing.assert_allclose(left[0], right, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""The fields of an experiment, each once, with its default; and their checks."""
+
+from ml_collections import ConfigDict
+
+from bulk_sgd import arms, checks, optimizers
+from bulk_sgd.curvature import CURVATURES
+
+CURVATURE_DATA = ("full", "subset", "batch")
+PROJECTIONS = ("update", "gradient")
+SOLVERS = ("lanczos",)
+
+
+def default() -> ConfigDict:
+    """A config with every field, locked against unknown ones.
+
+    Returns:
+      The config of a short run on the embedded MNIST subset; experiments change what
+      they are about.
+
+    Example:
+      >>> import bulk_sgd.config
+      >>> config = bulk_sgd.config.default()
+      >>> config.subspace.rank
+      10
+    """
+    config = ConfigDict()
+    config.name = "default"  # title of the report
+    # Seeds the initial parameters, the order of batches, the curvature subset and the
+    # solver's random directions.
+    config.seed = 0
+
+    config.data = ConfigDict()
+    # "mnist5k" (embedded), "tfds:NAME" (a prepared TFDS data set), or a path to an
+    # .npz with x_train, y_train, x_test, y_test.
+    config.data.name = "mnist5k"
+    config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
+    config.data.train_split = "train"  # TFDS
+    config.data.test_split = "test"  # TFDS
+    config.data.num_train = 0  # the first so many examples; 0 takes all
+    config.data.num_test = 0
+    # "unit" (x / 255), "standard" (unit, then zero mean and unit variance over the
+    # training set, per channel) or "none".
+    config.data.normalization = "unit"
+
+    config.model = ConfigDict()
+    config.model.name = "mlp"  # "mlp" or "cnn"
+    config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
+    config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
+    config.model.pool = "max"  # cnn: "max" or "average"
+    config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
+    config.model.init = "lecun_normal"  # or "torch", PyTorch's default
+
+    config.loss = ConfigDict()
+    config.loss.name = "mse"  # "mse" or "cross_entropy"
+    # mse over the classes of one example: "sum", "half_sum" or "mean". From "mean" to
+    # "sum" the effective learning rate grows by the number of classes.
+    config.loss.reduction = "sum"
+
+    config.batch_size = 50
+    config.num_steps = 1000  # steps in all, of which the prefix takes the first
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd", "adam" or "adamw"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.momentum = 0.0  # sgd
+    config.optimizer.nesterov = False  # sgd
+    config.optimizer.weight_decay = 0.0  # adamw
+    # Whether the arms scale the optimizer's "update" or the "gradient" it is fed.
+    config.optimizer.projection = "update"
+
+    config.subspace = ConfigDict()
+    config.subspace.rank = 10
+    config.subspace.curvature = "hessian"  # or "gauss_newton"
+    config.subspace.refresh_every = 1  # steps
+    # Loss whose curvature counts: of the "full" training set, of a fixed seeded
+    # "subset" of it, or of the current "batch".
+    config.subspace.data = "full"
+    config.subspace.subset_size = 1000
+    config.subspace.solver = "lanczos"
+    config.subspace.tol = 1e-3  # residuals relative to λ_1
+    config.subspace.max_matvecs = 60
+    config.subspace.max_basis = 0  # vectors kept between restarts; 0: 2 rank + 10
+    config.subspace.warm_start = True
+
+    # The prefix is plain training with the optimizer above. It ends, and the arms
+    # fork, after the first step whose average alignment exceeds `alignment`, at the
+    # latest after `step` steps.
+    config.switch = ConfigDict()
+    config.switch.step = 500
+    config.switch.alignment = 0.0  # threshold for the average of χ_k; 0: step alone
+    config.switch.decay = 0.9  # average = decay · old + (1 − decay) · χ_k
+    config.switch.measure_every = 1  # steps between refreshes in the prefix
+
+    # What runs from the fork: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" (α, 1),
+    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
+    config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
+
+    config.eval_every = 50  # steps between rows of metrics; one dispatch each
+    # Full-data losses, gradients and curvature go through the data in pieces of this
+    # many examples; 0 takes them at once (faster, more memory).
+    config.microbatch_size = 0
+    config.tensorboard = True
+    config.progress = True
+    return config.lock()
+
+
+def validate(config: ConfigDict):
+    """Checks everything about a config that needs no data.
+
+    Args:
+      config: the config of an experiment.
+
+    Raises:
+      ValueError: one sentence with the field, its value and what is allowed.
+    """
+    _check_fields(config, default(), "config")
+    checks.integer("config.seed", config.seed, 0)
+    checks.integer("config.batch_size", config.batch_size, 1)
+    checks.integer("config.num_steps", config.num_steps, 1)
+    checks.integer("config.eval_every", config.eval_every, 1)
+    checks.integer("config.microbatch_size", config.microbatch_size, 0)
+    optimizers.validate(config.optimizer)
+    checks.one_of(
+        "config.optimizer.projection", config.optimizer.projection, PROJECTIONS
+    )
+    space = config.subspace
+    checks.integer("config.subspace.rank", space.rank, 1)
+    checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
+    checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
+    checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
+    checks.integer("config.subspace.subset_size", space.subset_size, 1)
+    checks.one_of("config.subspace.solver", space.solver, SOLVERS)
+    checks.at_least("config.subspace.tol", space.tol, 0)
+    checks.integer("config.subspace.max_matvecs", space.max_matvecs, space.rank)
+    if space.max_basis:
+        checks.integer("config.subspace.max_basis", space.max_basis, space.rank + 2)
+    switch = config.switch
+    checks.integer(
+        "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
+    )
+    checks.between("config.switch.alignment", switch.alignment, 0, 1)
+    checks.between("config.switch.decay", switch.decay, 0, 1)
+    checks.integer("config.switch.measure_every", switch.measure_every, 1)
+    arms.parse_all(config.arms)
+
+
+def _check_fields(config, reference, path):
+    """Raises on fields that are unknown, missing, or of another type."""
+    for name in config:
+        if name not in reference:
+            known = ", ".join(sorted(reference))
+            raise ValueError(
+                f"{path}.{name} is not a field of the config; known here: {known}."
+            )
+    for name, value in reference.items():
+        field = f"{path}.{name}"
+        if name not in config:
+            raise ValueError(f"{field} is missing; its default is {value!r}.")
+        if isinstance(value, ConfigDict):
+            if not isinstance(config[name], ConfigDict):
+                raise ValueError(
+                    f"{field} is {config[name]!r}; it must be a group of fields."
+                )
+            _check_fields(config[name], value, field)
+            continue
+        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(value))
+        if not isinstance(config[name], kinds or type(value)):
+            raise ValueError(
+                f"{field} is {config[name]!r}; it must be of type "
+                f"{type(value).__name__}, as its default {value!r}."
+            )
