@@ -162,7 +162,7 @@ def _read_tfds(config, part: str):
     source = _open_tfds(config, part)
     features = source.dataset_info.features
     if not {"image", "label"} <= features.keys():
-        raise _wrong(config, "name", f"it has {[*features]}, not image and label")
+        raise _wrong(config, "name", f"it has {sorted(features)}, not image and label")
     records = source.__getitems__(range(_count(config, part, len(source))))
     shapes = sorted({record["image"].shape for record in records})
     if len(shapes) > 1:

@@ -19,20 +19,14 @@ _ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
 _POOLS = {"average": jnp.mean, "max": jnp.max}
 
 
-# flax keeps initializers in the graph definition, on which the equality of two
-# models rests: a closure would make every model differ from every other.
-@dataclasses.dataclass(frozen=True)
-class _Uniform:
-    bound: float
-
-    def __call__(self, key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
-
-
 def _layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs) -> nnx.Module:
     if init == "lecun_normal":
         return kind(*args, rngs=rngs)
-    uniform = _Uniform(1 / math.sqrt(fan_in))
+    bound = 1 / math.sqrt(fan_in)
+
+    def uniform(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
     return kind(*args, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 

@@ -109,7 +109,7 @@ class Objective:
 
         Args:
           fn: function of an unsplit `Objective` on one microbatch, which returns a
-            pytree of arrays; it is traced at most twice, whatever the number of parts.
+            pytree of arrays; it is traced three times at most, whatever their number.
 
         Returns:
           `sum_b (n_b / n) fn(part_b)`, with the structure of one `fn(part)`.

@@ -12,6 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
+from bulk_sgd import curvature
 
 
 def symmetric(eigenvalues, seed=0):
@@ -27,12 +28,16 @@ def operator(matrix, dtype=None):
     return jax.tree_util.Partial(jnp.matmul, jnp.asarray(matrix, dtype))
 
 
+@jax.jit
+def _columns(matvec, like):
+    vector, unravel = ravel_pytree(like)
+    column = lambda e: ravel_pytree(matvec(unravel(e)))[0]
+    return jax.vmap(column)(jnp.eye(vector.size, dtype=vector.dtype))
+
+
 def dense(matvec, like):
     """The matrix of a linear map between pytrees like `like`."""
-    flat, unravel = ravel_pytree(like)
-    identity = jnp.eye(flat.size, dtype=flat.dtype)
-    columns = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(identity)
-    return np.asarray(columns.T, np.float64)
+    return np.asarray(_columns(curvature.as_pytree(matvec), like), np.float64).T
 
 
 def flat(vector):
@@ -51,7 +56,11 @@ def projector(vectors):
     return vectors.T @ vectors
 
 
-ORDERS = {"largest": lambda x: -x, "smallest": lambda x: x, "magnitude": lambda x: -abs(x)}
+ORDERS = {
+    "largest": lambda x: -x,
+    "smallest": lambda x: x,
+    "magnitude": lambda x: -abs(x),
+}
 
 
 def top(matrix, rank, which="largest"):

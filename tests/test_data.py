@@ -283,6 +283,13 @@ def test_tfds_is_read_whole_and_in_its_own_order(prepared):
     assert dataset.num_classes == 10
 
 
+def test_tfds_reads_no_more_than_is_asked_for(prepared):
+    # Images of more than one shape are refused as soon as two of them are read.
+    counts = {"num_train": 1, "num_test": 1, "test_split": "train"}
+    dataset = load("tfds:ragged", data_dir=str(prepared), **counts)
+    assert len(dataset.train_inputs) == len(dataset.test_inputs) == 1
+
+
 def test_tfds_takes_splits_slices_and_counts(prepared):
     whole = load("tfds:tiny", data_dir=str(prepared)).train_targets
     dataset = load(

@@ -312,6 +312,15 @@ def test_diverged_arm_is_told_and_never_compared(tmp_path):
         in told
     )
     assert "against SGD" not in told
+
+
+def test_nothing_is_compared_with_a_diverged_arm(tmp_path):
+    ends = {"sgd": 1e9, "dom_sgd": 0.49, "bulk_sgd": 0.1}
+    told = story(tmp_path, ends=ends, diverged=["sgd"])
+    assert "SGD diverged" in told
+    assert "against SGD" not in told
+    told = story(tmp_path, ends=ENDS | {"bulk_sgd": 1e9}, diverged=["bulk_sgd"])
+    assert "Dom-SGD stood still" in told
     assert "achieved" not in told
 
 
@@ -359,7 +368,7 @@ def test_energy_is_the_mean_square_not_the_square_of_the_mean(tmp_path):
 
 
 def test_text_from_files_is_escaped(tmp_path):
-    evil = '<script>alert("$x^{")</script>'
+    evil = '<script>alert("$x^{$")</script>'
     write_run(
         tmp_path,
         name=evil,
@@ -473,7 +482,8 @@ def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
 def test_stability_threshold_is_drawn_where_it_can_be_seen(tmp_path, rate, marked):
     run = read_run(write_run(tmp_path, learning_rate=rate))
     axes = figures.eigenvalue_figure(run).axes[0]
-    assert any(list(line.get_ydata()) == [200.0] * 2 for line in axes.lines) == marked
+    across = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert [line.get_ydata()[0] for line in across] == [200.0] * marked
     assert any("= 200" in text.get_text() for text in axes.texts) == marked
 
 

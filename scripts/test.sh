@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up, lints and tests. Arguments go to pytest.
+#
+#   scripts/test.sh            everyday suite
+#   scripts/test.sh -m ''      with the slow tests, as CI runs it
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+ruff check .
+ruff format --check .
+python -m pytest "$@"
