@@ -77,7 +77,9 @@ def parse_all(texts: Iterable[str]) -> list[Arm]:
       ValueError: if there is none, or one is unknown or named twice.
     """
     if not texts:
-        raise ValueError(f"config.arms is empty; it must name at least one of {_ALLOWED}.")
+        raise ValueError(
+            f"config.arms is empty; it must name at least one of {_ALLOWED}."
+        )
     found = [parse(text) for text in texts]
     names = [arm.name for arm in found]
     for name in names:

@@ -55,7 +55,7 @@ def hessian(value_fn, params):
       [6.0, 2.0]
     """
     _check_scalar(value_fn, params)
-    return _Hessian(as_pytree(value_fn), params)
+    return _Curvature(as_pytree(value_fn), params, _hessian_map)
 
 
 def gauss_newton(objective, params):
@@ -79,7 +79,7 @@ def gauss_newton(objective, params):
       [1.0, 1.0]
     """
     _check_objective(objective, "gauss_newton")
-    return _GaussNewton(objective, params)
+    return _Curvature(objective, params, _gauss_newton_map)
 
 
 def functional_hessian(objective, params):
@@ -107,7 +107,7 @@ def functional_hessian(objective, params):
       [1.0, 1.0]
     """
     _check_objective(objective, "functional_hessian")
-    return _FunctionalHessian(objective, params)
+    return _Curvature(objective, params, _functional_hessian_map)
 
 
 CURVATURES = {
@@ -137,12 +137,39 @@ def linearize(matvec):
     return matvec.linearize() if hasattr(matvec, "linearize") else matvec
 
 
+def _hessian_map(part, params):
+    return jax.linearize(jax.grad(part), params)[1]
+
+
+def _gauss_newton_map(part, params):
+    outputs, push = jax.linearize(part.outputs, params)
+    pull = jax.linear_transpose(push, params)
+    _, loss_hessian = jax.linearize(jax.grad(part.loss), outputs)
+    return lambda vector: pull(loss_hessian(push(vector)))[0]
+
+
+def _functional_hessian_map(part, params):
+    slope = jax.grad(part.loss)(part.outputs(params))
+
+    def pairing(params):
+        return basis.dot(slope, part.outputs(params))
+
+    return jax.linearize(jax.grad(pairing), params)[1]
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Curvature:
-    """A symmetric operator at `params`, linear over the examples of its objective."""
+    """A symmetric operator at `params`, linear over the examples of its objective.
+
+    One class with a static field, not a class per kind: JAX 0.10 takes treedefs of
+    different dataclasses with equal static fields for equal, so that `jit` would now
+    and then run the program of another kind.
+    """
 
     objective: Any
     params: Any
+    linear_map: Callable = dataclasses.field(metadata={"static": True})
 
     def __call__(self, vector):
         return _apply(self, vector)
@@ -161,7 +188,7 @@ class _Curvature:
 
     def _product(self, part):
         with jax.default_matmul_precision("highest"):
-            linear = self._linear_map(part)
+            linear = self.linear_map(part, self.params)
 
         def product(vector):
             with jax.default_matmul_precision("highest"):
@@ -169,38 +196,6 @@ class _Curvature:
             return basis.cast_like(result, vector)
 
         return product
-
-    def _linear_map(self, part):
-        raise NotImplementedError
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Hessian(_Curvature):
-    def _linear_map(self, part):
-        return jax.linearize(jax.grad(part), self.params)[1]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _GaussNewton(_Curvature):
-    def _linear_map(self, part):
-        outputs, push = jax.linearize(part.outputs, self.params)
-        pull = jax.linear_transpose(push, self.params)
-        _, loss_hessian = jax.linearize(jax.grad(part.loss), outputs)
-        return lambda vector: pull(loss_hessian(push(vector)))[0]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _FunctionalHessian(_Curvature):
-    def _linear_map(self, part):
-        slope = jax.grad(part.loss)(part.outputs(self.params))
-
-        def pairing(params):
-            return basis.dot(slope, part.outputs(params))
-
-        return jax.linearize(jax.grad(pairing), self.params)[1]
 
 
 @jax.jit

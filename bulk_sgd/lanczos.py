@@ -28,7 +28,7 @@ from bulk_sgd.subspace import Solver, Subspace
 
 # Rounding errors of one step, in units of eps times the largest Ritz value: below
 # this a residual means nothing, and a new direction is noise.
-_ROUNDING_UNITS = 8
+_ROUNDING_UNITS = 16
 # Weight of the random direction in a warm start. It lets an eigenvector in that the
 # previous subspace had nothing of; from 0 to 0.3 the matvec count does not change.
 _EXPLORATION = 0.03

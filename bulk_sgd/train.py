@@ -198,6 +198,7 @@ class _Run:
     def _train(self) -> str:
         experiment, config = self._experiment, self._config
         state = experiment.programs.init(experiment.params)
+        self._calibrate(state)
         by_alignment = config.switch.alignment > 0
         entry = self._record["prefix"]
         state = self._advance(
@@ -213,7 +214,6 @@ class _Run:
             return record.DIVERGED
         self._record["switch"] = self._describe_switch(state)
         self._save()
-        self._calibrate(state)
         for arm in experiment.arms:
             self._advance(
                 arm.name,
@@ -236,7 +236,7 @@ class _Run:
         return {"step": step, "reason": reason}
 
     def _calibrate(self, state: TrainState):
-        """Measures a step without curvature, and compiles the program of the arms."""
+        """Compiles all programs and times a step without curvature."""
         experiment = self._experiment
         indices = experiment.indices(0)
         seconds = []
@@ -264,8 +264,6 @@ class _Run:
         failed_before = int(state.subspace.failed_refreshes)
         step, trace = int(state.step), None
         indices = experiment.indices(step)
-        if arguments["projected"]:  # compile outside the clock
-            state, _ = programs.train(state, task, indices, 0, **arguments)
         row = self._row(name, entry, state, trace)
         while step < last_step and entry["status"] == record.RUNNING:
             start = time.perf_counter()
@@ -345,4 +343,3 @@ class _Run:
 
     def _save(self):
         record.write(self._workdir, self._record)
-

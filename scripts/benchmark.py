@@ -105,9 +105,7 @@ def _eigenpairs(problem, repeats):
 def _bare_products(matvec, vector, count):
     """`count` linearized products in one program, nothing else."""
     apply = curvature.linearize(matvec)
-    return jax.lax.fori_loop(
-        0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector
-    )
+    return jax.lax.fori_loop(0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector)
 
 
 def _true_residuals(matvec, pairs):
@@ -141,9 +139,7 @@ def _training_loop(problem, repeats):
         return jax.lax.scan(step, params, indices)
 
     ours = lambda state: programs.train(state, task, indices, _STEPS, projected=False)
-    hand = lambda: by_hand(
-        state.params, task.train.inputs, task.train.targets, indices
-    )
+    hand = lambda: by_hand(state.params, task.train.inputs, task.train.targets, indices)
     fresh = lambda: jax.block_until_ready(jax.tree.map(jnp.copy, state))
     _timed(ours, fresh())
     _timed(hand)

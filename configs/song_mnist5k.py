@@ -1,0 +1,41 @@
+"""The MNIST-5k protocol of Song, Ahn and Yun, *Does SGD really happen in tiny
+subspaces?* (arXiv 2405.16002): full-data Hessian at every step, 20,000 steps.
+
+MLP 784-200-200-10 with tanh (199,210 parameters), squared error summed over the
+classes and halved, rate 0.01, batch 50, k = 10. SGD until the average alignment
+(0.9 old + 0.1 new) exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD from there.
+
+Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does.
+
+Each step takes about 20 matvecs over 5,000 images, which `scripts/benchmark.py` times:
+on two CPU cores of about 20 ms each the 3 arms and the prefix take about half a day to
+a day; on a GPU far less. `configs/mnist_mlp.py` shows the same in minutes.
+
+  python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
+"""
+
+from bulk_sgd.config import default
+
+
+def get_config():
+    """The config."""
+    config = default()
+    config.name = "MNIST-5k, protocol of Song et al."
+    config.model.name = "mlp"
+    config.model.hidden = (200, 200)
+    config.model.activation = "tanh"
+    config.model.init = "torch"
+    config.loss.name = "mse"
+    config.loss.reduction = "half_sum"
+    config.batch_size = 50
+    config.num_steps = 20_000
+    config.optimizer.learning_rate = 0.01
+    config.subspace.rank = 10
+    config.subspace.data = "full"
+    config.subspace.refresh_every = 1
+    config.switch.step = 10_000  # should the average never get there
+    config.switch.alignment = 0.95
+    config.switch.decay = 0.9
+    config.switch.measure_every = 1
+    config.arms = ("sgd", "dom_sgd", "bulk_sgd")
+    return config

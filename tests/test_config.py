@@ -1,0 +1,135 @@
+"""Config fields, arms and optimizers: what is accepted, and each refusal."""
+
+import importlib
+import pathlib
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from bulk_sgd import arms, config, optimizers
+
+CONFIGS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_is_valid(name):
+    config.validate(importlib.import_module(f"configs.{name}").get_config())
+
+
+def test_default_is_locked():
+    with pytest.raises(AttributeError):
+        config.default().no_such_field = 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("seed", -1, r"config\.seed is -1; it must be at least 0"),
+        ("batch_size", 0, r"config\.batch_size is 0"),
+        ("num_steps", 0, r"config\.num_steps is 0"),
+        ("eval_every", 0, r"config\.eval_every is 0"),
+        ("microbatch_size", -1, r"config\.microbatch_size is -1"),
+        ("optimizer.name", "sgdd", r"config\.optimizer\.name is 'sgdd'.*adam.*sgd"),
+        ("optimizer.learning_rate", -0.1, r"learning_rate is -0\.1.*at least 0"),
+        ("optimizer.learning_rate", float("nan"), r"learning_rate is nan"),
+        ("optimizer.momentum", 1.5, r"momentum is 1\.5.*from 0 to 1"),
+        ("optimizer.weight_decay", -1.0, r"weight_decay is -1\.0"),
+        ("optimizer.projection", "both", r"projection is 'both'.*gradient, update"),
+        ("subspace.rank", 0, r"config\.subspace\.rank is 0"),
+        ("subspace.curvature", "fisher", r"curvature is 'fisher'.*gauss_newton"),
+        ("subspace.refresh_every", 0, r"refresh_every is 0"),
+        ("subspace.data", "all", r"subspace\.data is 'all'.*batch, full, subset"),
+        ("subspace.subset_size", 0, r"subset_size is 0"),
+        ("subspace.solver", "power", r"solver is 'power'.*lanczos"),
+        ("subspace.tol", -1.0, r"tol is -1\.0"),
+        ("subspace.max_matvecs", 5, r"max_matvecs is 5; it must be at least 10"),
+        ("subspace.max_basis", 11, r"max_basis is 11; it must be at least 12"),
+        ("switch.step", 1001, r"switch\.step is 1001.*0 to 1000 \(config\.num_steps"),
+        ("switch.alignment", 1.1, r"alignment is 1\.1"),
+        ("switch.decay", -0.1, r"decay is -0\.1"),
+        ("switch.measure_every", 0, r"measure_every is 0"),
+        ("arms", (), r"config\.arms is empty"),
+        ("arms", ("sgd", "sgd"), r"names 'sgd' twice"),
+        ("arms", ("bulk",), r"config\.arms has 'bulk'; an arm must be sgd, dom_sgd"),
+        ("seed", 1.5, r"config\.seed is 1\.5; it must be of type int"),
+    ],
+)
+def test_wrong_values_are_named(field, value, match):
+    wrong = ConfigDict(config.default().to_dict())
+    *groups, name = field.split(".")
+    holder = wrong
+    for group in groups:
+        holder = holder[group]
+    with holder.ignore_type():
+        holder[name] = value
+    with pytest.raises(ValueError, match=match):
+        config.validate(wrong)
+
+
+def test_unknown_and_missing_fields_are_named():
+    wrong = ConfigDict(config.default().to_dict())
+    wrong.subspace.rang = 3
+    with pytest.raises(ValueError, match=r"config\.subspace\.rang is not a field"):
+        config.validate(wrong)
+    wrong = ConfigDict(config.default().to_dict())
+    del wrong.loss.reduction
+    with pytest.raises(ValueError, match=r"config\.loss\.reduction is missing"):
+        config.validate(wrong)
+    wrong = ConfigDict(config.default().to_dict())
+    del wrong.loss
+    wrong.loss = "mse"
+    with pytest.raises(ValueError, match=r"config\.loss is 'mse'.*group of fields"):
+        config.validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "scales"),
+    [
+        ("sgd", (1, 1)),
+        ("dom_sgd", (1, 0)),
+        ("bulk_sgd", (0, 1)),
+        ("bulk_path(0.3)", (0.3, 1)),
+        ("dom_path(0.3)", (1, 0.3)),
+        ("cross_path(0.25)", (0.25, 0.75)),
+        ("scales(0.5, 2)", (0.5, 2)),
+        (" scales( -1,1e1 ) ", (-1, 10)),
+    ],
+)
+def test_arms_are_points_of_the_plane(text, scales):
+    arm = arms.parse(text)
+    assert (arm.dominant_scale, arm.bulk_scale) == pytest.approx(scales)
+    assert " " not in arm.name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["bulk(0.3)", "bulk_path", "bulk_path(x)", "bulk_path(1,2)", "scales(1)", ""],
+)
+def test_other_arms_are_refused(text):
+    with pytest.raises(ValueError, match=r"config\.arms has"):
+        arms.parse(text)
+
+
+def test_optimizers_are_optax_with_their_fields():
+    fields = config.default().optimizer
+    fields.learning_rate, fields.momentum = 0.5, 0.9
+    grads, params = jnp.ones(2), jnp.zeros(2)
+
+    def second_update(name):
+        fields.name = name
+        optimizer = optimizers.build(fields)
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params + 1)
+        return float(updates[0])
+
+    assert second_update("sgd") == pytest.approx(-0.5 * 1.9)
+    # Adam divides by √v + 1e-8 after a float32 bias correction.
+    assert second_update("adam") == pytest.approx(-0.5, rel=1e-4)
+    fields.weight_decay = 0.1
+    assert second_update("adamw") == pytest.approx(-0.5 * 1.1, rel=1e-4)

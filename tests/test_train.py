@@ -1,0 +1,349 @@
+"""The experiment end to end, on a tiny task, against loops written by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bulk_sgd
+from bulk_sgd import config as config_lib
+from bulk_sgd import data, losses, metrics, models, record, steps, train
+
+RATE, RANK, SWITCH, STEPS, EVERY = 0.05, 3, 8, 20, 5
+
+
+def tiny(**changes):
+    """60 images, 10 hidden units; keywords set fields, `__` for dots."""
+    config = config_lib.default()
+    config.data.num_train, config.data.num_test = 60, 20
+    config.model.hidden = (6,)
+    config.batch_size, config.num_steps, config.eval_every = 10, STEPS, EVERY
+    config.optimizer.learning_rate = RATE
+    config.subspace.rank = RANK
+    # Tight, so that two solves from other random directions agree to rounding.
+    config.subspace.tol, config.subspace.max_matvecs = 1e-5, 200
+    config.switch.step = SWITCH
+    config.arms = ("sgd", "bulk_sgd")
+    config.tensorboard = config.progress = False
+    for name, value in changes.items():
+        *groups, field = name.split("__")
+        holder = config
+        for group in groups:
+            holder = holder[group]
+        holder[field] = value
+    return config
+
+
+def rows_of(workdir, arm=None):
+    lines = (workdir / metrics.FILE).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if arm in (None, row["arm"])]
+
+
+def strip_times(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train.train_and_evaluate(tiny(), workdir)
+
+
+def by_hand(config, method, num_steps):
+    """Parameters, loss and χ after each step of a loop that uses the library alone."""
+    set_ = data.load(config.data)
+    shape = set_.train_inputs.shape[1:]
+    model_fn, params = models.build(config.model, shape, 10, config.seed)
+    loss_fn = losses.build(config.loss, 10)
+    inputs, targets = jnp.asarray(set_.train_inputs), jnp.asarray(set_.train_targets)
+    full = bulk_sgd.Objective(model_fn, loss_fn, inputs, targets)
+    order = data.batch_indices(config.seed, 0, num_steps, 60, config.batch_size)
+    state = method.init(params)
+
+    @jax.jit
+    def step(params, state, index):
+        batch = bulk_sgd.Objective(model_fn, loss_fn, inputs[index], targets[index])
+        grads = jax.grad(batch)(params)
+        updates, state = method.update(grads, state, params, value_fn=full)
+        return optax.apply_updates(params, updates), state
+
+    trace = []
+    for index in order:
+        params, state = step(params, state, index)
+        trace.append((float(full(params)), float(state[0].alignment)))
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("arm", "scales"), [("sgd", (1.0, 1.0)), ("bulk_sgd", (0.0, 1.0))]
+)
+def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
+    # The same float32 operations in another program, and solves to 1e-5.
+    workdir, _ = finished
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(
+            RANK, *scales, switch=SWITCH, solver=bulk_sgd.lanczos(1e-5, 200)
+        ),
+        optax.sgd(RATE),
+    )
+    trace = by_hand(tiny(), method, STEPS)
+    rows = rows_of(workdir, arm)
+    assert [row["step"] for row in rows] == [8, 13, 18, 20]
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=1e-5)
+    chi = [alignment for _, alignment in trace]
+    assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
+    assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
+
+
+def test_methods_differ(finished):
+    workdir, _ = finished
+    last = [rows_of(workdir, arm)[-1]["train_loss"] for arm in ("sgd", "bulk_sgd")]
+    assert abs(last[0] - last[1]) > 1e-3 * last[0]
+
+
+def test_rows_hold_what_was_measured(finished):
+    workdir, _ = finished
+    prefix = rows_of(workdir, "prefix")
+    assert [row["step"] for row in prefix] == [0, 5, 8]
+    assert all(row["eigenvalues"] is None for row in prefix)
+    assert all(row["matvecs"] == 0 for row in prefix)
+    first, *later = rows_of(workdir, "bulk_sgd")
+    assert first["train_loss"] == prefix[-1]["train_loss"]
+    for row in later:
+        assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
+        assert len(row["eigenvalues"]) == len(row["residuals"]) == RANK
+        assert row["sharpness_ratio"] == pytest.approx(RATE * row["eigenvalues"][0])
+        assert 0 <= row["alignment_gradient"] <= 1
+        assert 0 <= row["test_accuracy"] <= 1
+        assert 0 <= row["seconds_curvature"] <= row["seconds"]
+    assert [row["refreshes"] for row in later] == [5, 10, 12]
+    assert later[0]["matvecs"] >= 5 * RANK
+
+
+def test_record_says_what_ran(finished):
+    workdir, result = finished
+    stored = json.loads((workdir / record.FILE).read_text())
+    assert stored == result
+    assert stored["status"] == "complete"
+    assert stored["config"] == record.plain(tiny())
+    assert stored["switch"] == {"step": 8, "reason": "step 8"}
+    assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
+    assert stored["versions"]["jax"] == jax.__version__
+    arm = stored["arms"]["bulk_sgd"]
+    assert (arm["status"], arm["last_step"]) == ("complete", STEPS)
+    assert (arm["dominant_scale"], arm["bulk_scale"]) == (0.0, 1.0)
+    assert arm["matvecs"] == rows_of(workdir, "bulk_sgd")[-1]["matvecs"]
+
+
+def test_same_config_same_numbers_and_other_seed_others(finished, tmp_path):
+    workdir, _ = finished
+    train.train_and_evaluate(tiny(), tmp_path / "again")
+    assert strip_times(rows_of(tmp_path / "again")) == strip_times(rows_of(workdir))
+    train.train_and_evaluate(tiny(seed=1), tmp_path / "other")
+    assert rows_of(tmp_path / "other")[0] != rows_of(workdir)[0]
+
+
+def test_finished_run_is_left_alone(finished):
+    workdir, result = finished
+    before = (workdir / metrics.FILE).read_bytes()
+    assert train.train_and_evaluate(tiny(), workdir) == result
+    assert (workdir / metrics.FILE).read_bytes() == before
+
+
+def test_another_config_is_refused_and_nothing_lost(finished):
+    workdir, _ = finished
+    before = (workdir / metrics.FILE).read_bytes()
+    with pytest.raises(ValueError, match=r"another config.*config\.subspace\.rank"):
+        train.train_and_evaluate(tiny(subspace__rank=2), workdir)
+    assert (workdir / metrics.FILE).read_bytes() == before
+
+
+def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
+    solver = bulk_sgd.lanczos(1e-5, 200)
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
+    )
+    trace = by_hand(tiny(), method, STEPS)
+    averages, average = [], 0.0
+    for _, alignment in trace:
+        average = 0.5 * average + 0.5 * alignment
+        averages.append(average)
+    # A threshold between two values, reached at neither an evaluation nor the end.
+    expected = 3
+    assert averages[expected - 1] > max(averages[: expected - 1])
+    threshold = (averages[expected - 1] + max(averages[: expected - 1])) / 2
+    changes = {"switch__alignment": threshold, "switch__decay": 0.5}
+    result = train.train_and_evaluate(
+        tiny(switch__step=15, **changes), tmp_path / "by_alignment"
+    )
+    assert result["switch"]["step"] == expected
+    assert "average alignment" in result["switch"]["reason"]
+    assert rows_of(tmp_path / "by_alignment", "sgd")[0]["step"] == expected
+    result = train.train_and_evaluate(
+        tiny(switch__step=2, **changes), tmp_path / "fallback"
+    )
+    assert result["switch"] == {"step": 2, "reason": "step 2"}
+
+
+def test_diverged_arm_is_recorded_and_the_others_go_on(tmp_path):
+    names = ("scales(1, 1e6)", "sgd")
+    result = train.train_and_evaluate(tiny(arms=names), tmp_path)
+    assert result["status"] == "complete"
+    assert result["arms"]["scales(1,1e6)"]["status"] == "diverged"
+    assert result["arms"]["scales(1,1e6)"]["last_step"] < STEPS
+    assert result["arms"]["sgd"]["status"] == "complete"
+    assert rows_of(tmp_path, "scales(1,1e6)")[-1]["train_loss"] is None
+    assert np.isfinite(rows_of(tmp_path, "sgd")[-1]["train_loss"])
+
+
+def test_diverged_prefix_ends_the_run(tmp_path):
+    result = train.train_and_evaluate(tiny(optimizer__learning_rate=1e9), tmp_path)
+    assert result["status"] == result["prefix"]["status"] == "diverged"
+    assert result["arms"]["sgd"]["status"] == "pending"
+
+
+def test_failed_refreshes_are_counted_and_the_update_stays(tmp_path):
+    # Tolerance 0 is below rounding: no solve converges, and the empty subspace stays.
+    config = tiny(subspace__tol=0.0, arms=("bulk_sgd", "sgd"))
+    result = train.train_and_evaluate(config, tmp_path)
+    bulk = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert bulk["failed_refreshes"] == bulk["refreshes"] == STEPS - SWITCH
+    assert result["arms"]["bulk_sgd"]["failed_refreshes"] == STEPS - SWITCH
+    assert bulk["eigenvalues"] is None
+    assert bulk["train_loss"] == rows_of(tmp_path, "sgd")[-1]["train_loss"]
+
+
+def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
+    write = metrics.MetricWriter.write
+
+    def interrupt(self, row):
+        if (row["arm"], row["step"]) == ("bulk_sgd", 13):
+            raise KeyboardInterrupt
+        write(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.MetricWriter, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(tiny(), tmp_path)
+    stored = record.read(tmp_path)
+    assert stored["status"] == stored["arms"]["bulk_sgd"]["status"] == "interrupted"
+    assert stored["arms"]["sgd"]["status"] == "complete"
+    kept = rows_of(tmp_path)
+    assert train.train_and_evaluate(tiny(), tmp_path)["status"] == "complete"
+    assert rows_of(tmp_path / "attempts" / "1") == kept
+    assert rows_of(tmp_path, "bulk_sgd")[-1]["step"] == STEPS
+
+
+@pytest.mark.parametrize("data_name", ["subset", "batch"])
+def test_curvature_data(finished, tmp_path, data_name):
+    workdir, _ = finished
+    config = tiny(subspace__data=data_name, subspace__subset_size=30)
+    train.train_and_evaluate(config, tmp_path)
+    other, full = rows_of(tmp_path, "bulk_sgd")[1], rows_of(workdir, "bulk_sgd")[1]
+    assert abs(other["eigenvalues"][0] / full["eigenvalues"][0] - 1) > 1e-3
+    whole = tiny(subspace__data="subset", subspace__subset_size=60)
+    train.train_and_evaluate(whole, tmp_path / "whole")
+    same = rows_of(tmp_path / "whole", "bulk_sgd")[1]
+    assert same["eigenvalues"] == pytest.approx(full["eigenvalues"], rel=1e-4)
+
+
+def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
+    workdir, _ = finished
+    train.train_and_evaluate(tiny(microbatch_size=25), tmp_path)
+    for split, full in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
+        for name in ("train_loss", "test_loss", "test_accuracy"):
+            assert split[name] == pytest.approx(full[name], rel=1e-5)
+
+
+def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
+    last = {}
+    for where in ("gradient", "update"):
+        config = tiny(
+            optimizer__name="adam",
+            optimizer__projection=where,
+            optimizer__learning_rate=1e-3,
+            arms=("bulk_sgd",),
+        )
+        train.train_and_evaluate(config, tmp_path / where)
+        last[where] = rows_of(tmp_path / where)[-1]["train_loss"]
+    assert last["gradient"] != last["update"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"batch_size": 61}, r"batch_size is 61; it must be from 1 to 60"),
+        ({"subspace__rank": 10**6, "subspace__max_matvecs": 10**6}, "rank is 1000000"),
+        ({"subspace__data": "subset"}, r"subset_size is 1000.*1 to 60"),
+        ({"model__name": "mpl"}, r"model\.name is 'mpl'"),
+        ({"loss__name": "hinge"}, r"loss\.name is 'hinge'"),
+        ({"data__name": "mnist6k"}, r"data\.name is 'mnist6k'"),
+        ({"data__name": "none.npz"}, r"data\.name is 'none\.npz'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_made(tmp_path, changes, match):
+    with pytest.raises(ValueError, match=match):
+        train.train_and_evaluate(tiny(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
+    # The program is asked for 3 of 5 steps and must not take the rest.
+    config = tiny()
+    experiment = train._Experiment(config)
+    state = experiment.programs.init(experiment.params)
+    state, trace = experiment.programs.train(
+        state, experiment.task, experiment.indices(0), 3, projected=False
+    )
+    assert int(state.step) == int(trace.num_steps) == 3
+    assert np.all(np.asarray(trace.batch_losses[:3]) > 0)
+    assert np.all(np.asarray(trace.batch_losses[3:]) == 0)
+    assert isinstance(state, steps.TrainState)
+
+
+def command(workdir, *more):
+    return [
+        *(sys.executable, "-m", "bulk_sgd.main", "--config=configs/mnist_mlp.py:quick"),
+        *(f"--workdir={workdir}", "--config.progress=False", *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--config.rang=3"], "no field 'rang'"),
+        (["--config.batch_size=x"], "batch_size=x"),
+        (["--config.subspace.rank=0"], "config.subspace.rank is 0"),
+        (["extra"], "Unexpected arguments"),
+    ],
+)
+def test_binary_refuses_with_one_sentence(tmp_path, arguments, match):
+    result = subprocess.run(
+        command(tmp_path / "run", *arguments), capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert match in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_binary_ended_by_sigterm_leaves_an_interrupted_record(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command(tmp_path), env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / record.FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert record.read(tmp_path)["status"] == "interrupted"
