@@ -19,15 +19,36 @@ _ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
 _POOLS = {"average": jnp.mean, "max": jnp.max}
 
 
-def _layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs) -> nnx.Module:
+def _layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
     if init == "lecun_normal":
-        return kind(*args, rngs=rngs)
+        return kind(*args, rngs=rngs, **options)
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return kind(*args, kernel_init=uniform, bias_init=uniform, rngs=rngs)
+    return kind(*args, kernel_init=uniform, bias_init=uniform, rngs=rngs, **options)
+
+
+def _convolve(inputs, kernel, *args, **kwargs):
+    """Stride-1 SAME convolution, on a CPU as one product with the patches.
+
+    Inside a compiled loop XLA's CPU convolutions lose most of their speed: with 16
+    channels and 1,000 images of 28x28 a Hessian-vector product took 9 times as long.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+    rows, columns, depth, features = kernel.shape
+    _, height, width, _ = inputs.shape
+    margins = [((size - 1) // 2, size // 2) for size in (rows, columns)]
+    padded = jnp.pad(inputs, ((0, 0), *margins, (0, 0)))
+    patches = [
+        padded[:, i : i + height, j : j + width]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    flat = kernel.reshape(rows * columns * depth, features)
+    return jnp.concatenate(patches, axis=-1) @ flat
 
 
 # Layers are attributes `dense_0`, `conv_0`, … rather than items of a list, because
@@ -85,7 +106,8 @@ class CNN(nnx.Module):
         height, width, depth = input_shape
         for i, features in enumerate(channels):
             sizes = depth, features, (3, 3)
-            conv = _layer(nnx.Conv, 9 * depth, *sizes, init=init, rngs=rngs)
+            options = {"conv_general_dilated": _convolve}
+            conv = _layer(nnx.Conv, 9 * depth, *sizes, init=init, rngs=rngs, **options)
             setattr(self, f"conv_{i}", conv)
             height, width, depth = height // 2, width // 2, features
         sizes = height * width * depth, out_features

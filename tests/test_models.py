@@ -173,3 +173,16 @@ def test_examples_of_the_docstrings_run():
     result = doctest.testmod(models)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_convolution_by_patches_is_the_convolution(size):
+    key = jax.random.key(size)
+    inputs = jax.random.normal(key, (2, 6, 5, 3))
+    kernel = jax.random.normal(key, (size, size, 3, 4))
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
+    expected = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", **layout)
+    # Up to 75 products are summed, in another order.
+    np.testing.assert_allclose(
+        models._convolve(inputs, kernel), expected, rtol=1e-5, atol=1e-5
+    )
