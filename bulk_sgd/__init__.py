@@ -9,6 +9,7 @@ from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian
 from bulk_sgd.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.objective import Objective
+from bulk_sgd.streaming import StreamingState, streaming
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.transforms import (
     ScaleBySubspaceState,
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "ScaleBySubspaceState",
     "Solver",
+    "StreamingState",
     "Subspace",
     "Switch",
     "bulk_sgd",
@@ -37,5 +39,6 @@ __all__ = [
     "project_bulk",
     "project_dominant",
     "scale_by_subspace",
+    "streaming",
     "top_eigenpairs",
 ]

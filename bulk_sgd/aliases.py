@@ -6,7 +6,7 @@ For any other inner optimizer chain the transforms of `bulk_sgd.transforms` with
 import optax
 
 from bulk_sgd import checks
-from bulk_sgd.transforms import scale_by_subspace
+from bulk_sgd.transforms import scale_by_subspace, takes_options
 
 PATHS = {
     "bulk": lambda alpha: (alpha, 1.0),
@@ -46,6 +46,7 @@ def path_scales(path: str, alpha):
     return PATHS[path](alpha)
 
 
+@takes_options
 def bulk_sgd(
     learning_rate: optax.ScalarOrSchedule, rank: int, **options
 ) -> optax.GradientTransformationExtraArgs:
@@ -75,6 +76,7 @@ def bulk_sgd(
     return _scaled_sgd(learning_rate, rank, 0.0, 1.0, options)
 
 
+@takes_options
 def dom_sgd(
     learning_rate: optax.ScalarOrSchedule, rank: int, **options
 ) -> optax.GradientTransformationExtraArgs:
@@ -98,6 +100,7 @@ def dom_sgd(
     return _scaled_sgd(learning_rate, rank, 1.0, 0.0, options)
 
 
+@takes_options
 def interpolated_sgd(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,

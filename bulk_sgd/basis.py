@@ -75,6 +75,9 @@ def inner(basis, vector):
 def gram(basis, other):
     """Inner products of all rows, shape `(m, p)`: entry ij is <basis_i, other_j>."""
 
+    if num_rows(basis) == 1:  # XLA's CPU matrix product would transpose `other`
+        return inner(other, row(basis, 0))[None]
+
     def contract(x, y):
         axes = tuple(range(1, x.ndim))
         return jnp.tensordot(x, y, (axes, axes), precision=_HIGHEST)
@@ -103,6 +106,39 @@ def row(basis, index):
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), basis
     )
+
+
+def num_rows(basis) -> int:
+    """Number of rows m of the basis."""
+    return jax.tree.leaves(basis)[0].shape[0]
+
+
+def take(basis, indices):
+    """The rows at `indices`, an int array `(p,)`, as a basis of p rows.
+
+    It is a product with a selection matrix: XLA fuses a slice into the write of some
+    other row and then copies the whole basis, where it can write in place after a dot.
+    """
+    return combine(jax.nn.one_hot(indices, num_rows(basis)), basis)
+
+
+def put(basis, indices, rows, count):
+    """The basis with its rows at `indices[:count]` replaced by those of `rows`.
+
+    A loop with a trip count that XLA does not know: it writes in place, where a
+    straight write would be fused with whatever reads the basis next, and copied.
+
+    Args:
+      basis: pytree with leaves `(m, *leaf.shape)`.
+      indices: int array `(p,)`.
+      rows: pytree with leaves `(p, *leaf.shape)`.
+      count: int scalar, how many rows to write.
+    """
+
+    def write(i, basis):
+        return set_row(basis, indices[i], row(rows, i))
+
+    return jax.lax.fori_loop(0, count, write, basis)
 
 
 def set_row(basis, index, vector):

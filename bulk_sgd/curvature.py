@@ -16,8 +16,10 @@ compiled program. A plain Python function inside it is static, as everywhere in 
 arrays that change between calls belong in an `Objective` or a
 `jax.tree_util.Partial`, not in a global variable that the function reads.
 
-All products run with matmul precision "highest": a Lanczos solve on bfloat16 or TF32
-products converges to the rounding noise.
+A product called by itself runs with matmul precision "highest", and so do those of
+`top_eigenpairs`: on bfloat16 or TF32 products Lanczos converges to the rounding noise.
+What `linearize` returns follows the precision in force, so that a product in a training
+step can share its primal pass with the gradient.
 """
 
 import dataclasses
@@ -187,12 +189,10 @@ class _Curvature:
         )
 
     def _product(self, part):
-        with jax.default_matmul_precision("highest"):
-            linear = self.linear_map(part, self.params)
+        linear = self.linear_map(part, self.params)
 
         def product(vector):
-            with jax.default_matmul_precision("highest"):
-                result = linear(basis.cast_like(vector, self.params))
+            result = linear(basis.cast_like(vector, self.params))
             return basis.cast_like(result, vector)
 
         return product
@@ -200,7 +200,8 @@ class _Curvature:
 
 @jax.jit
 def _apply(curvature, vector):
-    return curvature.linearize()(vector)
+    with jax.default_matmul_precision("highest"):
+        return curvature.linearize()(vector)
 
 
 def _check_scalar(value_fn, params):

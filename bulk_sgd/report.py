@@ -74,7 +74,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       ValueError: run.json cannot be read, or there is no metric row.
 
     Example:
-      >>> write_report("runs/mnist")
+      >>> write_report("runs/mnist")  # doctest: +SKIP
       PosixPath('runs/mnist/report/index.html')
     """
     run = read_run(workdir)

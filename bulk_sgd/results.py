@@ -184,8 +184,8 @@ def read_run(workdir: str | pathlib.Path) -> Run:
       ValueError: run.json is not a JSON object, or there is no metric row.
 
     Example:
-      >>> run = read_run("runs/mnist")
-      >>> run.steps("bulk_sgd"), run.series("bulk_sgd", "train_loss")
+      >>> run = read_run("runs/mnist")  # doctest: +SKIP
+      >>> run.series("bulk_sgd", "train_loss")  # doctest: +SKIP
     """
     workdir = pathlib.Path(workdir)
     expected = "expected the workdir of a run, which holds run.json and metrics.jsonl"

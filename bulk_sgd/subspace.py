@@ -103,8 +103,12 @@ class Solver(NamedTuple):
         sees the curvature at this step (not the same function at every call), the
         previous subspace, its state, the incoming update and a key of its own for this
         step, and returns a `Subspace` of the same rank. Where `converged` is
-        False or a number is not finite, the caller keeps the previous subspace.
+        False or an eigenvalue or residual is not finite, the caller keeps the previous
+        subspace.
+      guarded: whether `solve` itself returns the previous vectors where it failed, so
+        that the caller need not select between two bases at every step.
     """
 
     init: Callable[[Any, int], Any]
     solve: Callable[..., tuple[Subspace, Any]]
+    guarded: bool = False

@@ -49,7 +49,7 @@ class Switch:
     decay: float = 0.9
 
     def __post_init__(self):
-        checks.integer("switch.step", self.step, 0)
+        checks.integer("switch.step", self.step, 0, static=False)
         if self.alignment is not None:
             checks.between("switch.alignment", self.alignment, 0, 1)
         checks.between("switch.decay", self.decay, 0, 1)
@@ -153,7 +153,7 @@ def scale_by_subspace(
       ...                            value_fn=loss)
       >>> print(updates.round(3))  # SGD would take (-10, -0.1)
       [-1.  -0.2]
-      >>> print(optax.tree_utils.tree_get(state, "eigenvalues").round(3))
+      >>> print(optax.tree_utils.tree_get(state, "eigenvalues").round())
       [100.]
     """
     checks.integer("rank", rank, 1)
@@ -171,12 +171,16 @@ def scale_by_subspace(
         switch = Switch(step=switch)
     # A switch by step alone needs no subspace before that step.
     first_needed = switch.step if switch.alignment is None else 0
+    always = all(isinstance(x, int) for x in (refresh_every, first_needed)) and (
+        (refresh_every, first_needed) == (1, 0)
+    )
 
     def init(params):
-        params = masking.select(params, mask)
-        checks.integer(
-            "rank", rank, 1, basis.size(params), "the number of (masked) parameters"
-        )
+        if jax.tree.leaves(params):  # none in what optax.tree_map_params passes
+            params = masking.select(params, mask)
+            checks.integer(
+                "rank", rank, 1, basis.size(params), "the number of (masked) parameters"
+            )
         dtype = basis.working_dtype(params)
         return ScaleBySubspaceState(
             count=jnp.zeros((), jnp.int32),
@@ -214,16 +218,25 @@ def scale_by_subspace(
                 key,
             )
             usable = found.converged & _all_finite(found)
-            accepted = due & usable
+            kept, known = found, solver_state
+            if not (always and solver.guarded):
+                accepted = due & (usable | solver.guarded)
+                kept = basis.where(accepted, found, state.subspace)
+                known = basis.where(accepted, solver_state, state.solver_state)
             return state._replace(
-                subspace=basis.where(accepted, found, state.subspace),
-                solver_state=basis.where(accepted, solver_state, state.solver_state),
+                subspace=kept,
+                solver_state=known,
                 total_matvecs=state.total_matvecs + due * found.num_matvecs,
                 refreshes=state.refreshes + due,
                 failed_refreshes=state.failed_refreshes + (due & ~usable),
             )
 
-        state = jax.lax.cond(_any_lane(due), refresh, lambda: state)
+        # Without a conditional XLA can share work between the step and the refresh.
+        if always:
+            state = refresh()
+        else:
+            state = jax.lax.cond(_any_lane(due), refresh, lambda: state)
+
         coefficients = state.subspace.coefficients(selected)
         alignment = subspace.alignment(coefficients, selected)
         average = switch.decay * state.alignment_average
@@ -257,6 +270,20 @@ def scale_by_subspace(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def takes_options(fn):
+    """Shows the keyword arguments of `scale_by_subspace` in place of `**options`.
+
+    `optax.inject_hyperparams` reads the signature, and cannot pass `**options` on.
+    """
+    signature = inspect.signature(fn)
+    options = inspect.signature(scale_by_subspace).parameters.values()
+    parameters = [*signature.parameters.values()][:-1]
+    parameters += [p for p in options if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    fn.__signature__ = signature.replace(parameters=parameters)
+    return fn
+
+
+@takes_options
 def project_bulk(rank: int, **options) -> optax.GradientTransformationExtraArgs:
     """Removes the dominant part of the updates: u ← u − P u, (a, b) = (0, 1).
 
@@ -274,6 +301,7 @@ def project_bulk(rank: int, **options) -> optax.GradientTransformationExtraArgs:
     return scale_by_subspace(rank, 0.0, 1.0, **options)
 
 
+@takes_options
 def project_dominant(rank: int, **options) -> optax.GradientTransformationExtraArgs:
     """Keeps the dominant part of the updates alone: u ← P u, (a, b) = (1, 0).
 
@@ -304,9 +332,9 @@ def _dominant_factors(scale, state: ScaleBySubspaceState):
     return scale(state.count)
 
 
-def _all_finite(tree):
-    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags))
+def _all_finite(found: Subspace):
+    # A vector that is not finite shows in its eigenvalue or residual.
+    return jnp.all(jnp.isfinite(found.eigenvalues) & jnp.isfinite(found.residuals))
 
 
 @jax.custom_batching.custom_vmap

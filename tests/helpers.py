@@ -92,9 +92,8 @@ def exact_solver():
     return bulk_sgd.Solver(lambda params, rank: (), solve)
 
 
-def quadratic(matrix, like):
-    """The loss ½ xᵀ A x of a pytree like `like`, whose Hessian is A."""
-    del like
+def quadratic(matrix):
+    """The loss ½ xᵀ A x of a pytree of as many numbers; its Hessian is A."""
     matrix = np.asarray(matrix)
 
     def loss(params):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import dense, equations, flat, operator, projector, rows, symmetric, top
+from helpers import equations, operator, projector, rows, symmetric, top
 
 import bulk_sgd
 from bulk_sgd.curvature import as_pytree
@@ -43,10 +43,10 @@ CASES = [
 
 
 def matrices(spectrum):
-    """The float32 operator in two random frames and in the coordinate one."""
+    """The float32 operator in a random frame and in the coordinate one."""
     eigenvalues = np.asarray(SPECTRA[spectrum], np.float64)
-    frames = [symmetric(eigenvalues, seed) for seed in (0, 1)]
-    return [a.astype(np.float32) for a in (*frames, np.diag(eigenvalues))]
+    frames = symmetric(eigenvalues), np.diag(eigenvalues)
+    return [matrix.astype(np.float32) for matrix in frames]
 
 
 def normal(seed, size=SIZE):
@@ -87,19 +87,20 @@ def assert_leading_pairs(matrix, pairs, which="largest", tol=TOL):
     np.testing.assert_allclose(vectors @ vectors.T, np.eye(rank), rtol=0, atol=5e-6)
     assert true_residuals(matrix, pairs).max() <= tol * scale
     # Every leading part with a gap below it. Davis and Kahan: the error of a projector
-    # is at most the residual, √rank tol, over the gap.
+    # is at most the norm of the residuals over the gap.
     values, _ = top(matrix, len(matrix), which)
     for k in range(1, min(rank + 1, len(matrix))):
-        gap = np.abs(values[:k, None] - values[None, k:]).min()
-        if gap > 0.02 * scale:
+        gap = np.abs(values[:k, None] - values[None, k:]).min() - tol * scale
+        if gap > 10 * tol * scale:
             error = projector(vectors[:k]) - top(matrix, k, which)[1]
-            assert np.linalg.norm(error, 2) < 1e-3
+            assert np.linalg.norm(error, 2) < np.sqrt(k) * tol * scale / gap
 
 
 @pytest.mark.parametrize(("spectrum", "which"), CASES)
 def test_leading_eigenpairs_of_prescribed_spectra(spectrum, which):
-    for seed, matrix in enumerate(matrices(spectrum)):
-        assert_leading_pairs(matrix, solve(matrix, seed, which=which), which)
+    for matrix in matrices(spectrum):
+        for seed in range(2):
+            assert_leading_pairs(matrix, solve(matrix, seed, which=which), which)
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
@@ -114,8 +115,9 @@ def test_converged_is_never_claimed_above_the_tolerance(which):
                 claims.append(bool(pairs.converged))
                 error = true_residuals(matrix, pairs)
                 assert not pairs.converged or error.max() <= tol * scale, (name, tol)
-                # The estimate is honest where the solver gave up, too.
-                rounding = 20 * np.finfo(np.float32).eps * scale
+                # The estimate is honest where the solver gave up, too. Each of some
+                # 40 restarts adds about one unit of rounding.
+                rounding = 60 * np.finfo(np.float32).eps * scale
                 assert np.all(error <= np.asarray(pairs.residuals) + rounding)
     # Neither never nor always: 4 of the 7 tolerances can be held.
     assert 0.5 < np.mean(claims) < 0.7
@@ -160,7 +162,6 @@ def test_basis_size_changes_the_cost_and_not_the_answer(max_basis):
     ("size", "rank", "eigenvalues"),
     [
         (1, 1, [[3], [-3], [0]]),
-        (2, 1, [[3, 1], [1, 1], [0, 0]]),
         (5, 4, [[5, 4, 3, 2, 1], [1, 1, 1, 1, 0]]),
         (5, 5, [[5, 4, 3, 2, -1], [1, 1, 1, 1, 1], [3, 0, 0, 0, 0], [0] * 5]),
     ],
@@ -359,8 +360,9 @@ def test_lanczos_decomposition_holds(x64, spectrum, restart):
     if not restart:
         assert np.abs(coupling[:-1]).max() <= 1e-14 * scale
     # Unreached rows never show up as eigenvalues.
-    found = np.sort(np.asarray(state.ritz_values)[:num_rows])
-    assert found.min() >= np.linalg.eigvalsh(matrix).min() - 1e-12
+    ritz_values, lowest = np.asarray(state.ritz_values), np.linalg.eigvalsh(matrix)[0]
+    assert ritz_values[:size].min() >= lowest - 1e-14 * scale
+    assert ritz_values[size:].max(initial=-np.inf) < lowest
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -414,7 +416,9 @@ def test_functional_curvature_is_solved_at_every_call_afresh():
 
 
 def test_plain_functions_are_matvecs():
-    assert as_pytree(as_pytree(flat)) == as_pytree(flat)
+    matvec = as_pytree(lambda v: 2 * v)
+    assert as_pytree(matvec) is matvec
+    assert jax.tree.leaves(matvec) == []
     pairs = bulk_sgd.top_eigenpairs(lambda v: 2 * v, jnp.ones(3), 1, TOL)
     np.testing.assert_allclose(pairs.eigenvalues, [2], rtol=TOL)
 
@@ -455,17 +459,5 @@ def test_solver_arguments_out_of_range(options, message):
 
 def test_traced_rank_names_the_remedy():
     solve_at = lambda rank: bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), rank)
-    with pytest.raises(ValueError, match="rank is a traced array.*static_args"):
+    with pytest.raises(ValueError, match=r"rank is a traced array.*static_args"):
         jax.jit(solve_at)(2)
-
-
-def test_dense_matrix_of_a_solved_operator_is_rebuilt_from_all_pairs():
-    # rank = dimension: A = Uᵀ Λ U. Signs cancel.
-    matrix = symmetric([4, 2, 1, -1, -3, 0])
-    pairs = bulk_sgd.top_eigenpairs(operator(matrix), jnp.ones(6), 6, TOL)
-    vectors = rows(pairs.eigenvectors)
-    rebuilt = vectors.T @ np.diag(np.asarray(pairs.eigenvalues)) @ vectors
-    np.testing.assert_allclose(rebuilt, matrix, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(
-        dense(operator(matrix), jnp.ones(6)), matrix, rtol=0, atol=1e-6
-    )

@@ -1,0 +1,269 @@
+r"""A dominant subspace tracked along training, from the mini-batches at hand.
+
+Lanczos solves for the eigenspace of one matrix; training asks for that of a slowly
+moving one, of which every mini-batch gives a noisy sample. Averaging the samples over
+steps is Oja's rule (Oja, *A simplified neuron model as a principal component
+analyzer*, 1982), the streaming principal component analysis of Hessians:
+
+  V ← orth((1 − ρ) Λ V + ρ H_b V),
+
+with H_b the Hessian of the current mini-batch and Λ the running Rayleigh quotients,
+which make the gain ρ free of units. Its price does not depend on the size of the data
+set, and averaging also smooths the swing of the Hessian from one iterate to the next,
+which a basis solved exactly one step before does not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis, checks, curvature
+from bulk_sgd.subspace import Solver, Subspace
+
+
+class StreamingState(NamedTuple):
+    """State of the `streaming` solver.
+
+    Attributes:
+      count: int32, calls so far.
+      quotients: `(k, k)`, running average of V H_b Vᵀ.
+      noise: `(k,)`, running average of the squared part of H_b v_i outside of span V.
+    """
+
+    count: jax.Array
+    quotients: jax.Array
+    noise: jax.Array
+
+
+def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
+    """Solver that averages mini-batch Hessians over steps (Oja's rule).
+
+    Use it with `refresh_every=1` and the loss of the current mini-batch as `value_fn`.
+    A call multiplies `columns` of the k basis vectors, in turn, by the Hessian of that
+    loss, mixes each product into its vector with weight ρ, and orthonormalises what
+    changed. ρ starts at 1 and falls as one over the number of sweeps to `gain`, so that
+    a start from nothing is a power iteration and the end an average over about
+    1/`gain` sweeps. One Jacobi rotation per call keeps the vectors close to the
+    eigenvectors, in order.
+
+    Attributes of the result: `eigenvalues` are running Rayleigh quotients;
+    `residuals` are standard errors √(ρ / (2 − ρ)) ‖H_b v − V Vᵀ H_b v‖ of the averaged
+    products, an estimate of ‖H v − λ v‖ that takes batches for independent.
+
+    Error and cost: `docs/solvers.md`.
+
+    Args:
+      columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
+      every: act on one call in so many; the others cost nothing.
+      gain: final weight ρ of a new product, above 0 and at most 1. Larger follows
+        faster, smaller averages more.
+
+    Returns:
+      A `Solver` with a `StreamingState`.
+
+    Raises:
+      ValueError: if an argument is out of its range, at `init` if `columns` does not
+        divide the rank.
+
+    Example:
+      >>> import bulk_sgd
+      >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming())
+    """
+    checks.integer("columns", columns, 0)
+    checks.integer("every", every, 1)
+    checks.between("gain", gain, 1e-6, 1)
+
+    def init(params, rank):
+        if columns and rank % columns:
+            raise ValueError(
+                f"columns is {columns}; it must divide the rank, {rank}, or be 0 for "
+                "all columns."
+            )
+        dtype = basis.working_dtype(params)
+        return StreamingState(
+            count=jnp.zeros((), jnp.int32),
+            quotients=jnp.zeros((rank, rank), dtype),
+            noise=jnp.zeros(rank, dtype),
+        )
+
+    def solve(matvec, subspace, state, updates, key):
+        rank = subspace.rank
+        width = columns or rank
+        turn, sweep = state.count // every, rank // width
+        start = (turn % sweep) * width
+        weight = jnp.maximum(gain, 1 / (1 + turn // sweep)).astype(state.noise.dtype)
+        acts = state.count % every == 0
+        rows = subspace.eigenvectors
+
+        def move():
+            return _move(matvec, rows, start, width, state, weight, updates, key)
+
+        def rest():
+            changed = jax.tree.map(lambda x: jnp.zeros_like(x[: width + 1]), rows)
+            nothing = jnp.zeros((), jnp.int32)
+            return changed, nothing, nothing, state.quotients, state.noise
+
+        moved = move() if every == 1 else jax.lax.cond(acts, move, rest)
+        changed, partner, count, quotients, noise = moved
+        if width == rank:
+            rows = basis.where(count > 0, changed, rows)
+        else:
+            indices = jnp.append(start + jnp.arange(width), partner)
+            rows = basis.put(rows, indices, changed, count)
+        found = Subspace(
+            eigenvalues=jnp.diag(quotients),
+            eigenvectors=rows,
+            residuals=jnp.sqrt(weight / (2 - weight) * noise),
+            converged=(count > 0) | ~acts,
+            num_matvecs=acts * jnp.int32(width),
+        )
+        return found, StreamingState(state.count + 1, quotients, noise)
+
+    return Solver(init, solve, guarded=True)
+
+
+def _move(matvec, rows, start, width, state: StreamingState, weight, updates, key):
+    """Oja's rule on a block of rows, and a rotation towards the eigenvectors.
+
+    Returns:
+      The new rows of the block and of the one that its first was rotated with, the
+      index of that one, how many of them to write (none where a value was not finite),
+      the quotients and the noise.
+    """
+    rank = len(state.quotients)
+    index = jnp.arange(rank)
+    beyond = (index < start) | (index >= start + width)
+    partner = _partner(state.quotients, start, beyond)
+    both = basis.take(rows, jnp.append(start + jnp.arange(width), partner))
+    block = jax.tree.map(lambda x: x[:width], both)
+    block = _seeded(block, rows, updates, key)
+    product = jax.vmap(curvature.linearize(matvec))(block)
+    inside = jax.lax.dynamic_update_slice(
+        # A row that was just seeded is not among `rows` yet.
+        basis.gram(product, rows),
+        basis.gram(product, block),
+        (0, start),
+    )
+    outside = jax.vmap(basis.dot)(product, product) - jnp.sum(inside**2, axis=1)
+
+    old = jax.lax.dynamic_slice(state.quotients, (start, 0), (width, rank))
+    slab = old + weight * (inside - old)
+    quotients = jax.lax.dynamic_update_slice(state.quotients, slab, (start, 0))
+    quotients = jax.lax.dynamic_update_slice(quotients, slab.T, (0, start))
+    variance = jax.lax.dynamic_slice(state.noise, (start,), (width,))
+    variance = variance + weight * (jnp.maximum(outside, 0) - variance)
+    noise = jax.lax.dynamic_update_slice(state.noise, variance, (start,))
+
+    own = jnp.diag(jax.lax.dynamic_slice(old, (0, start), (width, width)))
+    mixed = jax.tree.map(
+        lambda v, y: _over((1 - weight) * own, v) * v + weight * y, block, product
+    )
+    # The other rows are orthogonal to the block already, so that one pass, with inner
+    # products at hand, is as good as two.
+    overlap = jnp.where(beyond, weight * inside, 0)
+    mixed = basis.subtract(mixed, basis.combine(overlap, rows))
+    turned = _orthonormal(mixed)
+    finite = jnp.all(jnp.isfinite(slab)) & jnp.all(jnp.isfinite(outside))
+    finite &= jnp.all(jax.vmap(basis.norm)(turned) > 0.5)
+
+    if width == rank:
+        changed, quotients, noise = _diagonalize(turned, quotients, noise)
+    else:
+        first, other, quotients, noise = _jacobi(
+            basis.row(turned, 0), basis.row(both, width), quotients, noise, start,
+            partner,
+        )  # fmt: skip
+        changed = jax.tree.map(
+            lambda x, t, y: jnp.concatenate([x[None], t[1:], y[None]]),
+            first,
+            turned,
+            other,
+        )
+    return (
+        changed,
+        partner,
+        finite * jnp.int32(basis.num_rows(changed)),
+        jnp.where(finite, quotients, state.quotients),
+        jnp.where(finite, noise, state.noise),
+    )
+
+
+def _partner(quotients, index, allowed):
+    """The row that row `index` most needs a rotation with.
+
+    That is where the off-diagonal quotient or the inversion of the order is largest.
+    """
+    rows = jnp.arange(len(quotients))
+    values = jnp.diag(quotients)
+    gap = jnp.where(rows > index, values - values[index], values[index] - values)
+    need = jnp.abs(quotients[index]) + jnp.maximum(gap, 0)
+    return jnp.argmax(jnp.where(allowed, need, -1)).astype(jnp.int32)
+
+
+def _orthonormal(block):
+    """The block with orthonormal rows of the same span, by Cholesky QR."""
+    passes = 1 if basis.num_rows(block) == 1 else 2  # twice is enough
+    for _ in range(passes):
+        gram = basis.gram(block, block)
+        identity = jnp.eye(len(gram), dtype=gram.dtype)
+        # The shift keeps a nearly dependent block factorable.
+        shift = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
+        factor = jnp.linalg.cholesky(gram + shift * identity)
+        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        block = basis.combine(inverse, block)
+    return block
+
+
+def _seeded(block, rows, updates, key):
+    """The block with its rows of zeros replaced: the update first, then noise."""
+    missing = jax.vmap(basis.norm)(block) == 0
+
+    def fill():
+        keys = jax.random.split(key, missing.size)
+        noise = jax.vmap(lambda key: basis.random_normal(key, updates))(keys)
+        scale = jnp.sqrt(basis.size(updates)) / (basis.norm(updates) + 1e-30)
+        first = jnp.arange(missing.size) == 0
+
+        def seed(old, noise, update):
+            update = _over(first, noise) * (scale * update.astype(noise.dtype))
+            return jnp.where(_over(missing, old) > 0, 0.1 * noise + update, old)
+
+        fresh = jax.tree.map(seed, block, noise, updates)
+        for _ in range(2):  # twice is enough
+            fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
+            fresh = _orthonormal(fresh)
+        return fresh
+
+    return jax.lax.cond(jnp.any(missing), fill, lambda: block)
+
+
+def _over(values, rows):
+    """A value per row, shaped to multiply the rows of a leaf."""
+    return values.astype(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+def _diagonalize(rows, quotients, noise):
+    """Rayleigh-Ritz: rows rotated to the eigenvectors of their quotients."""
+    values, vectors = jnp.linalg.eigh(quotients)
+    vectors = vectors[:, ::-1]
+    rotated = basis.combine(vectors.T, rows)
+    return rotated, jnp.diag(values[::-1]), noise @ vectors**2
+
+
+def _jacobi(row, other, quotients, noise, index, partner):
+    """The two rows after the rotation that makes their mutual quotient zero."""
+    # The larger quotient goes to the row that comes first.
+    forward = index < partner
+    first, second = jnp.minimum(index, partner), jnp.maximum(index, partner)
+    angle = 0.5 * jnp.arctan2(
+        2 * quotients[first, second],
+        quotients[first, first] - quotients[second, second],
+    )
+    c, s = jnp.cos(angle), jnp.where(forward, 1, -1) * jnp.sin(angle)
+    turned = jax.tree.map(lambda x, y: c * x + s * y, row, other)
+    rest = jax.tree.map(lambda x, y: c * y - s * x, row, other)
+    rotation = jnp.eye(len(quotients), dtype=quotients.dtype)
+    rotation = rotation.at[index, index].set(c).at[partner, partner].set(c)
+    rotation = rotation.at[index, partner].set(s).at[partner, index].set(-s)
+    return turned, rest, rotation @ quotients @ rotation.T, rotation**2 @ noise

@@ -1,0 +1,342 @@
+"""What every transform and alias owes to optax, as in optax/contrib/_common_test.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import exact_solver, flat, symmetric, top
+from jax.flatten_util import ravel_pytree
+
+import bulk_sgd
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+RANK, RATE = 2, 0.15  # 2 / η = 13 is above λ_1: SGD is stable
+MATRIX = symmetric([10, 8, 1, 0.6, 0.4, 0.2])
+P = top(MATRIX, RANK)[1]
+TARGET = {"b": np.array([1.0, -2.0]), "w": np.array([[0.5, 1.0], [-1.0, 2.0]])}
+OPTIMUM = flat(TARGET)
+OFFSET = np.random.default_rng(0).standard_normal(6)
+
+
+def start(dtype=jnp.float32):
+    x = jnp.asarray(OPTIMUM + OFFSET, jnp.float32)
+    unravel = ravel_pytree(jax.tree.map(jnp.float32, TARGET))[1]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), unravel(x))
+
+
+def loss(params):
+    x = ravel_pytree(params)[0]
+    x = x - jnp.asarray(OPTIMUM, x.dtype)
+    return 0.5 * x @ jnp.asarray(MATRIX, x.dtype) @ x
+
+
+# Each method by its factory, with arguments, and what is to become of the sharp and of
+# the flat part of the distance to the optimum: "gone", "kept" or None (neither).
+METHODS = {
+    "project_bulk": (bulk_sgd.project_bulk, {}, "kept", "gone"),
+    "project_dominant": (bulk_sgd.project_dominant, {}, "gone", "kept"),
+    "scale_by_subspace": (
+        bulk_sgd.scale_by_subspace,
+        {"dominant_scale": 0.5, "bulk_scale": 2.0},
+        "gone",
+        "gone",
+    ),
+    "scale_by_subspace, schedules": (
+        bulk_sgd.scale_by_subspace,
+        {
+            "dominant_scale": optax.linear_schedule(0.0, 1.0, 50),
+            "bulk_scale": optax.linear_schedule(2.0, 1.0, 50),
+        },
+        "gone",
+        "gone",
+    ),
+    "bulk_sgd": (bulk_sgd.bulk_sgd, {"learning_rate": RATE}, "kept", "gone"),
+    "bulk_sgd, schedule": (
+        bulk_sgd.bulk_sgd,
+        {"learning_rate": optax.constant_schedule(RATE), "refresh_every": 3},
+        "kept",
+        "gone",
+    ),
+    "dom_sgd": (bulk_sgd.dom_sgd, {"learning_rate": RATE}, "gone", "kept"),
+    "bulk path": (
+        bulk_sgd.interpolated_sgd,
+        {"learning_rate": RATE, "alpha": 0.3, "path": "bulk"},
+        "gone",
+        "gone",
+    ),
+    "dom path": (
+        bulk_sgd.interpolated_sgd,
+        {"learning_rate": RATE, "alpha": 0.3, "path": "dom"},
+        "gone",
+        "gone",
+    ),
+    "cross path": (
+        bulk_sgd.interpolated_sgd,
+        {"learning_rate": RATE, "alpha": 0.3, "path": "cross"},
+        "gone",
+        "gone",
+    ),
+    "default solver": (
+        bulk_sgd.bulk_sgd,
+        {"learning_rate": RATE, "solver": bulk_sgd.lanczos(tol=1e-5)},
+        "kept",
+        "gone",
+    ),
+}
+
+bulk = functools.partial(bulk_sgd.project_bulk, RANK, solver=exact_solver())
+adam = functools.partial(optax.adam, optax.linear_schedule(0.03, 0.0, 1000))
+# Momentum is linear, so that the parts stay apart. Adam divides by root mean squares:
+# a bulk gradient gives an update with a sharp part, and a sharp one, which never
+# vanishes where the sharp part is kept, an update that moves the flat part for ever.
+CHAINS = {
+    "after momentum": (lambda: (optax.sgd(RATE / 5, 0.8), bulk()), "kept", "gone"),
+    "before momentum": (lambda: (bulk(), optax.sgd(RATE / 5, 0.8)), "kept", "gone"),
+    "after adam": (lambda: (adam(), bulk()), "kept", None),
+    "before adam": (lambda: (bulk(), adam()), None, "gone"),
+    "scaled after adam": (
+        lambda: (
+            adam(),
+            bulk_sgd.scale_by_subspace(RANK, 0.5, 2.0, solver=exact_solver()),
+        ),
+        "gone",
+        "gone",
+    ),
+}
+ALL = [*METHODS, *CHAINS]
+# Every method is the same transform inside: what wraps it is tried on these.
+SOME = ["project_bulk", "scale_by_subspace, schedules", "cross path", "default solver"]
+
+
+def arguments(name):
+    return {"rank": RANK, "solver": exact_solver()} | METHODS[name][1]
+
+
+@functools.cache
+def optimizer(name):
+    """A method of the tables as a whole optimizer."""
+    if name in CHAINS:
+        return optax.chain(*CHAINS[name][0]())
+    tx = METHODS[name][0](**arguments(name))
+    if "learning_rate" not in METHODS[name][1]:
+        tx = optax.chain(tx, optax.scale_by_learning_rate(RATE))
+    return tx
+
+
+def make_step(tx, **extra):
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params)
+        args = {"value_fn": loss, "value": value, "grad": gradient} | extra
+        updates, state = tx.update(gradient, state, params, **args)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@functools.cache
+def compiled(name):
+    """One compiled step of a method, shared by the tests that use it as it is."""
+    return jax.jit(make_step(optimizer(name), an_argument_that_nobody_expects=1))
+
+
+def descend(step, tx, steps):
+    params = start()
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def distance(params):
+    """The sharp and the flat part of the distance to the optimum."""
+    x = flat(params) - OPTIMUM
+    return P @ x, x - P @ x
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_unexpected_arguments_pass_and_nothing_recompiles(name):
+    step, tx = compiled(name), optimizer(name)
+    before = tx.init(start())
+    _, after = descend(step, tx, 3)
+    assert step._cache_size() == 1
+    assert types(after) == types(before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reaches_the_optimum_where_it_may_move(name):
+    sharp, flat_part = (METHODS | CHAINS)[name][-2:]
+    params, _ = descend(compiled(name), optimizer(name), 1000)
+    for fate, before, after in zip(
+        (sharp, flat_part), distance(start()), distance(params)
+    ):
+        if fate == "gone":
+            # (1 − 0.3 · 0.15 · 0.2)^1000, the slowest, is 1e-4.
+            assert np.linalg.norm(after) < 1e-3
+        elif fate == "kept":
+            # A thousand steps, each off by float32 rounding.
+            np.testing.assert_allclose(after, before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*SOME, "before momentum", "after adam"])
+def test_scan_equals_the_loop(name):
+    tx = optimizer(name)
+    step = make_step(tx)
+
+    @jax.jit
+    def run(params):
+        carry = (params, tx.init(params))
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=4)[0]
+
+    params, _ = run(start())
+    expected, _ = descend(compiled(name), tx, 4)
+    # Compiled apart: some units of float32 rounding.
+    np.testing.assert_allclose(flat(params), flat(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_updates_have_the_dtype_of_the_params(name, dtype):
+    tx, params = optimizer(name), start(dtype)
+    update = lambda params: tx.update(params, tx.init(params), params, value_fn=loss)
+    updates, state = jax.eval_shape(update, params)
+    assert types(updates) == types(params)
+    assert types(state) == types(tx.init(params))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_is_a_named_tuple_of_arrays(name):
+    state = optimizer(name).init(start())
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    parts = state if type(state) is tuple else (state,)
+    fields = [part for part in parts if isinstance(part, bulk_sgd.ScaleBySubspaceState)]
+    assert len(fields) == 1
+    assert isinstance(optax.tree_utils.tree_get(state, "subspace"), bulk_sgd.Subspace)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tree_map_params_finds_the_eigenvectors(name):
+    tx = optimizer(name)
+    state = tx.init(start())
+    marked = optax.tree_utils.tree_map_params(tx, lambda x: x + 7, state)
+    vectors = optax.tree_utils.tree_get(marked, "eigenvectors")
+    assert all((leaf == 7).all() for leaf in jax.tree.leaves(vectors))
+    assert int(optax.tree_utils.tree_get(marked, "total_matvecs")) == 0
+    assert types(marked) == types(state)
+
+
+def test_tree_map_params_works_with_a_mask():
+    tx = bulk_sgd.project_bulk(1, mask={"b": True, "w": False})
+    state = tx.init(start())
+    marked = optax.tree_utils.tree_map_params(tx, lambda x: x + 7, state)
+    assert marked.subspace.eigenvectors["w"] is None
+    assert (marked.subspace.eigenvectors["b"] == 7).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hyperparams_can_be_injected(name):
+    factory, options = METHODS[name][:2]
+    tx = factory(**arguments(name))
+    inject = optax.inject_hyperparams(factory, static_args="rank")
+    injected = inject(**arguments(name))
+
+    def second_update(tx, params):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(params, state, params, value_fn=loss)
+        return updates
+
+    # State and hyperparams traced, as in a training loop.
+    updates = jax.jit(functools.partial(second_update, injected))(start())
+    expected = jax.jit(functools.partial(second_update, tx))(start())
+    np.testing.assert_allclose(flat(updates), flat(expected), rtol=0, atol=1e-5)
+    expected = {k for k, v in options.items() if isinstance(v, float) or callable(v)}
+    assert expected <= set(injected.init(start()).hyperparams)
+
+
+def test_injected_hyperparams_can_be_changed():
+    make = optax.inject_hyperparams(bulk_sgd.interpolated_sgd, static_args="rank")
+    tx = make(0.1, rank=RANK, alpha=0.0, solver=exact_solver())
+    params = start()
+    state = tx.init(params)
+    step = jax.jit(lambda s: tx.update(params, s, params, value_fn=loss))
+    updates, state = step(state)
+    x = flat(params)
+    np.testing.assert_allclose(flat(updates), -0.1 * (x - P @ x), rtol=0, atol=1e-5)
+    state.hyperparams["alpha"] = jnp.float32(0.5)
+    state.hyperparams["learning_rate"] = jnp.float32(1)
+    updates, state = step(state)
+    np.testing.assert_allclose(flat(updates), 0.5 * P @ x - x, rtol=0, atol=1e-5)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_multi_steps_averages_gradients(name):
+    tx = optimizer(name)
+    multi = optax.MultiSteps(tx, every_k_schedule=2)
+    step = jax.jit(lambda s, g: multi.update(g, s, start(), value_fn=loss))
+    gradient = jax.grad(loss)(start())
+    state = multi.init(start())
+    updates, state = step(state, jax.tree.map(lambda g: 0.5 * g, gradient))
+    assert not flat(updates).any()
+    updates, state = step(state, jax.tree.map(lambda g: 1.5 * g, gradient))
+    expected, _ = descend(compiled(name), tx, 1)
+    expected = flat(expected) - flat(start())
+    np.testing.assert_allclose(flat(updates), expected, rtol=0, atol=1e-5)
+    assert int(optax.tree_utils.tree_get(state, "refreshes")) == 1
+
+
+LINE_SEARCHES = {
+    "backtracking": lambda: optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=10, store_grad=True
+    ),
+    "zoom": lambda: optax.scale_by_zoom_linesearch(max_linesearch_steps=10),
+}
+
+
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        ("backtracking", "bulk_sgd"),
+        ("backtracking", "dom_sgd"),
+        ("backtracking", "bulk path"),
+        ("backtracking", "default solver"),
+        ("zoom", "bulk_sgd"),
+        ("zoom", "bulk path"),
+    ],
+)
+def test_line_search_shares_value_fn(search, name):
+    tx = optax.chain(optimizer(name), LINE_SEARCHES[search]())
+    step = jax.jit(make_step(tx))
+    params, state = start(), tx.init(start())
+    values = [float(loss(params))]
+    for _ in range(5):
+        params, state = step(params, state)
+        values.append(float(loss(params)))
+    # Never up, but for rounding, and down in the end. Bulk-SGD keeps the sharp part,
+    # here 3.66 of 3.70.
+    assert np.all(np.diff(values) <= 1e-6)
+    assert values[-1] < values[0] - 0.01
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_gradients_that_are_not_finite_can_be_skipped(name):
+    tx = optax.apply_if_finite(optimizer(name), max_consecutive_errors=3)
+    step = jax.jit(lambda s, g: tx.update(g, s, start(), value_fn=loss))
+    gradient = jax.grad(loss)(start())
+    updates, state = step(
+        tx.init(start()), jax.tree.map(lambda g: g * jnp.nan, gradient)
+    )
+    assert not flat(updates).any()
+    assert int(optax.tree_utils.tree_get(state, "total_matvecs")) == 0
+    updates, state = step(state, gradient)
+    expected, _ = descend(compiled(name), optimizer(name), 1)
+    expected = flat(expected) - flat(start())
+    np.testing.assert_allclose(flat(updates), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,22 @@
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import bulk_sgd
+
+MODULES = sorted(
+    info.name for info in pkgutil.walk_packages(bulk_sgd.__path__, "bulk_sgd.")
+)
+
+
+def test_modules_are_found():
+    assert {"bulk_sgd.lanczos", "bulk_sgd.transforms"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.failed == 0
