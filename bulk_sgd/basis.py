@@ -113,32 +113,41 @@ def num_rows(basis) -> int:
     return jax.tree.leaves(basis)[0].shape[0]
 
 
-def take(basis, indices):
-    """The rows at `indices`, an int array `(p,)`, as a basis of p rows.
-
-    It is a product with a selection matrix: XLA fuses a slice into the write of some
-    other row and then copies the whole basis, where it can write in place after a dot.
-    """
-    return combine(jax.nn.one_hot(indices, num_rows(basis)), basis)
+def block(basis, start, size: int):
+    """The `size` rows from `start` on (which may be traced), as a basis."""
+    return jax.tree.map(
+        lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size), basis
+    )
 
 
-def put(basis, indices, rows, count):
-    """The basis with its rows at `indices[:count]` replaced by those of `rows`.
+def map_rows(fn, basis):
+    """`fn(row)` for each row, stacked."""
+    if num_rows(basis) == 1:  # a batch of one would cost its products their shape
+        return jax.tree.map(lambda x: x[None], fn(row(basis, 0)))
+    return jax.vmap(fn)(basis)
 
-    A loop with a trip count that XLA does not know: it writes in place, where a
-    straight write would be fused with whatever reads the basis next, and copied.
+
+def put(basis, start, rows, write):
+    """The basis with its rows from `start` on replaced by `rows`, where `write`.
+
+    A loop that XLA does not know to run once: it writes in place, where a straight
+    write would be fused with whatever reads the basis next, and the basis copied.
 
     Args:
       basis: pytree with leaves `(m, *leaf.shape)`.
-      indices: int array `(p,)`.
+      start: int scalar.
       rows: pytree with leaves `(p, *leaf.shape)`.
-      count: int scalar, how many rows to write.
+      write: bool scalar.
     """
 
-    def write(i, basis):
-        return set_row(basis, indices[i], row(rows, i))
+    def once(_, basis):
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0),
+            basis,
+            rows,
+        )
 
-    return jax.lax.fori_loop(0, count, write, basis)
+    return jax.lax.fori_loop(0, write.astype(jnp.int32), once, basis)
 
 
 def set_row(basis, index, vector):

@@ -97,25 +97,29 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
         rows = subspace.eigenvectors
 
         def move():
-            return _move(matvec, rows, start, width, state, weight, updates, key)
+            # Which row of the block is rotated with one outside of it.
+            turning = (turn // sweep) % width
+            block = basis.block(rows, start, width)
+            seeded = _seeded(block, rows, updates, key)
+            return _move(matvec, rows, seeded, start, turning, state, weight)
 
         def rest():
-            changed = jax.tree.map(lambda x: jnp.zeros_like(x[: width + 1]), rows)
-            nothing = jnp.zeros((), jnp.int32)
-            return changed, nothing, nothing, state.quotients, state.noise
+            old = basis.block(rows, start, width)
+            other = basis.row(rows, 0)
+            nothing = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+            return old, other, *nothing, state.quotients, state.noise
 
         moved = move() if every == 1 else jax.lax.cond(acts, move, rest)
-        changed, partner, count, quotients, noise = moved
-        if width == rank:
-            rows = basis.where(count > 0, changed, rows)
-        else:
-            indices = jnp.append(start + jnp.arange(width), partner)
-            rows = basis.put(rows, indices, changed, count)
+        block, other, partner, finite, quotients, noise = moved
+        rows = basis.put(rows, start, block, finite)
+        if width < rank:
+            other = jax.tree.map(lambda x: x[None], other)
+            rows = basis.put(rows, partner, other, finite)
         found = Subspace(
             eigenvalues=jnp.diag(quotients),
             eigenvectors=rows,
             residuals=jnp.sqrt(weight / (2 - weight) * noise),
-            converged=(count > 0) | ~acts,
+            converged=finite | ~acts,
             num_matvecs=acts * jnp.int32(width),
         )
         return found, StreamingState(state.count + 1, quotients, noise)
@@ -123,29 +127,25 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
     return Solver(init, solve, guarded=True)
 
 
-def _move(matvec, rows, start, width, state: StreamingState, weight, updates, key):
+def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     """Oja's rule on a block of rows, and a rotation towards the eigenvectors.
 
     Returns:
-      The new rows of the block and of the one that its first was rotated with, the
-      index of that one, how many of them to write (none where a value was not finite),
-      the quotients and the noise.
+      The new rows of the block, the one that `turning` was rotated with and the index
+      of that one, whether all is finite and to be used, the quotients and the noise.
     """
-    rank = len(state.quotients)
+    rank, width = len(state.quotients), basis.num_rows(block)
     index = jnp.arange(rank)
     beyond = (index < start) | (index >= start + width)
-    partner = _partner(state.quotients, start, beyond)
-    both = basis.take(rows, jnp.append(start + jnp.arange(width), partner))
-    block = jax.tree.map(lambda x: x[:width], both)
-    block = _seeded(block, rows, updates, key)
-    product = jax.vmap(curvature.linearize(matvec))(block)
+    partner = _partner(state.quotients, start + turning, beyond)
+    product = basis.map_rows(curvature.linearize(matvec), block)
     inside = jax.lax.dynamic_update_slice(
         # A row that was just seeded is not among `rows` yet.
         basis.gram(product, rows),
         basis.gram(product, block),
         (0, start),
     )
-    outside = jax.vmap(basis.dot)(product, product) - jnp.sum(inside**2, axis=1)
+    outside = _squared_norms(product) - jnp.sum(inside**2, axis=1)
 
     old = jax.lax.dynamic_slice(state.quotients, (start, 0), (width, rank))
     slab = old + weight * (inside - old)
@@ -164,29 +164,23 @@ def _move(matvec, rows, start, width, state: StreamingState, weight, updates, ke
     overlap = jnp.where(beyond, weight * inside, 0)
     mixed = basis.subtract(mixed, basis.combine(overlap, rows))
     turned = _orthonormal(mixed)
-    finite = jnp.all(jnp.isfinite(slab)) & jnp.all(jnp.isfinite(outside))
-    finite &= jnp.all(jax.vmap(basis.norm)(turned) > 0.5)
 
-    if width == rank:
-        changed, quotients, noise = _diagonalize(turned, quotients, noise)
-    else:
+    if width > 1:
+        turned, quotients, noise = _diagonalize(turned, quotients, noise, start)
+    other = basis.row(rows, partner)
+    if width < rank:
         first, other, quotients, noise = _jacobi(
-            basis.row(turned, 0), basis.row(both, width), quotients, noise, start,
+            basis.row(turned, turning), other, quotients, noise, start + turning,
             partner,
         )  # fmt: skip
-        changed = jax.tree.map(
-            lambda x, t, y: jnp.concatenate([x[None], t[1:], y[None]]),
-            first,
-            turned,
-            other,
-        )
-    return (
-        changed,
-        partner,
-        finite * jnp.int32(basis.num_rows(changed)),
-        jnp.where(finite, quotients, state.quotients),
-        jnp.where(finite, noise, state.noise),
-    )
+        turned = basis.set_row(turned, turning, first)
+    finite = jnp.all(jnp.isfinite(slab)) & jnp.all(jnp.isfinite(outside))
+    # That both are in it also orders them before the first write, so that XLA need not
+    # copy the basis for the sake of the second.
+    finite &= jnp.all(_squared_norms(turned) > 0.5) & jnp.isfinite(basis.norm(other))
+    quotients = jnp.where(finite, quotients, state.quotients)
+    noise = jnp.where(finite, noise, state.noise)
+    return turned, other, partner, finite, quotients, noise
 
 
 def _partner(quotients, index, allowed):
@@ -203,8 +197,9 @@ def _partner(quotients, index, allowed):
 
 def _orthonormal(block):
     """The block with orthonormal rows of the same span, by Cholesky QR."""
-    passes = 1 if basis.num_rows(block) == 1 else 2  # twice is enough
-    for _ in range(passes):
+    if basis.num_rows(block) == 1:
+        return basis.scale(1 / basis.norm(block), block)
+    for _ in range(2):  # twice is enough
         gram = basis.gram(block, block)
         identity = jnp.eye(len(gram), dtype=gram.dtype)
         # The shift keeps a nearly dependent block factorable.
@@ -217,7 +212,7 @@ def _orthonormal(block):
 
 def _seeded(block, rows, updates, key):
     """The block with its rows of zeros replaced: the update first, then noise."""
-    missing = jax.vmap(basis.norm)(block) == 0
+    missing = _squared_norms(block) == 0
 
     def fill():
         keys = jax.random.split(key, missing.size)
@@ -238,17 +233,25 @@ def _seeded(block, rows, updates, key):
     return jax.lax.cond(jnp.any(missing), fill, lambda: block)
 
 
+def _squared_norms(block):
+    return basis.map_rows(lambda row: basis.dot(row, row), block)
+
+
 def _over(values, rows):
     """A value per row, shaped to multiply the rows of a leaf."""
     return values.astype(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
 
-def _diagonalize(rows, quotients, noise):
-    """Rayleigh-Ritz: rows rotated to the eigenvectors of their quotients."""
-    values, vectors = jnp.linalg.eigh(quotients)
-    vectors = vectors[:, ::-1]
-    rotated = basis.combine(vectors.T, rows)
-    return rotated, jnp.diag(values[::-1]), noise @ vectors**2
+def _diagonalize(block, quotients, noise, start):
+    """Rayleigh-Ritz within a block: its rows rotated to the eigenvectors."""
+    width = basis.num_rows(block)
+    own = jax.lax.dynamic_slice(quotients, (start, start), (width, width))
+    _, vectors = jnp.linalg.eigh(own)
+    turn = vectors[:, ::-1].T
+    identity = jnp.eye(len(quotients), dtype=quotients.dtype)
+    rotation = jax.lax.dynamic_update_slice(identity, turn, (start, start))
+    turned = basis.combine(turn, block)
+    return turned, rotation @ quotients @ rotation.T, rotation**2 @ noise
 
 
 def _jacobi(row, other, quotients, noise, index, partner):
