@@ -2,12 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, checks, optimizers
+from bulk_sgd import arms, checks, optimizers, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
 PROJECTIONS = ("update", "gradient")
-SOLVERS = ("lanczos",)
 
 
 def default() -> ConfigDict:
@@ -75,11 +74,15 @@ def default() -> ConfigDict:
     # "subset" of it, or of the current "batch".
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
+    # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
+    # mini-batches over steps, for data = "batch" and refresh_every = 1.
     config.subspace.solver = "lanczos"
-    config.subspace.tol = 1e-3  # residuals relative to λ_1
-    config.subspace.max_matvecs = 60
-    config.subspace.max_basis = 0  # vectors kept between restarts; 0: 2 rank + 10
-    config.subspace.warm_start = True
+    config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
+    config.subspace.max_matvecs = 60  # lanczos
+    config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
+    config.subspace.warm_start = True  # lanczos
+    config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
+    config.subspace.gain = 0.1  # streaming: weight of a new product
 
     # The prefix is plain training with the optimizer above. It ends, and the arms
     # fork, after the first step whose average alignment exceeds `alignment`, at the
@@ -128,11 +131,7 @@ def validate(config: ConfigDict):
     checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
     checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
     checks.integer("config.subspace.subset_size", space.subset_size, 1)
-    checks.one_of("config.subspace.solver", space.solver, SOLVERS)
-    checks.at_least("config.subspace.tol", space.tol, 0)
-    checks.integer("config.subspace.max_matvecs", space.max_matvecs, space.rank)
-    if space.max_basis:
-        checks.integer("config.subspace.max_basis", space.max_basis, space.rank + 2)
+    solvers.validate(space)
     switch = config.switch
     checks.integer(
         "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"

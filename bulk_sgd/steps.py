@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import lanczos, optimizers
+from bulk_sgd import optimizers, solvers
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
@@ -105,12 +105,7 @@ class Programs:
             space.rank,
             *scales,
             refresh_every=refresh_every,
-            solver=lanczos(
-                space.tol,
-                space.max_matvecs,
-                max_basis=space.max_basis or None,
-                warm_start=space.warm_start,
-            ),
+            solver=solvers.build(space),
             curvature=space.curvature,
             switch=Switch(decay=self._config.switch.decay),
             seed=self._config.seed,

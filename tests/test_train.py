@@ -244,6 +244,17 @@ def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
     assert rows_of(tmp_path, "bulk_sgd")[-1]["step"] == STEPS
 
 
+def test_streaming_takes_one_matvec_a_step(tmp_path):
+    config = tiny(
+        subspace__solver="streaming", subspace__data="batch", arms=("bulk_sgd",)
+    )
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["arms"]["bulk_sgd"]["matvecs"] == STEPS - SWITCH
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["failed_refreshes"] == 0
+    assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
+
+
 @pytest.mark.parametrize("data_name", ["subset", "batch"])
 def test_curvature_data(finished, tmp_path, data_name):
     workdir, _ = finished

@@ -1,0 +1,37 @@
+"""Solvers by name, from the fields of `config.subspace`."""
+
+from bulk_sgd import checks
+from bulk_sgd.lanczos import lanczos
+from bulk_sgd.streaming import streaming
+from bulk_sgd.subspace import Solver
+
+_BUILDERS = {
+    "lanczos": lambda c: lanczos(
+        c.tol,
+        c.max_matvecs,
+        max_basis=c.max_basis or None,
+        warm_start=c.warm_start,
+    ),
+    "streaming": lambda c: streaming(c.columns, gain=c.gain),
+}
+
+
+def validate(config):
+    """Raises ValueError on a solver field of `config.subspace` out of its range."""
+    checks.one_of("config.subspace.solver", config.solver, _BUILDERS)
+    checks.at_least("config.subspace.tol", config.tol, 0)
+    checks.integer("config.subspace.max_matvecs", config.max_matvecs, config.rank)
+    if config.max_basis:
+        checks.integer("config.subspace.max_basis", config.max_basis, config.rank + 2)
+    checks.integer("config.subspace.columns", config.columns, 0, config.rank)
+    if config.columns and config.rank % config.columns:
+        raise ValueError(
+            f"config.subspace.columns is {config.columns}; it must divide "
+            f"config.subspace.rank, {config.rank}, or be 0 for all columns."
+        )
+    checks.between("config.subspace.gain", config.gain, 1e-6, 1)
+
+
+def build(config) -> Solver:
+    """The solver of a validated `config.subspace`."""
+    return _BUILDERS[config.solver](config)
