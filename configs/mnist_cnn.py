@@ -1,8 +1,9 @@
 """`configs/mnist_mlp.py` with a small CNN, ReLU and cross-entropy.
 
 Two 3x3 convolutions with 16 channels and 2x2 max pooling, one dense layer: 10,330
-parameters; curvature of 500 images, refreshed every 50 steps. For piecewise linear networks the Hessian is that of the pieces: the trace
-of its functional part vanishes, and the eigenvectors jump where activations switch.
+parameters; curvature of 500 images, refreshed every 50 steps. For piecewise linear
+networks the Hessian is that of the pieces: the trace of its functional part vanishes,
+and the eigenvectors jump where activations switch.
 
   python -m bulk_sgd.main --config=configs/mnist_cnn.py --workdir=runs/mnist_cnn
 """
