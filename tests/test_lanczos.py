@@ -9,6 +9,7 @@ from helpers import equations, operator, projector, rows, symmetric, top
 import bulk_sgd
 from bulk_sgd.curvature import as_pytree
 from bulk_sgd.lanczos import _expand, _initial, _restart, _solve
+from bulk_sgd.subspace import empty
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -24,6 +25,7 @@ SPECTRA = {
     "cluster": [10, 9.99, 9.98, 9.97, *np.linspace(5, 0, 36)],
     "multiple": [5, 5, 5, 3, *np.linspace(1, 0, 36)],
     "three values": [5, 5, 5, 3, *[1] * 36],
+    "five values": [5, 5, 5, 4, 3, 2, *[1] * 34],
     "negative largest": [3, 2, 1.5, 1.2, *BULK[:33], -20, -10, -5],
     "all negative": -np.linspace(1, 10, SIZE),
     "zeros": [5, 3, *[0] * 38],
@@ -175,7 +177,7 @@ def test_rank_up_to_the_dimension(size, rank, eigenvalues):
         assert int(pairs.num_matvecs) <= size
 
 
-@pytest.mark.parametrize("budget", [RANK, 11])
+@pytest.mark.parametrize("budget", [RANK, 11, 21])  # within and beyond a restart
 def test_budget_bounds_the_matvecs(budget):
     matrix = matrices("cluster")[0]
     start = normal(0)
@@ -215,11 +217,16 @@ def test_warm_start_needs_fewer_matvecs():
 
 
 def test_warm_start_finds_a_direction_that_the_previous_subspace_lacks():
-    before = np.diag([4.0, 3, 2, 1, *[0] * 36])
-    after = np.diag([4.0, 3, 2, 1, 9, *[0] * 35])
-    previous = solve(before)
-    pairs = bulk_sgd.top_eigenpairs(operator(after), previous, RANK, TOL, BUDGET)
-    assert_leading_pairs(after, pairs)
+    # Two blocks without coupling: a sequence from the first never enters the second,
+    # and converges within the first long before it has exhausted it.
+    matrix = np.zeros((SIZE, SIZE))
+    matrix[:30, :30] = symmetric([5, 4, 3, 2, *np.linspace(1, 0, 26)])
+    matrix[30:, 30:] = symmetric([9, *np.linspace(1, 0, 9)])
+    previous = empty(jnp.zeros(SIZE), RANK)._replace(
+        eigenvectors=jnp.eye(RANK, SIZE), eigenvalues=jnp.array([5.0, 4, 3, 2])
+    )
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), previous, RANK, TOL, BUDGET)
+    assert_leading_pairs(matrix, pairs)
 
 
 def test_useless_starts_are_replaced():

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import flat, projector, rows
+from helpers import equations, flat, projector, rows
 
 from bulk_sgd import subspace
 
@@ -165,3 +165,13 @@ def test_methods_work_under_jit_and_vmap():
     alignments = jax.jit(jax.vmap(space.alignment))(batch)
     for seed, alignment in enumerate(alignments):
         np.testing.assert_allclose(alignment, space.alignment(vector(seed)), **CLOSE)
+
+
+def test_every_product_has_highest_precision():
+    space, v = orthonormal(), vector()
+    for method in (space.project, space.complement, space.alignment):
+        jaxpr = jax.make_jaxpr(method)(v)
+        found = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+        assert found
+        highest = jax.lax.Precision.HIGHEST
+        assert all(e.params["precision"] == (highest, highest) for e in found)

@@ -272,8 +272,11 @@ def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
     workdir, _ = finished
     train.train_and_evaluate(tiny(microbatch_size=25), tmp_path)
     for split, full in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
+        # Bulk-SGD sees two solves to 1e-5, whose projectors differ by that over the
+        # gap to λ_{k+1}, of the order of 1e-2; the others see rounding alone.
+        rel = 1e-3 if split["arm"] == "bulk_sgd" else 1e-5
         for name in ("train_loss", "test_loss", "test_accuracy"):
-            assert split[name] == pytest.approx(full[name], rel=1e-5)
+            assert split[name] == pytest.approx(full[name], rel=rel)
 
 
 def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):

@@ -480,13 +480,14 @@ def test_solution_with_a_number_that_is_not_finite_is_not_used(field):
     inner = exact_solver()
 
     def solve(matvec, subspace, state, updates, key):
-        found, state = inner.solve(matvec, subspace, state, updates, key)
+        found, _ = inner.solve(matvec, subspace, (), updates, key)
         ruined = getattr(found, field).at[0].set(jnp.inf)
-        return found._replace(**{field: ruined}), state
+        return found._replace(**{field: ruined}), state + 1
 
-    solver = bulk_sgd.Solver(inner.init, solve)
+    solver = bulk_sgd.Solver(lambda params, rank: jnp.zeros(()), solve)
     out, state = first_update(bulk_sgd.project_bulk(RANK, solver=solver))
     assert_same(state.subspace, empty(PARAMS, RANK))
+    assert float(state.solver_state) == 0
     assert int(state.failed_refreshes) == 1
     assert_same(out, UPDATES)
 
