@@ -11,9 +11,9 @@ from bulk_sgd.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.objective import Objective
 from bulk_sgd.streaming import StreamingState, streaming
 from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.switch import Switch
 from bulk_sgd.transforms import (
     ScaleBySubspaceState,
-    Switch,
     project_bulk,
     project_dominant,
     scale_by_subspace,

@@ -41,11 +41,7 @@ def widen(vector):
 
 
 def zeros(like, num_rows: int, dtype=None):
-    """A basis of `num_rows` zero rows for vectors shaped like `like`.
-
-    It inherits the sharding of `like` where `like` is concrete and sharded, so that
-    an optimizer state is born as its parameters are.
-    """
+    """A basis of `num_rows` zero rows for vectors shaped like `like`."""
     dtype = dtype or working_dtype(like)
     return jax.tree.map(lambda x: jnp.zeros((num_rows, *jnp.shape(x)), dtype), like)
 

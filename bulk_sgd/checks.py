@@ -53,15 +53,16 @@ def at_least(name: str, value: Any, low: float):
         raise ValueError(f"{name} is {value!r}; it must be a number, at least {low}.")
 
 
-def between(name: str, value: Any, low: float, high: float):
-    """Raises ValueError unless `value` is a number from `low` to `high`."""
+def between(name: str, value: Any, low: float, high: float, below: bool = False):
+    """Raises ValueError unless `value` is a number from `low` to (`below`) `high`."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not low <= number <= high:
+    if not low <= number <= high or (below and number == high):
+        bound = "below" if below else "to"
         raise ValueError(
-            f"{name} is {value!r}; it must be a number from {low} to {high}."
+            f"{name} is {value!r}; it must be a number from {low} {bound} {high}."
         )
 
 

@@ -137,7 +137,7 @@ def validate(config: ConfigDict):
         "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
     )
     checks.between("config.switch.alignment", switch.alignment, 0, 1)
-    checks.between("config.switch.decay", switch.decay, 0, 1)
+    checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
     checks.integer("config.switch.measure_every", switch.measure_every, 1)
     arms.parse_all(config.arms)
 

@@ -5,7 +5,6 @@ dominant subspace of the curvature of `value_fn` at the current parameters. Afte
 inner optimizer it acts on that optimizer's update, before it on the gradient.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,41 +17,7 @@ from bulk_sgd import basis, checks, masking, subspace
 from bulk_sgd.curvature import CURVATURES
 from bulk_sgd.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
-
-
-@dataclasses.dataclass(frozen=True)
-class Switch:
-    """When a transform starts to act; until then it passes updates through.
-
-    It acts from the first step at which an exponential moving average of the alignment
-    χ_k exceeds `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4)
-    and at the latest from step `step`. The average starts at 0, so that it reaches
-    0.95 after 29 steps at the earliest.
-
-    Attributes:
-      step: first step on which it acts whatever the alignment, at least 0.
-      alignment: threshold between 0 and 1, or None to go by the step alone, in which
-        case no curvature is computed before it.
-      decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
-
-    Raises:
-      ValueError: if a field is out of its range.
-
-    Example:
-      >>> import bulk_sgd
-      >>> switch = bulk_sgd.Switch(step=20_000, alignment=0.95)
-      >>> tx = bulk_sgd.project_bulk(rank=10, switch=switch)
-    """
-
-    step: int = 0
-    alignment: float | None = None
-    decay: float = 0.9
-
-    def __post_init__(self):
-        checks.integer("switch.step", self.step, 0, static=False)
-        if self.alignment is not None:
-            checks.between("switch.alignment", self.alignment, 0, 1)
-        checks.between("switch.decay", self.decay, 0, 1)
+from bulk_sgd.switch import Switch
 
 
 class ScaleBySubspaceState(NamedTuple):
@@ -170,7 +135,7 @@ def scale_by_subspace(
     if not isinstance(switch, Switch):
         switch = Switch(step=switch)
     # A switch by step alone needs no subspace before that step.
-    first_needed = switch.step if switch.alignment is None else 0
+    first_needed = switch.first_needed
     always = all(isinstance(x, int) for x in (refresh_every, first_needed)) and (
         (refresh_every, first_needed) == (1, 0)
     )
@@ -241,9 +206,7 @@ def scale_by_subspace(
         alignment = subspace.alignment(coefficients, selected)
         average = switch.decay * state.alignment_average
         average = average + (1 - switch.decay) * alignment
-        switched = state.switched | (state.count >= switch.step)
-        if switch.alignment is not None:
-            switched = switched | (average > switch.alignment)
+        switched = state.switched | switch.acts(state.count, average)
 
         bulk = _at(bulk_scale, state.count)
         dominant = _dominant_factors(dominant_scale, state)

@@ -229,6 +229,7 @@ def test_switch_by_step_costs_no_matvec_before_it():
         (bulk_sgd.Switch(100, alignment=0.75, decay=0.5), 4),
         # Never exceeded: 0.8 is not more than 0.8.
         (bulk_sgd.Switch(5, alignment=0.95), 5),
+        (bulk_sgd.Switch(alignment=0.4), 6),
     ],
 )
 def test_switch_by_alignment_with_a_step_as_fallback(switch, expected):
@@ -593,6 +594,7 @@ def test_refresh_stays_a_branch_under_vmap():
             lambda: bulk_sgd.Switch(alignment="high"),
             r"switch\.alignment is 'high'; it must be a number",
         ),
+        (lambda: bulk_sgd.Switch(decay=1.0), r"from 0 below 1"),
         (lambda: bulk_sgd.Switch(decay=-0.1), r"switch\.decay is -0\.1; it must be"),
         (
             lambda: bulk_sgd.scale_by_subspace(1, solver="lanczos"),

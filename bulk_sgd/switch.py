@@ -1,0 +1,60 @@
+"""When a transform starts to act on the updates."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """When a transform starts to act; until then it passes updates through.
+
+    It acts from the first step at which an exponential moving average of the alignment
+    χ_k exceeds `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4)
+    and at the latest from step `step`. The average starts at 0, so that it reaches
+    0.95 after 29 steps at the earliest.
+
+    Attributes:
+      step: first step on which it acts whatever the alignment, at least 0. None is
+        step 0 where `alignment` is None too, and else waits for the alignment alone.
+      alignment: threshold between 0 and 1, or None to go by the step alone, in which
+        case no curvature is computed before it.
+      decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
+
+    Raises:
+      ValueError: if a field is out of its range.
+
+    Example:
+      >>> import bulk_sgd
+      >>> switch = bulk_sgd.Switch(step=20_000, alignment=0.95)
+      >>> tx = bulk_sgd.project_bulk(rank=10, switch=switch)
+    """
+
+    step: int | None = None
+    alignment: float | None = None
+    decay: float = 0.9
+
+    def __post_init__(self):
+        if self.step is not None:
+            checks.integer("switch.step", self.step, 0, static=False)
+        if self.alignment is not None:
+            checks.between("switch.alignment", self.alignment, 0, 1)
+        checks.between("switch.decay", self.decay, 0, 1, below=True)
+
+    @property
+    def first_needed(self) -> int:
+        """First step that needs a subspace."""
+        return 0 if self.alignment is not None or self.step is None else self.step
+
+    def acts(self, count, average):
+        """Whether to act at step `count`, given the average alignment so far."""
+        acts = jnp.zeros((), bool)
+        if self.step is not None:
+            acts |= count >= self.step
+        elif self.alignment is None:
+            acts |= True
+        if self.alignment is not None:
+            acts |= average > self.alignment
+        return acts

@@ -1,0 +1,149 @@
+"""How well each solver follows the dominant subspace along training, and its price.
+
+  python scripts/tracking.py [--steps=200] [--json=FILE]
+
+SGD on 1,000 images of MNIST with a tanh MLP (26,506 parameters), squared error summed
+over the classes, batch 50, rate 0.05, from step 500 on. At every step the projector P̂
+of each solver is compared with the exact P of the full-data Hessian (Lanczos to 1e-5):
+the error ‖(P̂ − P) u‖ / ‖u‖ for u the full-batch and the mini-batch gradient, averaged
+over the second half of the steps.
+"""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bulk_sgd
+from bulk_sgd import basis, config, data, losses, models, record, subspace
+
+_RANK, _BATCH, _RATE, _BEFORE = 10, 50, 0.05, 500
+
+
+def main():
+    """Runs every solver along the same path and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", help="file for the results")
+    arguments = parser.parse_args()
+    path = _Path(arguments.steps)
+    lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
+    contestants = {  # name: solver, images per matvec (0: all), steps per refresh
+        "lanczos, tol 1e-2": (lanczos(1e-2), 0, 1),
+        "lanczos, tol 1e-3": (lanczos(), 0, 1),
+        "lanczos, every 10 steps": (lanczos(), 0, 10),
+        "lanczos, every 50 steps": (lanczos(), 0, 50),
+        "lanczos of the batch": (lanczos(), _BATCH, 1),
+        "streaming, 1 column": (streaming(), _BATCH, 1),
+        "streaming, 1 column, every 2 steps": (streaming(every=2), _BATCH, 1),
+        "streaming, 2 columns": (streaming(2), _BATCH, 1),
+        "streaming, all columns": (streaming(0), _BATCH, 1),
+        "streaming, 1 column, batch 250": (streaming(), 5 * _BATCH, 1),
+        "streaming, all columns, batch 250": (streaming(0), 5 * _BATCH, 1),
+    }
+    head = ("solver", "matvecs/step", "of images", "error full", "mini", "overlap")
+    print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}".format(*head))
+    results = {}
+    for name, (solver, images, every) in contestants.items():
+        found = path.follow(solver, images, every)
+        results[name] = found
+        print(
+            f"{name:36s}{found['matvecs']:14.2f}{images or path.size:11d}"
+            f"{found['full']:12.3f}{found['mini']:8.3f}{found['overlap']:9.3f}"
+        )
+    facts = record.provenance()
+    print(f"{facts['device']}, jax {facts['versions']['jax']}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"results": results, **facts}, file, indent=2)
+
+
+class _Path:
+    """A path of SGD, with the gradients and exact subspaces along it."""
+
+    def __init__(self, num_steps: int):
+        fields = config.default()
+        fields.data.num_train, fields.model.hidden = 1000, (32, 32)
+        dataset = data.load(fields.data)
+        shape = dataset.train_inputs.shape[1:]
+        model_fn, params = models.build(fields.model, shape, dataset.num_classes, 0)
+        self.objective = bulk_sgd.Objective(
+            model_fn,
+            losses.build(fields.loss, dataset.num_classes),
+            jnp.asarray(dataset.train_inputs),
+            jnp.asarray(dataset.train_targets),
+        )
+        self.size = self.objective.num_examples
+        order = data.batch_indices(0, 0, _BEFORE + num_steps, self.size, _BATCH)
+        walk = jax.jit(_walk)
+        params, _ = walk(params, self.objective, order[:_BEFORE])
+        self.indices = jnp.asarray(order[_BEFORE:])
+        _, self.points = walk(params, self.objective, self.indices)
+        self.params, self.exact = jax.jit(_exact)(self.points, self.objective)
+
+    def follow(self, solver, images: int, every: int) -> dict:
+        """Errors, overlap and matvecs per step of one solver along the path."""
+
+        def step(carry, at):
+            index, params, chosen, exact = at
+            batch = self.objective.take(chosen)
+            full_gradient = jax.grad(self.objective)(params)
+            gradient = jax.grad(batch)(params)
+            key = jax.random.fold_in(jax.random.key(0), index)
+            value_fn = self.objective
+            if images:
+                more = jax.random.randint(key, (images - _BATCH,), 0, self.size)
+                value_fn = self.objective.take(jnp.append(chosen, more))
+
+            def refresh(carry):
+                matvec = bulk_sgd.hessian(value_fn, params)
+                return solver.solve(matvec, *carry, gradient, key)
+
+            carry = jax.lax.cond(index % every == 0, refresh, lambda c: c, carry)
+            found = carry[0]
+            spent = jnp.where(index % every == 0, found.num_matvecs, 0)
+            measured = {
+                "full": _error(found, exact, full_gradient),
+                "mini": _error(found, exact, gradient),
+                "overlap": found.overlap(exact),
+                "matvecs": spent,
+            }
+            return carry, measured
+
+        start = subspace.empty(self.params, _RANK), solver.init(self.params, _RANK)
+        count = len(self.indices)
+        along = (jnp.arange(count), self.points, self.indices, self.exact)
+        scan = jax.jit(lambda start, along: jax.lax.scan(step, start, along)[1])
+        trace = scan(start, along)
+        half = count // 2
+        return {name: float(np.mean(x[half:])) for name, x in trace.items()}
+
+
+def _walk(params, objective, indices):
+    def step(params, chosen):
+        grads = jax.grad(objective.take(chosen))(params)
+        return jax.tree.map(lambda p, g: p - _RATE * g, params, grads), params
+
+    return jax.lax.scan(step, params, indices)
+
+
+def _exact(points, objective):
+    first = jax.tree.map(lambda x: x[0], points)
+
+    def step(found, params):
+        matvec = bulk_sgd.hessian(objective, params)
+        found = bulk_sgd.top_eigenpairs(matvec, found, _RANK, 1e-5, 300)
+        return found, found
+
+    return first, jax.lax.scan(step, subspace.empty(first, _RANK), points)[1]
+
+
+def _error(found, exact, vector):
+    gap = basis.subtract(found.project(vector), exact.project(vector))
+    return basis.norm(gap) / basis.norm(vector)
+
+
+if __name__ == "__main__":
+    main()
