@@ -15,7 +15,7 @@ def state(run: Run) -> list[str]:
     notes = []
     if status != "complete":
         start = {
-            "running": "This run is still going",
+            "running": "This run is still going, or was killed",
             "interrupted": "This run was interrupted",
             "failed": "This run failed",
         }.get(status, f"The status of this run is {status}")

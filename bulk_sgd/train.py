@@ -260,6 +260,7 @@ class _Run:
         experiment = self._experiment
         programs, task = experiment.programs, experiment.task
         entry.update(status=record.RUNNING, seconds=0.0, seconds_curvature=0.0)
+        self._save()
         matvecs_before = int(state.subspace.total_matvecs)
         failed_before = int(state.subspace.failed_refreshes)
         step, trace = int(state.step), None
