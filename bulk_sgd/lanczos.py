@@ -145,7 +145,8 @@ def lanczos(
     checks.one_of("which", which, _ORDERS)
 
     def init(params, rank):
-        del params, rank
+        del params
+        checks.integer("max_matvecs", max_matvecs, rank)
         return ()
 
     def solve(matvec, subspace, state, updates, key):

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,8 @@ class Objective:
                 "inputs and targets of an Objective need one common leading axis of at "
                 f"least one example; got shapes {shapes}."
             )
-        if self.microbatch_size is not None and self.microbatch_size < 1:
-            raise ValueError(
-                f"microbatch_size is {self.microbatch_size}; it must be None or at "
-                "least 1."
-            )
+        if self.microbatch_size is not None:
+            checks.integer("microbatch_size", self.microbatch_size, 1)
 
     @property
     def num_examples(self) -> int:
@@ -142,7 +141,8 @@ class Objective:
 
     def take(self, indices):
         """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
-        data = jax.tree.map(lambda x: x[indices], (self.inputs, self.targets))
+        data = (self.inputs, self.targets)
+        data = jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
         return self._part(*data)
 
     def reparametrize(self, embed):

@@ -79,7 +79,7 @@ def alignment(coefficients, vector):
     inside = jnp.linalg.norm(coefficients)
     # Rounding can leave ‖P v‖ an ulp above ‖v‖.
     ratio = jnp.minimum(inside / jnp.where(length > 0, length, 1), 1)
-    return jnp.where(length > 0, ratio, 0)
+    return jnp.where(length == 0, 0, ratio)
 
 
 def empty(params, rank: int) -> Subspace:

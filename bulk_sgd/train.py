@@ -244,21 +244,42 @@ class _Run:
             copy = jax.tree.map(jnp.copy, state)
             start = time.perf_counter()
             jax.block_until_ready(
-                experiment.programs.train(
-                    copy, experiment.task, indices, steps, projected=projected
-                )
+                self._dispatch(copy, indices, steps, projected=projected)
             )
             if steps:
                 seconds.append((time.perf_counter() - start) / steps)
         self._plain_step_seconds = statistics.median(seconds)
         self._record["plain_step_seconds"] = self._plain_step_seconds
 
+    def _dispatch(
+        self,
+        state: TrainState,
+        indices,
+        num_steps: int,
+        *,
+        projected: bool,
+        scales=(1.0, 1.0),
+        refresh_every: int = 1,
+        threshold: float = np.inf,
+    ):
+        """Calls the training program, always in the same form: it compiles once."""
+        programs, task = self._experiment.programs, self._experiment.task
+        return programs.train(
+            state,
+            task,
+            indices,
+            num_steps,
+            scales,
+            refresh_every,
+            threshold,
+            projected=projected,
+        )
+
     def _advance(
         self, name: str, entry: dict, state: TrainState, last_step: int, **arguments
     ) -> TrainState:
         """Trains one arm (or the prefix) up to `last_step`, with a row per dispatch."""
         experiment = self._experiment
-        programs, task = experiment.programs, experiment.task
         entry.update(status=record.RUNNING, seconds=0.0, seconds_curvature=0.0)
         self._save()
         matvecs_before = int(state.subspace.total_matvecs)
@@ -269,7 +290,7 @@ class _Run:
         while step < last_step and entry["status"] == record.RUNNING:
             start = time.perf_counter()
             wanted = min(len(indices), last_step - step)
-            state, trace = programs.train(state, task, indices, wanted, **arguments)
+            state, trace = self._dispatch(state, indices, wanted, **arguments)
             # While the device works: the last row goes out, the next batches come in.
             self._writer.write(row)
             indices = experiment.indices(step + wanted)
@@ -288,8 +309,9 @@ class _Run:
             if not np.isfinite(row["batch_loss"]) or not np.isfinite(row["train_loss"]):
                 entry["status"] = record.DIVERGED
             self._report(name, entry, row, taken)
-            if taken < wanted:
-                break
+            average = float(state.subspace.alignment_average)
+            if average > arguments.get("threshold", np.inf):
+                break  # maybe on the last step of the dispatch, or it would go on
         self._writer.write(row)
         if entry["status"] == record.RUNNING:
             entry["status"] = record.COMPLETE

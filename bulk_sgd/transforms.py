@@ -206,17 +206,23 @@ def scale_by_subspace(
         alignment = subspace.alignment(coefficients, selected)
         average = switch.decay * state.alignment_average
         average = average + (1 - switch.decay) * alignment
+        average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
         switched = state.switched | switch.acts(state.count, average)
 
         bulk = _at(bulk_scale, state.count)
         dominant = _dominant_factors(dominant_scale, state)
-        correction = basis.combine(
-            (dominant - bulk) * coefficients, state.subspace.eigenvectors
-        )
+        # Zeros stay zeros whatever they are multiplied with: a filter may be infinite
+        # at the eigenvalue 0 of a missing direction, and an update that is not finite
+        # must not spread where a = b.
+        factors = dominant - bulk
+        inert = (factors == 0) | (coefficients == 0)
+        weights = jnp.where(inert, 0, factors * coefficients)
+        correction = basis.combine(weights, state.subspace.eigenvectors)
 
         def scaled(u, c):
-            wide = (bulk * u.astype(c.dtype) + c).astype(u.dtype)
-            return jnp.where(switched, wide, u)
+            wide = bulk * u.astype(c.dtype)
+            wide = jnp.where(c == 0, wide, wide + c)  # −0 + 0 would lose its sign
+            return jnp.where(switched, wide.astype(u.dtype), u)
 
         scaled_updates = jax.tree.map(scaled, selected, correction)
         new_state = state._replace(

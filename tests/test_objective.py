@@ -159,3 +159,11 @@ def test_leading_axes_must_agree(inputs, targets, shapes):
 def test_microbatch_size_must_be_positive(size):
     with pytest.raises(ValueError, match=f"microbatch_size is {size}; it must be"):
         line(size)
+
+
+def test_take_from_numpy_data_with_traced_indices():
+    objective = bulk_sgd.Objective(
+        lambda w, x: x @ w, lambda f, y: (f - y) ** 2, np.eye(4), np.arange(4.0)
+    )
+    value = jax.jit(lambda i: objective.take(i)(jnp.zeros(4)))(jnp.array([1, 3]))
+    assert float(value) == 5.0

@@ -195,6 +195,41 @@ def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
     assert result["switch"] == {"step": 2, "reason": "step 2"}
 
 
+def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
+    # The average still rises over the first steps: put the threshold under the third.
+    solver = bulk_sgd.lanczos(1e-5, 200)
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
+    )
+    averages, average = [], 0.0
+    for _, alignment in by_hand(tiny(), method, 3):
+        average = 0.9 * average + 0.1 * alignment
+        averages.append(average)
+    assert averages == sorted(averages)
+    threshold = float(np.mean(averages[-2:]))
+    config = tiny(switch__step=15, switch__alignment=threshold, eval_every=3)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["status"] == result["prefix"]["status"] == "complete"
+    assert result["switch"]["step"] == 3
+    assert [row["step"] for row in rows_of(tmp_path, "prefix")] == [0, 3]
+
+
+def test_programs_compile_once_for_all_arms(tmp_path, monkeypatch):
+    experiments = []
+    monkeypatch.setattr(
+        train,
+        "_Experiment",
+        lambda config, make=train._Experiment: (
+            experiments.append(make(config)) or experiments[-1]
+        ),
+    )
+    config = tiny(num_steps=10, arms=("sgd", "dom_sgd", "bulk_sgd"))
+    train.train_and_evaluate(config, tmp_path)
+    (experiment,) = experiments
+    # One program with the projection and one without, both before the clock starts.
+    assert experiment.programs.train._cache_size() == 2
+
+
 def test_diverged_arm_is_recorded_and_the_others_go_on(tmp_path):
     names = ("scales(1, 1e6)", "sgd")
     result = train.train_and_evaluate(tiny(arms=names), tmp_path)
@@ -317,7 +352,14 @@ def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     experiment = train._Experiment(config)
     state = experiment.programs.init(experiment.params)
     state, trace = experiment.programs.train(
-        state, experiment.task, experiment.indices(0), 3, projected=False
+        state,
+        experiment.task,
+        experiment.indices(0),
+        3,
+        (1.0, 1.0),
+        1,
+        np.inf,
+        projected=False,
     )
     assert int(state.step) == int(trace.num_steps) == 3
     assert np.all(np.asarray(trace.batch_losses[:3]) > 0)

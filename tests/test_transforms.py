@@ -657,3 +657,38 @@ def test_params_are_needed():
     tx = exact(1)
     with pytest.raises(ValueError, match=r"needs params: tx\.update\(grads, state, p"):
         tx.update(UPDATES, tx.init(PARAMS), value_fn=LOSS)
+
+
+def test_unit_scales_keep_signed_zeros_and_what_is_not_finite():
+    tx = bulk_sgd.scale_by_subspace(1, 1.0, 1.0)
+    loss = lambda x: jnp.sum(jnp.arange(1.0, 6.0) * x**2)
+    params = jnp.ones(5)
+    updates = jnp.array([-0.0, 0.0, 1.0, jnp.inf, -2.0])
+    out, _ = tx.update(updates, tx.init(params), params, value_fn=loss)
+    np.testing.assert_array_equal(out, updates)
+    np.testing.assert_array_equal(np.signbit(out), np.signbit(updates))
+
+
+def test_filter_infinite_at_zero_does_not_meet_a_missing_direction():
+    tx = bulk_sgd.scale_by_subspace(2, lambda eigenvalues: 1 / eigenvalues, 0.5)
+    params, broken = jnp.ones(4), lambda x: jnp.sum(x**2) * jnp.nan
+    out, state = tx.update(params, tx.init(params), params, value_fn=broken)
+    assert int(state.failed_refreshes) == 1
+    np.testing.assert_array_equal(out, 0.5 * params)
+
+
+def test_update_that_is_not_finite_leaves_the_average_of_the_alignment():
+    tx = bulk_sgd.scale_by_subspace(1)
+    loss = lambda x: jnp.sum(jnp.arange(1.0, 6.0) * x**2)
+    params = jnp.ones(5)
+    _, state = tx.update(params, tx.init(params), params, value_fn=loss)
+    before = float(state.alignment_average)
+    assert before > 0
+    _, state = tx.update(params * jnp.nan, state, params, value_fn=loss)
+    assert float(state.alignment_average) == before
+
+
+def test_solver_with_too_few_matvecs_is_refused_at_init():
+    tx = bulk_sgd.project_bulk(rank=3, solver=bulk_sgd.lanczos(max_matvecs=2))
+    with pytest.raises(ValueError, match=r"max_matvecs is 2; it must be at least 3"):
+        tx.init(jnp.ones(5))
