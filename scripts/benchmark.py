@@ -1,102 +1,134 @@
-"""Measures the solver and the training loop on MNIST-5k; prints a table and JSON.
+"""Measures solver, training loop, peers and steps; prints tables and writes JSON.
 
-  python scripts/benchmark.py [--repeats=5] [--json=FILE]
+  pip install '.[bench]'   # the peers; without them they are skipped
+  python scripts/benchmark.py [--only=peers,steps] [--json=FILE] [--figure=FILE.png]
 
-Contestants are interleaved in one process and compared by the median of their
-paired ratios, because the speed of a shared machine drifts. Compilation is left out of
-the times and printed by itself.
+Run it on an otherwise idle machine. Contestants are warm, take turns in one process in
+random order, and are compared by the median of their ratios within a round, because
+the speed of a machine drifts. Compilation is left out of the times and printed by
+itself, as the seconds of the first call.
 """
 
 import argparse
 import json
+import pathlib
 import statistics
-import time
 
+import benchmark_peers
+import benchmark_steps
 import jax
 import jax.numpy as jnp
 import optax
+from benchmark_common import RANK, TOL, median_ratio, problem, residuals, timed
 
 import bulk_sgd
-from bulk_sgd import basis, config, curvature, data, losses, models, record, steps
+from bulk_sgd import basis, curvature, record, style
 
-_RANK, _TOL, _BATCH, _STEPS = 10, 1e-3, 50, 500
+GROUPS = ("eigenpairs", "training_loop", "peers", "steps")
 
 
-def main():
-    """Runs all measurements."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", help="file for the results")
-    arguments = parser.parse_args()
-    problem = _problem()
-    results = {
-        "eigenpairs": _eigenpairs(problem, arguments.repeats),
-        "training_loop": _training_loop(problem, arguments.repeats),
-        **record.provenance(),
-    }
-    for group in ("eigenpairs", "training_loop"):
-        print(group)
-        for name, value in results[group].items():
-            print(f"  {name:52s} {value:.4g}")
-    print(f"{results['device']}, jax {results['versions']['jax']}")
+def main(argv=None):
+    """Runs the groups that the command line asks for."""
+    arguments = _arguments(argv)
+    setup = problem(arguments.quick)
+    results = {}
+    for group in arguments.only:
+        results[group] = _measure(group, setup, arguments)
+        print(f"\n{group}")
+        _show(results[group])
+    results |= record.provenance()
+    results["versions"] |= benchmark_peers.versions()
+    print(f"\n{results['device']}, commit {results['git']}")
+    print(", ".join(f"{name} {v}" for name, v in results["versions"].items()))
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        pathlib.Path(arguments.json).write_text(text)
+    if arguments.figure:
+        drawing = benchmark_peers.figure(results["peers"])
+        pathlib.Path(arguments.figure).write_bytes(style.png(drawing))
 
 
-def _problem():
-    """The MLP of Song et al. on MNIST-5k after 500 steps of SGD."""
-    fields = config.default()
-    fields.loss.reduction = "half_sum"
-    fields.num_steps = fields.eval_every = _STEPS
-    dataset = data.load(fields.data)
-    model_fn, params = models.build(
-        fields.model, dataset.train_inputs.shape[1:], dataset.num_classes, fields.seed
-    )
-    loss_fn = losses.build(fields.loss, dataset.num_classes)
-    objective = lambda inputs, targets: bulk_sgd.Objective(
-        model_fn, loss_fn, jnp.asarray(inputs), jnp.asarray(targets)
-    )
-    train = objective(dataset.train_inputs, dataset.train_targets)
-    test = objective(dataset.test_inputs, dataset.test_targets)
-    task = steps.Task(train=train, test=test, curvature=train)
-    indices = data.batch_indices(0, 0, _STEPS, train.num_examples, _BATCH)
-    programs = steps.Programs(fields)
-    state, _ = programs.train(
-        programs.init(params), task, indices, _STEPS, projected=False
-    )
-    return fields, programs, task, indices, state
+def _arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=GROUPS, type=_groups, help=",".join(GROUPS))
+    parser.add_argument("--repeats", type=int, default=7, help="rounds")
+    parser.add_argument("--batch_sizes", type=_integers, default=(50, 250))
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--figure", help="PNG file for a chart of the peers")
+    parser.add_argument("--quick", action="store_true", help="a toy, to try it out")
+    arguments = parser.parse_args(argv)
+    if "peers" in arguments.only and jax.default_backend() != "cpu":
+        parser.error("peers are compared on the CPU: set JAX_PLATFORMS=cpu")
+    if arguments.figure and "peers" not in arguments.only:
+        parser.error("--figure shows the peers, which --only leaves out")
+    return arguments
 
 
-def _eigenpairs(problem, repeats):
-    _, programs, task, indices, state = problem
+def _groups(text):
+    groups = text.split(",")
+    if not set(groups) <= set(GROUPS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not among {','.join(GROUPS)}")
+    return groups
+
+
+def _integers(text):
+    return [int(number) for number in text.split(",")]
+
+
+def _measure(group, setup, arguments):
+    repeats = arguments.repeats
+    if group == "eigenpairs":
+        return _eigenpairs(setup, repeats)
+    if group == "training_loop":
+        return _training_loop(setup, repeats)
+    if group == "peers":
+        return benchmark_peers.measure(setup, repeats)
+    return benchmark_steps.measure(setup, arguments.batch_sizes, repeats)
+
+
+def _show(rows):
+    """A line per row: a number, or a dict of columns under a common header."""
+    text = lambda x: f"{x:.4g}" if isinstance(x, float) else str(x)
+    if not isinstance(next(iter(rows.values())), dict):
+        rows = {name: {"": value} for name, value in rows.items()}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = [("", *columns)] if any(columns) else []
+    table += [(n, *(text(row.get(c, "")) for c in columns)) for n, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for name, *cells in table:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        print("  ".join(("", name.ljust(widths[0]), *cells)))
+
+
+def _eigenpairs(setup, repeats):
     solve = lambda matvec, start: bulk_sgd.top_eigenpairs(
-        matvec, start, rank=_RANK, tol=_TOL
+        matvec, start, rank=RANK, tol=TOL
     )
     products = jax.jit(_bare_products)
-    here = bulk_sgd.hessian(task.train, state.params)
-    cold = basis.random_normal(jax.random.key(0), state.params)
-    found, compile_seconds = _timed(solve, here, cold)
-    _timed(products, here, cold, 1)
-    ratios, solve_seconds = [], []
+    here, cold = setup.matvec, setup.start
+    found, compile_seconds = timed(solve, here, cold)
+    timed(products, here, cold, 1)
+    solve_seconds, bare_seconds = [], []
     for _ in range(repeats):
-        pairs, seconds = _timed(solve, here, cold)
-        _, bare = _timed(products, here, cold, int(pairs.num_matvecs))
+        pairs, seconds = timed(solve, here, cold)
         solve_seconds.append(seconds)
-        ratios.append(seconds / bare)
+        bare_seconds.append(timed(products, here, cold, int(pairs.num_matvecs))[1])
+    largest = jnp.max(residuals(here, found.eigenvalues, found.eigenvectors))
     results = {
         "matvecs from a random start": int(found.num_matvecs),
-        "largest residual over λ_1": float(
-            jnp.max(_true_residuals(here, found)) / found.eigenvalues[0]
-        ),
+        "largest residual over λ_1": float(largest / found.eigenvalues[0]),
         "seconds of a solve": statistics.median(solve_seconds),
-        "seconds of a solve over those of its bare matvecs": statistics.median(ratios),
+        "seconds of a solve over those of its bare matvecs": median_ratio(
+            solve_seconds, bare_seconds
+        ),
         "seconds of the first solve, with compilation": compile_seconds,
     }
     for ahead in (1, 10, 50):
-        copy = jax.tree.map(jnp.copy, state)
-        moved, _ = programs.train(copy, task, indices, ahead, projected=False)
-        warm = solve(bulk_sgd.hessian(task.train, moved.params), found)
+        copy = jax.tree.map(jnp.copy, setup.state)
+        moved, _ = setup.programs.train(
+            copy, setup.task, setup.indices, ahead, projected=False
+        )
+        warm = solve(bulk_sgd.hessian(setup.train, moved.params), found)
         name = f"matvecs from the subspace {ahead} steps before"
         results[name] = int(warm.num_matvecs)
     return results
@@ -108,20 +140,9 @@ def _bare_products(matvec, vector, count):
     return jax.lax.fori_loop(0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector)
 
 
-def _true_residuals(matvec, pairs):
-    apply = lambda vector: matvec(vector)
-    rows = [basis.row(pairs.eigenvectors, i) for i in range(pairs.rank)]
-    return jnp.stack(
-        [
-            basis.norm(basis.subtract(apply(row), basis.scale(value, row)))
-            for row, value in zip(rows, pairs.eigenvalues)
-        ]
-    )
-
-
-def _training_loop(problem, repeats):
+def _training_loop(setup, repeats):
     """The binary's loop without curvature against a scan written by hand."""
-    fields, programs, task, indices, state = problem
+    fields, programs, task, indices, state = setup
     optimizer = optax.sgd(fields.optimizer.learning_rate)
     model_fn, loss_fn = task.train.model_fn, task.train.loss_fn
 
@@ -138,29 +159,26 @@ def _training_loop(problem, repeats):
 
         return jax.lax.scan(step, params, indices)
 
-    ours = lambda state: programs.train(state, task, indices, _STEPS, projected=False)
+    count = fields.num_steps
+    ours = lambda state: programs.train(state, task, indices, count, projected=False)
     hand = lambda: by_hand(state.params, task.train.inputs, task.train.targets, indices)
     fresh = lambda: jax.block_until_ready(jax.tree.map(jnp.copy, state))
-    _timed(ours, fresh())
-    _timed(hand)
-    ratios, hand_seconds = [], []
+    timed(ours, fresh())
+    timed(hand)
+    our_seconds, hand_seconds = [], []
     for _ in range(repeats):
-        (end, _), mine = _timed(ours, fresh())
-        (other, _), seconds = _timed(hand)
-        ratios.append(mine / seconds)
-        hand_seconds.append(seconds / _STEPS)
+        (end, _), seconds = timed(ours, fresh())
+        our_seconds.append(seconds)
+        (other, _), seconds = timed(hand)
+        hand_seconds.append(seconds)
     gap = basis.norm(basis.subtract(end.params, other)) / basis.norm(other)
     return {
-        "seconds of a hand-written SGD step": statistics.median(hand_seconds),
-        "seconds of the binary's over the hand-written scan": statistics.median(ratios),
+        "seconds of a hand-written SGD step": statistics.median(hand_seconds) / count,
+        "seconds of the binary's over the hand-written scan": median_ratio(
+            our_seconds, hand_seconds
+        ),
         "relative difference of their parameters": float(gap),
     }
-
-
-def _timed(fn, *args):
-    start = time.perf_counter()
-    result = jax.block_until_ready(fn(*args))
-    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

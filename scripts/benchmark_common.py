@@ -1,0 +1,112 @@
+"""What the groups of `benchmark.py` share: the problem, and how times are taken."""
+
+import gc
+import random
+import statistics
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import bulk_sgd
+from bulk_sgd import basis, config, data, losses, models, steps
+
+RANK, TOL, BATCH = 10, 1e-3, 50
+
+
+class Problem(NamedTuple):
+    """A network in training: its config, programs, data, batches and state."""
+
+    fields: ConfigDict
+    programs: steps.Programs
+    task: steps.Task
+    indices: jax.Array
+    state: steps.TrainState
+
+    @property
+    def train(self) -> bulk_sgd.Objective:
+        """The loss over the whole training set."""
+        return self.task.train
+
+    @property
+    def params(self):
+        """The parameters at which curvature is measured."""
+        return self.state.params
+
+    @property
+    def matvec(self):
+        """The Hessian of `train` at `params`."""
+        return bulk_sgd.hessian(self.train, self.params)
+
+    @property
+    def start(self):
+        """The start vector of every solver that takes one."""
+        return basis.random_normal(jax.random.key(0), self.params)
+
+
+def problem(quick: bool) -> Problem:
+    """The MLP of Song et al. on MNIST-5k after 500 steps of SGD; `quick`: a toy."""
+    fields = config.default()
+    fields.loss.reduction = "half_sum"
+    fields.num_steps = fields.eval_every = 60 if quick else 500
+    if quick:
+        fields.data.num_train, fields.data.num_test = 300, 50
+        fields.model.hidden = (16,)
+    dataset = data.load(fields.data)
+    model_fn, params = models.build(
+        fields.model, dataset.train_inputs.shape[1:], dataset.num_classes, fields.seed
+    )
+    loss_fn = losses.build(fields.loss, dataset.num_classes)
+    objective = lambda inputs, targets: bulk_sgd.Objective(
+        model_fn, loss_fn, jnp.asarray(inputs), jnp.asarray(targets)
+    )
+    train = objective(dataset.train_inputs, dataset.train_targets)
+    test = objective(dataset.test_inputs, dataset.test_targets)
+    task = steps.Task(train=train, test=test, curvature=train)
+    indices = data.batch_indices(0, 0, fields.num_steps, train.num_examples, BATCH)
+    programs = steps.Programs(fields)
+    state, _ = programs.train(
+        programs.init(params), task, indices, fields.num_steps, projected=False
+    )
+    return Problem(fields, programs, task, indices, state)
+
+
+def residuals(matvec, eigenvalues, eigenvectors):
+    """‖H u − λ u‖ of each pair by products of its own, shape `(k,)`."""
+    lengths = []
+    for i, value in enumerate(eigenvalues):
+        row = basis.row(eigenvectors, i)
+        error = basis.subtract(matvec(row), basis.scale(value, row))
+        lengths.append(basis.norm(error) / basis.norm(row))
+    return jnp.stack(lengths)
+
+
+def timed(fn, *args):
+    """What `fn` returns, finished, and the seconds that it took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(fn(*args))
+    return result, time.perf_counter() - start
+
+
+def interleaved(contestants, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, in rounds that call everyone once, in random order.
+
+    Args:
+      contestants: functions without arguments by name, all of them warm.
+      repeats: number of rounds.
+    """
+    seconds = {name: [] for name in contestants}
+    order, shuffle = list(contestants), random.Random(0).shuffle
+    for _ in range(repeats):
+        shuffle(order)
+        for name in order:
+            gc.collect()  # so that nobody pays for what another one left
+            seconds[name].append(timed(contestants[name])[1])
+    return seconds
+
+
+def median_ratio(seconds, base) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return statistics.median(mine / other for mine, other in zip(seconds, base))

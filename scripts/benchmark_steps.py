@@ -1,0 +1,117 @@
+"""The time of one training step inside a compiled loop, optimizer by optimizer."""
+
+import dataclasses
+import statistics
+
+import jax
+import jax.numpy as jnp
+import optax
+from benchmark_common import RANK, interleaved, median_ratio, timed
+
+import bulk_sgd
+from bulk_sgd import basis, data
+
+_STEPS, _RATE = 200, 0.01  # steps per call
+_SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"
+_MORE = "the same, 10 times the data"
+
+
+def measure(problem, batch_sizes, repeats: int) -> dict[str, dict]:
+    """One row per batch size and optimizer, with the ratio to SGD of that size.
+
+    Bulk-SGD gets the loss of the mini-batch as `value_fn`. A contestant goes on where
+    its last call ended, in the same buffers.
+    """
+    rows = {}
+    for size in batch_sizes:
+        loops = _loops(problem, size)
+        first = {name: timed(loop)[1] for name, loop in loops.items()}
+        for loop in loops.values():
+            timed(loop)
+        seconds = interleaved(loops, repeats)
+        for name, times in seconds.items():
+            row = {
+                "ms a step": 1e3 * statistics.median(times) / _STEPS,
+                "over SGD": median_ratio(times, seconds[_SGD]),
+                "first call s": first[name],
+            }
+            if name == _MORE:
+                row["over once the data"] = median_ratio(times, seconds[_STREAMING])
+            rows[f"batch {size}: {name}"] = row
+    return rows
+
+
+def _loops(problem, batch_size):
+    train = problem.train
+    tenfold = dataclasses.replace(
+        train,
+        inputs=jnp.tile(train.inputs, (10, *(1,) * (train.inputs.ndim - 1))),
+        targets=jnp.tile(train.targets, 10),
+    )
+
+    def loop(optimizer, objective=train, gradient=_gradient):
+        return _Loop(optimizer, problem.params, objective, batch_size, gradient)
+
+    def bulk(solver, objective=train):
+        return loop(bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver), objective)
+
+    return {
+        _SGD: loop(optax.sgd(_RATE)),
+        "SGD with momentum": loop(optax.sgd(_RATE, momentum=0.9)),
+        "Adam": loop(optax.adam(1e-3)),
+        "SAM": loop(optax.sgd(_RATE), gradient=_sharpness_aware),
+        "Bulk-SGD, projection alone": bulk(_idle()),
+        _STREAMING: bulk(bulk_sgd.streaming()),
+        _MORE: bulk(bulk_sgd.streaming(), tenfold),
+        "Bulk-SGD, streaming(every=2)": bulk(bulk_sgd.streaming(every=2)),
+        "Bulk-SGD, streaming(columns=0)": bulk(bulk_sgd.streaming(columns=0)),
+    }
+
+
+class _Loop:
+    """`_STEPS` steps of an optimizer in one program; each call goes on."""
+
+    def __init__(self, optimizer, params, objective, batch_size, gradient):
+        optimizer = optax.with_extra_args_support(optimizer)
+
+        def run(carry, objective, indices):
+            def step(carry, index):
+                params, state = carry
+                loss = objective.take(index)
+                grads = gradient(loss, params)
+                updates, state = optimizer.update(grads, state, params, value_fn=loss)
+                return (optax.apply_updates(params, updates), state), None
+
+            return jax.lax.scan(step, carry, indices)[0]
+
+        self.run = jax.jit(run, donate_argnums=0)
+        params = jax.tree.map(jnp.copy, params)
+        self.carry = params, optimizer.init(params)
+        count = objective.num_examples
+        indices = data.batch_indices(0, 0, _STEPS, count, batch_size)
+        self.data = objective, jnp.asarray(indices)
+
+    def __call__(self):
+        self.carry = self.run(self.carry, *self.data)
+        return self.carry
+
+
+def _gradient(loss, params):
+    return jax.grad(loss)(params)
+
+
+def _sharpness_aware(loss, params, radius=0.05):
+    """The gradient of SAM (Foret et al., arXiv 2010.01412): of the loss uphill."""
+    grads = jax.grad(loss)(params)
+    uphill = basis.scale(radius / basis.norm(grads), grads)
+    return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill))
+
+
+def _idle():
+    """A solver that leaves the subspace as it is."""
+
+    def solve(matvec, subspace, state, updates, key):
+        del matvec, updates, key
+        return subspace._replace(converged=jnp.ones((), bool)), state
+
+    return bulk_sgd.Solver(lambda params, rank: (), solve, guarded=True)
