@@ -7,9 +7,9 @@ classes and halved, rate 0.01, batch 50, k = 10. SGD until the average alignment
 
 Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does.
 
-Each step takes about 20 matvecs over 5,000 images, which `scripts/benchmark.py` times:
-on two CPU cores of about 20 ms each the 3 arms and the prefix take about half a day to
-a day; on a GPU far less. `configs/mnist_mlp.py` shows the same in minutes.
+A step of an arm takes 17 matvecs over 5,000 images. At the 0.02 seconds that one takes
+on two idle CPU cores (`scripts/benchmark.py`), the 40,000 steps of prefix and arms with
+the latest switch are some 4 hours; `configs/mnist_mlp.py` shows the same in minutes.
 
   python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
 """
