@@ -38,6 +38,7 @@ def happened(run: Run) -> list[str]:
     waiting = [run.summary(arm).label for arm in run.arms if arm not in begun]
     sentences = [
         _prefix(run),
+        _blindness(arms),
         *(_arm(run, arm, sgd) for arm in arms),
         f"Nothing logged past the switch by {', '.join(waiting)}." if waiting else "",
         _shares(run, arms, sgd),
@@ -145,7 +146,8 @@ def _against(run, arm, sgd):
 
 def _shares(run, arms, sgd):
     """Which part of SGD's decrease each half of its steps achieved alone."""
-    by_method = {arm.method: arm for arm in reversed(arms) if arm.status != "diverged"}
+    sound = [arm for arm in arms if arm.status != "diverged" and not _is_blind(arm)]
+    by_method = {arm.method: arm for arm in reversed(sound)}
     if not {"sgd", "dom_sgd", "bulk_sgd"} <= by_method.keys():
         return ""
     trio = [by_method[name] for name in ("sgd", "dom_sgd", "bulk_sgd")]
@@ -204,6 +206,22 @@ def _failures(arms):
         return ""
     listed = ", ".join(f"{a.failed_refreshes:,} ({a.label})" for a in failed)
     return f"Refreshes that failed and kept the previous subspace: {listed}."
+
+
+def _is_blind(arm):
+    """Whether refreshes failed and none ever gave the arm a subspace."""
+    return arm.failed_refreshes > 0 and not math.isfinite(arm.sharpness)
+
+
+def _blindness(arms):
+    blind = [arm.label for arm in arms if _is_blind(arm)]
+    if not blind:
+        return ""
+    return (
+        f"Every refresh of {', '.join(blind)} failed, so that no subspace was ever "
+        "found: what follows about them says nothing of sharp and flat directions. "
+        "More matvecs or a larger tolerance may help."
+    )
 
 
 def _last_common(run, arms):

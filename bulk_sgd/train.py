@@ -150,6 +150,7 @@ class _Run:
         self._writer = writer
         self._progress = progress
         self._plain_step_seconds = 0.0
+        self._warned = set()
         self._record = {
             "status": record.RUNNING,
             "name": self._config.name,
@@ -308,6 +309,8 @@ class _Run:
             row = self._row(name, entry, state, trace)
             if not np.isfinite(row["batch_loss"]) or not np.isfinite(row["train_loss"]):
                 entry["status"] = record.DIVERGED
+            if entry["failed_refreshes"] and row["eigenvalues"] is None:
+                self._warn_once(name)
             self._report(name, entry, row, taken)
             average = float(state.subspace.alignment_average)
             if average > arguments.get("threshold", np.inf):
@@ -363,6 +366,16 @@ class _Run:
         self._progress.advance(taken, **facts)
         if entry["status"] == record.DIVERGED:
             self._progress.say(f"{name} diverged at step {row['step']}.")
+
+    def _warn_once(self, name):
+        if name not in self._warned:
+            self._warned.add(name)
+            space = self._config.subspace
+            self._progress.say(
+                f"{name}: no refresh has converged, so there is no subspace yet; raise "
+                f"config.subspace.max_matvecs ({space.max_matvecs}) or "
+                f"config.subspace.tol ({space.tol:g})."
+            )
 
     def _save(self):
         record.write(self._workdir, self._record)

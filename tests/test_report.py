@@ -591,3 +591,22 @@ def test_command_line_ends_with_one_sentence_and_1(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(f"No run.json in {tmp_path}")
     assert "Traceback" not in done.stderr
+
+
+def test_arms_that_never_had_a_subspace_lead_to_no_conclusion(tmp_path):
+    write_run(tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert "did the training" in " ".join(happened(read_run(tmp_path)))
+    for each in rows:
+        if each["arm"] != PREFIX:
+            each |= {"eigenvalues": None, "sharpness_ratio": None}
+            each["failed_refreshes"] = 4
+    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    record = json.loads((tmp_path / "run.json").read_text())
+    for arm in record["arms"].values():
+        arm["failed_refreshes"] = 4
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    said = " ".join(happened(read_run(tmp_path)))
+    assert "no subspace was ever found" in said
+    assert "did the training" not in said
