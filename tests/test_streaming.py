@@ -152,6 +152,30 @@ def test_value_that_is_not_finite_leaves_everything_as_it_was():
     assert again.converged
 
 
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_failed_step_leaves_what_is_known_about_the_last_accepted_one(refresh_every):
+    tx = bulk_sgd.project_bulk(
+        2, solver=bulk_sgd.streaming(2), refresh_every=refresh_every
+    )
+    loss = lambda w, poison: 0.5 * jnp.sum(jnp.arange(1.0, 6.0) * w**2) * poison
+    weights = jnp.ones(5)
+
+    @jax.jit
+    def step(state, poison):
+        return tx.update(weights, state, weights, value_fn=loss, poison=poison)[1]
+
+    state = tx.init(weights)
+    for _ in range(4):
+        state = step(state, 1.0)
+    spent = int(state.total_matvecs)
+    bad = step(state, jnp.nan)
+    assert (int(bad.failed_refreshes), int(bad.total_matvecs)) == (1, spent + 2)
+    for kept, old in zip(bad.subspace, state.subspace, strict=True):
+        np.testing.assert_array_equal(kept, old)
+    assert bool(bad.subspace.converged)
+    assert int(bad.solver_state.count) == int(state.solver_state.count) + 1
+
+
 def test_transform_tracks_mini_batches_of_a_regression():
     # Linear regression: H is the second moment of the inputs, whatever the batch.
     scales = np.concatenate([[6, 5, 4], np.ones(9)])
