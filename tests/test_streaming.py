@@ -67,6 +67,16 @@ def test_converges_to_the_top_space_of_a_constant_matrix(columns):
     assert np.all(converged)
 
 
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
+    values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -9, -20]
+    matrix = helpers.symmetric(values)
+    sweeps = 150 * RANK // (columns or RANK)
+    found, _, _ = run(bulk_sgd.streaming(columns), sweeps, matrix=matrix)
+    assert projector_error(found, matrix=matrix) < 1e-3
+    np.testing.assert_allclose(found.eigenvalues, values[:RANK], rtol=1e-4)
+
+
 @pytest.mark.parametrize("columns", [0, 1])
 def test_rows_stay_orthonormal_over_many_noisy_steps(columns):
     found, _, _ = run(bulk_sgd.streaming(columns), 1000, noise=0.5)
