@@ -75,10 +75,12 @@ def default() -> ConfigDict:
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
     # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
-    # mini-batches over steps, for data = "batch" and refresh_every = 1.
+    # mini-batches over steps, one product per step: it needs refresh_every = 1 (and
+    # measure_every = 1 with an alignment below), and is meant for data = "batch". With
+    # "full" or "subset" it follows as well, and its product costs so many images.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    config.subspace.max_matvecs = 60  # lanczos
+    config.subspace.max_matvecs = 0  # lanczos: per solve; 0: 10 rank + 50
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
@@ -153,6 +155,15 @@ def validate(config: ConfigDict):
     checks.between("config.switch.alignment", switch.alignment, 0, 1)
     checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
     checks.integer("config.switch.measure_every", switch.measure_every, 1)
+    intervals = {"subspace.refresh_every": space.refresh_every}
+    if switch.alignment > 0:
+        intervals["switch.measure_every"] = switch.measure_every
+    for name, interval in intervals.items():
+        if space.solver == "streaming" and interval != 1:
+            raise ValueError(
+                f"config.{name} is {interval}; it must be 1 with "
+                "config.subspace.solver = 'streaming', which averages over steps."
+            )
     arms.parse_all(config.arms)
     _validate_measures(config)
 
