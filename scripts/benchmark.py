@@ -45,7 +45,7 @@ def main(argv=None):
         pathlib.Path(arguments.json).write_text(text)
     if arguments.figure:
         drawing = benchmark_peers.figure(results["peers"])
-        pathlib.Path(arguments.figure).write_bytes(style.png(drawing))
+        style.save(drawing, pathlib.Path(arguments.figure))
 
 
 def _arguments(argv):
