@@ -37,8 +37,8 @@ def default() -> ConfigDict:
     config.data.test_split = "test"  # TFDS
     config.data.num_train = 0  # the first so many examples; 0 takes all
     config.data.num_test = 0
-    # "unit" (x / 255), "standard" (unit, then zero mean and unit variance over the
-    # training set, per channel) or "none".
+    # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
+    # unit variance over the training set, per channel or feature) or "none".
     config.data.normalization = "unit"
 
     config.model = ConfigDict()
