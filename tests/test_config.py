@@ -174,7 +174,7 @@ def test_optimizers_are_optax_with_their_fields():
 
     def second_update(name):
         fields.name = name
-        optimizer = optimizers.build(fields)
+        optimizer = optimizers.build(fields, fields.learning_rate)
         state = optimizer.init(params)
         for _ in range(2):
             updates, state = optimizer.update(grads, state, params + 1)
