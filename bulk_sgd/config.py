@@ -134,6 +134,11 @@ def validate(config: ConfigDict):
     Raises:
       ValueError: one sentence with the field, its value and what is allowed.
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config is {config!r}; it must be a ConfigDict, such as "
+            "bulk_sgd.config.default()."
+        )
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
     checks.integer("config.batch_size", config.batch_size, 1)

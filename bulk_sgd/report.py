@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from bulk_sgd import figures
+from bulk_sgd import cli, figures
 from bulk_sgd.narrative import chi, happened, number, percent, state
 from bulk_sgd.results import PREFIX, Run, read_run
 from bulk_sgd.style import arm_styles, png
@@ -326,4 +326,4 @@ if __name__ == "__main__":
     # Only here: the training binary defines a flag of the same name.
     flags.DEFINE_string("workdir", None, "Folder of the run to report on.")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    app.run(main, flags_parser=cli.parse)
