@@ -14,8 +14,8 @@ from bulk_sgd import grid
 from bulk_sgd.config import default
 
 PRESETS = ("cpu", "gpu")
-ARMS = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)", "scales(0.5, 2)")
 MAIN_ARMS = ("sgd", "dom_sgd", "bulk_sgd")
+ARMS = (*MAIN_ARMS, "scales(0.5, 2)")
 SEEDS = grid.values("seed", range(3))
 
 
@@ -33,7 +33,7 @@ def base_config(preset: str, name: str):
     config.model.init = "torch"
     config.loss.reduction = "half_sum"
     config.arms = ARMS
-    config.stability.rounds, config.stability.num_steps = 6, 200
+    config.stability.rounds, config.stability.num_steps = 5, 100
     config.progress = config.tensorboard = False
     if is_small(preset):
         config.data.num_train = 1_000

@@ -11,12 +11,14 @@ well as the full set; the Hessian of one mini-batch is a different, noisy subspa
 """
 
 from bulk_sgd import grid
-from configs.ablations.base import SEEDS, base_config, is_small
+from configs.ablations.base import MAIN_ARMS, SEEDS, base_config, is_small
 
 
 def get_config(preset: str = "cpu"):
     """The base config of the axis."""
-    return base_config(preset, "Curvature data and solver")
+    config = base_config(preset, "Curvature data and solver")
+    config.arms = MAIN_ARMS
+    return config
 
 
 def get_sweep(preset: str = "cpu"):

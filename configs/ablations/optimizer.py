@@ -15,7 +15,9 @@ from configs.ablations.base import SEEDS, base_config, is_small
 
 def get_config(preset: str = "cpu"):
     """The base config of the axis."""
-    return base_config(preset, "Inner optimizer")
+    config = base_config(preset, "Inner optimizer")
+    config.stability.rounds = 0
+    return config
 
 
 def get_sweep(preset: str = "cpu"):

@@ -18,6 +18,7 @@ def get_config(preset: str = "cpu"):
     config = base_config(preset, "Plane of scales (a, b)")
     grid_points = [(a, b) for a in (0, 0.25, 0.5, 1, 2) for b in (0, 0.5, 1, 2, 4)]
     config.arms = tuple(f"scales({a}, {b})" for a, b in grid_points if a or b)
+    config.num_steps = 1_000 if is_small(preset) else 15_000
     return config
 
 
