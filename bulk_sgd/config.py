@@ -36,8 +36,8 @@ def default() -> ConfigDict:
     config.data.test_split = "test"  # TFDS
     config.data.num_train = 0  # the first so many examples; 0 takes all
     config.data.num_test = 0
-    # "unit" (x / 255), "standard" (unit, then zero mean and unit variance over the
-    # training set, per channel) or "none".
+    # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
+    # unit variance over the training set, per channel or feature) or "none".
     config.data.normalization = "unit"
 
     config.model = ConfigDict()
@@ -134,6 +134,11 @@ def validate(config: ConfigDict):
     Raises:
       ValueError: one sentence with the field, its value and what is allowed.
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config is {config!r}; it must be a ConfigDict, such as "
+            "bulk_sgd.config.default()."
+        )
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
     checks.integer("config.batch_size", config.batch_size, 1)

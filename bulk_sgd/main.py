@@ -3,9 +3,6 @@
 Any field can be set on the command line, `--config.subspace.rank=5`.
 """
 
-import signal
-import sys
-
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -23,14 +20,10 @@ def main(argv):
         cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
     cli.prepare()
 
-    from bulk_sgd import train  # after the flags: importing JAX takes seconds
+    with cli.reporting(_WORKDIR.value):
+        from bulk_sgd import train  # after the flags: importing JAX takes seconds
 
-    try:
         record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, OSError) as error:
-        cli.refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     print(f"{record['status']}: {_WORKDIR.value}")
 
 

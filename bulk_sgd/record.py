@@ -101,6 +101,7 @@ def claim(workdir, config: dict) -> dict | None:
     for path in list(workdir.iterdir()):
         if path != attempts:
             path.rename(archive / path.name)
+    print(f"An unfinished run was there; its files are in {archive}.", file=sys.stderr)
     return None
 
 

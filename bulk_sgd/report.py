@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from bulk_sgd import figures, page, study_report
+from bulk_sgd import cli, figures, page, study_report
 from bulk_sgd.narrative import chi, happened, number, percent, state
 from bulk_sgd.results import PREFIX, Run, read_run
 from bulk_sgd.study import is_study
@@ -257,4 +257,4 @@ if __name__ == "__main__":
     # Only here: the training binary defines a flag of the same name.
     flags.DEFINE_string("workdir", None, "Folder of the run to report on.")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    app.run(main, flags_parser=cli.parse)

@@ -11,7 +11,6 @@ interval) share their compiled programs, and runs with the same prefix train it 
 import json
 import pathlib
 import runpy
-import signal
 import sys
 import traceback
 
@@ -169,7 +168,7 @@ def _main(argv):
     values = flags.FLAGS
     filename = config_flags.get_config_filename(values["config"])
     path, _, preset = filename.partition(":")
-    try:
+    with cli.reporting(values.workdir):
         module = runpy.run_path(path)
         if "get_sweep" not in module:
             raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
@@ -189,10 +188,6 @@ def _main(argv):
             prefixes=values.prefixes,
             about=(module.get("__doc__") or "").strip(),
         )
-    except (ValueError, OSError) as error:
-        cli.refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{len(statuses)} cells, {told}: {values.workdir}")

@@ -22,6 +22,21 @@ def test_every_shipped_config_is_valid(name):
     config.validate(importlib.import_module(f"configs.{name}").get_config())
 
 
+@pytest.mark.parametrize("name", ["song_mnist5k", "mnist_mlp", "mnist_cnn"])
+def test_quick_variants_are_small_and_the_others_are_refused(name):
+    make = importlib.import_module(f"configs.{name}").get_config
+    config.validate(make("quick"))
+    assert make("quick").num_steps <= 400 < make().num_steps
+    assert make("quick").name == make().name
+    with pytest.raises(ValueError, match="variant is 'fast'; it must be empty or 'qu"):
+        make("fast")
+
+
+def test_quick_variant_of_song_does_not_shrink_the_data_of_others():
+    module = importlib.import_module("configs.mnist_mlp")
+    assert module.get_config("quick").data == module.get_config().data
+
+
 def test_default_is_locked():
     with pytest.raises(AttributeError):
         config.default().no_such_field = 1
