@@ -3,6 +3,10 @@
 Train along the sharp (dominant) and flat (bulk) directions of a loss: Zakarin and
 Singh, *Accelerating Neural Network Training Along Sharp and Flat Directions*,
 arXiv 2505.11972.
+
+The functions `lanczos` and `streaming` hide the modules of the same names: `import
+bulk_sgd.lanczos as m` gives the function. `from bulk_sgd.lanczos import …` reads from
+the module.
 """
 
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
