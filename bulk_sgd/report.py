@@ -82,8 +82,27 @@ def _facts(run):
         f"k = {run.rank}" if run.rank else "",
         f"learning rate {info['learning_rate']:g}" if info.get("learning_rate") else "",
         f"loss: {info['loss_label']}" if info.get("loss_label") else "",
+        _subspace(info),
     ]
     return " · ".join(filter(None, facts))
+
+
+def _subspace(info):
+    """What the subspace is that of, and how it is kept."""
+    space = (info.get("config") or {}).get("subspace")
+    if not space:
+        return ""
+    operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
+        space["curvature"], "Hessian"
+    )
+    of = {
+        "full": "of the full training set",
+        "subset": f"of {space['subset_size']:,} training examples",
+        "batch": "of the current mini-batch",
+    }[space["data"]]
+    every = space["refresh_every"]
+    steps = "step" if every == 1 else f"{every:,} steps"
+    return f"{operator} {of}, {space['solver']} every {steps}"
 
 
 def _explanation(run):

@@ -1,4 +1,4 @@
-"""Eight cells that differ in numbers alone: together, in lockstep, and each by itself."""
+"""Cells that differ in numbers alone: together, in lockstep, and each by itself."""
 
 import json
 import pathlib
