@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, checks, optimizers, solvers
+from bulk_sgd import arms, checks, optimizers, sharding, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
@@ -101,6 +101,13 @@ def default() -> ConfigDict:
     # Full-data losses, gradients and curvature go through the data in pieces of this
     # many examples; 0 takes them at once (faster, more memory).
     config.microbatch_size = 0
+
+    # The devices, as a mesh of data x fsdp; 0 takes all that the other one leaves.
+    # Examples are split over both, parameters and basis over `fsdp` alone.
+    config.sharding = ConfigDict()
+    config.sharding.data = 0
+    config.sharding.fsdp = 1
+
     config.tensorboard = True
     config.progress = True
     return config.lock()
@@ -140,6 +147,7 @@ def validate(config: ConfigDict):
     checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
     checks.integer("config.switch.measure_every", switch.measure_every, 1)
     arms.parse_all(config.arms)
+    sharding.validate(config.sharding)
 
 
 def _check_fields(config, reference, path):

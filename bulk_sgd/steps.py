@@ -16,6 +16,7 @@ import optax
 from bulk_sgd import optimizers, solvers
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
+from bulk_sgd.sharding import Layout
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
 
 
@@ -88,10 +89,12 @@ class Programs:
 
     Args:
       config: a validated config; it alone determines the programs.
+      layout: where the arrays live.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, layout: Layout):
         self._config = config
+        self._layout = layout
         self._inner = optimizers.build(config.optimizer)
         self.init = jax.jit(self._init)
         self.train = jax.jit(
@@ -108,17 +111,19 @@ class Programs:
             solver=solvers.build(space),
             curvature=space.curvature,
             switch=Switch(decay=self._config.switch.decay),
+            sharding=self._layout.parameters,
             seed=self._config.seed,
         )
 
     def _init(self, params):
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             inner=self._inner.init(params),
             subspace=self._projection((1.0, 1.0), 1).init(params),
             loss=jnp.zeros((), jnp.float32),
         )
+        return self._layout.constrain(state)
 
     def _train(
         self,
@@ -158,6 +163,7 @@ class Programs:
         def step(carry):
             state, trace = carry
             batch = task.train.take(indices[trace.num_steps])
+            batch = self._layout.constrain_examples(batch)
             loss, grads = jax.value_and_grad(batch)(state.params)
             value_fn = batch if task.curvature is None else task.curvature
             inner, subspace, updates = state.inner, state.subspace, grads
@@ -185,7 +191,7 @@ class Programs:
                 batch_losses=trace.batch_losses.at[trace.num_steps].set(loss),
                 alignments=trace.alignments.at[trace.num_steps].set(subspace.alignment),
             )
-            return new_state, new_trace
+            return self._layout.constrain(new_state), new_trace
 
         blank = jnp.zeros(indices.shape[0])
         trace = Trace(jnp.zeros((), jnp.int32), blank, blank)

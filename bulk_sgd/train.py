@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bulk_sgd import arms as arms_lib
-from bulk_sgd import basis, checks, data, losses, models, record
+from bulk_sgd import basis, checks, data, losses, models, record, sharding
 from bulk_sgd import config as config_lib
 from bulk_sgd.metrics import MetricWriter, Progress
 from bulk_sgd.objective import Objective
@@ -70,6 +70,7 @@ class _Experiment:
     def __init__(self, config):
         self.config = config
         self.arms = arms_lib.parse_all(config.arms)
+        self.layout = sharding.Layout(sharding.make_mesh(config.sharding))
         self.dataset = data.load(config.data)
         num_train = len(self.dataset.train_targets)
         checks.integer(
@@ -79,11 +80,14 @@ class _Experiment:
             num_train,
             "the number of training examples",
         )
-        self.model_fn, self.params = models.build(
-            config.model,
-            self.dataset.train_inputs.shape[1:],
-            self.dataset.num_classes,
-            config.seed,
+        self._check_layout()
+        self.model_fn, self.params = self.layout.born(
+            lambda: models.build(
+                config.model,
+                self.dataset.train_inputs.shape[1:],
+                self.dataset.num_classes,
+                config.seed,
+            )
         )
         checks.integer(
             "config.subspace.rank",
@@ -94,7 +98,21 @@ class _Experiment:
         )
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task()
-        self.programs = Programs(config)
+        self.programs = Programs(config, self.layout)
+
+    def _check_layout(self):
+        """Raises ValueError where examples do not split evenly over the devices."""
+        config, check = self.config, self.layout.check_divides
+        num_train = len(self.dataset.train_targets)
+        check("config.batch_size", config.batch_size, "examples")
+        check("config.data.num_train", num_train, "training examples")
+        num_test = len(self.dataset.test_targets)
+        check("config.data.num_test", num_test, "test examples")
+        if config.subspace.data == "subset":
+            subset_size = config.subspace.subset_size
+            check("config.subspace.subset_size", subset_size, "examples")
+        if config.microbatch_size:
+            check("config.microbatch_size", config.microbatch_size, "examples")
 
     def _task(self) -> Task:
         set_ = self.dataset
@@ -124,8 +142,8 @@ class _Experiment:
         return Objective(
             self.model_fn,
             self.loss_fn,
-            jnp.asarray(inputs),
-            jnp.asarray(targets),
+            self.layout.put_examples(inputs),
+            self.layout.put_examples(targets),
             self.config.microbatch_size or None,
         )
 
