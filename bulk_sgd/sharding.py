@@ -178,15 +178,31 @@ class Layout:
         params = jax.jit(parameters, out_shardings=self.parameters(shapes))()
         return static[0], params
 
-    def check_divides(self, field: str, count: int, what: str):
-        """Raises ValueError unless `count` examples split evenly over the devices."""
-        if count % self.mesh.size:
-            sizes = f"{self.mesh.shape[DATA]} x {self.mesh.shape[FSDP]}"
-            raise ValueError(
-                f"{field} gives {count} {what}; it must be a multiple of "
-                f"{self.mesh.size}, the devices of the mesh (config.sharding.data x "
-                f"config.sharding.fsdp, {sizes})."
-            )
+    def check(self, config, num_train: int, num_test: int):
+        """Raises ValueError unless the examples split evenly over the devices.
+
+        Args:
+          config: a validated config.
+          num_train: number of training examples.
+          num_test: number of test examples.
+        """
+        counts = {
+            "config.batch_size": (config.batch_size, "examples"),
+            "config.data.num_train": (num_train, "training examples"),
+            "config.data.num_test": (num_test, "test examples"),
+            "config.microbatch_size": (config.microbatch_size, "examples"),
+        }
+        if config.subspace.data == "subset":
+            size = config.subspace.subset_size
+            counts["config.subspace.subset_size"] = (size, "examples")
+        for field, (count, what) in counts.items():
+            if count % self.mesh.size:
+                sizes = f"{self.mesh.shape[DATA]} x {self.mesh.shape[FSDP]}"
+                raise ValueError(
+                    f"{field} gives {count} {what}; it must be a multiple of "
+                    f"{self.mesh.size}, the devices of the mesh (config.sharding.data "
+                    f"x config.sharding.fsdp, {sizes})."
+                )
 
     def _parameter(self, leaf) -> NamedSharding:
         size = self.mesh.shape[FSDP]

@@ -80,7 +80,8 @@ class _Experiment:
             num_train,
             "the number of training examples",
         )
-        self._check_layout()
+        num_test = len(self.dataset.test_targets)
+        self.layout.check(config, num_train, num_test)
         self.model_fn, self.params = self.layout.born(
             lambda: models.build(
                 config.model,
@@ -99,20 +100,6 @@ class _Experiment:
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task()
         self.programs = Programs(config, self.layout)
-
-    def _check_layout(self):
-        """Raises ValueError where examples do not split evenly over the devices."""
-        config, check = self.config, self.layout.check_divides
-        num_train = len(self.dataset.train_targets)
-        check("config.batch_size", config.batch_size, "examples")
-        check("config.data.num_train", num_train, "training examples")
-        num_test = len(self.dataset.test_targets)
-        check("config.data.num_test", num_test, "test examples")
-        if config.subspace.data == "subset":
-            subset_size = config.subspace.subset_size
-            check("config.subspace.subset_size", subset_size, "examples")
-        if config.microbatch_size:
-            check("config.microbatch_size", config.microbatch_size, "examples")
 
     def _task(self) -> Task:
         set_ = self.dataset

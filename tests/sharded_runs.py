@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
+from helpers import exact_solver, quadratic
 
 import bulk_sgd
 from bulk_sgd import config as config_lib
@@ -129,8 +130,22 @@ def own_loop(kind, mesh, microbatch_size=None):
     }
 
 
+def basis_of_a_solver_that_knows_no_layout():
+    """Elements per device of the basis, of 3 x 8, that a dense solver leaves."""
+    layout = Layout(make_mesh(config_of("fsdp").sharding))
+    params = jax.device_put(jnp.arange(8.0), layout.replicated)
+    tx = bulk_sgd.project_bulk(
+        3, solver=exact_solver(), sharding=layout.parameters(params)
+    )
+    loss = quadratic(jnp.diag(jnp.arange(8.0)))
+    state = jax.device_put(tx.init(params), layout.replicated)
+    update = jax.jit(lambda *args: tx.update(*args, value_fn=loss)[1])
+    return per_device(update(params, state, params).subspace.eigenvectors)
+
+
 if __name__ == "__main__":
     runs = {
+        "dense": basis_of_a_solver_that_knows_no_layout(),
         "training": {mesh: training(mesh) for mesh in MESHES},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
         "step": {

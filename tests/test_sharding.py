@@ -18,21 +18,30 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RANK, NUM_ROWS = 6, 2 * 6 + 10 + 1  # of the basis that a step ends with and works with
 
 
+FOUR_DEVICES = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=FOUR_DEVICES,
+        cwd=ROOT,
+    )
+
+
 @pytest.fixture(scope="module")
 def runs():
     """What sharded_runs.py found."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "tests/sharded_runs.py"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    result = python("tests/sharded_runs.py")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -84,6 +93,10 @@ def test_replicated_parameters_take_one_collective_per_product(runs):
     assert len(runs["step"]["data, microbatches"]["sent"]) == 2
 
 
+def test_basis_is_split_whatever_the_solver(runs):
+    assert runs["dense"] == 3 * 8 / 4
+
+
 def mesh_of(data, fsdp, num_devices=4, num_processes=1):
     class Device:
         def __init__(self, index):
@@ -113,13 +126,26 @@ def layout_of(data, fsdp):
     return sharding.Layout(jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp")))
 
 
-def test_examples_that_do_not_split_evenly_are_refused():
-    layout = layout_of(4, 2)
-    layout.check_divides("config.batch_size", 16, "examples")
-    with pytest.raises(
-        ValueError, match=r"batch_size gives 20 .* multiple of 8.*4 x 2"
-    ):
-        layout.check_divides("config.batch_size", 20, "examples")
+@pytest.mark.parametrize(
+    ("field", "match"),
+    [
+        ("batch_size=50", "config.batch_size gives 50 examples; it must be a multiple"),
+        ("data.num_train=4998", "config.data.num_train gives 4998 training examples"),
+        ("data.num_test=998", "config.data.num_test gives 998 test examples"),
+        ("subspace.subset_size=502", "config.subspace.subset_size gives 502 examples"),
+        ("microbatch_size=6", "config.microbatch_size gives 6 examples"),
+        ("sharding.fsdp=3", "config.sharding.data is 0 and config.sharding.fsdp is 3"),
+    ],
+)
+def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
+    result = python(
+        *("-m", "bulk_sgd.main", "--config=configs/mnist_mlp.py:quick"),
+        *(f"--workdir={tmp_path}/run", "--config.batch_size=52", f"--config.{field}"),
+    )
+    assert result.returncode == 2
+    assert match in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
