@@ -121,14 +121,15 @@ def interpolated_sgd(
       An optimizer whose `update` takes `value_fn`.
 
     Raises:
-      ValueError: if the rate is negative, the path unknown, or as
-        `scale_by_subspace` does.
+      ValueError: if the rate is negative, alpha neither a number nor a schedule of
+        the step, the path unknown, or as `scale_by_subspace` does.
 
     Example:
       >>> import optax, bulk_sgd
       >>> fade = optax.linear_schedule(0.0, 1.0, 1000)  # from Bulk-SGD to SGD
       >>> tx = bulk_sgd.interpolated_sgd(0.01, rank=10, alpha=fade)
     """
+    checks.scale("alpha", alpha)
     if not callable(alpha):
         dominant, bulk = path_scales(path, alpha)
     else:

@@ -6,7 +6,6 @@ from bulk_sgd import arms, checks, optimizers, sharding, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
-PROJECTIONS = ("update", "gradient")
 
 
 def default() -> ConfigDict:
@@ -58,10 +57,11 @@ def default() -> ConfigDict:
     config.batch_size = 50
     config.num_steps = 1000  # steps in all, of which the prefix takes the first
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # "sgd", "adam" or "adamw"
+    config.optimizer.name = "sgd"  # "sgd", "adam", "adamw", "sam" or "muon"
     config.optimizer.learning_rate = 0.01
-    config.optimizer.momentum = 0.0  # sgd
-    config.optimizer.nesterov = False  # sgd
+    config.optimizer.momentum = 0.0  # sgd, sam, muon
+    config.optimizer.nesterov = False  # sgd, sam, muon
+    config.optimizer.rho = 0.05  # sam: length of the step of ascent
     config.optimizer.weight_decay = 0.0  # adamw
     # Whether the arms scale the optimizer's "update" or the "gradient" it is fed.
     config.optimizer.projection = "update"
@@ -75,10 +75,12 @@ def default() -> ConfigDict:
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
     # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
-    # mini-batches over steps, for data = "batch" and refresh_every = 1.
+    # mini-batches over steps, one product per step: it needs refresh_every = 1 (and
+    # measure_every = 1 with an alignment below), and is meant for data = "batch". With
+    # "full" or "subset" it follows as well, and its product costs so many images.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    config.subspace.max_matvecs = 60  # lanczos
+    config.subspace.max_matvecs = 0  # lanczos: per solve; 0: 10 rank + 50
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
@@ -96,6 +98,23 @@ def default() -> ConfigDict:
     # What runs from the fork: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" (α, 1),
     # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
+
+    # Energies of H, G and F in the subspace and the bulk, batch sharpness: see
+    # `bulk_sgd.measures`.
+    config.measures = ConfigDict()
+    config.measures.every = 0  # steps, a multiple of eval_every; 0: never
+    config.measures.num_probes = 30  # random vectors per operator
+
+    # From the fork, each arm is trained at other learning rates, halving the interval
+    # between stable and unstable ones on a log scale.
+    config.stability = ConfigDict()
+    config.stability.rounds = 0  # of the bisection; 0: none
+    config.stability.low = 0.1  # times optimizer.learning_rate, the interval to search
+    config.stability.high = 100.0
+    config.stability.num_steps = 200
+    # Stable: at the end the training loss is finite and at most so many times that at
+    # the fork.
+    config.stability.loss_factor = 2.0
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
     # Full-data losses, gradients and curvature go through the data in pieces of this
@@ -129,9 +148,6 @@ def validate(config: ConfigDict):
     checks.integer("config.eval_every", config.eval_every, 1)
     checks.integer("config.microbatch_size", config.microbatch_size, 0)
     optimizers.validate(config.optimizer)
-    checks.one_of(
-        "config.optimizer.projection", config.optimizer.projection, PROJECTIONS
-    )
     space = config.subspace
     checks.integer("config.subspace.rank", space.rank, 1)
     checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
@@ -146,8 +162,41 @@ def validate(config: ConfigDict):
     checks.between("config.switch.alignment", switch.alignment, 0, 1)
     checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
     checks.integer("config.switch.measure_every", switch.measure_every, 1)
+    intervals = {"subspace.refresh_every": space.refresh_every}
+    if switch.alignment > 0:
+        intervals["switch.measure_every"] = switch.measure_every
+    for name, interval in intervals.items():
+        if space.solver == "streaming" and interval != 1:
+            raise ValueError(
+                f"config.{name} is {interval}; it must be 1 with "
+                "config.subspace.solver = 'streaming', which averages over steps."
+            )
     arms.parse_all(config.arms)
     sharding.validate(config.sharding)
+    _validate_measures(config)
+
+
+def _validate_measures(config):
+    every = config.measures.every
+    checks.integer("config.measures.every", every, 0)
+    if every % config.eval_every:
+        raise ValueError(
+            f"config.measures.every is {every}; it must be a multiple of "
+            f"config.eval_every, {config.eval_every}, or 0."
+        )
+    checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
+    if every and config.subspace.curvature != "hessian":
+        raise ValueError(
+            f"config.subspace.curvature is {config.subspace.curvature!r}; where "
+            "config.measures.every is not 0 it must be 'hessian', whose subspace the "
+            "energies are measured in."
+        )
+    stability = config.stability
+    checks.integer("config.stability.rounds", stability.rounds, 0)
+    checks.integer("config.stability.num_steps", stability.num_steps, 1)
+    checks.at_least("config.stability.low", stability.low, 1e-9)
+    checks.at_least("config.stability.high", stability.high, stability.low)
+    checks.at_least("config.stability.loss_factor", stability.loss_factor, 1)
 
 
 def _check_fields(config, reference, path):

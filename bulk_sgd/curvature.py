@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis
+from bulk_sgd import basis, checks
 from bulk_sgd.objective import Objective
 
 
@@ -49,6 +49,7 @@ def hessian(value_fn, params):
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
+      ValueError: if the params are not floating point arrays.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -56,6 +57,7 @@ def hessian(value_fn, params):
       >>> matvec(jnp.array([1.0, 0.0])).tolist()
       [6.0, 2.0]
     """
+    checks.floating("params", params)
     _check_scalar(value_fn, params)
     return _Curvature(as_pytree(value_fn), params, _hessian_map)
 
@@ -72,6 +74,7 @@ def gauss_newton(objective, params):
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
+      ValueError: if the params are not floating point arrays.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -81,6 +84,7 @@ def gauss_newton(objective, params):
       [1.0, 1.0]
     """
     _check_objective(objective, "gauss_newton")
+    checks.floating("params", params)
     return _Curvature(objective, params, _gauss_newton_map)
 
 
@@ -100,6 +104,7 @@ def functional_hessian(objective, params):
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
+      ValueError: if the params are not floating point arrays.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -109,6 +114,7 @@ def functional_hessian(objective, params):
       [1.0, 1.0]
     """
     _check_objective(objective, "functional_hessian")
+    checks.floating("params", params)
     return _Curvature(objective, params, _functional_hessian_map)
 
 

@@ -5,6 +5,7 @@ bases and products only ever see the selected leaves.
 """
 
 import jax
+import numpy as np
 import optax
 
 from bulk_sgd.objective import Objective
@@ -20,7 +21,7 @@ def select(tree, mask):
 
     Raises:
       ValueError: if a leaf is an `optax.MaskedNode`, which stands for a parameter that
-        a wrapper hides, or if nothing is selected.
+        a wrapper hides, if the mask is not one, or if nothing is selected.
     """
     leaves = jax.tree.leaves(tree, is_leaf=_is_masked_node)
     if any(map(_is_masked_node, leaves)):
@@ -32,11 +33,13 @@ def select(tree, mask):
     if mask is None:
         return tree
     flags = mask(tree) if callable(mask) else mask
-    selected = jax.tree.map(
-        lambda flag, branch: branch if flag else jax.tree.map(lambda _: None, branch),
-        flags,
-        tree,
-    )
+    try:
+        selected = jax.tree.map(_select_branch, flags, tree)
+    except (TypeError, ValueError):  # a leaf that is no bool, or another structure
+        raise ValueError(
+            f"mask is {flags!r}; it must be a pytree of bools with the structure of "
+            "the params or a prefix of it, or a function that returns one."
+        ) from None
     if not jax.tree.leaves(selected):
         raise ValueError("mask selects no parameter; it must select at least one.")
     return selected
@@ -69,6 +72,12 @@ def restrict(value_fn, params, mask):
     if isinstance(value_fn, Objective):
         return value_fn.reparametrize(lambda block: merge(block, params)), block
     return lambda block: value_fn(merge(block, params)), block
+
+
+def _select_branch(flag, branch):
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError
+    return branch if flag else jax.tree.map(lambda _: None, branch)
 
 
 def _is_masked_node(leaf):

@@ -29,13 +29,18 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._boards = {}
 
-    def write(self, row: dict):
-        """Appends a row, a dict with `arm`, `step`, and numbers or lists of them."""
+    def write(self, row: dict) -> dict:
+        """Appends a row, a dict with `arm`, `step`, and numbers or lists of them.
+
+        Returns:
+          The row as written.
+        """
         row = {name: _plain(value) for name, value in row.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._tensorboard:
             self._write_board(row)
+        return row
 
     def close(self):
         """Closes all files."""

@@ -111,6 +111,11 @@ class Layout:
 
     mesh: Mesh
 
+    @classmethod
+    def of(cls, config) -> "Layout":
+        """The layout that a config of an experiment asks for; raises as `make_mesh`."""
+        return cls(make_mesh(config.sharding))
+
     @property
     def replicated(self) -> NamedSharding:
         """A whole copy on every device."""

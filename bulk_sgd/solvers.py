@@ -8,7 +8,7 @@ from bulk_sgd.subspace import Solver
 _BUILDERS = {
     "lanczos": lambda c: lanczos(
         c.tol,
-        c.max_matvecs,
+        c.max_matvecs or None,
         max_basis=c.max_basis or None,
         warm_start=c.warm_start,
     ),
@@ -19,10 +19,26 @@ _BUILDERS = {
 def validate(config):
     """Raises ValueError on a solver field of `config.subspace` out of its range."""
     checks.one_of("config.subspace.solver", config.solver, _BUILDERS)
+    _CHECKS[config.solver](config)
+
+
+def build(config) -> Solver:
+    """The solver of a validated `config.subspace`."""
+    return _BUILDERS[config.solver](config)
+
+
+def _check_lanczos(config):
     checks.at_least("config.subspace.tol", config.tol, 0)
-    checks.integer("config.subspace.max_matvecs", config.max_matvecs, config.rank)
-    if config.max_basis:
-        checks.integer("config.subspace.max_basis", config.max_basis, config.rank + 2)
+    for name, low, formula in (
+        ("max_matvecs", config.rank, "config.subspace.rank"),
+        ("max_basis", config.rank + 2, "config.subspace.rank + 2"),
+    ):
+        if config[name]:
+            why = f"{formula}; 0 is the default"
+            checks.integer(f"config.subspace.{name}", config[name], low, why=why)
+
+
+def _check_streaming(config):
     checks.integer("config.subspace.columns", config.columns, 0, config.rank)
     if config.columns and config.rank % config.columns:
         raise ValueError(
@@ -32,6 +48,4 @@ def validate(config):
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
 
 
-def build(config) -> Solver:
-    """The solver of a validated `config.subspace`."""
-    return _BUILDERS[config.solver](config)
+_CHECKS = {"lanczos": _check_lanczos, "streaming": _check_streaming}

@@ -1,8 +1,8 @@
 """The compiled part of training: many steps per dispatch, and an evaluation.
 
-One program runs every arm, because the scales (a, b) are arguments of it. The loop
-over steps ends by itself when the loss is not finite or the switch rule fires, so that
-no step ever waits for the host.
+One program runs every arm and every cell of a sweep that differs in nothing but
+`Scalars`, which are arguments of it. The loop over steps ends by itself when the loss
+is not finite or the switch rule fires, so that no step ever waits for the host.
 """
 
 import dataclasses
@@ -13,11 +13,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import optimizers, solvers
+from bulk_sgd import basis, measures, optimizers, solvers
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
+
+
+class Scalars(NamedTuple):
+    """The numbers in which runs of one program may differ.
+
+    Attributes:
+      learning_rate: η.
+      dominant_scale: a.
+      bulk_scale: b.
+      refresh_every: steps between refreshes.
+      threshold: training stops after the step whose average alignment exceeds it.
+      seed: seed of the solver's random directions.
+    """
+
+    learning_rate: Any
+    dominant_scale: Any = 1.0
+    bulk_scale: Any = 1.0
+    refresh_every: Any = 1
+    threshold: Any = jnp.inf
+    seed: Any = 0
 
 
 class TrainState(NamedTuple):
@@ -45,11 +65,15 @@ class Trace(NamedTuple):
       num_steps: int32, steps taken.
       batch_losses: `(n,)`, zero beyond `num_steps`.
       alignments: `(n,)`, χ_k of the incoming updates, likewise.
+      descent_ratios: `(n,)`, ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming
+        and v the scaled update: the part that the scales leave of the decrease of the
+        batch loss to first order.
     """
 
     num_steps: jax.Array
     batch_losses: jax.Array
     alignments: jax.Array
+    descent_ratios: jax.Array
 
 
 class Evaluation(NamedTuple):
@@ -83,44 +107,56 @@ class Task:
     test: Objective
     curvature: Objective | None
 
+    def with_curvature(self, curvature: Objective) -> "Task":
+        """The same data with the curvature of another objective."""
+        return dataclasses.replace(self, curvature=curvature)
+
 
 class Programs:
     """The compiled programs of one experiment.
 
     Args:
       config: a validated config; it alone determines the programs.
-      layout: where the arrays live.
     """
 
-    def __init__(self, config, layout: Layout):
+    def __init__(self, config):
         self._config = config
-        self._layout = layout
-        self._inner = optimizers.build(config.optimizer)
+        self._layout = Layout.of(config)
         self.init = jax.jit(self._init)
         self.train = jax.jit(
             self._train, static_argnames="projected", donate_argnames="state"
         )
+        self.train_lanes = jax.jit(
+            self._train_lanes,
+            static_argnames="projected",
+            donate_argnames="states",
+        )
         self.evaluate = jax.jit(self._evaluate)
+        self.measure = jax.jit(self._measure)
 
-    def _projection(self, scales, refresh_every):
+    def _inner(self, learning_rate):
+        return optimizers.build(self._config.optimizer, learning_rate)
+
+    def _projection(self, scalars: Scalars):
         space = self._config.subspace
         return scale_by_subspace(
             space.rank,
-            *scales,
-            refresh_every=refresh_every,
+            scalars.dominant_scale,
+            scalars.bulk_scale,
+            refresh_every=scalars.refresh_every,
             solver=solvers.build(space),
             curvature=space.curvature,
             switch=Switch(decay=self._config.switch.decay),
             sharding=self._layout.parameters,
-            seed=self._config.seed,
+            seed=scalars.seed,
         )
 
     def _init(self, params):
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            inner=self._inner.init(params),
-            subspace=self._projection((1.0, 1.0), 1).init(params),
+            inner=self._inner(0.0).init(params),
+            subspace=self._projection(Scalars(0.0)).init(params),
             loss=jnp.zeros((), jnp.float32),
         )
         return self._layout.constrain(state)
@@ -131,9 +167,7 @@ class Programs:
         task: Task,
         indices,
         num_steps,
-        scales=(1.0, 1.0),
-        refresh_every=1,
-        threshold=jnp.inf,
+        scalars: Scalars | None = None,
         *,
         projected: bool,
     ):
@@ -144,19 +178,20 @@ class Programs:
           task: the data.
           indices: int32 `(n, batch_size)`, the examples of each step, n ≥ num_steps.
           num_steps: number of steps, traced.
-          scales: (a, b), traced.
-          refresh_every: steps between refreshes, traced.
-          threshold: stop after the step whose average alignment exceeds it, traced.
+          scalars: `Scalars`, traced; None for SGD at the learning rate of the config.
           projected: False leaves the subspace out altogether.
 
         Returns:
           The new `TrainState` and a `Trace`.
         """
-        projection = self._projection(scales, refresh_every)
+        scalars = scalars or Scalars(self._config.optimizer.learning_rate)
+        inner_optimizer = self._inner(scalars.learning_rate)
+        projection = self._projection(scalars)
+        before = self._config.optimizer.projection == "gradient"
 
         def running(carry):
             state, trace = carry
-            switched = state.subspace.alignment_average > threshold
+            switched = state.subspace.alignment_average > scalars.threshold
             ok = jnp.isfinite(state.loss) & ~switched
             return ok & (trace.num_steps < num_steps)
 
@@ -169,15 +204,22 @@ class Programs:
             inner, subspace, updates = state.inner, state.subspace, grads
 
             def optimize(updates, inner):
-                return self._inner.update(updates, inner, state.params)
+                gradient_at = lambda params, _: jax.grad(batch)(params)
+                return inner_optimizer.update(
+                    updates, inner, state.params, grad_fn=gradient_at
+                )
 
-            if self._config.optimizer.projection == "update":
+            if not before:
                 updates, inner = optimize(updates, inner)
+            ratio = jnp.ones(())
             if projected:
-                updates, subspace = projection.update(
+                scaled, subspace = projection.update(
                     updates, subspace, state.params, value_fn=value_fn
                 )
-            if self._config.optimizer.projection == "gradient":
+                promised = basis.dot(grads, updates)
+                ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
+                updates = scaled
+            if before:
                 updates, inner = optimize(updates, inner)
             new_state = TrainState(
                 step=state.step + 1,
@@ -186,16 +228,49 @@ class Programs:
                 subspace=subspace,
                 loss=loss.astype(jnp.float32),
             )
+            now = trace.num_steps
             new_trace = Trace(
-                num_steps=trace.num_steps + 1,
-                batch_losses=trace.batch_losses.at[trace.num_steps].set(loss),
-                alignments=trace.alignments.at[trace.num_steps].set(subspace.alignment),
+                num_steps=now + 1,
+                batch_losses=trace.batch_losses.at[now].set(loss),
+                alignments=trace.alignments.at[now].set(subspace.alignment),
+                descent_ratios=trace.descent_ratios.at[now].set(ratio),
             )
             return self._layout.constrain(new_state), new_trace
 
         blank = jnp.zeros(indices.shape[0])
-        trace = Trace(jnp.zeros((), jnp.int32), blank, blank)
+        trace = Trace(jnp.zeros((), jnp.int32), blank, blank, blank)
         return jax.lax.while_loop(running, step, (state, trace))
+
+    def _train_lanes(
+        self,
+        states: TrainState,
+        task: Task,
+        curvatures: Objective | None,
+        indices,
+        num_steps,
+        scalars: Scalars,
+        *,
+        projected: bool,
+    ):
+        """`train` for n runs of one program in lockstep, under `vmap`.
+
+        Small networks leave most of an accelerator idle, where this pays.
+
+        Args:
+          states: with a leading axis of n lanes.
+          task: the data that all lanes share.
+          curvatures: objectives with such an axis where each lane has its own, or None.
+          indices: int32 `(n, steps, batch_size)`.
+          num_steps: int32 `(n,)`.
+          scalars: arrays `(n,)`.
+          projected: as in `train`.
+        """
+
+        def lane(state, curvature, *rest):
+            own = task if curvature is None else task.with_curvature(curvature)
+            return self._train(state, own, *rest, projected=projected)
+
+        return jax.vmap(lane)(states, curvatures, indices, num_steps, scalars)
 
     def _evaluate(self, state: TrainState, task: Task) -> Evaluation:
         train_loss, gradient = jax.value_and_grad(task.train)(state.params)
@@ -206,6 +281,17 @@ class Programs:
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             alignment_gradient=state.subspace.subspace.alignment(gradient),
+        )
+
+    def _measure(self, state: TrainState, task: Task, indices, key):
+        """`measures.measure` on the data of the curvature, or on all of it."""
+        return measures.measure(
+            state.params,
+            state.subspace.subspace,
+            task.curvature or task.train,
+            (lambda i: task.train.take(indices[i]), indices.shape[0]),
+            key,
+            self._config.measures.num_probes,
         )
 
 

@@ -94,6 +94,45 @@ def empty(params, rank: int) -> Subspace:
     )
 
 
+def check_solution(returned, subspace: Subspace, state):
+    """Raises TypeError unless a solver returned what can replace what it was given.
+
+    Args:
+      returned: what `Solver.solve` returned.
+      subspace: the previous `Subspace`.
+      state: the solver's previous state.
+    """
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not pair or not isinstance(returned[0], Subspace):
+        raise TypeError(
+            f"solver.solve returned {type(returned).__name__}; it must return a pair, "
+            "a bulk_sgd.Subspace and the solver's new state."
+        )
+    parts = zip((*Subspace._fields, "state"), (*subspace, state),
+                (*returned[0], returned[1]))  # fmt: skip
+    for name, old, new in parts:
+        if not _replaces(new, old):
+            got, wanted = (jax.tree.map(_describe, x) for x in (new, old))
+            raise TypeError(
+                f"solver.solve returned {name} as {got}; it must be like the one that "
+                f"the solver was given, {wanted}."
+            )
+
+
+def _replaces(new, old) -> bool:
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        return False
+    # A Python scalar has a type that gives way.
+    return all(
+        jnp.shape(x) == jnp.shape(y) and jnp.result_type(x, y) == jnp.result_type(y)
+        for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old))
+    )
+
+
+def _describe(leaf) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
 class Solver(NamedTuple):
     """How a transform keeps its subspace up to date: a pair of pure functions.
 

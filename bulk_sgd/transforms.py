@@ -105,7 +105,8 @@ def scale_by_subspace(
       ValueError: at construction, `init` or the first `update`, if an argument is out
         of its range, or params are missing or hidden by `optax.masked`.
       TypeError: if `value_fn` is missing, is not scalar, or is not an `Objective`
-        where one is needed.
+        where one is needed; or if a solver, a schedule or a filter returns something
+        of another shape.
 
     References:
       Zakarin and Singh, *Accelerating Neural Network Training Along Sharp and Flat
@@ -127,7 +128,10 @@ def scale_by_subspace(
       [100.]
     """
     checks.integer("rank", rank, 1)
+    checks.scale("dominant_scale", dominant_scale, filters=True)
+    checks.scale("bulk_scale", bulk_scale)
     checks.integer("refresh_every", refresh_every, 1, static=False)
+    checks.integer("seed", seed, 0, static=False)
     solver = lanczos() if solver is None else solver
     if not isinstance(solver, Solver):
         raise ValueError(
@@ -148,6 +152,7 @@ def scale_by_subspace(
     def init(params):
         if jax.tree.leaves(params):  # none in what optax.tree_map_params passes
             params = masking.select(params, mask)
+            checks.floating("params", params)
             checks.integer(
                 "rank", rank, 1, basis.size(params), "the number of (masked) parameters"
             )
@@ -171,6 +176,8 @@ def scale_by_subspace(
                 "update of a bulk_sgd transform needs params: "
                 "tx.update(grads, state, params, value_fn=loss)."
             )
+        if not jax.tree.leaves(params):
+            raise ValueError("params has no arrays; it must have at least one.")
         value_fn = _bind(value_fn, extra_args)
         selected = masking.select(updates, mask)
         layout = _layout(sharding, updates, mask)
@@ -181,19 +188,18 @@ def scale_by_subspace(
         def refresh():
             block_fn, block = masking.restrict(value_fn, params, mask)
             key = jax.random.fold_in(jax.random.key(seed), state.count)
-            found, solver_state = solver.solve(
-                sharded(curvature(block_fn, block), layout),
-                state.subspace,
-                state.solver_state,
-                selected,
-                key,
-            )
+            before = state.subspace, state.solver_state
+            matvec = sharded(curvature(block_fn, block), layout)
+            returned = solver.solve(matvec, *before, selected, key)
+            subspace.check_solution(returned, *before)
+            found, known = returned
             usable = found.converged & _all_finite(found)
-            kept, known = found, solver_state
-            if not (always and solver.guarded):
+            kept = basis.where(due & usable, found, state.subspace)
+            if always and solver.guarded:  # no select between two bases
+                kept = kept._replace(eigenvectors=found.eigenvectors)
+            else:
                 accepted = due & (usable | solver.guarded)
-                kept = basis.where(accepted, found, state.subspace)
-                known = basis.where(accepted, solver_state, state.solver_state)
+                known = basis.where(accepted, known, state.solver_state)
             return state._replace(
                 subspace=kept,
                 solver_state=known,
@@ -217,8 +223,8 @@ def scale_by_subspace(
         average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
         switched = state.switched | switch.acts(state.count, average)
 
-        bulk = _at(bulk_scale, state.count)
-        dominant = _dominant_factors(dominant_scale, state)
+        bulk = _factors("bulk_scale", bulk_scale, state)
+        dominant = _factors("dominant_scale", dominant_scale, state)
         # Zeros stay zeros whatever they are multiplied with: a filter may be infinite
         # at the eigenvalue 0 of a missing direction, and an update that is not finite
         # must not spread where a = b.
@@ -296,17 +302,18 @@ def project_dominant(rank: int, **options) -> optax.GradientTransformationExtraA
     return scale_by_subspace(rank, 1.0, 0.0, **options)
 
 
-def _at(scale, count):
-    return scale(count) if callable(scale) else scale
-
-
-def _dominant_factors(scale, state: ScaleBySubspaceState):
+def _factors(name, scale, state: ScaleBySubspaceState):
     if not callable(scale):
         return scale
-    parameters = inspect.signature(scale).parameters
-    if next(iter(parameters), None) == "eigenvalues":
-        return scale(state.subspace.eigenvalues)
-    return scale(state.count)
+    filters = checks.is_filter(scale)
+    at = state.subspace.eigenvalues if filters else state.count
+    factors, shape = scale(at), jnp.shape(at)
+    if jnp.shape(factors) not in ((), shape):
+        raise TypeError(
+            f"{name} returned the shape {jnp.shape(factors)}; it must return "
+            + (f"one factor per eigenvalue, {shape}." if filters else "a scalar.")
+        )
+    return factors
 
 
 def _layout(sharding, updates, mask):

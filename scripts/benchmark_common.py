@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import bulk_sgd
-from bulk_sgd import basis, config, data, losses, models, sharding, steps
+from bulk_sgd import basis, config, data, losses, models, steps
 
 RANK, TOL, BATCH = 10, 1e-3, 50
 
@@ -66,9 +66,7 @@ def problem(quick: bool) -> Problem:
     test = objective(dataset.test_inputs, dataset.test_targets)
     task = steps.Task(train=train, test=test, curvature=train)
     indices = data.batch_indices(0, 0, fields.num_steps, train.num_examples, BATCH)
-    programs = steps.Programs(
-        fields, sharding.Layout(sharding.make_mesh(fields.sharding))
-    )
+    programs = steps.Programs(fields)
     state, _ = programs.train(
         programs.init(params), task, indices, fields.num_steps, projected=False
     )

@@ -15,7 +15,8 @@ from helpers import exact_solver, quadratic
 
 import bulk_sgd
 from bulk_sgd import config as config_lib
-from bulk_sgd import train
+from bulk_sgd import experiment as experiment_lib
+from bulk_sgd import steps
 from bulk_sgd.collectives import collectives
 from bulk_sgd.sharding import Layout, make_mesh
 
@@ -50,10 +51,12 @@ def sent(compiled):
 
 def training(mesh):
     """50 steps of Bulk-SGD in the training binary's own program."""
-    experiment = train._Experiment(config_of(mesh))
-    state = experiment.programs.init(experiment.params)
-    arguments = (experiment.task, experiment.indices(0), STEPS, (0.0, 1.0))
-    program = experiment.programs.train.lower(state, *arguments, projected=True)
+    experiment = experiment_lib.Experiment(config_of(mesh))
+    programs = steps.Programs(experiment.config)
+    state = programs.init(experiment.params)
+    scalars = experiment.scalars(experiment.arms[2])
+    arguments = (experiment.task, experiment.indices(0), STEPS, scalars)
+    program = programs.train.lower(state, *arguments, projected=True)
     compiled = program.compile()
     facts = {
         "params": per_device(state.params),

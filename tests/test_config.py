@@ -3,11 +3,12 @@
 import importlib
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, config, optimizers
+from bulk_sgd import arms, config, optimizers, solvers, subspace
 
 CONFIGS = sorted(
     path.stem
@@ -50,7 +51,12 @@ def test_default_is_locked():
         ("subspace.columns", 11, r"columns is 11; it must be from 0 to 10"),
         ("subspace.gain", 0.0, r"gain is 0\.0"),
         ("subspace.tol", -1.0, r"tol is -1\.0"),
-        ("subspace.max_matvecs", 5, r"max_matvecs is 5; it must be at least 10"),
+        (
+            "subspace.max_matvecs",
+            5,
+            r"max_matvecs is 5; .*at least 10 \(config\.subspace\.rank; 0 is the def",
+        ),
+        ("subspace.max_matvecs", -1, r"max_matvecs is -1; it must be at least 10"),
         ("subspace.max_basis", 11, r"max_basis is 11; it must be at least 12"),
         ("switch.step", 1001, r"switch\.step is 1001.*0 to 1000 \(config\.num_steps"),
         ("switch.alignment", 1.1, r"alignment is 1\.1"),
@@ -71,10 +77,53 @@ def test_wrong_values_are_named(field, value, match):
     holder = wrong
     for group in groups:
         holder = holder[group]
+    # The fields of the other solver are not looked at.
+    wrong.subspace.solver = "streaming" if name in ("columns", "gain") else "lanczos"
     with holder.ignore_type():
         holder[name] = value
     with pytest.raises(ValueError, match=match):
         config.validate(wrong)
+
+
+def test_fields_of_the_other_solver_are_not_checked():
+    fields = config.default()
+    fields.subspace.solver = "streaming"
+    fields.subspace.rank = fields.subspace.columns = 100
+    fields.subspace.max_matvecs = fields.subspace.max_basis = 60
+    config.validate(fields)
+    fields.subspace.solver = "lanczos"
+    fields.subspace.max_matvecs, fields.subspace.max_basis = 100, 102
+    fields.subspace.columns = 3
+    config.validate(fields)
+
+
+def test_streaming_needs_every_step_and_takes_any_data():
+    fields = config.default()
+    fields.subspace.solver, fields.subspace.data = "streaming", "subset"
+    fields.switch.measure_every = 5  # of no effect without an alignment
+    config.validate(fields)
+    fields.switch.alignment = 0.5
+    with pytest.raises(ValueError, match=r"switch\.measure_every is 5; it must be 1 w"):
+        config.validate(fields)
+    fields.switch.measure_every, fields.subspace.refresh_every = 1, 20
+    with pytest.raises(ValueError, match=r"subspace\.refresh_every is 20; it must be"):
+        config.validate(fields)
+
+
+def test_zero_bounds_are_the_defaults_of_lanczos():
+    matrix = jnp.diag(jnp.linspace(1, 2, 400))
+    fields = config.default()
+    fields.subspace.tol, fields.subspace.warm_start = 0, False
+
+    def spent(bound):
+        fields.subspace.max_matvecs = bound
+        solver = solvers.build(fields.subspace)
+        start = subspace.empty(jnp.ones(400), fields.subspace.rank)
+        arguments = (), jnp.ones(400), jax.random.key(0)
+        found, _ = solver.solve(lambda v: matrix @ v, start, *arguments)
+        return int(found.num_matvecs)
+
+    assert [spent(0), spent(40)] == [150, 40]
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -128,7 +177,7 @@ def test_optimizers_are_optax_with_their_fields():
 
     def second_update(name):
         fields.name = name
-        optimizer = optimizers.build(fields)
+        optimizer = optimizers.build(fields, fields.learning_rate)
         state = optimizer.init(params)
         for _ in range(2):
             updates, state = optimizer.update(grads, state, params + 1)

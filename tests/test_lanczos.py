@@ -192,6 +192,13 @@ def test_budget_bounds_the_matvecs(budget):
     )
 
 
+@pytest.mark.parametrize(("rank", "bound"), [(1, 60), (10, 150), (30, 350)])
+def test_default_budget_grows_with_the_rank(rank, bound):
+    matrix = np.diag(np.linspace(1, 2, 500))
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0, 500), rank, tol=0)
+    assert int(pairs.num_matvecs) == bound
+
+
 def test_num_matvecs_counts_the_products():
     calls = []
 

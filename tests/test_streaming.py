@@ -67,6 +67,16 @@ def test_converges_to_the_top_space_of_a_constant_matrix(columns):
     assert np.all(converged)
 
 
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
+    values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -9, -20]
+    matrix = helpers.symmetric(values)
+    sweeps = 150 * RANK // (columns or RANK)
+    found, _, _ = run(bulk_sgd.streaming(columns), sweeps, matrix=matrix)
+    assert projector_error(found, matrix=matrix) < 1e-3
+    np.testing.assert_allclose(found.eigenvalues, values[:RANK], rtol=1e-4)
+
+
 @pytest.mark.parametrize("columns", [0, 1])
 def test_rows_stay_orthonormal_over_many_noisy_steps(columns):
     found, _, _ = run(bulk_sgd.streaming(columns), 1000, noise=0.5)
@@ -150,6 +160,30 @@ def test_value_that_is_not_finite_leaves_everything_as_it_was():
     np.testing.assert_array_equal(later.quotients, state.quotients)
     again, _ = solve(good, after, later)
     assert again.converged
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_failed_step_leaves_what_is_known_about_the_last_accepted_one(refresh_every):
+    tx = bulk_sgd.project_bulk(
+        2, solver=bulk_sgd.streaming(2), refresh_every=refresh_every
+    )
+    loss = lambda w, poison: 0.5 * jnp.sum(jnp.arange(1.0, 6.0) * w**2) * poison
+    weights = jnp.ones(5)
+
+    @jax.jit
+    def step(state, poison):
+        return tx.update(weights, state, weights, value_fn=loss, poison=poison)[1]
+
+    state = tx.init(weights)
+    for _ in range(4):
+        state = step(state, 1.0)
+    spent = int(state.total_matvecs)
+    bad = step(state, jnp.nan)
+    assert (int(bad.failed_refreshes), int(bad.total_matvecs)) == (1, spent + 2)
+    for kept, old in zip(bad.subspace, state.subspace, strict=True):
+        np.testing.assert_array_equal(kept, old)
+    assert bool(bad.subspace.converged)
+    assert int(bad.solver_state.count) == int(state.solver_state.count) + 1
 
 
 def test_transform_tracks_mini_batches_of_a_regression():

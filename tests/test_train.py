@@ -217,19 +217,17 @@ def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
 
 
 def test_programs_compile_once_for_all_arms(tmp_path, monkeypatch):
-    experiments = []
+    made = []
     monkeypatch.setattr(
         train,
-        "_Experiment",
-        lambda config, make=train._Experiment: (
-            experiments.append(make(config)) or experiments[-1]
-        ),
+        "Programs",
+        lambda config, make=train.Programs: made.append(make(config)) or made[-1],
     )
     config = tiny(num_steps=10, arms=("sgd", "dom_sgd", "bulk_sgd"))
     train.train_and_evaluate(config, tmp_path)
-    (experiment,) = experiments
+    (programs,) = made
     # One program with the projection and one without, both before the clock starts.
-    assert experiment.programs.train._cache_size() == 2
+    assert programs.train._cache_size() == 2
 
 
 def test_diverged_arm_is_recorded_and_the_others_go_on(tmp_path):
@@ -351,16 +349,13 @@ def test_wrong_input_is_refused_before_anything_is_made(tmp_path, changes, match
 def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     # The program is asked for 3 of 5 steps and must not take the rest.
     config = tiny()
-    experiment = train._Experiment(config)
-    state = experiment.programs.init(experiment.params)
-    state, trace = experiment.programs.train(
-        state,
+    experiment = train.Experiment(config)
+    programs = train.Programs(config)
+    state, trace = programs.train(
+        programs.init(experiment.params),
         experiment.task,
         experiment.indices(0),
         3,
-        (1.0, 1.0),
-        1,
-        np.inf,
         projected=False,
     )
     assert int(state.step) == int(trace.num_steps) == 3

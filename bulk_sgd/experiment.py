@@ -1,0 +1,188 @@
+"""An experiment: everything that a config stands for, built and checked."""
+
+import json
+
+import numpy as np
+
+from bulk_sgd import arms as arms_lib
+from bulk_sgd import basis, checks, data, losses, models, record
+from bulk_sgd import config as config_lib
+from bulk_sgd.objective import Objective
+from bulk_sgd.sharding import Layout
+from bulk_sgd.steps import Scalars, Task
+
+# What may differ between experiments that share the programs of `steps.Programs`.
+_FREE = (
+    "arms",
+    "measures.every",
+    "name",
+    "num_steps",
+    "optimizer.learning_rate",
+    "progress",
+    "seed",
+    "stability",
+    "subspace.refresh_every",
+    "switch.alignment",
+    "switch.measure_every",
+    "switch.step",
+    "tensorboard",
+)
+# What the prefix does not depend on, where no alignment ends it.
+_AFTER_PREFIX = (
+    "arms",
+    "measures",
+    "name",
+    "num_steps",
+    "optimizer.projection",
+    "progress",
+    "stability",
+    "subspace",
+    "switch.alignment",
+    "switch.decay",
+    "switch.measure_every",
+    "tensorboard",
+)
+_ALWAYS_AFTER_PREFIX = ("arms", "name", "num_steps", "progress", "tensorboard")
+
+
+class Experiment:
+    """Task, network and arms of a config; nothing is compiled.
+
+    Args:
+      config: a ConfigDict with the fields of `bulk_sgd.config.default()`.
+      like: another experiment, whose data are used again if it shares the program.
+
+    Attributes:
+      arms: list of `arms.Arm`.
+      layout: `sharding.Layout`, where the arrays live.
+      params: pytree of the initial parameters.
+      task: `steps.Task`.
+
+    Raises:
+      ValueError: if a field is out of its range or the data cannot be read.
+    """
+
+    def __init__(self, config, like: "Experiment | None" = None):
+        config_lib.validate(config)
+        self.config = config
+        self.arms = arms_lib.parse_all(config.arms)
+        self.layout = Layout.of(config)
+        shared = like is not None and program_of(like.config) == program_of(config)
+        self.dataset = like.dataset if shared else data.load(config.data)
+        num_train = len(self.dataset.train_targets)
+        checks.integer(
+            "config.batch_size",
+            config.batch_size,
+            1,
+            num_train,
+            "the number of training examples",
+        )
+        self.layout.check(config, num_train, len(self.dataset.test_targets))
+        self.model_fn, self.params = self.layout.born(
+            lambda: models.build(
+                config.model,
+                self.dataset.train_inputs.shape[1:],
+                self.dataset.num_classes,
+                config.seed,
+            )
+        )
+        checks.integer(
+            "config.subspace.rank",
+            config.subspace.rank,
+            1,
+            basis.size(self.params),
+            "the number of parameters",
+        )
+        self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
+        self.task = self._task(like.task if shared else None)
+
+    @property
+    def ends_by_alignment(self) -> bool:
+        """Whether the alignment can end the prefix, which then needs a subspace."""
+        return self.config.switch.alignment > 0
+
+    @property
+    def prefix(self) -> str:
+        """Names the prefix: equal for experiments that fork from the same state."""
+        later = _ALWAYS_AFTER_PREFIX if self.ends_by_alignment else _AFTER_PREFIX
+        return _without(self.config, later)
+
+    def indices(self, first_step: int):
+        """Examples of the steps of one dispatch, int32 `(eval_every, batch_size)`."""
+        return data.batch_indices(
+            self.config.seed,
+            first_step,
+            self.config.eval_every,
+            len(self.dataset.train_targets),
+            self.config.batch_size,
+        )
+
+    def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
+        """`Scalars` of an arm, or of the prefix, at another learning rate if given."""
+        config = self.config
+        if rate is None:
+            rate = config.optimizer.learning_rate
+        if arm is None:
+            return Scalars(
+                rate,
+                refresh_every=config.switch.measure_every,
+                threshold=config.switch.alignment or np.inf,
+                seed=config.seed,
+            )
+        return Scalars(
+            rate,
+            arm.dominant_scale,
+            arm.bulk_scale,
+            refresh_every=config.subspace.refresh_every,
+            seed=config.seed,
+        )
+
+    def _task(self, shared: Task | None) -> Task:
+        if shared is None:
+            set_ = self.dataset
+            train = self._objective(set_.train_inputs, set_.train_targets)
+            test = self._objective(set_.test_inputs, set_.test_targets)
+        else:
+            train, test = shared.train, shared.test
+        curvature = {"full": train, "batch": None}
+        space = self.config.subspace
+        if space.data == "subset":
+            checks.integer(
+                "config.subspace.subset_size",
+                space.subset_size,
+                1,
+                train.num_examples,
+                "the number of training examples",
+            )
+            order = np.random.default_rng([self.config.seed, 1])
+            chosen = order.permutation(train.num_examples)[: space.subset_size]
+            curvature["subset"] = self._objective(
+                self.dataset.train_inputs[chosen], self.dataset.train_targets[chosen]
+            )
+        return Task(train, test, curvature[space.data])
+
+    def _objective(self, inputs, targets):
+        return Objective(
+            self.model_fn,
+            self.loss_fn,
+            self.layout.put_examples(inputs),
+            self.layout.put_examples(targets),
+            self.config.microbatch_size or None,
+        )
+
+
+def program_of(config) -> str:
+    """Names the compiled programs: equal for configs that can share them."""
+    return _without(config, _FREE)
+
+
+def _without(config, fields) -> str:
+    """The config as canonical text, without some of its dotted fields."""
+    plain = record.plain(config)
+    for field in fields:
+        *groups, name = field.split(".")
+        holder = plain
+        for group in groups:
+            holder = holder[group]
+        holder.pop(name)
+    return json.dumps(plain, sort_keys=True)

@@ -1,0 +1,125 @@
+r"""What a run measures now and then beside its losses: energies and stability.
+
+With g the gradient over the training set, u = −g the direction of descent, P the
+projector onto the dominant subspace of the Hessian H = G + F, and g_B, H_B those of a
+mini-batch B:
+
+  batch sharpness     mean over B of g_Bᵀ H_B g_B / ‖g_B‖², which SGD brings to 2/η
+                      (Andreyev and Beneventano, *Edge of Stochastic Stability*,
+                      arXiv 2412.20553)
+  quadratic forms     (Pu)ᵀ M (Pu) / ‖u‖² and (u − Pu)ᵀ M (u − Pu) / ‖u‖²
+  eigenspace overlap  ‖U_Hᵀ U_G‖²_F / k
+  sum rule            ‖H z − G z − F z‖ / ‖H z‖ for a random z, zero but for rounding
+
+and the shares of `bulk_sgd.spectrum` for M = H, G and F.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis, curvature, spectrum
+from bulk_sgd.lanczos import top_eigenpairs
+from bulk_sgd.objective import Objective
+from bulk_sgd.spectrum import Energies
+from bulk_sgd.subspace import Subspace
+
+_GAUSS_NEWTON_TOL = 1e-3
+_GAUSS_NEWTON_MATVECS = 10  # per eigenpair, at most
+
+
+class Curvatures(NamedTuple):
+    """Measurements of one operator M.
+
+    Attributes:
+      energies: `spectrum.Energies`.
+      form_dominant: scalar, (Pu)ᵀ M (Pu) / ‖u‖².
+      form_bulk: scalar, (u − Pu)ᵀ M (u − Pu) / ‖u‖².
+    """
+
+    energies: Energies
+    form_dominant: jax.Array
+    form_bulk: jax.Array
+
+
+class Measures(NamedTuple):
+    """Measurements at one point of training.
+
+    Attributes:
+      curvatures: dict of `Curvatures` by name: "hessian", "gauss_newton" and
+        "functional_hessian".
+      eigenspace_overlap: scalar between 0 and 1, NaN where the solve on G failed.
+      sum_rule_error: scalar, relative.
+      batch_sharpness: scalar.
+    """
+
+    curvatures: dict[str, Curvatures]
+    eigenspace_overlap: jax.Array
+    sum_rule_error: jax.Array
+    batch_sharpness: jax.Array
+
+
+def measure(
+    params, subspace: Subspace, objective: Objective, batches, key, num_probes: int
+) -> Measures:
+    """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
+
+    Args:
+      params: pytree of the parameters.
+      subspace: dominant subspace of the Hessian.
+      objective: the loss whose curvature counts.
+      batches: function from the index of a mini-batch to its `Objective`, and their
+        number.
+      key: PRNG key of the probes.
+      num_probes: number m of random vectors per operator.
+
+    Returns:
+      The `Measures`.
+    """
+    probe_key, vector_key, solve_key = jax.random.split(key, 3)
+    operators = {
+        name: make(objective, params) for name, make in curvature.CURVATURES.items()
+    }
+    gradient = basis.widen(jax.grad(objective)(params))
+    inside = subspace.project(gradient)
+    outside = basis.subtract(gradient, inside)
+    squared = basis.dot(gradient, gradient)
+
+    def examine(operator):
+        def form(vector):
+            return basis.dot(vector, operator(vector)) / squared
+
+        found = spectrum.energies(operator, subspace, probe_key, num_probes)
+        return Curvatures(found, form(inside), form(outside))
+
+    vector = basis.random_normal(vector_key, gradient)
+    whole, first, second = (
+        operators[name](vector)
+        for name in ("hessian", "gauss_newton", "functional_hessian")
+    )
+    gap = basis.subtract(basis.subtract(whole, first), second)
+    rank = subspace.rank
+    other = top_eigenpairs(
+        operators["gauss_newton"],
+        subspace,
+        rank,
+        _GAUSS_NEWTON_TOL,
+        _GAUSS_NEWTON_MATVECS * rank + 20,
+        key=solve_key,
+    )
+    return Measures(
+        curvatures={name: examine(operator) for name, operator in operators.items()},
+        eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
+        sum_rule_error=basis.norm(gap) / basis.norm(whole),
+        batch_sharpness=_batch_sharpness(params, *batches),
+    )
+
+
+def _batch_sharpness(params, batch, num_batches):
+    def along_gradient(index):
+        loss = batch(index)
+        gradient, image = jax.jvp(jax.grad(loss), (params,), (jax.grad(loss)(params),))
+        return basis.dot(gradient, image) / basis.dot(gradient, gradient)
+
+    return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

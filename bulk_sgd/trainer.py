@@ -1,0 +1,232 @@
+"""Trains stretches of runs that share their programs, one or several at a time."""
+
+import dataclasses
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bulk_sgd import record
+from bulk_sgd.experiment import Experiment
+from bulk_sgd.metrics import Progress
+from bulk_sgd.run import Run
+from bulk_sgd.steps import Programs, Scalars, TrainState
+
+
+@dataclasses.dataclass
+class Job:
+    """One stretch of training of one run.
+
+    Attributes:
+      run: whose it is.
+      name: `PREFIX` or the name of an arm; None leaves neither rows nor record.
+      state: where it starts and, once trained, where it ended.
+      last_step: where it ends at the latest.
+      scalars: `Scalars`.
+      projected: whether a subspace is kept.
+      entry: its part of the record.
+    """
+
+    run: Run
+    name: str | None
+    state: TrainState
+    last_step: int
+    scalars: Scalars
+    projected: bool = True
+    entry: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.name:
+            self.entry = self.run.entries[self.name]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment of its run."""
+        return self.run.experiment
+
+    @property
+    def running(self) -> bool:
+        """Whether there are steps left to take."""
+        return self.entry["status"] == record.RUNNING
+
+
+class Trainer:
+    """Trains jobs, with a row of metrics per dispatch.
+
+    Args:
+      programs: those that all jobs share.
+      progress: told of every step.
+      lanes: how many jobs train in lockstep under `vmap`; with 1 each is trained by
+        itself, to the last bit as if it were alone.
+    """
+
+    def __init__(self, programs: Programs, progress: Progress, lanes: int = 1):
+        self._programs = programs
+        self._progress = progress
+        self._lanes = lanes
+        self._warned = set()
+        self.plain_step_seconds = 0.0
+
+    def calibrate(self, run: Run):
+        """Compiles all programs and times a step without curvature."""
+        start_state = self._programs.init(run.experiment.params)
+        seconds = []
+        for projected, steps in ((False, 0), *[(False, None)] * 3, (True, 0)):
+            scalars = run.experiment.scalars()
+            jobs = [Job(run, None, start_state, 0, scalars, projected)] * self._lanes
+            wanted = run.experiment.config.eval_every if steps is None else steps
+            start = time.perf_counter()
+            jax.block_until_ready(
+                self._dispatch(jobs, [_copy(start_state)] * self._lanes, [wanted])
+            )
+            if wanted:
+                seconds.append((time.perf_counter() - start) / wanted)
+        self.plain_step_seconds = statistics.median(seconds)
+
+    def train(self, jobs: list[Job]):
+        """Trains all jobs to their ends, as many at once as there are lanes."""
+        for first in range(0, len(jobs), self._lanes):
+            self._train_together(jobs[first : first + self._lanes])
+
+    def _train_together(self, jobs):
+        accounts = [_Account(job, self.plain_step_seconds) for job in jobs]
+        states = [_copy(job.state) for job in jobs]  # the program takes its own
+        while any(job.running for job in jobs):
+            wanted = [account.wanted for account in accounts]
+            start = time.perf_counter()
+            states, traces = self._dispatch(jobs, states, wanted)
+            jax.block_until_ready(states)
+            seconds = (time.perf_counter() - start) / np.count_nonzero(wanted)
+            for account, state, trace in zip(accounts, states, traces):
+                if account.job.running:
+                    row = account.add(state, trace, seconds)
+                    self._report(account.job, int(trace.num_steps), row)
+        for job, state in zip(jobs, states):
+            job.state = state
+
+    def _dispatch(self, jobs, states, wanted):
+        """Calls the training program, always in the same form: it compiles once."""
+        indices = [
+            jnp.asarray(job.experiment.indices(int(state.step)))
+            for job, state in zip(jobs, states)
+        ]
+        projected = jobs[0].projected
+        if self._lanes == 1:
+            state, trace = self._programs.train(
+                states[0],
+                jobs[0].experiment.task,
+                indices[0],
+                wanted[0],
+                jobs[0].scalars,
+                projected=projected,
+            )
+            return [state], [trace]
+        task, curvatures = jobs[0].experiment.task, None
+        if jobs[0].experiment.config.subspace.data == "subset":
+            curvatures = self._stack([job.experiment.task.curvature for job in jobs])
+        states, traces = self._programs.train_lanes(
+            self._stack(states),
+            task,
+            curvatures,
+            self._stack(indices),
+            jnp.pad(jnp.asarray(wanted), (0, self._lanes - len(wanted))),
+            self._stack([job.scalars for job in jobs]),
+            projected=projected,
+        )
+        return _unstack(states, len(jobs)), _unstack(traces, len(jobs))
+
+    def _stack(self, trees):
+        """With an axis of lanes, where lanes without a job are like the first one."""
+        trees = [*trees, *[trees[0]] * (self._lanes - len(trees))]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    def _report(self, job, taken, row):
+        if row is None:
+            return
+        facts = {"arm": job.name, "loss": f"{row['train_loss']:.4g}"}
+        failed = job.entry["failed_refreshes"]
+        if failed:
+            facts["failed_refreshes"] = failed
+        self._progress.advance(taken, **facts)
+        if job.entry["status"] == record.DIVERGED:
+            self._progress.say(f"{job.name} diverged at step {row['step']}.")
+        if failed and row["eigenvalues"] is None and job.name not in self._warned:
+            self._warned.add(job.name)
+            space = job.experiment.config.subspace
+            self._progress.say(
+                f"{job.name}: no refresh has converged, so there is no subspace yet; "
+                f"raise config.subspace.max_matvecs ({space.max_matvecs}) or "
+                f"config.subspace.tol ({space.tol:g})."
+            )
+
+
+class _Account:
+    """The entry and the rows of a job while it trains."""
+
+    def __init__(self, job: Job, plain_step_seconds: float):
+        self.job = job
+        self._step = int(job.state.step)
+        self._before = _counters(job.state)
+        self._plain_step_seconds = plain_step_seconds
+        job.entry.update(
+            status=record.RUNNING, seconds=0.0, seconds_curvature=0.0, matvecs=0
+        )
+        job.entry["failed_refreshes"] = 0
+        if job.name:
+            job.run.save()
+            job.run.write(job.run.row(job.name, job.state))
+        self._end_if_done()
+
+    @property
+    def wanted(self) -> int:
+        """Steps of the next dispatch."""
+        if not self.job.running:
+            return 0
+        every = self.job.experiment.config.eval_every
+        return min(every, self.job.last_step - self._step)
+
+    def add(self, state: TrainState, trace, seconds: float) -> dict | None:
+        """Counts a dispatch and writes its row, which it returns."""
+        job, entry = self.job, self.job.entry
+        taken = int(trace.num_steps)
+        self._step += taken
+        entry["seconds"] += seconds
+        if job.projected:
+            plain = taken * self._plain_step_seconds
+            entry["seconds_curvature"] += max(0.0, seconds - plain)
+        matvecs, failed = _counters(state)
+        entry["matvecs"] = matvecs - self._before[0]
+        entry["failed_refreshes"] = failed - self._before[1]
+        row, losses = None, trace.batch_losses[:taken]
+        if job.name:
+            row = job.run.row(job.name, state, trace)
+            losses = [*losses, row["train_loss"]]
+        if not np.all(np.isfinite(losses)):
+            entry["status"] = record.DIVERGED
+        elif float(state.subspace.alignment_average) > job.scalars.threshold:
+            entry["status"] = record.COMPLETE
+        if row:
+            job.run.write(row)
+        self._end_if_done()
+        return row
+
+    def _end_if_done(self):
+        if self.job.running and self._step >= self.job.last_step:
+            self.job.entry["status"] = record.COMPLETE
+        if self.job.name and not self.job.running:
+            self.job.run.save()
+
+
+def _unstack(tree, count):
+    lane = lambda i: jax.tree.map(lambda leaf: leaf[i], tree)
+    return [lane(i) for i in range(count)]
+
+
+def _copy(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+def _counters(state):
+    return int(state.subspace.total_matvecs), int(state.subspace.failed_refreshes)

@@ -1,0 +1,29 @@
+r"""What lies between SGD, Dom-SGD and Bulk-SGD?
+
+Asks how speed and stability change along three families of scales (a, b): the bulk
+path (α, 1), the dom path (1, α) and the cross path (α, 1 − α). Expected: along the
+bulk path speed rises and the sharpness stays lower as α leaves 0.
+
+  python -m bulk_sgd.sweep --config=configs/ablations/interpolation.py:cpu \
+      --workdir=runs/interpolation
+  python -m bulk_sgd.report --workdir=runs/interpolation
+"""
+
+from bulk_sgd import grid
+from configs.ablations.base import SEEDS, base_config, is_small
+
+
+def get_config(preset: str = "cpu"):
+    """The base config of the axis."""
+    is_small(preset)
+    config = base_config(preset, "Interpolation families")
+    families = ("bulk_path", "dom_path", "cross_path")
+    between = [f"{name}({alpha})" for name in families for alpha in (0.25, 0.5, 0.75)]
+    config.arms = ("sgd", "dom_sgd", "bulk_sgd", *between)
+    return config
+
+
+def get_sweep(preset: str = "cpu"):
+    """The cells of the axis."""
+    is_small(preset)
+    return grid.chain(SEEDS)

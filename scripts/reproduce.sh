@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The whole study: every ablation axis, then one report. Interrupted and started again,
+# it goes on. Usage: scripts/reproduce.sh [--preset=cpu|gpu] [--workdir=FOLDER]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=cpu workdir=
+for argument in "$@"; do
+  case $argument in
+    --preset=*) preset=${argument#*=} ;;
+    --workdir=*) workdir=${argument#*=} ;;
+    -h | --help) sed -n '2,3s/^# //p' "$0"; exit ;;
+    *) echo "$0: unknown argument $argument; known: --preset, --workdir." >&2; exit 2 ;;
+  esac
+done
+workdir=$(realpath -m "${workdir:-runs/study-$preset}")
+source scripts/environment.sh
+# Axes repeat the programs of others: compile each once.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+
+axes="seeds interpolation plane curvature learning_rate batch_size rank refresh warm_up
+  curvature_data width_depth loss optimizer"
+for axis in $axes; do
+  echo "== $axis"
+  start=$SECONDS
+  python -m bulk_sgd.sweep --config="configs/ablations/$axis.py:$preset" \
+    --workdir="$workdir/$axis" --prefixes="$workdir/prefixes" ||
+    echo "$axis has failed cells; the report says which." >&2
+  echo "$axis took $((SECONDS - start)) seconds"
+done
+python -m bulk_sgd.report --workdir="$workdir"

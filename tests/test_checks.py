@@ -1,0 +1,248 @@
+"""What the library refuses, and with which sentence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import exact_solver
+
+import bulk_sgd
+
+PARAMS = {"b": jnp.ones(2), "w": jnp.ones((2, 3))}
+NEWTON = lambda eigenvalues: 1 / (1 + eigenvalues)
+NUMBER_OR_SCHEDULE = "it must be a finite number or a schedule of the step"
+
+
+def loss(params):
+    return sum(jnp.sum(jnp.arange(1.0, x.size + 1) * x.ravel() ** 2)
+               for x in jax.tree.leaves(params))  # fmt: skip
+
+
+def transform(**options):
+    return bulk_sgd.scale_by_subspace(2, **{"solver": exact_solver()} | options)
+
+
+def update(tx, params=PARAMS, value_fn=loss):
+    return tx.update(params, tx.init(params), params, value_fn=value_fn)
+
+
+# Scales.
+
+
+@pytest.mark.parametrize("name", ["dominant_scale", "bulk_scale"])
+@pytest.mark.parametrize(
+    "value", [None, "0.5", float("nan"), float("inf"), 1j, np.ones(2), [1.0]]
+)
+def test_scale_that_is_no_number_and_no_function(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*; {NUMBER_OR_SCHEDULE}"):
+        transform(**{name: value})
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan"), np.ones(2)])
+@pytest.mark.parametrize("path", ["bulk", "cross"])
+def test_alpha_that_is_no_number_and_no_function(path, value):
+    with pytest.raises(ValueError, match=rf"^alpha is .*; {NUMBER_OR_SCHEDULE}"):
+        bulk_sgd.interpolated_sgd(0.1, 2, value, path)
+
+
+def test_only_the_dominant_scale_filters_eigenvalues():
+    refusal = r"is a function of eigenvalues; .*only dominant_scale can be a spectral"
+    with pytest.raises(ValueError, match=rf"^bulk_scale {refusal}"):
+        transform(bulk_scale=NEWTON)
+    with pytest.raises(ValueError, match=rf"^alpha {refusal}"):
+        bulk_sgd.interpolated_sgd(0.1, 2, NEWTON)
+    transform(dominant_scale=NEWTON)
+
+
+@pytest.mark.parametrize("value", [0, np.float32(0.5), jnp.float32(2), True])
+def test_numbers_of_any_kind_are_scales(value):
+    transform(dominant_scale=value, bulk_scale=value)
+    bulk_sgd.interpolated_sgd(0.1, 2, value)
+
+
+def test_traced_scales_must_be_scalars():
+    jax.jit(lambda a: transform(bulk_scale=a).init(PARAMS))(0.5)
+    with pytest.raises(ValueError, match=r"^bulk_scale is"):
+        jax.jit(lambda a: transform(bulk_scale=a).init(PARAMS))(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dominant_scale": lambda eigenvalues: jnp.ones(5)},
+            r"dominant_scale returned the shape \(5,\); .*per eigenvalue, \(2,\)",
+        ),
+        (
+            {"dominant_scale": lambda eigenvalues: eigenvalues[:, None]},
+            r"dominant_scale returned the shape \(2, 1\)",
+        ),
+        (
+            {"bulk_scale": lambda step: jnp.ones(2)},
+            r"bulk_scale returned the shape \(2,\); it must return a scalar",
+        ),
+    ],
+)
+def test_functions_that_return_another_shape(options, message):
+    with pytest.raises(TypeError, match=message):
+        update(transform(**options))
+
+
+def test_filter_may_return_one_factor_for_all():
+    out, _ = update(transform(dominant_scale=lambda eigenvalues: 1.0))
+    np.testing.assert_array_equal(out["b"], PARAMS["b"])
+
+
+# Other arguments.
+
+
+@pytest.mark.parametrize("seed", ["zero", 1.5, -1, None])
+def test_seed_must_be_an_integer(seed):
+    with pytest.raises(ValueError, match=r"^seed is .*at least 0"):
+        transform(seed=seed)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "str",
+        1,
+        {"b": "yes", "w": True},
+        {"b": True},
+        {"b": True, "w": True, "c": True},
+        {"b": None, "w": True},
+        lambda tree: "all",
+    ],
+)
+def test_mask_that_is_none(mask):
+    with pytest.raises(ValueError, match=r"^mask is .*; it must be a pytree of bools"):
+        transform(mask=mask).init(PARAMS)
+
+
+def test_numpy_bools_are_a_mask():
+    state = transform(mask={"b": np.bool_(True), "w": np.False_}).init(PARAMS)
+    assert state.subspace.eigenvectors["w"] is None
+
+
+@pytest.mark.parametrize("tol", ["1e-3", [1e-3], np.ones(3)])
+def test_number_must_be_one(tol):
+    with pytest.raises(ValueError, match=r"^tol is .*; it must be a number"):
+        bulk_sgd.lanczos(tol=tol)
+
+
+# Params.
+
+NOT_FLOATS = [
+    ({"b": jnp.ones(2), "w": jnp.arange(6)}, r"\['w'\] is of type int32"),
+    ({"b": jnp.ones(2), "w": jnp.ones(6, complex)}, r"\['w'\] is of type complex64"),
+    ({"b": 1, "w": jnp.ones(6)}, r"\['b'\] is of type int"),
+    ({"b": jax.random.key(0), "w": jnp.ones(6)}, r"\['b'\] is of type key"),
+]
+
+
+@pytest.mark.parametrize(("params", "message"), NOT_FLOATS)
+def test_params_that_are_not_floating_point(params, message):
+    with pytest.raises(ValueError, match=f"^params{message}"):
+        transform().init(params)
+    with pytest.raises(ValueError, match=f"^params{message}"):
+        bulk_sgd.hessian(loss, params)
+    with pytest.raises(ValueError, match=f"^start{message}"):
+        bulk_sgd.top_eigenpairs(lambda v: v, params, 1)
+
+
+@pytest.mark.parametrize("kind", ["gauss_newton", "functional_hessian"])
+def test_params_of_the_other_curvatures(kind):
+    objective = bulk_sgd.Objective(
+        lambda w, x: x @ w, lambda f, y: (f - y) ** 2, jnp.eye(2), jnp.ones(2)
+    )
+    with pytest.raises(ValueError, match=r"^params is of type int32"):
+        getattr(bulk_sgd, kind)(objective, jnp.arange(2))
+
+
+def test_mask_leaves_integer_params_out():
+    params = {"count": jnp.arange(3), "w": jnp.ones((2, 3))}
+    tx = transform(mask={"count": False, "w": True})
+    value_fn = lambda p: loss(p["w"]) + p["count"][1]
+    _, state = update(tx, params, value_fn)
+    np.testing.assert_allclose(state.subspace.eigenvalues, [12, 10])
+
+
+@pytest.mark.parametrize("empty", [{}, (), {"w": None}])
+def test_params_without_arrays(empty):
+    tx = transform()
+    with pytest.raises(ValueError, match=r"^params has no arrays"):
+        tx.update(empty, tx.init(empty), empty, value_fn=loss)
+    with pytest.raises(ValueError, match=r"^start has no arrays"):
+        bulk_sgd.top_eigenpairs(lambda v: v, empty, 1)
+
+
+# Solvers.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_basis": 0}, "max_basis is 0; it must be at least 1"),
+        ({"max_basis": "all"}, "max_basis is 'all'; it must be an integer"),
+        ({"max_matvecs": 0}, "max_matvecs is 0; it must be at least 1"),
+    ],
+)
+def test_lanczos_bounds_are_refused_at_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        bulk_sgd.lanczos(**options)
+
+
+def test_lanczos_bounds_for_the_rank_are_refused_at_init():
+    tx = bulk_sgd.project_bulk(2, solver=bulk_sgd.lanczos(max_basis=3))
+    with pytest.raises(ValueError, match="max_basis is 3; it must be at least 4"):
+        tx.init(PARAMS)
+
+
+def changed(**fields):
+    """A solver whose Subspace has other fields."""
+
+    def solve(matvec, subspace, state, updates, key):
+        found, state = exact_solver().solve(matvec, subspace, state, updates, key)
+        return found._replace(**fields), state
+
+    return solve
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+@pytest.mark.parametrize(
+    ("solve", "message"),
+    [
+        (lambda m, subspace, *rest: subspace, "returned Subspace; it must return a p"),
+        (lambda m, subspace, *rest: None, "returned NoneType; it must return a pair"),
+        (lambda m, subspace, *rest: (None, ()), "returned tuple; it must return a pa"),
+        (
+            lambda m, subspace, *rest: (subspace, 1),
+            r"returned state as int32\[\]; it must be like .* given, \(\)",
+        ),
+        (
+            changed(eigenvalues=jnp.ones(3)),
+            r"returned eigenvalues as float32\[3\]; .*float32\[2\]",
+        ),
+        (
+            changed(eigenvectors=jnp.ones((2, 8))),
+            r"returned eigenvectors as float32\[2, 8\]; .*'b': 'float32\[2, 2\]'",
+        ),
+        (
+            changed(num_matvecs=jnp.float32(1)),
+            r"returned num_matvecs as float32\[\]; .*int32\[\]",
+        ),
+    ],
+)
+def test_solver_that_returns_something_else(solve, message, refresh_every):
+    solver = bulk_sgd.Solver(lambda params, rank: (), solve)
+    with pytest.raises(TypeError, match=rf"^solver\.solve {message}"):
+        update(transform(solver=solver, refresh_every=refresh_every))
+
+
+def test_solver_may_return_python_scalars():
+    solver = bulk_sgd.Solver(
+        lambda params, rank: (), changed(num_matvecs=7, converged=True)
+    )
+    _, state = update(transform(solver=solver))
+    assert int(optax.tree_utils.tree_get(state, "total_matvecs")) == 7

@@ -1,0 +1,235 @@
+"""Sweeps: cells equal single runs, interrupted ones go on, failed ones are recorded."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import rows_of, strip_times, tiny
+
+from bulk_sgd import grid, metrics, prefixes, record, sweep, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+CELLS = grid.product(
+    grid.values("seed", (0, 1)), grid.values("optimizer.learning_rate", (0.02, 0.05))
+)
+
+
+def numbers(folder):
+    return strip_times(rows_of(folder))
+
+
+def quiet(_):
+    """Takes lines of progress."""
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    statuses = sweep.run_sweep(tiny(), CELLS, workdir, say=quiet)
+    assert statuses == ["complete"] * 4
+    return workdir
+
+
+def test_cells_equal_single_runs_to_the_last_bit(swept, tmp_path):
+    for index, cell in enumerate(CELLS):
+        alone = tmp_path / str(index)
+        train.train_and_evaluate(grid.apply(tiny(), cell), alone)
+        assert numbers(alone) == numbers(sweep.cell_folder(swept, index))
+
+
+def test_cells_differ(swept):
+    losses = {rows_of(sweep.cell_folder(swept, i))[-1]["train_loss"] for i in range(4)}
+    assert len(losses) == 4
+
+
+def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
+    sweep.run_sweep(tiny(), CELLS, tmp_path, lanes=3, say=quiet)
+    for index in range(4):
+        folders = (sweep.cell_folder(place, index) for place in (tmp_path, swept))
+        # Arms that train in lockstep write their rows in turns.
+        order = lambda row: (row["arm"], row["step"])
+        ours, theirs = (sorted(rows_of(folder), key=order) for folder in folders)
+        for mine, alone in zip(ours, theirs, strict=True):
+            # Batched products round in another order; solves end at another residual.
+            assert mine["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+            assert mine["step"] == alone["step"]
+
+
+def test_lanes_with_subsets_of_their_own_equal_single_runs(tmp_path):
+    base = tiny(subspace__data="subset", subspace__subset_size=20, arms=("bulk_sgd",))
+    cells = grid.values("seed", (0, 1))
+    sweep.run_sweep(base, cells, tmp_path / "lanes", lanes=2, say=quiet)
+    sweep.run_sweep(base, cells, tmp_path / "single", say=quiet)
+    for index in range(2):
+        mine, alone = (
+            rows_of(sweep.cell_folder(tmp_path / name, index))[-1]["eigenvalues"]
+            for name in ("lanes", "single")
+        )
+        np.testing.assert_allclose(mine, alone, rtol=1e-3)
+
+
+def test_finished_cells_are_left_alone(swept):
+    before = numbers(sweep.cell_folder(swept, 0))
+    stamp = (sweep.cell_folder(swept, 0) / metrics.FILE).stat().st_mtime_ns
+    said = []
+    sweep.run_sweep(tiny(), CELLS, swept, say=said.append)
+    assert said == ["4 of 4 cells had ended before."]
+    assert (sweep.cell_folder(swept, 0) / metrics.FILE).stat().st_mtime_ns == stamp
+    assert numbers(sweep.cell_folder(swept, 0)) == before
+
+
+def test_shared_prefix_is_trained_once_and_equal_for_all(tmp_path, monkeypatch):
+    trained = []
+    save = prefixes.PrefixStore.save
+    monkeypatch.setattr(
+        prefixes.PrefixStore,
+        "save",
+        lambda self, experiment, *rest: (
+            trained.append(experiment) or save(self, experiment, *rest)
+        ),
+    )
+    # The rank changes the programs, the arms do not; neither changes the prefix.
+    cells = grid.chain(
+        grid.values("subspace.rank", (2, 3)), grid.values("arms", (("dom_sgd",),))
+    )
+    sweep.run_sweep(tiny(), cells, tmp_path, say=quiet)
+    assert len(trained) == 1
+    stories = [
+        strip_times(rows_of(sweep.cell_folder(tmp_path, i), "prefix")) for i in range(3)
+    ]
+    assert stories[0] == stories[1] == stories[2]
+    alone = tmp_path / "alone"
+    train.train_and_evaluate(grid.apply(tiny(), cells[0]), alone)
+    assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, 0))
+
+
+def test_prefix_that_an_alignment_ends_is_shared_whole(tmp_path):
+    base = tiny(switch__alignment=0.3, switch__step=15)
+    cells = [{"arms": ("sgd",)}, {"arms": ("bulk_sgd",)}]
+    for index in range(
+        2
+    ):  # separately, so that the second one reads what the first left
+        sweep.run_sweep(base, cells, tmp_path, only=index, say=quiet)
+        alone = tmp_path / f"alone{index}"
+        result = train.train_and_evaluate(grid.apply(base, cells[index]), alone)
+        assert "average alignment" in result["switch"]["reason"]
+        assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, index))
+
+
+def test_one_cell_alone(swept, tmp_path):
+    statuses = sweep.run_sweep(tiny(), CELLS, tmp_path, only=2, say=quiet)
+    assert statuses == ["pending", "pending", "complete", "pending"]
+    assert numbers(sweep.cell_folder(tmp_path, 2)) == numbers(
+        sweep.cell_folder(swept, 2)
+    )
+
+
+def test_failed_and_diverged_cells_are_recorded_and_the_others_go_on(tmp_path):
+    cells = [
+        {"batch_size": 10_000},
+        {"optimizer.learning_rate": 1e9},
+        {"arms": ("sgd",)},
+    ]
+    statuses = sweep.run_sweep(tiny(), cells, tmp_path, say=quiet)
+    assert statuses == ["failed", "diverged", "complete"]
+    assert (
+        "batch_size is 10000"
+        in (sweep.cell_folder(tmp_path, 0) / "error.txt").read_text()
+    )
+    # A failed cell is tried again.
+    assert sweep.run_sweep(tiny(), cells, tmp_path, say=quiet) == statuses
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "match"),
+    [
+        ([{"subspace.rang": 1}], {}, r"cell 0: config\.subspace\.rang"),
+        ([{"seed": 0}, {"seed": 0}], {}, "cells 0 and 1 have the same config"),
+        ([], {}, "no cells"),
+        (CELLS, {"only": 4}, "cell is 4; it must be from 0 to 3"),
+        (CELLS, {"lanes": 0}, "lanes is 0"),
+    ],
+)
+def test_wrong_sweeps_are_refused_before_anything_is_made(
+    tmp_path, cells, options, match
+):
+    with pytest.raises(ValueError, match=match):
+        sweep.run_sweep(tiny(), cells, tmp_path / "new", say=quiet, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_sweep_is_refused(swept):
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep.run_sweep(tiny(), CELLS[:2], swept, say=quiet)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bulk_sgd.sweep", *arguments]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.py")))
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_ablation_configs_are_valid(path, preset):
+    if path.stem == "base":
+        return
+    sys.path.insert(0, str(ROOT))
+    try:
+        module = __import__(f"configs.ablations.{path.stem}", fromlist=["x"])
+    finally:
+        sys.path.pop(0)
+    cells = module.get_sweep(preset)
+    assert len(sweep._configs(module.get_config(preset), cells)) >= 3
+    with pytest.raises(ValueError, match="preset is 'tpu'"):
+        module.get_config("tpu")
+
+
+def test_list_cells_and_refusals():
+    config = "--config=configs/ablations/refresh.py"
+    listed = subprocess.run(
+        command(config, "--list_cells"), cwd=ROOT, capture_output=True, text=True
+    )
+    first = listed.stdout.splitlines()[0].split(" ", 1)
+    assert first[0] == "0"
+    assert json.loads(first[1]) == {"subspace.refresh_every": 1, "seed": 0}
+    for arguments, match in [
+        ((config,), "--workdir is missing"),
+        (("--config=configs/mnist_mlp.py", "--list_cells"), "has no get_sweep"),
+        ((config, "--workdir=x", "--cell=99"), "cell is 99"),
+    ]:
+        result = subprocess.run(
+            command(*arguments), cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 2
+        assert match in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
+    """SIGKILL at random moments; the same command goes on."""
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import conftest, test_sweep, test_train; from bulk_sgd import sweep\n"
+        f"sweep.run_sweep(test_train.tiny(), test_sweep.CELLS, {str(tmp_path)!r})"
+    )
+    moments = random.Random(0)
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
+        )
+        if attempt < 5:
+            time.sleep(moments.uniform(2, 12))
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() in (0, -signal.SIGKILL)
+    for index in range(4):
+        assert record.read(sweep.cell_folder(tmp_path, index))["status"] == "complete"
+        assert numbers(sweep.cell_folder(tmp_path, index)) == numbers(
+            sweep.cell_folder(swept, index)
+        )
