@@ -1,5 +1,6 @@
 """What the command line programs share: flags, signals and refusals."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -13,6 +14,7 @@ def prepare():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # It reports every kind of device that the machine lacks.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
 
 
 def parse(argv):
@@ -24,6 +26,27 @@ def parse(argv):
     except (AttributeError, KeyError) as error:
         # What ml_collections raises for a field that the config does not have.
         refuse(f"--config has no field {_reason(error)}")
+
+
+def define_distributed():
+    """The flag that makes a process one of several."""
+    return flags.DEFINE_enum(
+        "distributed",
+        "off",
+        ["auto", "on", "off"],
+        "Join the other processes of the job: on, off, or auto, where one is detected.",
+    )
+
+
+@contextlib.contextmanager
+def refusing():
+    """Ends the process with one sentence on wrong input, and quietly on Ctrl-C."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _reason(error) -> str:

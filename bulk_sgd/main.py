@@ -3,9 +3,6 @@
 Any field can be set on the command line, `--config.subspace.rank=5`.
 """
 
-import signal
-import sys
-
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -14,6 +11,7 @@ from bulk_sgd import cli
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(); FILE:VARIANT passes it a string."
 )
+_DISTRIBUTED = cli.define_distributed()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
 
 
@@ -23,15 +21,13 @@ def main(argv):
         cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
     cli.prepare()
 
-    from bulk_sgd import train  # after the flags: importing JAX takes seconds
+    # After the flags: importing JAX takes seconds.
+    from bulk_sgd import distributed, train
 
-    try:
+    with cli.refusing(), distributed.job(_DISTRIBUTED.value), cli.refusing():
         record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, OSError) as error:
-        cli.refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    print(f"{record['status']}: {_WORKDIR.value}")
+        if distributed.is_first():
+            print(f"{record['status']}: {_WORKDIR.value}")
 
 
 def run():
