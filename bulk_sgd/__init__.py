@@ -10,7 +10,7 @@ the module.
 """
 
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
-from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian
+from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
 from bulk_sgd.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.objective import Objective
 from bulk_sgd.streaming import StreamingState, streaming
@@ -43,6 +43,7 @@ __all__ = [
     "project_bulk",
     "project_dominant",
     "scale_by_subspace",
+    "sharded",
     "streaming",
     "top_eigenpairs",
 ]

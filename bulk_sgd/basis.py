@@ -15,6 +15,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -180,6 +181,33 @@ def scale(factor, vector):
 def subtract(x, y):
     """`x - y`."""
     return jax.tree.map(operator.sub, x, y)
+
+
+def place(vector, sharding):
+    """`vector` laid out over devices as `sharding` says; None leaves it to XLA."""
+    if sharding is None:
+        return vector
+    return jax.lax.with_sharding_constraint(vector, sharding)
+
+
+def place_rows(basis, sharding):
+    """A basis with each row laid out as the `NamedSharding`s say of one vector."""
+    return place(basis, row_sharding(sharding))
+
+
+def row_sharding(sharding):
+    """The layout of a basis whose rows are laid out like `sharding`, all on the spot.
+
+    >>> mesh = jax.sharding.AbstractMesh((1,), ("x",))
+    >>> tuple(row_sharding(NamedSharding(mesh, PartitionSpec("x"))).spec)
+    (None, 'x')
+    """
+    return jax.tree.map(
+        lambda s: NamedSharding(
+            s.mesh, PartitionSpec(None, *s.spec), memory_kind=s.memory_kind
+        ),
+        sharding,
+    )
 
 
 def where(predicate, x, y):

@@ -18,6 +18,7 @@ def prepare():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     # It reports every kind of device that the machine lacks.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
 
 
 def parse(argv):
@@ -38,17 +39,34 @@ def parse(argv):
         refuse(f"--config has no field {_reason(error)}")
 
 
+def define_distributed():
+    """The flag that makes a process one of several."""
+    return flags.DEFINE_enum(
+        "distributed",
+        "off",
+        ["auto", "on", "off"],
+        "Join the other processes of the job: on, off, or auto, where one is detected.",
+    )
+
+
+@contextlib.contextmanager
+def refusing():
+    """Ends the process with one sentence on wrong input."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refuse(error)
+
+
 @contextlib.contextmanager
 def reporting(workdir):
-    """Ends the process with one sentence on wrong input, and says it if a signal does.
+    """Says it if a signal ends the process.
 
     Args:
       workdir: folder of what runs inside.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
-        refuse(error)
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > 128:
             name = signal.Signals(error.code - 128).name

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, checks, optimizers, solvers
+from bulk_sgd import arms, checks, optimizers, sharding, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
@@ -120,6 +120,13 @@ def default() -> ConfigDict:
     # Full-data losses, gradients and curvature go through the data in pieces of this
     # many examples; 0 takes them at once (faster, more memory).
     config.microbatch_size = 0
+
+    # The devices, as a mesh of data x fsdp; 0 takes all that the other one leaves.
+    # Examples are split over both, parameters and basis over `fsdp` alone.
+    config.sharding = ConfigDict()
+    config.sharding.data = 0
+    config.sharding.fsdp = 1
+
     config.tensorboard = True
     config.progress = True
     return config.lock()
@@ -170,6 +177,7 @@ def validate(config: ConfigDict):
                 "config.subspace.solver = 'streaming', which averages over steps."
             )
     arms.parse_all(config.arms)
+    sharding.validate(config.sharding)
     _validate_measures(config)
 
 

@@ -2,13 +2,13 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 
 from bulk_sgd import arms as arms_lib
 from bulk_sgd import basis, checks, data, losses, models, record
 from bulk_sgd import config as config_lib
 from bulk_sgd.objective import Objective
+from bulk_sgd.sharding import Layout
 from bulk_sgd.steps import Scalars, Task
 
 # What may differ between experiments that share the programs of `steps.Programs`.
@@ -54,6 +54,7 @@ class Experiment:
 
     Attributes:
       arms: list of `arms.Arm`.
+      layout: `sharding.Layout`, where the arrays live.
       params: pytree of the initial parameters.
       task: `steps.Task`.
 
@@ -65,6 +66,7 @@ class Experiment:
         config_lib.validate(config)
         self.config = config
         self.arms = arms_lib.parse_all(config.arms)
+        self.layout = Layout.of(config)
         shared = like is not None and program_of(like.config) == program_of(config)
         self.dataset = like.dataset if shared else data.load(config.data)
         num_train = len(self.dataset.train_targets)
@@ -75,11 +77,14 @@ class Experiment:
             num_train,
             "the number of training examples",
         )
-        self.model_fn, self.params = models.build(
-            config.model,
-            self.dataset.train_inputs.shape[1:],
-            self.dataset.num_classes,
-            config.seed,
+        self.layout.check(config, num_train, len(self.dataset.test_targets))
+        self.model_fn, self.params = self.layout.born(
+            lambda: models.build(
+                config.model,
+                self.dataset.train_inputs.shape[1:],
+                self.dataset.num_classes,
+                config.seed,
+            )
         )
         checks.integer(
             "config.subspace.rank",
@@ -160,8 +165,8 @@ class Experiment:
         return Objective(
             self.model_fn,
             self.loss_fn,
-            jnp.asarray(inputs),
-            jnp.asarray(targets),
+            self.layout.put_examples(inputs),
+            self.layout.put_examples(targets),
             self.config.microbatch_size or None,
         )
 

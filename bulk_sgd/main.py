@@ -11,6 +11,7 @@ from bulk_sgd import cli
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(); FILE:VARIANT passes it a string."
 )
+_DISTRIBUTED = cli.define_distributed()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
 
 
@@ -20,11 +21,18 @@ def main(argv):
         cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
     cli.prepare()
 
-    with cli.reporting(_WORKDIR.value):
-        from bulk_sgd import train  # after the flags: importing JAX takes seconds
+    # After the flags: importing JAX takes seconds.
+    from bulk_sgd import distributed, train
 
+    with (
+        cli.refusing(),
+        distributed.job(_DISTRIBUTED.value),
+        cli.refusing(),
+        cli.reporting(_WORKDIR.value),
+    ):
         record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    print(f"{record['status']}: {_WORKDIR.value}")
+        if distributed.is_first():
+            print(f"{record['status']}: {_WORKDIR.value}")
 
 
 def run():

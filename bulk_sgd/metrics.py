@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import tensorboardX
 import tqdm
@@ -16,7 +18,8 @@ class MetricWriter:
     """Writes rows to `metrics.jsonl` and, one run per arm, to `tensorboard/`.
 
     Each row is one line, written and flushed at once, so that a killed run keeps all
-    but the last. Numbers that are not finite become null.
+    but the last. Numbers that are not finite become null. Of several processes process
+    0 alone writes.
 
     Args:
       workdir: folder of the run.
@@ -25,8 +28,10 @@ class MetricWriter:
 
     def __init__(self, workdir, tensorboard: bool = True):
         self._workdir = pathlib.Path(workdir)
-        self._file = (self._workdir / FILE).open("a")
-        self._tensorboard = tensorboard
+        writes = jax.process_index() == 0
+        path = self._workdir / FILE if writes else pathlib.Path(os.devnull)
+        self._file = path.open("a")
+        self._tensorboard = tensorboard and writes
         self._boards = {}
 
     def write(self, row: dict) -> dict:
@@ -83,7 +88,7 @@ class Progress:
         self._bar = tqdm.tqdm(
             total=total,
             unit="step",
-            disable=not enabled,
+            disable=not enabled or jax.process_index() != 0,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )

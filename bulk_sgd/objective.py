@@ -8,6 +8,7 @@ baked into the program as constants nor copied.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,10 +91,7 @@ class Objective:
 
         if not self.is_split:
             return self.loss(self.outputs(params))
-        # Recomputed in the backward pass: else the gradient would keep the
-        # activations of every microbatch at once.
-        value = jax.checkpoint(lambda params, part: part(params))
-        return self.mean_over_microbatches(lambda part: value(params, part))
+        return self.mean_over_microbatches(lambda part: part(params))
 
     def outputs(self, params):
         """Model outputs on all examples at once."""
@@ -118,21 +116,31 @@ class Objective:
         size, total = self.microbatch_size, self.num_examples
         num_full = total // size
         data = (self.inputs, self.targets)
+        # Every num_full-th example: where examples are split over devices, so is then
+        # each part, and no example moves.
         full = jax.tree.map(
-            lambda x: x[: num_full * size].reshape(num_full, size, *x.shape[1:]), data
+            lambda x: x[: num_full * size].reshape(size, num_full, *x.shape[1:]), data
         )
+
+        # Recomputed in a backward pass: else a gradient would keep the activations of
+        # every microbatch at once, and a copy of the data.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def weighted_part(index):
+            part_data = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, False), full
+            )
+            return weighted(part_data, size)
 
         def weighted(part_data, count):
             value = fn(self._part(*part_data))
             return jax.tree.map(lambda x: x * (count / total), value)
 
-        def step(mean, part_data):
-            return jax.tree.map(jnp.add, mean, weighted(part_data, size)), None
+        def step(mean, index):
+            return jax.tree.map(jnp.add, mean, weighted_part(index)), None
 
-        first = jax.tree.map(lambda x: x[0], full)
-        shapes = jax.eval_shape(lambda data: weighted(data, size), first)
+        shapes = jax.eval_shape(weighted_part, 0)
         mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        mean, _ = jax.lax.scan(step, mean, full)
+        mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
         remainder = total - num_full * size
         if remainder:
             last = jax.tree.map(lambda x: x[num_full * size :], data)

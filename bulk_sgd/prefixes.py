@@ -8,6 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
+from bulk_sgd import distributed
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.steps import TrainState
 
@@ -26,13 +27,16 @@ class PrefixStore:
 
     def save(self, experiment: Experiment, state: TrainState, rows, entry: dict):
         """Keeps the state after the prefix, its rows of metrics and its entry."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         leaves = jax.tree.leaves(_lasting(experiment, state))
+        leaves = [distributed.whole(leaf) for leaf in leaves]
+        if not distributed.is_first():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._path(experiment).with_suffix(f".{os.getpid()}.partial")
         with partial.open("wb") as file:
             np.savez(
                 file,
-                *[np.asarray(leaf) for leaf in leaves],
+                *leaves,
                 story=json.dumps({"rows": rows, "entry": entry}),
             )
         partial.replace(self._path(experiment))
@@ -45,13 +49,13 @@ class PrefixStore:
           blank: its initial state.
         """
         path = self._path(experiment)
-        if not path.exists():
+        if not distributed.on_first(path.exists):
             return None
         with np.load(path) as file:
             story = json.loads(str(file["story"]))
             like, treedef = jax.tree.flatten(_lasting(experiment, blank))
             leaves = [
-                jax.numpy.asarray(file[f"arr_{i}"], x.dtype) for i, x in enumerate(like)
+                distributed.put_like(file[f"arr_{i}"], x) for i, x in enumerate(like)
             ]
         lasting = treedef.unflatten(leaves)
         subspace = lasting.subspace or blank.subspace

@@ -63,7 +63,12 @@ def read(workdir) -> dict | None:
 
 
 def write(workdir, record: dict):
-    """Writes the record; a reader sees the old one or the new one, never a part."""
+    """Writes the record; a reader sees the old one or the new one, never a part.
+
+    Of several processes process 0 alone writes.
+    """
+    if jax.process_index() != 0:
+        return
     path = pathlib.Path(workdir) / FILE
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

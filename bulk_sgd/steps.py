@@ -16,6 +16,7 @@ import optax
 from bulk_sgd import basis, measures, optimizers, solvers
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
+from bulk_sgd.sharding import Layout
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
 
 
@@ -120,6 +121,7 @@ class Programs:
 
     def __init__(self, config):
         self._config = config
+        self._layout = Layout.of(config)
         self.init = jax.jit(self._init)
         self.train = jax.jit(
             self._train, static_argnames="projected", donate_argnames="state"
@@ -145,17 +147,19 @@ class Programs:
             solver=solvers.build(space),
             curvature=space.curvature,
             switch=Switch(decay=self._config.switch.decay),
+            sharding=self._layout.parameters,
             seed=scalars.seed,
         )
 
     def _init(self, params):
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             inner=self._inner(0.0).init(params),
             subspace=self._projection(Scalars(0.0)).init(params),
             loss=jnp.zeros((), jnp.float32),
         )
+        return self._layout.constrain(state)
 
     def _train(
         self,
@@ -194,6 +198,7 @@ class Programs:
         def step(carry):
             state, trace = carry
             batch = task.train.take(indices[trace.num_steps])
+            batch = self._layout.constrain_examples(batch)
             loss, grads = jax.value_and_grad(batch)(state.params)
             value_fn = batch if task.curvature is None else task.curvature
             inner, subspace, updates = state.inner, state.subspace, grads
@@ -230,7 +235,7 @@ class Programs:
                 alignments=trace.alignments.at[now].set(subspace.alignment),
                 descent_ratios=trace.descent_ratios.at[now].set(ratio),
             )
-            return new_state, new_trace
+            return self._layout.constrain(new_state), new_trace
 
         blank = jnp.zeros(indices.shape[0])
         trace = Trace(jnp.zeros((), jnp.int32), blank, blank, blank)

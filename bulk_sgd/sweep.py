@@ -14,10 +14,11 @@ import runpy
 import sys
 import traceback
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from bulk_sgd import cli, grid, record
+from bulk_sgd import cli, distributed, grid, record
 from bulk_sgd.experiment import Experiment, program_of
 from bulk_sgd.prefixes import PrefixStore
 from bulk_sgd.train import train_together
@@ -39,7 +40,7 @@ def run_sweep(
     lanes: int = 1,
     prefixes=None,
     about: str = "",
-    say=lambda message: print(message, file=sys.stderr, flush=True),
+    say=None,
 ) -> list[str]:
     """Runs the cells that have not ended yet.
 
@@ -53,7 +54,7 @@ def run_sweep(
       prefixes: folder of trained prefixes, which sweeps may share; by default
         `prefixes` in the workdir.
       about: what the sweep asks, for its report.
-      say: takes lines of progress.
+      say: takes lines of progress, by default to stderr.
 
     Returns:
       The status of each cell, as in its `run.json`; "pending" where it has none.
@@ -62,18 +63,20 @@ def run_sweep(
       ValueError: before anything starts, if a cell is wrong, two are equal, `only` is
         out of range, or the workdir holds another sweep.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, say = pathlib.Path(workdir), say or _say
     configs = _configs(base, cells)
     if only is not None and not 0 <= only < len(cells):
         raise ValueError(f"cell is {only}; it must be from 0 to {len(cells) - 1}.")
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; it must be at least 1.")
-    _claim(workdir, configs[0].name, cells, about)
+    for config in configs:
+        distributed.check_agreement(record.plain(config))
+    distributed.on_first(lambda: _claim(workdir, configs[0].name, cells, about))
     chosen = range(len(cells)) if only is None else [only]
     todo = []
     for index in chosen:
         folder = cell_folder(workdir, index)
-        if record.claim(folder, record.plain(configs[index])) is None:
+        if distributed.claim(folder, record.plain(configs[index])) is None:
             todo.append(index)
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
@@ -81,7 +84,14 @@ def run_sweep(
     for group in _groups(configs, todo):
         say(f"cells {', '.join(map(str, group))}: {_summary(cells, group)}")
         _run_group(configs, group, workdir, lanes, store, say)
-    return [_status(workdir, index) for index in range(len(cells))]
+    return distributed.on_first(
+        lambda: [_status(workdir, index) for index in range(len(cells))]
+    )
+
+
+def _say(message):
+    if distributed.is_first():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _configs(base, cells):
@@ -142,6 +152,8 @@ def _run_group(configs, group, workdir, lanes, store, say):
         folders = [cell_folder(workdir, index) for index in group]
         train_together(experiments, folders, lanes=lanes, prefixes=store)
     except Exception as error:
+        if jax.process_count() > 1:
+            raise  # the others may not have failed: the job ends, and goes on later
         if len(group) == 1:
             say(f"cell {group[0]} failed: {error}")
             folder = cell_folder(workdir, group[0])
@@ -166,31 +178,41 @@ def _main(argv):
         cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=…")
     cli.prepare()
     values = flags.FLAGS
+    with (
+        cli.refusing(),
+        distributed.job("off" if values.list_cells else values.distributed),
+        cli.refusing(),
+        cli.reporting(values.workdir),
+    ):
+        _run(values)
+
+
+def _run(values):
     filename = config_flags.get_config_filename(values["config"])
     path, _, preset = filename.partition(":")
-    with cli.reporting(values.workdir):
-        module = runpy.run_path(path)
-        if "get_sweep" not in module:
-            raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
-        cells = module["get_sweep"](*filter(None, [preset]))
-        if values.list_cells:
-            for index, cell in enumerate(cells):
-                print(index, json.dumps(cell))
-            return
-        if values.workdir is None:
-            raise ValueError("--workdir is missing; it is the folder of the sweep.")
-        statuses = run_sweep(
-            values.config,
-            cells,
-            values.workdir,
-            only=values.cell,
-            lanes=values.lanes,
-            prefixes=values.prefixes,
-            about=(module.get("__doc__") or "").strip(),
-        )
+    module = runpy.run_path(path)
+    if "get_sweep" not in module:
+        raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
+    cells = module["get_sweep"](*filter(None, [preset]))
+    if values.list_cells:
+        for index, cell in enumerate(cells):
+            print(index, json.dumps(cell))
+        return
+    if values.workdir is None:
+        raise ValueError("--workdir is missing; it is the folder of the sweep.")
+    statuses = run_sweep(
+        values.config,
+        cells,
+        values.workdir,
+        only=values.cell,
+        lanes=values.lanes,
+        prefixes=values.prefixes,
+        about=(module.get("__doc__") or "").strip(),
+    )
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{len(statuses)} cells, {told}: {values.workdir}")
+    if distributed.is_first():
+        print(f"{len(statuses)} cells, {told}: {values.workdir}")
     if record.FAILED in statuses:
         sys.exit(1)
 
@@ -202,5 +224,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("cell", None, "Run this cell alone, for job arrays.")
     flags.DEFINE_integer("lanes", 1, "Runs in lockstep under vmap (accelerators).")
     flags.DEFINE_string("prefixes", None, "Folder of trained prefixes to share.")
+    cli.define_distributed()
     flags.mark_flag_as_required("config")
     app.run(_main, flags_parser=cli.parse)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 
-from bulk_sgd import record
+from bulk_sgd import distributed, record
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.metrics import Progress
 from bulk_sgd.prefixes import PrefixStore
@@ -44,8 +44,9 @@ def train_and_evaluate(config, workdir) -> dict:
       ...     bulk_sgd.train.train_and_evaluate(config, workdir)["status"]
       'complete'
     """
+    distributed.check_agreement(record.plain(config))
     experiment = Experiment(config)
-    finished = record.claim(workdir, record.plain(config))
+    finished = distributed.claim(workdir, record.plain(config))
     if finished:
         return finished
     return train_together([experiment], [workdir])[0]

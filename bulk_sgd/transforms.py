@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import basis, checks, masking, subspace
-from bulk_sgd.curvature import CURVATURES
+from bulk_sgd.curvature import CURVATURES, sharded
 from bulk_sgd.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
@@ -61,6 +61,7 @@ def scale_by_subspace(
     curvature: str | Callable = "hessian",
     switch: int | Switch = 0,
     mask: Any = None,
+    sharding: Any = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the dominant and the bulk part of the incoming updates.
@@ -91,6 +92,10 @@ def scale_by_subspace(
         params that returns one. The subspace is that of the curvature block of the
         selected parameters; updates of the others pass through unchanged. Use it
         instead of `optax.masked`, which hides the parameters that `value_fn` needs.
+      sharding: for parameters sharded over devices, their `NamedSharding`s: a pytree
+        like the params (or a prefix of it), or a function of the params that returns
+        one. Constrains the basis and all vectors of a solve to that layout, which XLA
+        otherwise need not keep.
       seed: seed of the solver's random directions.
 
     Returns:
@@ -175,6 +180,7 @@ def scale_by_subspace(
             raise ValueError("params has no arrays; it must have at least one.")
         value_fn = _bind(value_fn, extra_args)
         selected = masking.select(updates, mask)
+        layout = _layout(sharding, updates, mask)
 
         age = state.count - first_needed
         due = (age >= 0) & (age % refresh_every == 0)
@@ -183,7 +189,7 @@ def scale_by_subspace(
             block_fn, block = masking.restrict(value_fn, params, mask)
             key = jax.random.fold_in(jax.random.key(seed), state.count)
             before = state.subspace, state.solver_state
-            matvec = curvature(block_fn, block)
+            matvec = sharded(curvature(block_fn, block), layout)
             returned = solver.solve(matvec, *before, selected, key)
             subspace.check_solution(returned, *before)
             found, known = returned
@@ -207,6 +213,8 @@ def scale_by_subspace(
             state = refresh()
         else:
             state = jax.lax.cond(_any_lane(due), refresh, lambda: state)
+        rows = basis.place_rows(state.subspace.eigenvectors, layout)
+        state = state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
         coefficients = state.subspace.coefficients(selected)
         alignment = subspace.alignment(coefficients, selected)
@@ -306,6 +314,16 @@ def _factors(name, scale, state: ScaleBySubspaceState):
             + (f"one factor per eigenvalue, {shape}." if filters else "a scalar.")
         )
     return factors
+
+
+def _layout(sharding, updates, mask):
+    """The shardings of the selected parameters, None where nothing was asked for."""
+    if sharding is None:
+        return None
+    if callable(sharding):
+        sharding = sharding(updates)
+    flags = mask(updates) if callable(mask) else mask
+    return masking.select(jax.tree.broadcast(sharding, updates), flags)
 
 
 def _all_finite(found: Subspace):

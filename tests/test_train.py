@@ -87,7 +87,9 @@ def by_hand(config, method, num_steps):
     ("arm", "scales"), [("sgd", (1.0, 1.0)), ("bulk_sgd", (0.0, 1.0))]
 )
 def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
-    # The same float32 operations in another program, and solves to 1e-5.
+    # The same float32 operations in another program, and solves to 1e-5, whose
+    # projectors differ by that over the gap to λ_{k+1}.
+    rel = 1e-4 if arm == "bulk_sgd" else 1e-5
     workdir, _ = finished
     method = optax.chain(
         bulk_sgd.scale_by_subspace(
@@ -99,7 +101,7 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     rows = rows_of(workdir, arm)
     assert [row["step"] for row in rows] == [8, 13, 18, 20]
     for row in rows:
-        assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=1e-5)
+        assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=rel)
     chi = [alignment for _, alignment in trace]
     assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
     assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)

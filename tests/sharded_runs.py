@@ -1,0 +1,160 @@
+"""Runs on meshes of four CPU devices and prints what they gave, as JSON.
+
+A process of its own, because the number of devices is fixed when JAX starts; run by
+test_sharding.py.
+"""
+
+import itertools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+from helpers import exact_solver, quadratic
+
+import bulk_sgd
+from bulk_sgd import config as config_lib
+from bulk_sgd import experiment as experiment_lib
+from bulk_sgd import steps
+from bulk_sgd.collectives import collectives
+from bulk_sgd.sharding import Layout, make_mesh
+
+MESHES = {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2, 2)}
+RANK, STEPS = 6, 50
+
+
+def config_of(mesh, microbatch_size=0):
+    config = config_lib.default()
+    config.data.num_train, config.data.num_test = 64, 16
+    config.model.hidden = (20,)
+    config.loss.reduction = "mean"
+    config.batch_size, config.eval_every = 16, STEPS
+    config.microbatch_size = microbatch_size
+    config.subspace.rank = RANK
+    config.subspace.tol, config.subspace.max_matvecs = 1e-5, 100
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.momentum = 0.5
+    config.sharding.data, config.sharding.fsdp = MESHES[mesh]
+    return config
+
+
+def per_device(tree):
+    """Number of elements of a tree on the first device."""
+    return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree))
+
+
+def sent(compiled):
+    """Shapes of what one device gets in each collective of a program."""
+    return [c.shapes for c in collectives(compiled.as_text())]
+
+
+def training(mesh):
+    """50 steps of Bulk-SGD in the training binary's own program."""
+    experiment = experiment_lib.Experiment(config_of(mesh))
+    programs = steps.Programs(experiment.config)
+    state = programs.init(experiment.params)
+    scalars = experiment.scalars(experiment.arms[2])
+    arguments = (experiment.task, experiment.indices(0), STEPS, scalars)
+    program = programs.train.lower(state, *arguments, projected=True)
+    compiled = program.compile()
+    facts = {
+        "params": per_device(state.params),
+        "momentum": per_device(state.inner),
+        "basis": per_device(state.subspace.subspace.eigenvectors),
+        "examples": per_device(experiment.task.train.inputs),
+        "argument_bytes": compiled.memory_analysis().argument_size_in_bytes,
+    }
+    state, trace = compiled(state, *arguments)
+    found = state.subspace.subspace
+    return facts | {
+        "basis after": per_device(found.eigenvectors),
+        "losses": trace.batch_losses.tolist(),
+        "alignments": trace.alignments.tolist(),
+        "eigenvalues": found.eigenvalues.tolist(),
+        "failed": int(state.subspace.failed_refreshes),
+        "sent": sent(compiled),
+    }
+
+
+def network(params, x):
+    for i in range(3):
+        x = jnp.tanh(x @ params[f"w{i}"] + params[f"b{i}"][None])
+    return x
+
+
+def own_loop(kind, mesh, microbatch_size=None):
+    """Compiled from shapes, in a loop of one's own: memory, and what is sent.
+
+    A square kernel invites XLA to lay the basis out along one axis inside of a loop
+    and along the other around it; a start that is replicated, to replicate the basis.
+    """
+    layout = Layout(make_mesh(config_of(mesh).sharding))
+    sizes = (64, 128, 128, 8)
+    like = {}
+    for i, shape in enumerate(itertools.pairwise(sizes)):
+        like[f"w{i}"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        like[f"b{i}"] = jax.ShapeDtypeStruct(shape[1:], jnp.float32)
+    shardings = layout.parameters(like)
+    put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    params = jax.tree.map(put, like, shardings)
+    tx = bulk_sgd.project_bulk(RANK, sharding=shardings)
+    data = [
+        jax.ShapeDtypeStruct((256, n), jnp.float32, sharding=layout.examples)
+        for n in (sizes[0], sizes[-1])
+    ]
+
+    def objective(x, y):
+        loss_fn = lambda outputs, y: jnp.sum((outputs - y) ** 2, axis=-1)
+        return bulk_sgd.Objective(network, loss_fn, x, y, microbatch_size)
+
+    def step(params, state, x, y):
+        loss = objective(x, y)
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    def solve(params, start, x, y):
+        matvec = bulk_sgd.hessian(objective(x, y), params)
+        matvec = bulk_sgd.sharded(matvec, shardings)
+        return bulk_sgd.top_eigenpairs(matvec, start, RANK)
+
+    if kind == "step":
+        second = jax.eval_shape(tx.init, like)  # says nothing about layouts
+    else:
+        second = jax.tree.map(lambda x: put(x, layout.replicated), like)
+    compiled = jax.jit({"step": step, "solve": solve}[kind]).lower(
+        params, second, *data
+    )
+    compiled = compiled.compile()
+    return {
+        "sent": sent(compiled),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def basis_of_a_solver_that_knows_no_layout():
+    """Elements per device of the basis, of 3 x 8, that a dense solver leaves."""
+    layout = Layout(make_mesh(config_of("fsdp").sharding))
+    params = jax.device_put(jnp.arange(8.0), layout.replicated)
+    tx = bulk_sgd.project_bulk(
+        3, solver=exact_solver(), sharding=layout.parameters(params)
+    )
+    loss = quadratic(jnp.diag(jnp.arange(8.0)))
+    state = jax.device_put(tx.init(params), layout.replicated)
+    update = jax.jit(lambda *args: tx.update(*args, value_fn=loss)[1])
+    return per_device(update(params, state, params).subspace.eigenvectors)
+
+
+if __name__ == "__main__":
+    runs = {
+        "dense": basis_of_a_solver_that_knows_no_layout(),
+        "training": {mesh: training(mesh) for mesh in MESHES},
+        "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
+        "step": {
+            "fsdp": own_loop("step", "fsdp"),
+            "fsdp, microbatches": own_loop("step", "fsdp", 64),
+            "data, microbatches": own_loop("step", "data", 64),
+        },
+    }
+    json.dump(runs, sys.stdout)

@@ -1,0 +1,184 @@
+"""Meshes and layouts: what they refuse, and four devices against one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bulk_sgd import sharding
+from bulk_sgd.collectives import collectives
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RANK, NUM_ROWS = 6, 2 * 6 + 10 + 1  # of the basis that a step ends with and works with
+
+
+FOUR_DEVICES = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=FOUR_DEVICES,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """What sharded_runs.py found."""
+    result = python("tests/sharded_runs.py")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "both"])
+@pytest.mark.parametrize("name", ["losses", "alignments", "eigenvalues"])
+def test_four_devices_train_like_one(runs, mesh, name):
+    one, four = runs["training"]["one"], runs["training"][mesh]
+    assert one["failed"] == four["failed"] == 0
+    assert len(one["losses"]) == 50
+    np.testing.assert_allclose(four[name], one[name], rtol=1e-5)
+
+
+def test_state_is_born_and_stays_split_over_fsdp(runs):
+    one = runs["training"]["one"]
+    parts = {"data": 1, "fsdp": 4, "both": 2}
+    for mesh, part in parts.items():
+        four = runs["training"][mesh]
+        for name in ("params", "momentum", "basis", "basis after"):
+            # The bias of 10 classes has no axis that 4 divides.
+            assert one[name] / part <= four[name] <= 1.01 * one[name] / part
+        assert four["examples"] == one["examples"] / 4
+    # All of the program's arguments, on one device, as compiled.
+    fsdp = runs["training"]["fsdp"]
+    assert fsdp["argument_bytes"] <= 0.27 * one["argument_bytes"]
+
+
+def test_memory_of_a_solve_shrinks_with_fsdp(runs):
+    solves = runs["solve"]
+    assert solves["fsdp"]["temporary_bytes"] <= 0.3 * solves["one"]["temporary_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["training", "solve", "step"])
+def test_no_collective_carries_a_basis(runs, kind):
+    for mesh, run in runs[kind].items():
+        shapes = [shape for arrays in run["sent"] for shape in arrays]
+        assert bool(shapes) is (mesh != "one")
+        # No parameter or datum has an axis of these lengths, and coefficients of
+        # the rows have no other axis.
+        for shape in shapes:
+            if {RANK, NUM_ROWS} & set(shape):
+                assert len(shape) == 1 or set(shape) <= {RANK, NUM_ROWS, 1}, mesh
+
+
+def test_replicated_parameters_take_one_collective_per_product(runs):
+    # The loop body holds it once; the solve needs no other.
+    assert len(runs["solve"]["data"]["sent"]) == 1
+    # With microbatches: one in the loop over them, and one for the gradient.
+    assert len(runs["step"]["data, microbatches"]["sent"]) == 2
+
+
+def test_basis_is_split_whatever_the_solver(runs):
+    assert runs["dense"] == 3 * 8 / 4
+
+
+def mesh_of(data, fsdp, num_devices=4, num_processes=1):
+    class Device:
+        def __init__(self, index):
+            self.process_index = index * num_processes // num_devices
+
+    config = ConfigDict({"data": data, "fsdp": fsdp})
+    return sharding.make_mesh(config, [Device(i) for i in range(num_devices)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "match"),
+    [
+        ((0, 0), r"sharding\.data and config\.sharding\.fsdp are both 0"),
+        ((-1, 1), r"config\.sharding\.data is -1; it must be at least 0"),
+        ((3, 1), r"data is 3 and config\.sharding\.fsdp is 1, .* divide .* devices, 4"),
+        ((0, 3), r"data is 0 and config\.sharding\.fsdp is 3, .* divide .* devices, 4"),
+        ((4, 2), r"data is 4 and config\.sharding\.fsdp is 2, .* divide .* devices, 4"),
+        ((2, 1, 4, 2), r"a mesh of 2 devices; with several processes .* all 4"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, match):
+    with pytest.raises(ValueError, match=match):
+        mesh_of(*sizes)
+
+
+def layout_of(data, fsdp):
+    return sharding.Layout(jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp")))
+
+
+@pytest.mark.parametrize(
+    ("field", "match"),
+    [
+        ("batch_size=50", "config.batch_size gives 50 examples; it must be a multiple"),
+        ("data.num_train=4998", "config.data.num_train gives 4998 training examples"),
+        ("data.num_test=998", "config.data.num_test gives 998 test examples"),
+        ("subspace.subset_size=502", "config.subspace.subset_size gives 502 examples"),
+        ("microbatch_size=6", "config.microbatch_size gives 6 examples"),
+        ("sharding.fsdp=3", "config.sharding.data is 0 and config.sharding.fsdp is 3"),
+    ],
+)
+def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
+    result = python(
+        *("-m", "bulk_sgd.main", "--config=configs/mnist_mlp.py:quick"),
+        *(f"--workdir={tmp_path}/run", "--config.batch_size=52", f"--config.{field}"),
+    )
+    assert result.returncode == 2
+    assert match in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((8, 6), ("fsdp",)),
+        ((6, 8), (None, "fsdp")),
+        ((4, 8), (None, "fsdp")),
+        ((8, 8), ("fsdp",)),
+        ((9, 4), (None, "fsdp")),
+        ((3, 5), ()),
+        ((), ()),
+    ],
+)
+def test_largest_divisible_axis_is_split(shape, spec):
+    like = jax.ShapeDtypeStruct(shape, np.float32)
+    assert tuple(layout_of(2, 4).parameters(like).spec) == spec
+    assert tuple(layout_of(4, 1).parameters(like).spec) == ()
+
+
+def test_collectives_are_read_from_the_text_of_a_program():
+    text = """\
+%body (p: f32[8]) -> f32[8] {
+  %a = (f32[3,2]{1,0}, bf16[]) all-reduce(%x, %y), channel_id=1
+  %b = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), channel_id=2
+  %c = f32[8]{0} all-gather-done(%b)
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  ROOT %d = s32[4]{0:T(128)S(1)} reduce-scatter(f32[8] %x), dimensions={0}
+}
+"""
+    first, second, third = collectives(text)
+    assert first == ("all-reduce", ((3, 2), ()), 26, "body")
+    assert second == ("all-gather", ((8,),), 32, "body")
+    assert third == ("reduce-scatter", ((4,),), 16, "main")
+    assert (first.largest, second.largest) == (6, 8)
