@@ -97,6 +97,21 @@ def combine(coefficients, basis):
     )
 
 
+def orthonormal(basis):
+    """A basis of orthonormal rows with the same span, by Cholesky QR."""
+    if num_rows(basis) == 1:
+        return scale(1 / norm(basis), basis)
+    for _ in range(2):  # twice is enough
+        products = gram(basis, basis)
+        identity = jnp.eye(len(products), dtype=products.dtype)
+        # The shift keeps a nearly dependent block factorable.
+        shift = jnp.finfo(products.dtype).eps * jnp.trace(products)
+        factor = jnp.linalg.cholesky(products + shift * identity)
+        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        basis = combine(inverse, basis)
+    return basis
+
+
 def row(basis, index):
     """Row `index` of the basis (a traced index is fine)."""
     return jax.tree.map(

@@ -74,15 +74,21 @@ def default() -> ConfigDict:
     # "subset" of it, or of the current "batch".
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
-    # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
-    # mini-batches over steps, for data = "batch" and refresh_every = 1.
+    # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
+    # previous basis; "streaming" averages the curvature of mini-batches over steps, for
+    # data = "batch" and refresh_every = 1.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    config.subspace.max_matvecs = 60  # lanczos
+    config.subspace.max_matvecs = 60  # lanczos, also where power falls back on it
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
+    config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    # Above 0: the solver is called only when a probe says that the basis misses more
+    # than this share of an update; one matvec every so many refreshes.
+    config.subspace.drift = 0.0
+    config.subspace.probe_every = 4
 
     # The prefix is plain training with the optimizer above. It ends, and the arms
     # fork, after the first step whose average alignment exceeds `alignment`, at the

@@ -1,7 +1,9 @@
 """Solvers by name, from the fields of `config.subspace`."""
 
 from bulk_sgd import checks
+from bulk_sgd.drift import on_drift
 from bulk_sgd.lanczos import lanczos
+from bulk_sgd.power import power
 from bulk_sgd.streaming import streaming
 from bulk_sgd.subspace import Solver
 
@@ -12,6 +14,7 @@ _BUILDERS = {
         max_basis=c.max_basis or None,
         warm_start=c.warm_start,
     ),
+    "power": lambda c: power(c.along, max_matvecs=c.max_matvecs),
     "streaming": lambda c: streaming(c.columns, gain=c.gain),
 }
 
@@ -23,6 +26,7 @@ def validate(config):
     checks.integer("config.subspace.max_matvecs", config.max_matvecs, config.rank)
     if config.max_basis:
         checks.integer("config.subspace.max_basis", config.max_basis, config.rank + 2)
+    checks.one_of("config.subspace.along", config.along, ("basis", "update"))
     checks.integer("config.subspace.columns", config.columns, 0, config.rank)
     if config.columns and config.rank % config.columns:
         raise ValueError(
@@ -30,8 +34,13 @@ def validate(config):
             f"config.subspace.rank, {config.rank}, or be 0 for all columns."
         )
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
+    checks.between("config.subspace.drift", config.drift, 0, 1)
+    checks.integer("config.subspace.probe_every", config.probe_every, 1)
 
 
 def build(config) -> Solver:
     """The solver of a validated `config.subspace`."""
-    return _BUILDERS[config.solver](config)
+    solver = _BUILDERS[config.solver](config)
+    if config.drift:
+        solver = on_drift(solver, config.drift, every=config.probe_every)
+    return solver

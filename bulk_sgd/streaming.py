@@ -163,7 +163,7 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     # products at hand, is as good as two.
     overlap = jnp.where(beyond, weight * inside, 0)
     mixed = basis.subtract(mixed, basis.combine(overlap, rows))
-    turned = _orthonormal(mixed)
+    turned = basis.orthonormal(mixed)
 
     if width > 1:
         turned, quotients, noise = _diagonalize(turned, quotients, noise, start)
@@ -195,21 +195,6 @@ def _partner(quotients, index, allowed):
     return jnp.argmax(jnp.where(allowed, need, -1)).astype(jnp.int32)
 
 
-def _orthonormal(block):
-    """The block with orthonormal rows of the same span, by Cholesky QR."""
-    if basis.num_rows(block) == 1:
-        return basis.scale(1 / basis.norm(block), block)
-    for _ in range(2):  # twice is enough
-        gram = basis.gram(block, block)
-        identity = jnp.eye(len(gram), dtype=gram.dtype)
-        # The shift keeps a nearly dependent block factorable.
-        shift = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
-        factor = jnp.linalg.cholesky(gram + shift * identity)
-        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-        block = basis.combine(inverse, block)
-    return block
-
-
 def _seeded(block, rows, updates, key):
     """The block with its rows of zeros replaced: the update first, then noise."""
     missing = _squared_norms(block) == 0
@@ -227,7 +212,7 @@ def _seeded(block, rows, updates, key):
         fresh = jax.tree.map(seed, block, noise, updates)
         for _ in range(2):  # twice is enough
             fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
-            fresh = _orthonormal(fresh)
+            fresh = basis.orthonormal(fresh)
         return fresh
 
     return jax.lax.cond(jnp.any(missing), fill, lambda: block)
