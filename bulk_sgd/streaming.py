@@ -139,12 +139,12 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     beyond = (index < start) | (index >= start + width)
     partner = _partner(state.quotients, start + turning, beyond)
     product = basis.map_rows(curvature.linearize(matvec), block)
-    inside = jax.lax.dynamic_update_slice(
+    inside = basis.gram(product, block)
+    if width < rank:
         # A row that was just seeded is not among `rows` yet.
-        basis.gram(product, rows),
-        basis.gram(product, block),
-        (0, start),
-    )
+        inside = jax.lax.dynamic_update_slice(
+            basis.gram(product, rows), inside, (0, start)
+        )
     outside = _squared_norms(product) - jnp.sum(inside**2, axis=1)
 
     old = jax.lax.dynamic_slice(state.quotients, (start, 0), (width, rank))
@@ -159,10 +159,11 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     mixed = jax.tree.map(
         lambda v, y: _over((1 - weight) * own, v) * v + weight * y, block, product
     )
-    # The other rows are orthogonal to the block already, so that one pass, with inner
-    # products at hand, is as good as two.
-    overlap = jnp.where(beyond, weight * inside, 0)
-    mixed = basis.subtract(mixed, basis.combine(overlap, rows))
+    if width < rank:
+        # The other rows are orthogonal to the block already, so that one pass, with
+        # inner products at hand, is as good as two.
+        overlap = jnp.where(beyond, weight * inside, 0)
+        mixed = basis.subtract(mixed, basis.combine(overlap, rows))
     turned = basis.orthonormal(mixed)
 
     if width > 1:
