@@ -74,17 +74,24 @@ def default() -> ConfigDict:
     # "subset" of it, or of the current "batch".
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
-    # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
-    # mini-batches over steps, one product per step: it needs refresh_every = 1 (and
-    # measure_every = 1 with an alignment below), and is meant for data = "batch". With
-    # "full" or "subset" it follows as well, and its product costs so many images.
+    # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
+    # previous basis; "streaming" averages the curvature of mini-batches over steps, one
+    # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
+    # alignment below), and is meant for data = "batch". With "full" or "subset" it
+    # follows as well, and its product costs so many images.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    config.subspace.max_matvecs = 0  # lanczos: per solve; 0: 10 rank + 50
+    # lanczos, also where power falls back on it: per solve; 0: 10 rank + 50
+    config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
+    config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    # Above 0: the solver is called only when a probe says that the basis misses more
+    # than this share of an update; one matvec every so many refreshes.
+    config.subspace.drift = 0.0
+    config.subspace.probe_every = 4
 
     # The prefix is plain training with the optimizer above. It ends, and the arms
     # fork, after the first step whose average alignment exceeds `alignment`, at the

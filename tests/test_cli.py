@@ -74,7 +74,7 @@ def test_help_needs_no_config():
 
 
 def test_errors_of_input_end_with_their_sentence(capsys):
-    with pytest.raises(SystemExit) as ended, cli.reporting("runs/x"):
+    with pytest.raises(SystemExit) as ended, cli.refusing():
         raise ValueError("rank is 0")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "rank is 0\n"
