@@ -10,12 +10,12 @@ import sys
 
 from absl import flags
 
+from bulk_sgd import signals
+
 
 def prepare():
     """Lets an ended job leave its record, and silences what JAX says at its start."""
-    # An exception, so that what is running can leave its record as interrupted.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signals.install()
     # It reports every kind of device that the machine lacks.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)

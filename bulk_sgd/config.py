@@ -123,6 +123,11 @@ def default() -> ConfigDict:
     # the fork.
     config.stability.loss_factor = 2.0
 
+    # States from which the same command goes on; see `bulk_sgd.checkpoint`.
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1_000  # steps, rounded up to dispatches; 0: none
+    config.checkpoint.keep = 2  # the newest ones; 0: all
+
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
     # Full-data losses, gradients and curvature go through the data in pieces of this
     # many examples; 0 takes them at once (faster, more memory).
@@ -203,6 +208,8 @@ def _validate_measures(config):
             "config.measures.every is not 0 it must be 'hessian', whose subspace the "
             "energies are measured in."
         )
+    checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
+    checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
     stability = config.stability
     checks.integer("config.stability.rounds", stability.rounds, 0)
     checks.integer("config.stability.num_steps", stability.num_steps, 1)

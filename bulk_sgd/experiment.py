@@ -14,6 +14,7 @@ from bulk_sgd.steps import Scalars, Task
 # What may differ between experiments that share the programs of `steps.Programs`.
 _FREE = (
     "arms",
+    "checkpoint",
     "measures.every",
     "name",
     "num_steps",
@@ -30,6 +31,7 @@ _FREE = (
 # What the prefix does not depend on, where no alignment ends it.
 _AFTER_PREFIX = (
     "arms",
+    "checkpoint",
     "measures",
     "name",
     "num_steps",
@@ -42,7 +44,14 @@ _AFTER_PREFIX = (
     "switch.measure_every",
     "tensorboard",
 )
-_ALWAYS_AFTER_PREFIX = ("arms", "name", "num_steps", "progress", "tensorboard")
+_ALWAYS_AFTER_PREFIX = (
+    "arms",
+    "checkpoint",
+    "name",
+    "num_steps",
+    "progress",
+    "tensorboard",
+)
 
 
 class Experiment:

@@ -14,6 +14,19 @@ import tqdm
 FILE = "metrics.jsonl"
 
 
+def cut(workdir, count: int) -> list[dict]:
+    """Takes all rows after the first `count` out of the file, and returns the others.
+
+    A reader sees the old file or the new one.
+    """
+    path = pathlib.Path(workdir) / FILE
+    lines = path.read_text().splitlines(keepends=True)[:count]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(lines))
+    partial.replace(path)
+    return [json.loads(line) for line in lines]
+
+
 class MetricWriter:
     """Writes rows to `metrics.jsonl` and, one run per arm, to `tensorboard/`.
 

@@ -78,8 +78,6 @@ def write(workdir, record: dict):
 def claim(workdir, config: dict) -> dict | None:
     """Prepares `workdir` for a run of `config`.
 
-    What an unfinished run of the same config left is moved to `attempts/N`.
-
     Returns:
       The record of a finished run of the same config, or None to go ahead.
 
@@ -97,17 +95,22 @@ def claim(workdir, config: dict) -> dict | None:
             f"workdir {str(workdir)!r} holds a run of another config, which differs in "
             f"{', '.join(changed)}; choose another workdir."
         )
-    if earlier["status"] in (COMPLETE, DIVERGED):
-        return earlier
+    return earlier if earlier["status"] in (COMPLETE, DIVERGED) else None
+
+
+def archive(workdir):
+    """Moves what an unfinished run left, if anything, to `attempts/N`."""
+    workdir = pathlib.Path(workdir)
+    if read(workdir) is None:
+        return
     attempts = workdir / "attempts"
     attempts.mkdir(exist_ok=True)
-    archive = attempts / str(1 + len(list(attempts.iterdir())))
-    archive.mkdir()
+    place = attempts / str(1 + len(list(attempts.iterdir())))
+    place.mkdir()
     for path in list(workdir.iterdir()):
         if path != attempts:
-            path.rename(archive / path.name)
-    print(f"An unfinished run was there; its files are in {archive}.", file=sys.stderr)
-    return None
+            path.rename(place / path.name)
+    print(f"An unfinished run was there; its files are in {place}.", file=sys.stderr)
 
 
 def _program():

@@ -1,17 +1,34 @@
 """The files of one run: its record, and a row of metrics per dispatch."""
 
 import contextlib
+import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from bulk_sgd import basis, losses, record
+from bulk_sgd import basis, distributed, losses, metrics, record
+from bulk_sgd.checkpoint import Checkpoints
 from bulk_sgd.curvature import CURVATURES
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.metrics import MetricWriter
 from bulk_sgd.steps import Programs, TrainState
 
 PREFIX = "prefix"
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+      state: that of the stretch under way.
+      fork: that at the fork, None before it.
+      story: name of the stretch, number of rows, and record at that time.
+    """
+
+    state: TrainState
+    fork: TrainState | None
+    story: dict
 
 
 class Run(contextlib.AbstractContextManager):
@@ -22,9 +39,11 @@ class Run(contextlib.AbstractContextManager):
     Args:
       experiment: what to run.
       programs: its compiled programs.
-      workdir: an empty folder, see `record.claim`.
+      workdir: a folder as `record.claim` leaves it. Where it has checkpoints the run
+        goes on from the newest; else what is there is moved to `attempts/`.
 
     Attributes:
+      resumed: the `Resumed` that it goes on from, or None.
       entries: the entries of the record, of the prefix and of each arm by name.
       record: what `run.json` holds.
       rows: the rows written so far, by arm.
@@ -35,9 +54,63 @@ class Run(contextlib.AbstractContextManager):
         self.workdir = workdir
         self._programs = programs
         self._config = experiment.config
+        self._every = self._config.checkpoint.every
+        self._checkpoints = Checkpoints(workdir, self._config.checkpoint.keep)
+        self.resumed = self._resume()
         self.rows = {}
+        if self.resumed:
+            self.record = self.resumed.story["record"]
+            for row in distributed.on_first(self._cut_metrics):
+                self.rows.setdefault(row["arm"], []).append(row)
+        else:
+            distributed.on_first(lambda: record.archive(workdir))
+            self.record = self._fresh_record()
         self._writer = MetricWriter(workdir, self._config.tensorboard)
-        self.record = {
+        self.entries = {PREFIX: self.record["prefix"], **self.record["arms"]}
+        self.save()
+
+    def _resume(self):
+        if not self._every or not distributed.on_first(
+            lambda: Checkpoints.exist(self.workdir)
+        ):
+            return None
+        blank = self._programs.init(self.experiment.params)
+        found = self._checkpoints.load(blank)
+        if found is None:
+            return None
+        state, story = found
+        fork = None
+        if story["name"] != PREFIX:
+            fork = self._checkpoints.load_fork(blank)
+            if fork is None:
+                return None
+        if distributed.is_first():
+            where = f"{story['name']}, step {int(state.step)}"
+            print(f"{self.workdir}: going on from {where}.", file=sys.stderr)
+        return Resumed(state, fork, story)
+
+    def _cut_metrics(self):
+        return metrics.cut(self.workdir, self.resumed.story["rows"])
+
+    def checkpoint(self, name: str, state: TrainState):
+        """Saves where a stretch stands, if the config asks for checkpoints."""
+        if self._every:
+            count = sum(map(len, self.rows.values()))
+            story = {"name": name, "rows": count, "record": self.record}
+            self._checkpoints.save(count, state, story)
+
+    def checkpoint_fork(self, state: TrainState):
+        """Saves the state from which the arms start, if there will be checkpoints."""
+        if self._every and not (self.resumed and self.resumed.fork):
+            self._checkpoints.save_fork(state)
+
+    def is_checkpoint(self, before: int, step: int) -> bool:
+        """Whether a checkpoint is due after the steps from `before` to `step`."""
+        return bool(self._every) and step // self._every > before // self._every
+
+    def _fresh_record(self):
+        experiment = self.experiment
+        return {
             "status": record.RUNNING,
             "name": self._config.name,
             "config": record.plain(self._config),
@@ -62,14 +135,13 @@ class Run(contextlib.AbstractContextManager):
                 for arm in experiment.arms
             },
         }
-        self.entries = {PREFIX: self.record["prefix"], **self.record["arms"]}
-        self.save()
 
     def __exit__(self, kind, error, trace):
         if kind is not None:
             interrupted = issubclass(kind, (KeyboardInterrupt, SystemExit))
             self.end(record.INTERRUPTED if interrupted else record.FAILED)
         self._writer.close()
+        self._checkpoints.close()
 
     def end(self, status: str):
         """Records how the run ended, unless it already has."""

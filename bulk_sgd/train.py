@@ -20,8 +20,9 @@ def train_and_evaluate(config, workdir) -> dict:
     The prefix is plain training. At the switch the run forks into the arms of the
     config, which all start from the same parameters, optimizer state and subspace and
     see the same batches. An arm whose loss is not finite ends as diverged, and the
-    others go on. A workdir with a finished run of the same config is left as it is;
-    what an unfinished one left is moved to `attempts/`.
+    others go on. A workdir with a finished run of the same config is left as it is; an
+    unfinished one goes on from its newest checkpoint, bit for bit as if it had never
+    stopped, or, without one, starts again, and what it left is moved to `attempts/`.
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.config.default()`.
@@ -87,12 +88,7 @@ def train_together(
         for run in runs:
             run.record["plain_step_seconds"] = trainer.plain_step_seconds
         forks = _train_prefixes(trainer, programs, runs, prefixes)
-        arms = [
-            Job(run, arm.name, state, _last_step(run), run.experiment.scalars(arm))
-            for run, state in forks
-            for arm in run.experiment.arms
-        ]
-        trainer.train(arms)
+        trainer.train([job for fork in forks for job in _arms(*fork)])
         for run, state in forks:
             _find_stable_rates(trainer, programs, run, state)
             run.end(record.COMPLETE)
@@ -105,19 +101,33 @@ def _num_steps(experiment):
     return config.switch.step + len(experiment.arms) * after
 
 
-def _last_step(run):
-    return run.experiment.config.num_steps
+def _arms(run, fork: TrainState) -> list[Job]:
+    """What is left to train of the arms of a run."""
+    jobs = []
+    for arm in run.experiment.arms:
+        if run.entries[arm.name]["status"] in (record.COMPLETE, record.DIVERGED):
+            continue
+        resumed = run.resumed is not None and run.resumed.story["name"] == arm.name
+        state = run.resumed.state if resumed else fork
+        last_step = run.experiment.config.num_steps
+        scalars = run.experiment.scalars(arm)
+        jobs.append(Job(run, arm.name, state, last_step, scalars, resumed=resumed))
+    return jobs
 
 
 def _train_prefixes(trainer, programs, runs, store) -> list[tuple[Run, TrainState]]:
     """The runs whose prefix did not diverge, each with the state at its fork."""
     by_prefix = {}
     for run in runs:
-        by_prefix.setdefault(run.experiment.prefix, []).append(run)
+        if run.resumed is None or run.resumed.fork is None:
+            by_prefix.setdefault(run.experiment.prefix, []).append(run)
     known, jobs = {}, []
-    for prefix, (first, *_) in by_prefix.items():
+    for prefix, sharing in by_prefix.items():
+        # One that was under way goes on.
+        first = min(sharing, key=lambda run: run.resumed is None)
+        resumed = first.resumed is not None
         blank = programs.init(first.experiment.params)
-        found = store and store.load(first.experiment, blank)
+        found = store and not resumed and store.load(first.experiment, blank)
         if found:
             known[prefix] = found
             continue
@@ -126,10 +136,11 @@ def _train_prefixes(trainer, programs, runs, store) -> list[tuple[Run, TrainStat
             Job(
                 first,
                 PREFIX,
-                blank,
+                first.resumed.state if resumed else blank,
                 experiment.config.switch.step,
                 experiment.scalars(),
                 projected=experiment.ends_by_alignment,
+                resumed=resumed,
             )
         )
     trainer.train(jobs)
@@ -138,7 +149,9 @@ def _train_prefixes(trainer, programs, runs, store) -> list[tuple[Run, TrainStat
         known[job.experiment.prefix] = job.state, rows, entry
         if store:
             store.save(job.experiment, job.state, rows, entry)
-    forks = []
+    forks = [
+        (run, run.resumed.fork) for run in runs if run.resumed and run.resumed.fork
+    ]
     for prefix, sharing in by_prefix.items():
         state, rows, entry = known[prefix]
         for run in sharing:
@@ -148,6 +161,7 @@ def _train_prefixes(trainer, programs, runs, store) -> list[tuple[Run, TrainStat
                 continue
             run.record["switch"] = _describe_switch(run.experiment.config, state)
             run.save()
+            run.checkpoint_fork(state)
             forks.append((run, state))
     return forks
 

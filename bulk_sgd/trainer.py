@@ -2,13 +2,14 @@
 
 import dataclasses
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bulk_sgd import record
+from bulk_sgd import record, signals
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.metrics import Progress
 from bulk_sgd.run import Run
@@ -26,6 +27,7 @@ class Job:
       last_step: where it ends at the latest.
       scalars: `Scalars`.
       projected: whether a subspace is kept.
+      resumed: whether the state is one from within the stretch.
       entry: its part of the record.
     """
 
@@ -35,6 +37,7 @@ class Job:
     last_step: int
     scalars: Scalars
     projected: bool = True
+    resumed: bool = False
     entry: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -103,8 +106,21 @@ class Trainer:
                 if account.job.running:
                     row = account.add(state, trace, seconds)
                     self._report(account.job, int(trace.num_steps), row)
+            self._keep(accounts, states)
         for job, state in zip(jobs, states):
             job.state = state
+
+    def _keep(self, accounts, states):
+        """Saves what is due, and everything where a signal asks for the end."""
+        signal = signals.wanted()
+        for account, state in zip(accounts, states):
+            job = account.job
+            # In lockstep no single job tells where the others stand.
+            alone = job.name and job.running and self._lanes == 1
+            if alone and (signal or account.is_checkpoint):
+                job.run.checkpoint(job.name, state)
+        if signal:
+            sys.exit(128 + signal)
 
     def _dispatch(self, jobs, states, wanted):
         """Calls the training program, always in the same form: it compiles once."""
@@ -168,9 +184,17 @@ class _Account:
 
     def __init__(self, job: Job, plain_step_seconds: float):
         self.job = job
-        self._step = int(job.state.step)
-        self._before = _counters(job.state)
+        self._step = self._previous_step = int(job.state.step)
         self._plain_step_seconds = plain_step_seconds
+        matvecs, failed = _counters(job.state)
+        if job.resumed:
+            entry = job.entry
+            self._before = (
+                matvecs - entry["matvecs"],
+                failed - entry["failed_refreshes"],
+            )
+            return
+        self._before = matvecs, failed
         job.entry.update(
             status=record.RUNNING, seconds=0.0, seconds_curvature=0.0, matvecs=0
         )
@@ -188,10 +212,16 @@ class _Account:
         every = self.job.experiment.config.eval_every
         return min(every, self.job.last_step - self._step)
 
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether a checkpoint is due after the last dispatch."""
+        return self.job.run.is_checkpoint(self._previous_step, self._step)
+
     def add(self, state: TrainState, trace, seconds: float) -> dict | None:
         """Counts a dispatch and writes its row, which it returns."""
         job, entry = self.job, self.job.entry
         taken = int(trace.num_steps)
+        self._previous_step = self._step
         self._step += taken
         entry["seconds"] += seconds
         if job.projected:

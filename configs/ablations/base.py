@@ -41,6 +41,7 @@ def base_config(preset: str, name: str):
         config.optimizer.learning_rate = 0.1
         config.num_steps, config.switch.step, config.eval_every = 1_500, 500, 50
         config.subspace.refresh_every = 10
+        config.checkpoint.every = 0  # a cell takes seconds
     else:
         config.num_steps, config.switch.step, config.eval_every = 20_000, 10_000, 100
     return config
