@@ -228,18 +228,24 @@ def get_sweep():
 @pytest.mark.slow
 def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
-    arguments = (
-        *("-m", "bulk_sgd.sweep", "--distributed=on", f"--workdir={tmp_path}/sweep"),
-        *(f"--config={tmp_path}/sweep.py", *CONFIG[1:], "--config.sharding.fsdp=2"),
-    )
-    statuses, said = wait(start(lambda index: arguments))
+
+    def command(index):
+        # Only process 0 needs its workdir, here at another place for each.
+        return (
+            *("-m", "bulk_sgd.sweep", "--distributed=on"),
+            *(f"--workdir={tmp_path}/sweep{index}", f"--config={tmp_path}/sweep.py"),
+            *(*CONFIG[1:], "--config.sharding.fsdp=2"),
+        )
+
+    statuses, said = wait(start(command))
     assert statuses == [0, 0], said
     assert "2 cells, 2 complete" in said[0][0]
-    assert len(list((tmp_path / "sweep" / "prefixes").iterdir())) == 2
+    assert len(list((tmp_path / "sweep0" / "prefixes").iterdir())) == 2
     # A cell that is lost starts again, from the prefix that was kept.
-    shutil.rmtree(tmp_path / "sweep" / "cells" / "001")
-    statuses, said = wait(start(lambda index: arguments))
+    shutil.rmtree(tmp_path / "sweep0" / "cells" / "001")
+    statuses, said = wait(start(command))
     assert statuses == [0, 0], said
     assert "1 of 2 cells had ended before" in said[0][1]
     assert "2 cells, 2 complete" in said[0][0]
     assert "cells" not in said[1][0] + said[1][1]
+    assert not (tmp_path / "sweep1").exists()
