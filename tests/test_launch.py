@@ -181,8 +181,12 @@ def test_watch_starts_again_after_a_preemption_and_ends_with_the_command(cloud):
         f"""cd {cloud.folder}
 case "$*" in
   *create*) echo >>pods; rm -f looks ;;
+  *delete*) rm -f looks; touch gone ;;
   *describe*)
     echo >>looks
+    if [ ! -f pods ] || [ -f gone -a $(wc -l <looks) = 1 -a $(wc -l <pods) = 1 ]; then
+      exit 1
+    fi
     [ $(wc -l <pods) = 1 ] && [ $(wc -l <looks) -gt 2 ] && echo SUSPENDED || echo ACTIVE
     ;;
   *outcome*) [ $(wc -l <pods) = 1 ] || echo 3 ;;
@@ -190,24 +194,43 @@ esac""",
     )
     result = cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU)
     assert result.returncode == 3, result.stderr
-    told = [" ".join(call) for call in cloud.calls if call[0] == "gcloud"]
-    kinds = [
-        next(
-            (
-                kind
-                for kind in ("create", "delete", "worker.sh start", "outcome")
-                if kind in one
-            ),
-            None,
-        )
-        for one in told
-    ]
-    kinds = [kind for kind in kinds if kind]
-    assert kinds == [
+    assert kinds(cloud) == [
         *("create", "worker.sh start", "outcome", "delete"),
         *("create", "worker.sh start", "outcome", "delete"),
     ]
     assert "SUSPENDED; it is deleted and asked for again" in result.stderr
+
+
+def kinds(cloud):
+    """What gcloud was asked for, without looks at the state and setup."""
+    told = [" ".join(call) for call in cloud.calls if call[0] == "gcloud"]
+    names = ("create", "delete", "worker.sh start", "outcome")
+    found = [next((name for name in names if name in one), None) for one in told]
+    return [name for name in found if name]
+
+
+def test_watch_goes_on_with_a_pod_that_is_there(cloud):
+    cloud.stub(
+        "gcloud", 'case "$*" in *describe*) echo ACTIVE;; *outcome*) echo 0;; esac'
+    )
+    assert cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU).returncode == 0
+    assert kinds(cloud) == ["outcome", "delete"]
+
+
+def test_watch_gives_a_pod_back_that_cannot_be_set_up(cloud):
+    cloud.stub(
+        "gcloud",
+        f"""cd {cloud.folder}
+case "$*" in
+  *create*) touch pod ;;
+  *describe*) [ -f pod ] && echo ACTIVE ;;
+  *scp*) exit 1 ;;
+esac""",
+    )
+    result = cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU)
+    assert result.returncode == 1
+    assert "Setting up run-1 failed" in result.stderr
+    assert kinds(cloud) == ["create", "delete"]
 
 
 @pytest.mark.parametrize("action", ["logs", "stop", "status", "delete", "list", "wait"])

@@ -120,9 +120,17 @@ watch() {
   [ $# -gt 0 ] || refuse "watch needs a command: $(basename "$0") watch -- python -m ..."
   need BUCKET
   need_commit
+  if [ -n "$DRY_RUN" ]; then
+    up "$@"
+    return
+  fi
   while true; do
-    up "$@" || true
-    [ -z "$DRY_RUN" ] || return 0
+    # A pod that is there is watched: the machine that did so may have gone.
+    if [ "$(state)" != ACTIVE ] && ! up "$@" && [ "$(state)" = ACTIVE ]; then
+      echo "Setting up $NAME failed; the pod is given back." >&2
+      delete
+      return 1
+    fi
     while now="$(state)" && [ "$now" = ACTIVE ]; do
       ended="$(outcome || true)"
       if [ -n "$ended" ]; then
