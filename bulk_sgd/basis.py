@@ -72,14 +72,19 @@ def inner(basis, vector):
 def gram(basis, other):
     """Inner products of all rows, shape `(m, p)`: entry ij is <basis_i, other_j>."""
 
-    if num_rows(basis) == 1:  # XLA's CPU matrix product would transpose `other`
+    def at_once(basis, other):
+        def contract(x, y):
+            axes = tuple(range(1, x.ndim))
+            return jnp.tensordot(x, y, (axes, axes), precision=_HIGHEST)
+
+        return _sum_leaves(jax.tree.map(contract, basis, other))
+
+    def by_row(basis, other):  # the CPU's matrix product would transpose `other`
+        return jax.lax.map(lambda x: inner(other, x), basis)
+
+    if num_rows(basis) == 1:
         return inner(other, row(basis, 0))[None]
-
-    def contract(x, y):
-        axes = tuple(range(1, x.ndim))
-        return jnp.tensordot(x, y, (axes, axes), precision=_HIGHEST)
-
-    return _sum_leaves(jax.tree.map(contract, basis, other))
+    return jax.lax.platform_dependent(basis, other, cpu=by_row, default=at_once)
 
 
 def combine(coefficients, basis):
@@ -96,6 +101,21 @@ def combine(coefficients, basis):
     return jax.tree.map(
         lambda rows: jnp.tensordot(coefficients, rows, 1, precision=_HIGHEST), basis
     )
+
+
+def orthonormal(basis):
+    """A basis of orthonormal rows with the same span, by Cholesky QR."""
+    if num_rows(basis) == 1:
+        return scale(1 / norm(basis), basis)
+    for _ in range(2):  # twice is enough
+        products = gram(basis, basis)
+        identity = jnp.eye(len(products), dtype=products.dtype)
+        # The shift keeps a nearly dependent block factorable.
+        shift = jnp.finfo(products.dtype).eps * jnp.trace(products)
+        factor = jnp.linalg.cholesky(products + shift * identity)
+        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        basis = combine(inverse, basis)
+    return basis
 
 
 def row(basis, index):

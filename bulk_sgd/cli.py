@@ -1,7 +1,10 @@
 """What the command line programs share: flags, signals and refusals."""
 
+import ast
 import contextlib
 import logging
+import pathlib
+import re
 import signal
 import sys
 
@@ -10,8 +13,9 @@ from absl import flags
 
 def prepare():
     """Lets an ended job leave its record, and silences what JAX says at its start."""
-    # So that an ended job leaves its record as interrupted.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # An exception, so that what is running can leave its record as interrupted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     # It reports every kind of device that the machine lacks.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
@@ -19,10 +23,17 @@ def prepare():
 
 def parse(argv):
     """Parses the flags; wrong ones end the process as `refuse` does."""
+    _check_config_file(argv)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, OSError) as error:
-        refuse(error)
+        missing = re.search(r"Flag --(\w+) must have a value", str(error))
+        refuse(f"--{missing[1]} is missing." if missing else error)
+    except ModuleNotFoundError as error:
+        refuse(
+            f"--config imports {error.name}, which is not found from "
+            f"{str(pathlib.Path.cwd())!r}; run from the folder that holds it."
+        )
     except (AttributeError, KeyError) as error:
         # What ml_collections raises for a field that the config does not have.
         refuse(f"--config has no field {_reason(error)}")
@@ -40,13 +51,53 @@ def define_distributed():
 
 @contextlib.contextmanager
 def refusing():
-    """Ends the process with one sentence on wrong input, and quietly on Ctrl-C."""
+    """Ends the process with one sentence on wrong input."""
     try:
         yield
     except (ValueError, OSError) as error:
         refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+
+
+@contextlib.contextmanager
+def reporting(workdir):
+    """Says it if a signal ends the process.
+
+    Args:
+      workdir: folder of what runs inside.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > 128:
+            name = signal.Signals(error.code - 128).name
+            print(f"interrupted by {name}: {workdir}", file=sys.stderr)
+        raise
+
+
+def _check_config_file(argv):
+    """Refuses a --config that is no file with get_config(), before it is run."""
+    # A field, --config.x=…, is no file; a variant follows a colon.
+    words = "\n".join(argv)
+    found = re.search(r"\n--?config[=\n]([^\n:]*)", words)
+    if found is None:
+        return  # as in --help, or refused as missing
+    path = pathlib.Path(found[1])
+    if not path.is_file():
+        refuse(
+            f"--config is {str(path)!r}, which is no file in "
+            f"{str(pathlib.Path.cwd())!r}; it must be a Python file with get_config()."
+        )
+    try:
+        content = path.read_text("utf-8")
+        ast.parse(content)
+    except (SyntaxError, ValueError) as error:
+        where = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
+        refuse(
+            f"--config is {str(path)!r}; it must be a Python file with get_config(), "
+            f"but is not Python{where}."
+        )
+    if "get_config" not in content:
+        refuse(f"--config is {str(path)!r}, which does not define get_config().")
 
 
 def _reason(error) -> str:
@@ -58,7 +109,7 @@ def _reason(error) -> str:
     lines = str(error.args[0] if len(error.args) == 1 else error).strip().splitlines()
     if lines[0].startswith("'"):  # a field, and perhaps one that is meant
         return ". ".join(lines)
-    return lines[-1].strip()
+    return re.sub(r"^\w+Error: ", "", lines[-1].strip())
 
 
 def refuse(error):

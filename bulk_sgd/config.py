@@ -36,8 +36,8 @@ def default() -> ConfigDict:
     config.data.test_split = "test"  # TFDS
     config.data.num_train = 0  # the first so many examples; 0 takes all
     config.data.num_test = 0
-    # "unit" (x / 255), "standard" (unit, then zero mean and unit variance over the
-    # training set, per channel) or "none".
+    # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
+    # unit variance over the training set, per channel or feature) or "none".
     config.data.normalization = "unit"
 
     config.model = ConfigDict()
@@ -74,17 +74,24 @@ def default() -> ConfigDict:
     # "subset" of it, or of the current "batch".
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
-    # "lanczos" solves to `tol` at every refresh; "streaming" averages the curvature of
-    # mini-batches over steps, one product per step: it needs refresh_every = 1 (and
-    # measure_every = 1 with an alignment below), and is meant for data = "batch". With
-    # "full" or "subset" it follows as well, and its product costs so many images.
+    # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
+    # previous basis; "streaming" averages the curvature of mini-batches over steps, one
+    # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
+    # alignment below), and is meant for data = "batch". With "full" or "subset" it
+    # follows as well, and its product costs so many images.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    config.subspace.max_matvecs = 0  # lanczos: per solve; 0: 10 rank + 50
+    # lanczos, also where power falls back on it: per solve; 0: 10 rank + 50
+    config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
+    config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    # Above 0: the solver is called only when a probe says that the basis misses more
+    # than this share of an update; one matvec every so many refreshes.
+    config.subspace.drift = 0.0
+    config.subspace.probe_every = 4
 
     # The prefix is plain training with the optimizer above. It ends, and the arms
     # fork, after the first step whose average alignment exceeds `alignment`, at the
@@ -141,6 +148,11 @@ def validate(config: ConfigDict):
     Raises:
       ValueError: one sentence with the field, its value and what is allowed.
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config is {config!r}; it must be a ConfigDict, such as "
+            "bulk_sgd.config.default()."
+        )
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
     checks.integer("config.batch_size", config.batch_size, 1)

@@ -9,6 +9,7 @@ import functools
 import pathlib
 import re
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 
 
 class Dataset(NamedTuple):
-    """Images (N, height, width, depth) float32 with labels (N,) int32.
+    """Inputs float32 with labels (N,) int32.
 
-    Labels are below num_classes, which is what TFDS says or, without TFDS, one more
-    than the largest label of all the data, whatever is selected of it.
+    Inputs are images (N, height, width, depth) or features (N, dimension). Labels are
+    below num_classes, which is what TFDS says or, without TFDS, one more than the
+    largest label of all the data, whatever is selected of it.
     """
 
     name: str
@@ -40,16 +42,18 @@ def load(config) -> Dataset:
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
           with the features 'image' and 'label'; or the path of a .npz file with
           x_train, y_train, x_test, y_test, images uint8 or float of shape
-          (N, height, width) or (N, height, width, depth), labels integer (N,).
+          (N, height, width) or (N, height, width, depth), or features (N, dimension),
+          labels integer (N,).
         `num_train`, `num_test`: the first so many are taken; 0 takes all.
-        `normalization`: 'unit', uint8 over 255 and floats as they are; 'standard',
-          the same, minus the mean and over the standard deviation of the selected
-          train images, per channel; 'none', raw values.
+        `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
+          from 0 to 1; 'standard', zero mean and unit variance over the selected train
+          images, per channel, or per feature; 'none', raw values.
         `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
           directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
 
     Raises:
-      ValueError: a wrong field, or data missing, unprepared, misshapen or too few.
+      ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen,
+        too few, not finite or out of the range of the normalization.
 
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
@@ -68,8 +72,9 @@ def load(config) -> Dataset:
         raise _wrong(config, "name", f"its train and test images differ: {shapes}")
     if config.normalization == "standard":
         # float32 sums over millions of pixels would lose digits.
-        mean = train.mean(axis=(0, 1, 2), dtype=np.float64)
-        std = train.std(axis=(0, 1, 2), dtype=np.float64)
+        axes = tuple(range(train.ndim - 1))
+        mean = train.mean(axes, dtype=np.float64)
+        std = train.std(axes, dtype=np.float64)
         std[std == 0] = 1
         train = ((train - mean) / std).astype(np.float32)
         test = ((test - mean) / std).astype(np.float32)
@@ -117,7 +122,9 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def _wrong(config, field: str, problem: str) -> ValueError:
-    return ValueError(f"data.{field} is {getattr(config, field)!r}, but {problem}.")
+    return ValueError(
+        f"config.data.{field} is {getattr(config, field)!r}, but {problem}."
+    )
 
 
 def _count(config, part: str, available: int) -> int:
@@ -130,8 +137,11 @@ def _count(config, part: str, available: int) -> int:
 def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
     """Selected inputs and targets, and the number of classes of all labels."""
     problem = None
-    if images.ndim not in (3, 4) or 0 in images.shape:
+    if images.ndim not in (2, 3, 4):
         problem = f"images have shape {images.shape}, not (N, height, width[, depth])"
+        problem += " or (N, dimension)"
+    elif 0 in images.shape:
+        problem = f"images have shape {images.shape}, which holds none"
     elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         problem = f"images have dtype {images.dtype}, neither uint8 nor float"
     elif labels.shape != images.shape[:1]:
@@ -141,21 +151,42 @@ def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
     if problem:
         raise _wrong(config, "name", f"its {part} {problem}")
     count = _count(config, part, len(images))
-    inputs = images[:count].reshape(count, *images.shape[1:3], -1)
+    shape = images.shape if images.ndim == 2 else (*images.shape[:3], -1)
+    inputs = images[:count].reshape(count, *shape[1:])
     is_scaled = images.dtype == np.uint8 and config.normalization != "none"
-    inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
+    with np.errstate(over="ignore"):  # infinite, which is refused below
+        inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
+    low, high = inputs.min(), inputs.max()
+    if not np.isfinite(low + high):
+        raise _wrong(config, "name", f"its {part} images are not all finite numbers")
+    if config.normalization == "unit" and (low < 0 or high > 1):
+        problem = f"the {part} images are floats from {low:g} to {high:g}, not 0 to 1: "
+        problem += "scale them, or take 'standard' or 'none'"
+        raise _wrong(config, "normalization", problem)
     return inputs, labels[:count].astype(np.int32), int(labels.max()) + 1
 
 
 def _read_npz(config, part: str):
     path = _EMBEDDED if config.name == "mnist5k" else config.name
-    if not zipfile.is_zipfile(path):
+    if not pathlib.Path(path).exists():
         raise _wrong(config, "name", "must be mnist5k, tfds:NAME or an existing .npz")
+    if not zipfile.is_zipfile(path):
+        raise _wrong(config, "name", "it is not the archive that numpy.savez writes")
     with np.load(path) as arrays:
-        for name in (f"x_{part}", f"y_{part}"):
-            if name not in arrays:
-                raise _wrong(config, "name", f"it lacks the array {name}")
-        return _converted(config, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+        images, labels = (_array(config, arrays, f"{x}_{part}") for x in "xy")
+    return _converted(config, part, images, labels)
+
+
+def _array(config, arrays, name: str) -> np.ndarray:
+    if name not in arrays:
+        raise _wrong(config, "name", f"it lacks the array {name}")
+    try:
+        return arrays[name]
+    except ValueError as error:  # only pickle, which may run code, could load it
+        problem = f"its {name} holds Python objects rather than numbers"
+        raise _wrong(config, "name", problem) from error
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _wrong(config, "name", f"its {name} is damaged: {error}") from error
 
 
 def _read_tfds(config, part: str):
@@ -187,7 +218,9 @@ def _open_tfds(config, part: str):
     run = f"run tfds.builder({name!r}, data_dir={where!r}).download_and_prepare"
     run += "(file_format='array_record')"
     if builder is None or not builder.is_prepared():
-        problem = f"is not prepared in data.data_dir {config.data_dir!r}: {run} once"
+        problem = (
+            f"is not prepared in config.data.data_dir {config.data_dir!r}: {run} once"
+        )
         raise _wrong(config, "name", f"{problem} (most data sets need TensorFlow)")
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         held = f"is prepared as {builder.info.file_format.value}, not array_record"

@@ -114,7 +114,9 @@ def eigenvalue_figure(run: Run) -> Figure:
         _label_eigenvalues(axes, tables[arm])
         if marked:
             text = rf"$2/\eta$ = {threshold:.4g}"
-            axes.annotate(text, (0.02, threshold), (0, 2.5), **_IN_X)
+            # On white, for lines may run under it.
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+            axes.annotate(text, (0.02, threshold), (0, 3.5), **_IN_X, bbox=box)
         # Sharing hides the ticks of a column whose last row is missing.
         axes.xaxis.set_tick_params(labelbottom=i + columns >= len(shown))
     figure.supxlabel("step", fontsize=STYLE["font.size"])
@@ -134,16 +136,17 @@ def cost_figure(run: Run) -> Figure:
     styles = arm_styles(arms) | {PREFIX: PREFIX_STYLE}
     figure, (axes,) = new_figure(1, 1, (10.4, 1.3 + 0.42 * max(len(bars), 1)))
     unit, divisor = time_unit(max((s.seconds for s in bars), default=0))
-    per_step = [s.seconds_per_step for s in arms if s.method == "sgd"]
+    plain_step = run.info.get("plain_step_seconds")
     for y, s in enumerate(bars):
         dark, light = styles[s.name].shades(2)
         inside, total = s.seconds_curvature / divisor, s.seconds / divisor
         axes.barh(y, inside, color=dark, height=0.62)
         axes.barh(y, total - inside, left=inside, color=light, height=0.62)
         note = f"{s.matvecs:,} matvecs"
-        if s.name != PREFIX and s.method != "sgd" and per_step:
-            ratio = s.seconds_per_step / per_step[0]
-            note += f", {ratio:.2g}× SGD per step" if math.isfinite(ratio) else ""
+        if s.name != PREFIX and plain_step:
+            ratio = s.seconds_per_step / plain_step
+            known = math.isfinite(ratio)
+            note += f", {ratio:.2g}× a plain SGD step" if known else ""
         axes.annotate(note, (1.01, y), (0, 0), **_IN_X, va="center")
     axes.set_yticks(range(len(bars)), [plain(shorten(s.label)) for s in bars])
     axes.invert_yaxis()

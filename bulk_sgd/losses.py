@@ -83,11 +83,12 @@ def build(config, num_classes: int) -> LossFn:
         return optax.softmax_cross_entropy_with_integer_labels
     if config.name != "mse":
         raise ValueError(
-            f"loss.name is {config.name!r}, but must be 'mse' or 'cross_entropy'."
+            f"config.loss.name is {config.name!r}, but must be 'mse' or "
+            "'cross_entropy'."
         )
     if config.reduction not in _REDUCTIONS:
         raise ValueError(
-            f"loss.reduction is {config.reduction!r}, but must be one of "
+            f"config.loss.reduction is {config.reduction!r}, but must be one of "
             f"{', '.join(map(repr, _REDUCTIONS))}."
         )
     return SquaredError(num_classes, config.reduction)

@@ -24,7 +24,12 @@ def main(argv):
     # After the flags: importing JAX takes seconds.
     from bulk_sgd import distributed, train
 
-    with cli.refusing(), distributed.job(_DISTRIBUTED.value), cli.refusing():
+    with (
+        cli.refusing(),
+        distributed.job(_DISTRIBUTED.value),
+        cli.refusing(),
+        cli.reporting(_WORKDIR.value),
+    ):
         record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
         if distributed.is_first():
             print(f"{record['status']}: {_WORKDIR.value}")

@@ -25,9 +25,6 @@ from bulk_sgd.objective import Objective
 from bulk_sgd.spectrum import Energies
 from bulk_sgd.subspace import Subspace
 
-_GAUSS_NEWTON_TOL = 1e-3
-_GAUSS_NEWTON_MATVECS = 10  # per eigenpair, at most
-
 
 class Curvatures(NamedTuple):
     """Measurements of one operator M.
@@ -99,13 +96,10 @@ def measure(
         for name in ("hessian", "gauss_newton", "functional_hessian")
     )
     gap = basis.subtract(basis.subtract(whole, first), second)
-    rank = subspace.rank
     other = top_eigenpairs(
         operators["gauss_newton"],
         subspace,
-        rank,
-        _GAUSS_NEWTON_TOL,
-        _GAUSS_NEWTON_MATVECS * rank + 20,
+        subspace.rank,
         key=solve_key,
     )
     return Measures(

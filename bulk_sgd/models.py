@@ -144,14 +144,17 @@ class ModelFn:
 def _check(field: str, value: Any, allowed) -> None:
     if value not in allowed:
         names = ", ".join(map(repr, allowed))
-        raise ValueError(f"model.{field} is {value!r}, but must be one of {names}.")
+        raise ValueError(
+            f"config.model.{field} is {value!r}, but must be one of {names}."
+        )
 
 
 def _widths(field: str, value: Any) -> tuple[int, ...]:
     widths = value if isinstance(value, tuple | list) else (None,)
     if not all(isinstance(width, int) and width > 0 for width in widths):
         raise ValueError(
-            f"model.{field} is {value!r}, but must be a tuple of positive integers."
+            f"config.model.{field} is {value!r}, but must be a tuple of positive "
+            "integers."
         )
     return tuple(value)
 
@@ -206,7 +209,7 @@ def build(
         smallest = 2 ** len(channels)
         if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
             raise ValueError(
-                f"model.channels is {channels}, which takes images of at least "
+                f"config.model.channels is {channels}, which takes images of at least "
                 f"{smallest}×{smallest} pixels, but inputs have shape {input_shape}."
             )
         options["pool"] = config.pool

@@ -86,6 +86,8 @@ def _prefix(run):
         sentence = f"The prefix took the training loss {change} in {path}"
     else:
         sentence = f"The prefix ran for {path}"
+    if (run.info.get("prefix") or {}).get("status") == "diverged":
+        return f"{sentence} and diverged there, so that there are no arms."
     if run.switch_step is None:
         yet = "" if run.info.get("status") == "complete" else " yet"
         return f"{sentence}; there was no switch{yet}, so there are no arms{yet}."
@@ -112,11 +114,11 @@ def _arm(run, arm, sgd):
         return ""
     if not math.isfinite(ratio):
         return f"{arm.label} took the training loss to {number(arm.train_loss)}."
-    kept = f"it kept {percent(ratio)} of the loss at the switch"
+    kept = f"the loss fell to {percent(ratio)} of that at the switch"
     if ratio > 1 + _LEVEL:
         told = f"lost ground: it raised the loss to {_times(ratio)} that at the switch"
     elif ratio >= 1 - _LEVEL:
-        told = f"stood still: {kept}"
+        told = f"stood still: it ended at {percent(ratio)} of the loss at the switch"
     elif ratio >= 0.5:
         told = f"made some progress: {kept}"
     else:

@@ -39,7 +39,7 @@ def provenance() -> dict:
     packages = ("bulk_sgd", "flax", "jax", "jaxlib", "numpy", "optax")
     devices = jax.devices()
     return {
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "git": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -106,7 +106,16 @@ def claim(workdir, config: dict) -> dict | None:
     for path in list(workdir.iterdir()):
         if path != attempts:
             path.rename(archive / path.name)
+    print(f"An unfinished run was there; its files are in {archive}.", file=sys.stderr)
     return None
+
+
+def _program():
+    """The words that started this process, without its arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return ["python", pathlib.Path(sys.argv[0]).name]
 
 
 def _version(name):

@@ -3,11 +3,10 @@
   python -m bulk_sgd.report --workdir=runs/mnist
 
 writes `report/index.html` into the workdir: self-contained, with its figures embedded,
-so that it can be mailed or archived, and the same figures as PNG files beside it.
+so that it can be mailed or archived, and the same figures as PNG and PDF files beside
+it. Of a sweep, or of a folder of them, it writes the report of `bulk_sgd.study_report`.
 """
 
-import base64
-import html
 import json
 import math
 import pathlib
@@ -16,47 +15,11 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from bulk_sgd import figures
+from bulk_sgd import cli, figures, page, study_report
 from bulk_sgd.narrative import chi, happened, number, percent, state
 from bulk_sgd.results import PREFIX, Run, read_run
-from bulk_sgd.style import arm_styles, png
-
-_CSS = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #222; line-height: 1.55;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-p, figcaption, ul { max-width: 46rem; }
-ul { padding-left: 1.2rem; }
-.facts, figcaption { color: #505050; }
-figcaption { font-size: .92rem; }
-.note { border-left: .3rem solid #d55e00; background: #fdf1e8; padding: .6rem .9rem; }
-figure { margin: 1.8rem 0; }
-.wide { overflow-x: auto; }
-.wide img { display: block; width: 100%; min-width: 40rem; height: auto; }
-table { border-collapse: collapse; font-size: .84rem; width: 100%;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .4rem; text-align: right; border-bottom: 1px solid #ddd; }
-thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1.25; }
-th:first-child, td:nth-child(-n+3), thead th:nth-child(-n+3) { text-align: left; }
-tbody th, td:nth-child(2) { white-space: nowrap; font-weight: 600; }
-td:nth-child(2) { font-weight: 400; }
-.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-summary { cursor: pointer; }
-@media (max-width: 34rem) { dl { display: block; } dd { margin-bottom: .5rem; } }
-@media print {
-  main { max-width: none; padding: 0; } body { font-size: 10pt; }
-  .wide { overflow: visible; } .wide img { min-width: 0; }
-  table { font-size: 6.5pt; } th, td { padding: .15rem .2rem; }
-  figure, tr, .note { break-inside: avoid; } h2 { break-after: avoid; }
-  .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
+from bulk_sgd.study import is_study
+from bulk_sgd.style import arm_styles, save
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -66,8 +29,8 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       workdir: the folder the run wrote to.
 
     Returns:
-      The path of the page, `workdir/report/index.html`. The figures `loss.png`,
-      `alignment.png`, `eigenvalues.png` and `cost.png` lie beside it.
+      The path of the page, `workdir/report/index.html`. The figures `loss`,
+      `alignment`, `eigenvalues` and `cost` lie beside it as PNG and PDF.
 
     Raises:
       FileNotFoundError: run.json or metrics.jsonl is missing.
@@ -81,36 +44,25 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder = run.workdir / "report"
     folder.mkdir(exist_ok=True)
     images = {
-        "loss": png(figures.loss_figure(run)),
-        "alignment": png(figures.alignment_figure(run)),
-        "eigenvalues": png(figures.eigenvalue_figure(run)),
-        "cost": png(figures.cost_figure(run)),
+        "loss": save(figures.loss_figure(run), folder / "loss"),
+        "alignment": save(figures.alignment_figure(run), folder / "alignment"),
+        "eigenvalues": save(figures.eigenvalue_figure(run), folder / "eigenvalues"),
+        "cost": save(figures.cost_figure(run), folder / "cost"),
     }
-    for name, image in images.items():
-        (folder / f"{name}.png").write_bytes(image)
-    page = folder / "index.html"
-    page.write_text(render_page(run, images), encoding="utf-8")
-    return page
+    path = folder / "index.html"
+    path.write_text(render_page(run, images), encoding="utf-8")
+    return path
 
 
 def render_page(run: Run, images: dict[str, bytes]) -> str:
     """The page as HTML, with `images` (PNG bytes by figure name) embedded."""
-    title = _text(run.info.get("name") or "Run")
-    notes = "".join(f'<p class="note">{_text(note)}</p>\n' for note in state(run))
-    story = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in happened(run))
+    title = page.text(run.info.get("name") or "Run")
+    notes = "".join(f'<p class="note">{page.text(note)}</p>\n' for note in state(run))
+    story = "".join(f"<li>{page.text(sentence)}</li>\n" for sentence in happened(run))
     shown = "".join(_figure(run, name, image) for name, image in images.items())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: report</title>
-<style>{_CSS}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p class="facts">{_text(_facts(run))}</p>
+    return page.document(
+        title,
+        f"""<p class="facts">{page.text(_facts(run))}</p>
 {notes}{_explanation(run)}
 <h2>What happened</h2>
 <ul>
@@ -118,15 +70,8 @@ def render_page(run: Run, images: dict[str, bytes]) -> str:
 {shown}<h2>Final figures</h2>
 {_table(run)}
 <h2>Provenance</h2>
-{_provenance(run)}
-</main>
-</body>
-</html>
-"""
-
-
-def _text(value) -> str:
-    return html.escape(str(value))
+{_provenance(run)}""",
+    )
 
 
 def _facts(run):
@@ -137,8 +82,27 @@ def _facts(run):
         f"k = {run.rank}" if run.rank else "",
         f"learning rate {info['learning_rate']:g}" if info.get("learning_rate") else "",
         f"loss: {info['loss_label']}" if info.get("loss_label") else "",
+        _subspace(info),
     ]
     return " · ".join(filter(None, facts))
+
+
+def _subspace(info):
+    """What the subspace is that of, and how it is kept."""
+    space = (info.get("config") or {}).get("subspace")
+    if not space:
+        return ""
+    operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
+        space["curvature"], "Hessian"
+    )
+    of = {
+        "full": "of the full training set",
+        "subset": f"of {space['subset_size']:,} training examples",
+        "batch": "of the current mini-batch",
+    }[space["data"]]
+    every = space["refresh_every"]
+    steps = "step" if every == 1 else f"{every:,} steps"
+    return f"{operator} {of}, {space['solver']} every {steps}"
 
 
 def _explanation(run):
@@ -159,15 +123,7 @@ part, (0, 1). {fork}</p>"""
 
 def _figure(run, name, image):
     heading, caption, alt = _describe(run, name)
-    data = base64.b64encode(image).decode()
-    return f"""<h2>{heading}</h2>
-<figure>
-<div class="wide" role="group" tabindex="0" aria-label="{heading}">
-<img alt="{_text(alt)}" src="data:image/png;base64,{data}">
-</div>
-<figcaption>{_text(caption)}</figcaption>
-</figure>
-"""
+    return f"<h2>{heading}</h2>\n" + page.figure(heading, caption, alt, image)
 
 
 def _describe(run, name):
@@ -249,11 +205,10 @@ def _table(run):
     ]
     arms = [run.summary(arm) for arm in run.arms]
     colors = {name: style.color for name, style in arm_styles(arms).items()}
-    rows = []
-    for s in (run.summary(PREFIX), *arms):
-        color = colors.get(s.name, figures.PREFIX_STYLE.color)
-        swatch = f'<span class="swatch" style="background:{color}"></span>'
-        cells = [
+    summaries = (run.summary(PREFIX), *arms)
+    rows = [
+        [
+            s.label,
             s.formula,
             s.status,
             f"{s.steps:,}",
@@ -268,17 +223,10 @@ def _table(run):
             f"{s.seconds:,.1f}",
             percent(s.curvature_share),
         ]
-        body = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{swatch}{_text(s.label)}</th>{body}</tr>')
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    return f"""<div class="wide" role="group" tabindex="0" aria-label="Final figures">
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{chr(10).join(rows)}
-</tbody>
-</table>
-</div>
+        for s in summaries
+    ]
+    shades = [colors.get(s.name, figures.PREFIX_STYLE.color) for s in summaries]
+    return f"""{page.table("Final figures", heads, rows, shades)}
 <p class="facts">Losses, accuracies and eigenvalues are the last finite values; steps,
 matvecs and seconds count from the switch; mean {chi(run)} is that of the updates after
 the switch, before they are projected.</p>"""
@@ -299,7 +247,7 @@ def _provenance(run):
         "seconds": f"{seconds:,.1f}" if isinstance(seconds, (int, float)) else None,
     }
     items = "".join(
-        f"<dt>{name}</dt><dd>{_text(value or 'not recorded')}</dd>\n"
+        f"<dt>{name}</dt><dd>{page.text(value or 'not recorded')}</dd>\n"
         for name, value in entries.items()
     )
     config = json.dumps(info.get("config"), indent=2, ensure_ascii=False)
@@ -307,7 +255,7 @@ def _provenance(run):
 {items}</dl>
 <details>
 <summary>Configuration</summary>
-<pre>{_text(config)}</pre>
+<pre>{page.text(config)}</pre>
 </details>"""
 
 
@@ -315,7 +263,9 @@ def main(argv: list[str]) -> int:
     """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
     del argv
     try:
-        print(write_report(flags.FLAGS.workdir))
+        workdir = flags.FLAGS.workdir
+        write = study_report.write_report if is_study(workdir) else write_report
+        print(write(workdir))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -326,4 +276,4 @@ if __name__ == "__main__":
     # Only here: the training binary defines a flag of the same name.
     flags.DEFINE_string("workdir", None, "Folder of the run to report on.")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    app.run(main, flags_parser=cli.parse)

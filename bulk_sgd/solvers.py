@@ -1,7 +1,9 @@
 """Solvers by name, from the fields of `config.subspace`."""
 
 from bulk_sgd import checks
+from bulk_sgd.drift import on_drift
 from bulk_sgd.lanczos import lanczos
+from bulk_sgd.power import power
 from bulk_sgd.streaming import streaming
 from bulk_sgd.subspace import Solver
 
@@ -12,6 +14,7 @@ _BUILDERS = {
         max_basis=c.max_basis or None,
         warm_start=c.warm_start,
     ),
+    "power": lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
     "streaming": lambda c: streaming(c.columns, gain=c.gain),
 }
 
@@ -20,11 +23,16 @@ def validate(config):
     """Raises ValueError on a solver field of `config.subspace` out of its range."""
     checks.one_of("config.subspace.solver", config.solver, _BUILDERS)
     _CHECKS[config.solver](config)
+    checks.between("config.subspace.drift", config.drift, 0, 1)
+    checks.integer("config.subspace.probe_every", config.probe_every, 1)
 
 
 def build(config) -> Solver:
     """The solver of a validated `config.subspace`."""
-    return _BUILDERS[config.solver](config)
+    solver = _BUILDERS[config.solver](config)
+    if config.drift:
+        solver = on_drift(solver, config.drift, every=config.probe_every)
+    return solver
 
 
 def _check_lanczos(config):
@@ -38,6 +46,11 @@ def _check_lanczos(config):
             checks.integer(f"config.subspace.{name}", config[name], low, why=why)
 
 
+def _check_power(config):
+    _check_lanczos(config)
+    checks.one_of("config.subspace.along", config.along, ("basis", "update"))
+
+
 def _check_streaming(config):
     checks.integer("config.subspace.columns", config.columns, 0, config.rank)
     if config.columns and config.rank % config.columns:
@@ -48,4 +61,8 @@ def _check_streaming(config):
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
 
 
-_CHECKS = {"lanczos": _check_lanczos, "streaming": _check_streaming}
+_CHECKS = {
+    "lanczos": _check_lanczos,
+    "power": _check_power,
+    "streaming": _check_streaming,
+}

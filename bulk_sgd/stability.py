@@ -21,8 +21,8 @@ class Bisection:
       >>> search = Bisection(0.1, 10.0, rounds=10)
       >>> while search.rate is not None:
       ...     search.answer(search.rate < 2)
-      >>> search.stable < 2 < search.unstable, round(search.stable, 2)
-      (True, 1.99)
+      >>> search.stable < 2 <= search.unstable, round(search.stable, 1)
+      (True, 2.0)
     """
 
     low: float

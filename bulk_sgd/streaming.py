@@ -145,12 +145,12 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     beyond = (index < start) | (index >= start + width)
     partner = _partner(state.quotients, start + turning, beyond)
     product = basis.map_rows(curvature.linearize(matvec), block)
-    inside = jax.lax.dynamic_update_slice(
+    inside = basis.gram(product, block)
+    if width < rank:
         # A row that was just seeded is not among `rows` yet.
-        basis.gram(product, rows),
-        basis.gram(product, block),
-        (0, start),
-    )
+        inside = jax.lax.dynamic_update_slice(
+            basis.gram(product, rows), inside, (0, start)
+        )
     outside = _squared_norms(product) - jnp.sum(inside**2, axis=1)
 
     old = jax.lax.dynamic_slice(state.quotients, (start, 0), (width, rank))
@@ -169,11 +169,12 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
         block,
         product,
     )
-    # The other rows are orthogonal to the block already, so that one pass, with inner
-    # products at hand, is as good as two.
-    overlap = jnp.where(beyond, weight * inside, 0)
-    mixed = basis.subtract(mixed, basis.combine(overlap, rows))
-    turned = _orthonormal(mixed)
+    if width < rank:
+        # The other rows are orthogonal to the block already, so that one pass, with
+        # inner products at hand, is as good as two.
+        overlap = jnp.where(beyond, weight * inside, 0)
+        mixed = basis.subtract(mixed, basis.combine(overlap, rows))
+    turned = basis.orthonormal(mixed)
 
     if width > 1:
         turned, quotients, noise = _diagonalize(turned, quotients, noise, start)
@@ -205,21 +206,6 @@ def _partner(quotients, index, allowed):
     return jnp.argmax(jnp.where(allowed, need, -1)).astype(jnp.int32)
 
 
-def _orthonormal(block):
-    """The block with orthonormal rows of the same span, by Cholesky QR."""
-    if basis.num_rows(block) == 1:
-        return basis.scale(1 / basis.norm(block), block)
-    for _ in range(2):  # twice is enough
-        gram = basis.gram(block, block)
-        identity = jnp.eye(len(gram), dtype=gram.dtype)
-        # The shift keeps a nearly dependent block factorable.
-        shift = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
-        factor = jnp.linalg.cholesky(gram + shift * identity)
-        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-        block = basis.combine(inverse, block)
-    return block
-
-
 def _seeded(block, rows, updates, key):
     """The block with its rows of zeros replaced: the update first, then noise."""
     missing = _squared_norms(block) == 0
@@ -237,7 +223,7 @@ def _seeded(block, rows, updates, key):
         fresh = jax.tree.map(seed, block, noise, updates)
         for _ in range(2):  # twice is enough
             fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
-            fresh = _orthonormal(fresh)
+            fresh = basis.orthonormal(fresh)
         return fresh
 
     return jax.lax.cond(jnp.any(missing), fill, lambda: block)

@@ -8,6 +8,7 @@ pyplot, no global state, so they can be drawn in threads and without a display.
 import dataclasses
 import io
 import math
+import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bulk_sgd.results import Summary
 
@@ -91,11 +93,19 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
     return styles
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file at `DPI` dots per inch."""
+def save(figure: Figure, path: pathlib.Path) -> bytes:
+    """Saves a figure as `path`.png, at `DPI` dots per inch, and .pdf.
+
+    Returns:
+      The bytes of the PNG file.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=DPI)
+        # Without a date, so that the same run gives the same file.
+        metadata = {"CreationDate": None}
+        figure.savefig(path.with_suffix(".pdf"), format="pdf", metadata=metadata)
+    path.with_suffix(".png").write_bytes(buffer.getvalue())
     return buffer.getvalue()
 
 
@@ -116,9 +126,33 @@ def log_or_symlog(axes: Axes, values: np.ndarray) -> None:
     """A log y axis if all finite `values` are positive, else a symmetric log one."""
     values = values[np.isfinite(values)]
     if (values > 0).all():
-        axes.set_yscale("log")
+        log_axis(axes)
     else:
         axes.set_yscale("symlog", linthresh=max(np.abs(values).max() * 1e-3, 1e-12))
+
+
+def log_axis(axes: Axes) -> None:
+    """A log y axis with numbers in plain figures, however short it is."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(_plain_number)
+    axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axes.yaxis.set_minor_formatter(_short_axis_number(axes))
+
+
+def _plain_number(value, _):
+    return f"{value:g}"
+
+
+def _short_axis_number(axes):
+    """Numbers at the ticks between, where there are few of the others."""
+
+    def show(value, _):
+        low, high = axes.get_ylim()
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
+
+    return show
 
 
 def label_ends(

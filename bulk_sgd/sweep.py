@@ -185,6 +185,7 @@ def _main(argv):
         cli.refusing(),
         distributed.job("off" if values.list_cells else values.distributed),
         cli.refusing(),
+        cli.reporting(values.workdir),
     ):
         _run(values)
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+from bulk_sgd import config as config_lib
 from bulk_sgd import distributed, record
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.metrics import Progress
@@ -44,6 +45,7 @@ def train_and_evaluate(config, workdir) -> dict:
       ...     bulk_sgd.train.train_and_evaluate(config, workdir)["status"]
       'complete'
     """
+    config_lib.validate(config)
     distributed.check_agreement(record.plain(config))
     experiment = Experiment(config)
     finished = distributed.claim(workdir, record.plain(config))

@@ -155,9 +155,10 @@ class Trainer:
         if failed and row["eigenvalues"] is None and job.name not in self._warned:
             self._warned.add(job.name)
             space = job.experiment.config.subspace
+            limit = space.max_matvecs or "10 rank + 50 by default"
             self._progress.say(
                 f"{job.name}: no refresh has converged, so there is no subspace yet; "
-                f"raise config.subspace.max_matvecs ({space.max_matvecs}) or "
+                f"raise config.subspace.max_matvecs ({limit}) or "
                 f"config.subspace.tol ({space.tol:g})."
             )
 

@@ -12,13 +12,17 @@ on two idle CPU cores (`scripts/benchmark.py`), the 40,000 steps of prefix and a
 the latest switch are some 4 hours; `configs/mnist_mlp.py` shows the same in minutes.
 
   python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
+
+`--config=configs/song_mnist5k.py:quick` takes 40 steps of 500 images, to see it run.
 """
 
 from bulk_sgd.config import default
 
 
-def get_config():
-    """The config."""
+def get_config(variant: str = ""):
+    """The config; `variant` is "" or "quick"."""
+    if variant not in ("", "quick"):
+        raise ValueError(f"variant is {variant!r}; it must be empty or 'quick'.")
     config = default()
     config.name = "MNIST-5k, protocol of Song et al."
     config.model.name = "mlp"
@@ -38,4 +42,7 @@ def get_config():
     config.switch.decay = 0.9
     config.switch.measure_every = 1
     config.arms = ("sgd", "dom_sgd", "bulk_sgd")
+    if variant:
+        config.data.num_train = 500
+        config.num_steps, config.switch.step, config.eval_every = 40, 20, 10
     return config

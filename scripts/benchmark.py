@@ -16,6 +16,7 @@ import statistics
 
 import benchmark_peers
 import benchmark_steps
+import benchmark_sweep
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +25,7 @@ from benchmark_common import RANK, TOL, median_ratio, problem, residuals, timed
 import bulk_sgd
 from bulk_sgd import basis, curvature, record, style
 
-GROUPS = ("eigenpairs", "training_loop", "peers", "steps")
+GROUPS = ("eigenpairs", "training_loop", "peers", "steps", "sweep")
 
 
 def main(argv=None):
@@ -45,7 +46,7 @@ def main(argv=None):
         pathlib.Path(arguments.json).write_text(text)
     if arguments.figure:
         drawing = benchmark_peers.figure(results["peers"])
-        pathlib.Path(arguments.figure).write_bytes(style.png(drawing))
+        style.save(drawing, pathlib.Path(arguments.figure))
 
 
 def _arguments(argv):
@@ -83,6 +84,8 @@ def _measure(group, setup, arguments):
         return _training_loop(setup, repeats)
     if group == "peers":
         return benchmark_peers.measure(setup, repeats)
+    if group == "sweep":
+        return benchmark_sweep.measure(repeats, arguments.quick)
     return benchmark_steps.measure(setup, arguments.batch_sizes, repeats)
 
 

@@ -1,6 +1,6 @@
 """How well each solver follows the dominant subspace along training, and its price.
 
-  python scripts/tracking.py [--steps=200] [--json=FILE]
+  python scripts/tracking.py [--steps=200] [--only=power] [--json=FILE]
 
 SGD on 1,000 images of MNIST with a tanh MLP (26,506 parameters), squared error summed
 over the classes, batch 50, rate 0.05, from step 500 on. At every step the projector P̂
@@ -26,15 +26,23 @@ def main():
     """Runs every solver along the same path and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--only", default="", help="rows with this in their name")
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
     path = _Path(arguments.steps)
     lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
+    power, on_drift = bulk_sgd.power, bulk_sgd.on_drift
     contestants = {  # name: solver, images per matvec (0: all), steps per refresh
         "lanczos, tol 1e-2": (lanczos(1e-2), 0, 1),
         "lanczos, tol 1e-3": (lanczos(), 0, 1),
         "lanczos, every 10 steps": (lanczos(), 0, 10),
         "lanczos, every 50 steps": (lanczos(), 0, 50),
+        "power, of the basis": (power(), 0, 1),
+        "power, along the update": (power("update"), 0, 1),
+        "power, along the update, every 2": (power("update"), 0, 2),
+        "lanczos on drift": (on_drift(lanczos(), every=4), 0, 1),
+        "power on drift": (on_drift(power(), every=4), 0, 1),
+        "power on drift, probed every step": (on_drift(power(), 0.07), 0, 1),
         "lanczos of the batch": (lanczos(), _BATCH, 1),
         "streaming, 1 column": (streaming(), _BATCH, 1),
         "streaming, 1 column, every 2 steps": (streaming(every=2), _BATCH, 1),
@@ -47,6 +55,8 @@ def main():
     print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}".format(*head))
     results = {}
     for name, (solver, images, every) in contestants.items():
+        if arguments.only not in name:
+            continue
         found = path.follow(solver, images, every)
         results[name] = found
         print(

@@ -22,6 +22,21 @@ def test_every_shipped_config_is_valid(name):
     config.validate(importlib.import_module(f"configs.{name}").get_config())
 
 
+@pytest.mark.parametrize("name", ["song_mnist5k", "mnist_mlp", "mnist_cnn"])
+def test_quick_variants_are_small_and_the_others_are_refused(name):
+    make = importlib.import_module(f"configs.{name}").get_config
+    config.validate(make("quick"))
+    assert make("quick").num_steps <= 400 < make().num_steps
+    assert make("quick").name == make().name
+    with pytest.raises(ValueError, match="variant is 'fast'; it must be empty or 'qu"):
+        make("fast")
+
+
+def test_quick_variant_of_song_does_not_shrink_the_data_of_others():
+    module = importlib.import_module("configs.mnist_mlp")
+    assert module.get_config("quick").data == module.get_config().data
+
+
 def test_default_is_locked():
     with pytest.raises(AttributeError):
         config.default().no_such_field = 1
@@ -46,10 +61,13 @@ def test_default_is_locked():
         ("subspace.refresh_every", 0, r"refresh_every is 0"),
         ("subspace.data", "all", r"subspace\.data is 'all'.*batch, full, subset"),
         ("subspace.subset_size", 0, r"subset_size is 0"),
-        ("subspace.solver", "power", r"solver is 'power'.*lanczos"),
+        ("subspace.solver", "eigsh", r"solver is 'eigsh'.*lanczos"),
         ("subspace.columns", 3, r"columns is 3; it must divide config\.subspace\.rank"),
         ("subspace.columns", 11, r"columns is 11; it must be from 0 to 10"),
         ("subspace.gain", 0.0, r"gain is 0\.0"),
+        ("subspace.along", "rows", r"along is 'rows'; it must be one of basis, update"),
+        ("subspace.drift", 1.5, r"drift is 1\.5; it must be a number from 0 to 1"),
+        ("subspace.probe_every", 0, r"probe_every is 0"),
         ("subspace.tol", -1.0, r"tol is -1\.0"),
         (
             "subspace.max_matvecs",
@@ -77,8 +95,9 @@ def test_wrong_values_are_named(field, value, match):
     holder = wrong
     for group in groups:
         holder = holder[group]
-    # The fields of the other solver are not looked at.
-    wrong.subspace.solver = "streaming" if name in ("columns", "gain") else "lanczos"
+    # The fields of the other solvers are not looked at.
+    solvers = {"columns": "streaming", "gain": "streaming", "along": "power"}
+    wrong.subspace.solver = solvers.get(name, "lanczos")
     with holder.ignore_type():
         holder[name] = value
     with pytest.raises(ValueError, match=match):
@@ -188,3 +207,27 @@ def test_optimizers_are_optax_with_their_fields():
     assert second_update("adam") == pytest.approx(-0.5, rel=1e-4)
     fields.weight_decay = 0.1
     assert second_update("adamw") == pytest.approx(-0.5 * 1.1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "changes", "spent"),
+    [
+        ("power", {}, 3),
+        ("power", {"along": "update"}, 1),
+        ("lanczos", {"drift": 0.5}, 1),
+        ("power", {"drift": 0.5, "probe_every": 2}, 1),
+    ],
+)
+def test_solvers_are_built_from_their_fields(solver, changes, spent):
+    fields = config.default().subspace
+    fields.update(rank=3, solver=solver, **changes)
+    built = solvers.build(fields)
+    values = jnp.array([5.0, 4.0, 3.0, 1.0])
+    known = subspace.empty(values, 3)._replace(
+        eigenvalues=values[:3], eigenvectors=jnp.eye(3, 4)
+    )
+    found, _ = built.solve(
+        lambda v: values * v, known, built.init(values, 3), values, jax.random.key(0)
+    )
+    assert bool(found.converged)
+    assert int(found.num_matvecs) == spent

@@ -1,4 +1,3 @@
-import doctest
 import io
 import itertools
 import json
@@ -87,7 +86,7 @@ def test_npz_of_grey_images_gains_a_channel(npz):
 
 
 def test_unit_leaves_floats_as_they_are(npz):
-    images = {part: ARRAYS[part] / 7.0 for part in ("x_train", "x_test")}
+    images = {part: ARRAYS[part] / 419.0 for part in ("x_train", "x_test")}
     inputs = load(npz(**images)).train_inputs
     np.testing.assert_allclose(inputs, images["x_train"], rtol=1e-6)
 
@@ -115,8 +114,20 @@ def test_standard_survives_a_constant_channel(npz):
         ({"y_test": None}, "lacks the array y_test"),
         ({"x_train": ARRAYS["x_train"][:5]}, r"train labels have shape \(7,\) for 5"),
         ({"y_train": ARRAYS["y_train"][:, None]}, r"train labels have shape \(7, 1\)"),
-        ({"x_test": np.zeros((2, 20), np.uint8)}, r"test images have shape \(2, 20\)"),
+        ({"x_test": np.zeros((2, 60), np.uint8)}, r"differ: \(\(4, 5, 3\), \(60,\)\)"),
+        (
+            {"x_test": np.zeros(2, np.uint8)},
+            r"test images have shape \(2,\), not \(N, h",
+        ),
         ({"x_test": np.uint8(3)}, r"test images have shape \(\)"),
+        ({"x_test": np.zeros((2, 0))}, r"test images have shape \(2, 0\), which holds"),
+        (
+            {"x_train": np.array([{}] * 7)},
+            "x_train holds Python objects rather than nu",
+        ),
+        ({"y_test": np.array(["a", "b"])}, r"test labels \(<U1\) are not all"),
+        ({"x_train": np.full((7, 4, 5, 3), np.nan)}, "train images are not all finite"),
+        ({"x_test": np.full((2, 4, 5, 3), 1e300)}, "test images are not all finite"),
         ({"x_test": np.zeros((2, 5, 5, 3))}, r"\(4, 5, 3\), \(5, 5, 3\)"),
         ({"x_train": ARRAYS["x_train"].astype(int)}, "dtype int64, neither uint8 nor"),
         ({"y_train": np.ones(7)}, r"train labels \(float64\) are not .* integers"),
@@ -126,19 +137,30 @@ def test_standard_survives_a_constant_channel(npz):
 )
 def test_unsound_npz_is_refused(npz, changes, message):
     path = npz(**changes)
-    with pytest.raises(ValueError, match=rf"^data\.name is '{path}', but .*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"^config\.data\.name is '{path}', but .*{message}"
+    ):
         load(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "minst5k"}, r"data\.name is 'minst5k', but must be mnist5k, tfds:"),
-        ({"name": "absent.npz"}, r"data\.name is 'absent\.npz', but .*existing \.npz"),
-        ({"normalization": "zscore"}, r"data\.normalization is 'zscore'.*'standard'"),
-        ({"num_train": 5001}, r"data\.num_train is 5001, but there are 5000"),
-        ({"num_test": 1001}, r"data\.num_test is 1001, but there are 1000"),
-        ({"num_train": -1}, r"data\.num_train is -1"),
+        (
+            {"name": "minst5k"},
+            r"^config\.data\.name is 'minst5k', but must be mnist5k, tfds:",
+        ),
+        (
+            {"name": "absent.npz"},
+            r"^config\.data\.name is 'absent\.npz', but .*existing \.npz",
+        ),
+        (
+            {"normalization": "zscore"},
+            r"^config\.data\.normalization is 'zscore'.*'standard'",
+        ),
+        ({"num_train": 5001}, r"^config\.data\.num_train is 5001, but there are 5000"),
+        ({"num_test": 1001}, r"^config\.data\.num_test is 1001, but there are 1000"),
+        ({"num_train": -1}, r"^config\.data\.num_train is -1"),
     ],
 )
 def test_wrong_fields_are_named(changes, message):
@@ -149,8 +171,43 @@ def test_wrong_fields_are_named(changes, message):
 def test_a_file_that_only_ends_in_npz_is_refused(tmp_path):
     path = tmp_path / "text.npz"
     path.write_text("not an archive")
-    with pytest.raises(ValueError, match=r"text\.npz', but must be .*existing \.npz"):
+    with pytest.raises(ValueError, match=r"text\.npz', but it is not the archive that"):
         load(path)
+    with pytest.raises(ValueError, match="but it is not the archive that"):
+        load(tmp_path)
+
+
+def test_a_damaged_archive_is_refused(npz):
+    path = npz()
+    content = bytearray(path.read_bytes())
+    content[200:220] = bytes(20)  # inside the first array
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"but its x_train is damaged: Bad CRC-32"):
+        load(path)
+
+
+@pytest.mark.parametrize("scaled", [ARRAYS["x_train"] / 1.0, ARRAYS["x_train"] / -419])
+def test_unit_refuses_floats_of_another_range(npz, scaled):
+    path = npz(x_train=scaled)
+    refusal = rf"^config\.data\.normalization is 'unit', but .* {scaled.max():g}, not 0"
+    with pytest.raises(ValueError, match=refusal):
+        load(path)
+    assert load(path, normalization="none").train_inputs.max() == scaled.max()
+    standard = load(path, normalization="standard").train_inputs
+    np.testing.assert_allclose(standard.std(axis=(0, 1, 2)), 1, atol=1e-5)
+
+
+def test_flat_features_go_through_an_mlp(npz):
+    flat = {x: ARRAYS[x].reshape(len(ARRAYS[x]), -1) for x in ("x_train", "x_test")}
+    dataset = load(npz(**flat))
+    np.testing.assert_allclose(dataset.train_inputs, flat["x_train"] / 255, rtol=1e-6)
+    standard = load(npz(**flat), normalization="standard").train_inputs
+    np.testing.assert_allclose(standard.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(standard.std(axis=0), 1, atol=1e-5)
+    fields = {"name": "mlp", "hidden": (4,), "activation": "tanh", "init": "torch"}
+    shape = dataset.train_inputs.shape[1:]
+    model_fn, params = models.build(ConfigDict(fields), shape, dataset.num_classes, 0)
+    assert model_fn(params, dataset.test_inputs).shape == (2, 5)
 
 
 def test_cnn_takes_cifar():
@@ -308,10 +365,16 @@ def test_tfds_takes_splits_slices_and_counts(prepared):
     [
         ({"name": "tfds:ragged"}, r"its images have shapes \(4, 5, 1\), \(4, 6, 1\)"),
         ({"name": "tfds:unnamed"}, r"it has \['label', 'picture'\], not image and"),
-        ({"num_train": 7}, r"data\.num_train is 7, but there are 6"),
-        ({"test_split": "validation"}, r"data\.test_split is 'validation'.*'test': 3"),
-        ({"train_split": "train[:9]"}, r"data\.train_split is 'train\[:9\]'.*: 6"),
-        ({"name": "tfds:"}, r"data\.name is 'tfds:', but must be 'tfds:NAME"),
+        ({"num_train": 7}, r"^config\.data\.num_train is 7, but there are 6"),
+        (
+            {"test_split": "validation"},
+            r"^config\.data\.test_split is 'validation'.*'test': 3",
+        ),
+        (
+            {"train_split": "train[:9]"},
+            r"^config\.data\.train_split is 'train\[:9\]'.*: 6",
+        ),
+        ({"name": "tfds:"}, r"^config\.data\.name is 'tfds:', but must be 'tfds:NAME"),
         ({"name": "tfds:huggingface:mnist"}, r"but must be 'tfds:NAME"),
     ],
 )
@@ -324,9 +387,8 @@ def test_unsound_tfds_is_refused(prepared, changes, message):
 def test_tfds_that_is_not_prepared_says_at_once_how_to_prepare(tmp_path, name):
     pytest.importorskip("tensorflow_datasets")
     start = time.monotonic()
-    message = (
-        rf"'tfds:{name}', but is not prepared in data\.data_dir '{tmp_path}': run "
-    )
+    message = rf"'tfds:{name}', but is not prepared in config\.data\.data_dir "
+    message += rf"'{tmp_path}': run "
     message += rf"tfds\.builder\('{name}', data_dir='{tmp_path}'\)\.download_and_prepar"
     with pytest.raises(ValueError, match=message):
         load(f"tfds:{name}", data_dir=str(tmp_path))
@@ -357,9 +419,3 @@ def test_neither_tfds_nor_tensorflow_is_imported_for_other_data():
     """
     root = pathlib.Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
-
-
-def test_examples_of_the_docstrings_run():
-    result = doctest.testmod(data)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import equations, flat, projector, rows
 
-from bulk_sgd import subspace
+from bulk_sgd import basis, subspace
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -175,3 +175,14 @@ def test_every_product_has_highest_precision():
         assert found
         highest = jax.lax.Precision.HIGHEST
         assert all(e.params["precision"] == (highest, highest) for e in found)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_gram_of_two_bases_also_under_vmap(num_rows):
+    rng = np.random.default_rng(0)
+    draw = lambda m: (rng.standard_normal((2, m, 4, 5)), rng.standard_normal((2, m, 3)))
+    first, second = draw(num_rows), draw(2)
+    grams = jax.jit(jax.vmap(basis.gram))(*jax.tree.map(jnp.float32, (first, second)))
+    for lane in range(2):
+        x, y = (rows([leaf[lane] for leaf in b]) for b in (first, second))
+        np.testing.assert_allclose(grams[lane], x @ y.T, atol=1e-5)

@@ -336,8 +336,8 @@ def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
         ({"subspace__data": "subset"}, r"subset_size is 1000.*1 to 60"),
         ({"model__name": "mpl"}, r"model\.name is 'mpl'"),
         ({"loss__name": "hinge"}, r"loss\.name is 'hinge'"),
-        ({"data__name": "mnist6k"}, r"data\.name is 'mnist6k'"),
-        ({"data__name": "none.npz"}, r"data\.name is 'none\.npz'"),
+        ({"data__name": "mnist6k"}, r"config\.data\.name is 'mnist6k'"),
+        ({"data__name": "none.npz"}, r"config\.data\.name is 'none\.npz'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_made(tmp_path, changes, match):

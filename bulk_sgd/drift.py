@@ -1,0 +1,75 @@
+"""A subspace that is refreshed when it no longer serves the updates."""
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks, curvature
+from bulk_sgd.power import probe
+from bulk_sgd.subspace import Solver
+
+
+def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
+    """Solver that calls another one only when the basis has drifted.
+
+    A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ that
+    the basis at hand makes on the incoming update u. Above `tol`, where there is no
+    basis yet and where an eigenvalue is zero, `solver` is called. Use it with
+    `refresh_every=1`.
+
+    Error: about `tol` for updates that are mostly dominant; the estimate is to first
+    order, and low by up to the factor 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per
+    step, and those of `solver` when called. Measured along training:
+    `docs/solvers.md`.
+
+    Args:
+      solver: what is called on drift, such as `bulk_sgd.lanczos()`.
+      tol: the largest estimate that is put up with, from 0 to 1.
+      every: probe at one call in so many; the others cost nothing.
+
+    Returns:
+      A `Solver` whose state is that of `solver` and the number of calls.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import bulk_sgd
+      >>> solver = bulk_sgd.on_drift(bulk_sgd.lanczos(), tol=0.1, every=5)
+      >>> tx = bulk_sgd.project_bulk(rank=10, solver=solver)
+    """
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
+            "bulk_sgd.lanczos()."
+        )
+    checks.between("tol", tol, 0, 1)
+    checks.integer("every", every, 1)
+
+    def init(params, rank):
+        return solver.init(params, rank), jnp.zeros((), jnp.int32)
+
+    def solve(matvec, subspace, state, updates, key):
+        inner, count = state
+        known = jnp.all(subspace.eigenvalues != 0)
+        probing = known & (count % every == 0)
+
+        def look():
+            with jax.default_matmul_precision("highest"):
+                return probe(curvature.linearize(matvec), subspace, updates).drift
+
+        drift = jax.lax.cond(
+            probing, look, lambda: jnp.zeros_like(subspace.eigenvalues[0])
+        )
+        kept = subspace._replace(
+            converged=jnp.ones((), bool), num_matvecs=probing.astype(jnp.int32)
+        )
+
+        def refresh():
+            found, after = solver.solve(matvec, subspace, inner, updates, key)
+            return found._replace(num_matvecs=found.num_matvecs + probing), after
+
+        serves = known & (drift <= tol)  # False for NaN too
+        found, inner = jax.lax.cond(serves, lambda: (kept, inner), refresh)
+        return found, (inner, count + 1)
+
+    return Solver(init, solve)

@@ -1,0 +1,102 @@
+"""HTML of the reports: self-contained pages with figures and tables."""
+
+import base64
+import html
+
+_CSS = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #222; line-height: 1.55;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p, figcaption, ul { max-width: 46rem; }
+ul { padding-left: 1.2rem; }
+.facts, figcaption { color: #505050; }
+figcaption { font-size: .92rem; }
+.note { border-left: .3rem solid #d55e00; background: #fdf1e8; padding: .6rem .9rem; }
+figure { margin: 1.8rem 0; }
+.wide { overflow-x: auto; }
+.wide img { display: block; width: 100%; min-width: 40rem; height: auto; }
+table { border-collapse: collapse; font-size: .84rem; width: 100%;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .4rem; text-align: right; border-bottom: 1px solid #ddd; }
+thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1.25; }
+th:first-child, td:nth-child(-n+3), thead th:nth-child(-n+3) { text-align: left; }
+tbody th, td:nth-child(2) { white-space: nowrap; font-weight: 600; }
+td:nth-child(2) { font-weight: 400; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+@media (max-width: 34rem) { dl { display: block; } dd { margin-bottom: .5rem; } }
+@media print {
+  main { max-width: none; padding: 0; } body { font-size: 10pt; }
+  .wide { overflow: visible; } .wide img { min-width: 0; }
+  table { font-size: 6.5pt; } th, td { padding: .15rem .2rem; }
+  figure, tr, .note { break-inside: avoid; } h2 { break-after: avoid; }
+  .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+
+def text(value) -> str:
+    """A value as text that is safe in HTML."""
+    return html.escape(str(value))
+
+
+def document(title: str, body: str) -> str:
+    """A page with a heading; `title` is safe text."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}: report</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def figure(heading: str, caption: str, alt: str, image: bytes) -> str:
+    """A figure from the bytes of a PNG file, with its caption and alternative text."""
+    data = base64.b64encode(image).decode()
+    return f"""<figure>
+<div class="wide" role="group" tabindex="0" aria-label="{text(heading)}">
+<img alt="{text(alt)}" src="data:image/png;base64,{data}">
+</div>
+<figcaption>{text(caption)}</figcaption>
+</figure>
+"""
+
+
+def table(label: str, heads: list[str], rows: list[list[str]], colors=None) -> str:
+    """A table of texts whose first column names the rows, each with its colour."""
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
+    swatches = [
+        f'<span class="swatch" style="background:{color}"></span>'
+        for color in colors or ()
+    ] or [""] * len(rows)
+    body = "\n".join(
+        f'<tr><th scope="row">{swatch}{text(first)}</th>'
+        + "".join(f"<td>{text(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for swatch, (first, *rest) in zip(swatches, rows)
+    )
+    return f"""<div class="wide" role="group" tabindex="0" aria-label="{text(label)}">
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</div>
+"""

@@ -1,0 +1,311 @@
+"""Figures of a study: one per axis, over seeds.
+
+Points and lines are means over seeds, bars and bands one standard deviation. Each
+method has the colour that it has in the figures of a run.
+"""
+
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bulk_sgd.aliases import PATHS, path_scales
+from bulk_sgd.study import SGD, Axis
+from bulk_sgd.style import (
+    INK,
+    MUTED,
+    STYLE,
+    LineStyle,
+    arm_styles,
+    log_axis,
+    new_figure,
+    plain,
+    shorten,
+)
+
+# What a panel shows: key of `Cell.outcome`, label, log scale, line of reference.
+_PANELS = (
+    ("loss_ratio", "last loss / loss at the fork", True, 1.0),
+    ("sharpness_ratio", r"last sharpness $\eta\lambda_1$", False, 2.0),
+    ("stable_rate", r"largest stable $\eta$", True, None),
+)
+_PATH_STYLES = {
+    "bulk": LineStyle("#0072B2"),
+    "dom": LineStyle("#D55E00", (0, (5, 1.6))),
+    "cross": LineStyle("#009E73", (0, (1.2, 1.4))),
+}
+OPERATORS = {
+    "hessian": (r"$H$", LineStyle("#222222", linewidth=2.4)),
+    "gauss_newton": (r"$G$", LineStyle("#009E73", (0, (5, 1.6)))),
+    "functional_hessian": (r"$F$", LineStyle("#CC79A7", (0, (1.2, 1.4)))),
+}
+
+
+def figures_of(axis: Axis) -> dict[str, Figure]:
+    """The figures that the cells of an axis allow, by name."""
+    found = {}
+    if any(cell.run for cell in axis.cells):
+        if len(plane_scales(axis)[0]) > 2:
+            found["plane"] = plane_figure(axis)
+        elif any(len(points) > 2 for points in path_points(axis).values()):
+            found["families"] = family_figure(axis)
+        elif len(axis.groups) > 1:
+            found["settings"] = setting_figure(axis)
+        else:
+            found["training"] = training_figure(axis)
+        if has_energies(axis):
+            found["energies"] = energy_figure(axis)
+    return found
+
+
+def has_energies(axis: Axis) -> bool:
+    """Whether any cell measured curvature energies along SGD."""
+    return any(
+        SGD in cell.arms
+        and np.isfinite(cell.run.series(SGD, "hessian/frobenius_share")).any()
+        for cell in axis.cells
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def setting_figure(axis: Axis) -> Figure:
+    """Final loss, sharpness and stable rate of each method, setting by setting."""
+    shown = [panel for panel in _PANELS if _measured(axis, panel[0])]
+    figure, panels = new_figure(1, len(shown) or 1, (10.4, 3.9))
+    styles = _styles(axis)
+    labels = list(axis.groups)
+    for axes, (key, name, log, reference) in zip(panels, shown):
+        for i, (arm, style) in enumerate(styles.items()):
+            spreads = [axis.spread(label, arm, key) for label in labels]
+            places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
+            _draw(axes, places, spreads, style)
+        _finish(axes, name, log, reference)
+        axes.set_xticks(
+            range(len(labels)),
+            [plain(shorten(label, 24)) for label in labels],
+            rotation=30 if max(map(len, labels)) > 5 else 0,
+            ha="right" if max(map(len, labels)) > 5 else "center",
+        )
+    figure.supxlabel(plain(_field_label(axis)), fontsize=STYLE["font.size"])
+    _legend(figure, [(_arm_label(axis, arm), s) for arm, s in styles.items()])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def family_figure(axis: Axis) -> Figure:
+    """Final loss, sharpness and stable rate along the families of scales (a, b)."""
+    shown = [panel for panel in _PANELS if _measured(axis, panel[0])]
+    figure, panels = new_figure(1, len(shown), (10.4, 3.7))
+    label = next(iter(axis.groups))
+    for axes, (key, name, log, reference) in zip(panels, shown):
+        for path, points in path_points(axis).items():
+            spreads = [axis.spread(label, arm, key) for _, arm in points]
+            _draw(axes, [alpha for alpha, _ in points], spreads, _PATH_STYLES[path])
+        _finish(axes, name, log, reference)
+        axes.set_xlabel("α")
+    formulas = {"bulk": "(α, 1)", "dom": "(1, α)", "cross": "(α, 1 − α)"}
+    _legend(
+        figure,
+        [(f"{path} path {formulas[path]}", s) for path, s in _PATH_STYLES.items()],
+    )
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plane_figure(axis: Axis) -> Figure:
+    """Maps over the scales (a, b): how far the loss fell, and the largest stable η."""
+    label = next(iter(axis.groups))
+    dominant, bulk, arms = plane_scales(axis)
+    figure, panels = new_figure(1, 2, (10.4, 4.2))
+    for axes, (key, name) in zip(
+        panels,
+        (("loss_ratio", _PANELS[0][1]), ("stable_rate", _PANELS[2][1])),
+    ):
+        values = np.full((len(bulk), len(dominant)), np.nan)
+        for (a, b), arm in arms.items():
+            spread = axis.spread(label, arm, key)
+            values[bulk.index(b), dominant.index(a)] = spread.mean
+        with np.errstate(invalid="ignore"):
+            image = axes.imshow(np.log10(values), origin="lower", cmap="cividis")
+        _annotate(axes, axis, label, arms, dominant, bulk, values)
+        axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
+        axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
+        axes.set_xlabel("a, factor of the dominant part")
+        axes.set_ylabel("b, factor of the bulk part")
+        axes.grid(visible=False)
+        axes.set_title(name, loc="left")
+        figure.colorbar(image, ax=axes, label=rf"$\log_{{10}}$ of the {name}")
+    return figure
+
+
+def _annotate(axes, axis, label, arms, dominant, bulk, values):
+    logs = np.log10(values[np.isfinite(values)])
+    middle = (logs.min() + logs.max()) / 2 if logs.size else 0
+    for (a, b), arm in arms.items():
+        value = values[bulk.index(b), dominant.index(a)]
+        diverged = np.nansum(axis.over_seeds(label, arm, "diverged"))
+        known = math.isfinite(value)
+        text = f"{value:.2g}" if known else "–"
+        if diverged and axes.get_subplotspec().is_first_col():
+            text = f"{text}\n({diverged:.0f} ×)" if known else "×"
+        dark = known and math.log10(value) < middle
+        color = "white" if dark else INK
+        place = (dominant.index(a), bulk.index(b))
+        axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
+
+
+@matplotlib.rc_context(STYLE)
+def training_figure(axis: Axis) -> Figure:
+    """Training loss, sharpness and alignment after the fork, over the seeds."""
+    figure, panels = new_figure(1, 3, (10.4, 3.7))
+    styles = _styles(axis)
+    for axes, (key, name, log, reference) in zip(
+        panels,
+        (
+            ("train_loss", "training loss", True, None),
+            ("sharpness_ratio", r"sharpness $\eta\lambda_1$", False, 2.0),
+            ("alignment_gradient", r"$\chi_k$ of the full gradient", False, None),
+        ),
+    ):
+        for arm, style in styles.items():
+            _band(axes, axis.cells, arm, key, style)
+        _finish(axes, name, log, reference)
+        axes.set_xlabel("step")
+    _legend(figure, [(_arm_label(axis, arm), s) for arm, s in styles.items()])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def energy_figure(axis: Axis) -> Figure:
+    """Trace and Frobenius shares of H, G and F in the dominant subspace, along SGD."""
+    groups = {
+        label: cells
+        for label, cells in axis.groups.items()
+        if any(cell.run for cell in cells)
+    }
+    figure, panels = new_figure(2, len(groups), (10.4, 6.0))
+    rows = (("trace_share", "trace share"), ("frobenius_share", "Frobenius share"))
+    for column, (label, cells) in enumerate(groups.items()):
+        for row, (share, name) in enumerate(rows):
+            axes = panels[row * len(groups) + column]
+            for operator, (_, style) in OPERATORS.items():
+                _band(axes, cells, SGD, f"{operator}/{share}", style)
+            axes.set_ylim(-0.1 if share == "trace_share" else 0, 1.1)
+            axes.axhline(1, color=MUTED, linewidth=0.7)
+            axes.set_ylabel(name if column == 0 else "")
+        panels[column].set_title(plain(label), loc="left")
+        panels[len(groups) + column].set_xlabel("step")
+    _legend(figure, [*OPERATORS.values()])
+    return figure
+
+
+def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:
+    """For each family, α and arm of its points, ends included, by α."""
+    scales = _scales(axis)
+    points = {}
+    for path in PATHS:
+        found = [
+            (alpha, arm)
+            for arm, (a, b) in scales.items()
+            for alpha in dict.fromkeys((a, b))
+            if 0 <= alpha <= 1 and path_scales(path, alpha) == (a, b)
+        ]
+        points[path] = sorted(found)
+    return points
+
+
+def plane_scales(axis: Axis):
+    """The values of a and of b in arms named `scales(a,b)`, and the arms by (a, b)."""
+    named = {s: arm for arm, s in _scales(axis).items() if arm.startswith("scales")}
+    return (
+        sorted({a for a, _ in named}),
+        sorted({b for _, b in named}),
+        named,
+    )
+
+
+def _scales(axis):
+    return {
+        arm: cell.run.summary(arm).scales
+        for cell in axis.cells
+        if cell.run
+        for arm in cell.arms
+    }
+
+
+def _styles(axis):
+    summaries = {
+        arm: cell.run.summary(arm)
+        for cell in reversed(axis.cells)
+        if cell.run
+        for arm in cell.arms
+    }
+    return arm_styles([summaries[arm] for arm in axis.arms])
+
+
+def _arm_label(axis, arm):
+    runs = [cell.run for cell in axis.cells if arm in cell.arms]
+    return plain(runs[0].summary(arm).label)
+
+
+def _field_label(axis):
+    return ", ".join(field.replace("_", " ") for field in axis.fields)
+
+
+def _measured(axis, key):
+    return any(
+        math.isfinite(value)
+        for label in axis.groups
+        for arm in axis.arms
+        for value in axis.over_seeds(label, arm, key)
+    )
+
+
+def _draw(axes, places, spreads, style):
+    axes.errorbar(
+        places,
+        [spread.mean for spread in spreads],
+        [spread.deviation for spread in spreads],
+        marker="o",
+        markersize=4,
+        capsize=2,
+        elinewidth=1,
+        **vars(style) | {"linewidth": min(style.linewidth, 1.7)},
+    )
+
+
+def _band(axes: Axes, cells, arm, key, style):
+    """Mean and standard deviation over the runs of those steps that all logged."""
+    tables = []
+    for cell in cells:
+        if arm in cell.arms:
+            values = cell.run.series(arm, key)
+            known = np.isfinite(values)
+            tables.append(dict(zip(cell.run.steps(arm)[known], values[known])))
+    tables = [table for table in tables if table]
+    if not tables:
+        return
+    steps = sorted(set.intersection(*map(set, tables)))
+    values = np.array([[table[step] for step in steps] for table in tables])
+    mean = values.mean(axis=0)
+    axes.plot(steps, mean, **vars(style))
+    if len(tables) > 1:
+        deviation = values.std(axis=0, ddof=1)
+        low, high = mean - deviation, mean + deviation
+        axes.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+
+
+def _finish(axes, name, log, reference):
+    if log:
+        log_axis(axes)
+    if reference is not None:
+        axes.axhline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+    axes.set_ylabel(name)
+
+
+def _legend(figure, entries):
+    handles = [Line2D([], [], label=label, **vars(style)) for label, style in entries]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))

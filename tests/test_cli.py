@@ -1,0 +1,106 @@
+"""What the command line programs refuse and say, each in one sentence."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bulk_sgd import cli, config, record
+
+CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("absent.py", None, "is no file in "),
+        (".", None, "is no file in "),
+        ("image.npz", b"PK\0\1", "with get_config(), but is not Python."),
+        ("bytes.npz", b"\xff\xfe", "with get_config(), but is not Python."),
+        ("typo.py", b"x = 1\ndef get_config(:", "but is not Python (line 2)."),
+        ("other.py", b"x = 1", "which does not define get_config()."),
+    ],
+)
+@pytest.mark.parametrize("words", [["--config={}:quick"], ["-config", "{}"]])
+def test_config_that_is_no_config(tmp_path, capsys, name, content, sentence, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(["main", *(word.format(path) for word in words)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"--config is '{path}'")
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def program(name, *arguments, cwd=None):
+    command = [sys.executable, "-m", f"bulk_sgd.{name}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (CONFIG, "variant is 'slow'"),
+        ("import absent_module as get_config\n", "imports absent_module, which is not"),
+        ("get_config = int\n", "config is 3; it must be a ConfigDict"),
+    ],
+)
+def test_config_that_fails_ends_with_its_reason(tmp_path, content, sentence):
+    path = tmp_path / "config.py"
+    path.write_text(content)
+    variant = "3" if "int" in content else "slow"
+    done = program("main", f"--config={path}:{variant}", f"--workdir={tmp_path}/run")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["main", "report", "sweep"])
+def test_missing_flag_is_named(name):
+    done = program(name)
+    assert done.returncode == 2
+    assert done.stderr in ("--workdir is missing.\n", "--config is missing.\n")
+
+
+def test_help_needs_no_config():
+    done = program("main", "--help")
+    assert "File with get_config()" in done.stdout
+    assert not done.stderr
+
+
+def test_errors_of_input_end_with_their_sentence(capsys):
+    with pytest.raises(SystemExit) as ended, cli.refusing():
+        raise ValueError("rank is 0")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "rank is 0\n"
+    with pytest.raises(RuntimeError), cli.reporting("runs/x"):
+        raise RuntimeError("a bug keeps its traceback")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_said(capsys, number):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        cli.prepare()
+        with pytest.raises(SystemExit) as ended, cli.reporting("runs/x"):
+            signal.raise_signal(number)
+    finally:
+        for which, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(which, handler)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"interrupted by {number.name}: runs/x\n"
+
+
+def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
+    plain = record.plain(config.default())
+    assert record.claim(tmp_path, plain) is None
+    assert not capsys.readouterr().err
+    record.write(tmp_path, {"status": record.INTERRUPTED, "config": plain})
+    assert record.claim(tmp_path, plain) is None
+    told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
+    assert capsys.readouterr().err == told

@@ -1,0 +1,250 @@
+"""Studies: outcomes and claims from rows written by hand, and a page from real runs."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from test_train import tiny
+
+from bulk_sgd import claims, grid, study, study_figures, study_report, sweep
+
+SCALES = {
+    "sgd": (1.0, 1.0),
+    "dom_sgd": (1.0, 0.0),
+    "bulk_sgd": (0.0, 1.0),
+    "bulk_path(0.5)": (0.5, 1.0),
+    "scales(0.5,2)": (0.5, 2.0),
+}
+# Losses at steps 10, 20, …, 50; the fork is at step 10.
+LOSSES = {
+    "sgd": [1.0, 0.8, 0.6, 0.5, 0.4],
+    "dom_sgd": [1.0, 1.0, 1.0, 1.0, 0.97],
+    "bulk_sgd": [1.0, 0.7, 0.5, 0.3, 0.2],
+    "bulk_path(0.5)": [1.0, 0.8, 0.5, 0.4, 0.3],
+    "scales(0.5,2)": [1.0, 0.5, 0.4, 0.3, 0.1],
+}
+
+
+def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rates):
+    folder = sweep.cell_folder(workdir, index)
+    folder.mkdir(parents=True)
+    rows = [{"arm": "prefix", "step": 10, "train_loss": 1.0}]
+    for i, arm in enumerate(arms):
+        for j, loss in enumerate(LOSSES[arm]):
+            top = sharpness * (1 + i)
+            rows.append(
+                {
+                    "arm": arm,
+                    "step": 10 * (j + 1),
+                    "train_loss": loss,
+                    "eigenvalues": [top, 1.0],
+                    "sharpness_ratio": 0.1 * top,
+                    "alignment_gradient": 0.8,
+                    "matvecs": 20 * j * (2 if arm == "bulk_sgd" else 1),
+                    "hessian/frobenius_share": 0.9,
+                    "hessian/trace_share": 0.4,
+                }
+            )
+    info = {
+        "status": "complete",
+        "learning_rate": 0.1,
+        "rank": 2,
+        "switch": {"step": 10, "reason": "step 10"},
+        "arms": {
+            arm: {
+                "label": arm,
+                "formula": "",
+                "dominant_scale": SCALES[arm][0],
+                "bulk_scale": SCALES[arm][1],
+                "status": (statuses or {}).get(arm, "complete"),
+                "stable_rate": rates.get(arm, 0.1),
+                "unstable_rate": rates.get(arm, 0.1),
+            }
+            for arm in arms
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+
+
+def write_axis(workdir, cells, name="Axis"):
+    workdir.mkdir(parents=True, exist_ok=True)
+    content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells}
+    (workdir / sweep.FILE).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def axis(tmp_path):
+    write_axis(tmp_path / "seeds", [{"seed": 0}, {"seed": 1}])
+    write_cell(tmp_path / "seeds", 0, bulk_sgd=0.05)
+    write_cell(tmp_path / "seeds", 1, sharpness=6.0, bulk_sgd=0.2)
+    (axis,) = study.read_study(tmp_path)
+    return axis
+
+
+def test_outcomes_by_hand(axis):
+    bulk = axis.cells[0].outcome("bulk_sgd")
+    assert bulk["loss_ratio"] == pytest.approx(0.2)
+    assert bulk["progress"] == pytest.approx(0.8 / 0.6)
+    # SGD took 40 steps to 0.4, which Bulk-SGD passes half way from step 30 to 40.
+    assert bulk["speed_up"] == pytest.approx(40 / 25)
+    assert bulk["matvec_speed_up"] == pytest.approx(80 / (2 * 50))
+    assert bulk["gradient_energy"] == pytest.approx(0.64)
+    assert bulk["sharpness_ratio"] == pytest.approx(1.2)
+    assert bulk["stable_ratio"] == pytest.approx(0.5)
+    assert axis.cells[0].outcome("sgd")["speed_up"] == 1
+    assert axis.cells[0].outcome("dom_sgd")["speed_up"] == 0
+    assert axis.spread("base", "bulk_sgd", "stable_ratio") == study.Spread(
+        1.25, pytest.approx(np.std([0.5, 2.0], ddof=1)), 2
+    )
+
+
+def test_nothing_is_said_of_arms_that_have_not_ended(tmp_path):
+    write_axis(tmp_path, [{"seed": 0}])
+    write_cell(tmp_path, 0, statuses={"bulk_sgd": "running", "dom_sgd": "diverged"})
+    (axis,) = study.read_study(tmp_path)
+    cell = axis.cells[0]
+    assert all(math.isnan(value) for value in cell.outcome("bulk_sgd").values())
+    assert cell.outcome("dom_sgd")["diverged"] == 1
+    assert math.isnan(cell.outcome("dom_sgd")["loss_ratio"])
+    write_axis(tmp_path / "b", [{"seed": 0}])
+    write_cell(tmp_path / "b", 0, statuses={"sgd": "running"})
+    (axis,) = study.read_study(tmp_path / "b")
+    assert math.isnan(axis.cells[0].outcome("bulk_sgd")["progress"])
+    assert axis.cells[0].outcome("bulk_sgd")["loss_ratio"] == pytest.approx(0.2)
+
+
+def verdicts(axes):
+    return {claim.text: claim.verdict for claim in claims.claims(axes)}
+
+
+def test_claims_follow_the_numbers(axis, tmp_path):
+    found = verdicts([axis])
+    assert found["Dom-SGD stalls"] == "holds"
+    assert found["Bulk-SGD matches SGD"] == "holds"
+    assert found["Gradients align with the dominant subspace"] == "holds"
+    sharper = "They may cost stability: Bulk-SGD ends in sharper places"
+    assert found[sharper] == "holds"
+    by_rate = "They may cost stability, by learning rate: (0, 1)"
+    assert found[by_rate] == "does not hold"  # 0.5 and 2.0 times that of SGD
+    assert found["The functional Hessian F lies mostly in the bulk"] == "not measured"
+    # Other numbers, other verdicts.
+    write_axis(tmp_path / "other", [{"seed": 0}], "Seeds")
+    write_cell(tmp_path / "other", 0, bulk_sgd=0.05)
+    rows = (sweep.cell_folder(tmp_path / "other", 0) / "metrics.jsonl").read_text()
+    worse = rows.replace('"alignment_gradient": 0.8', '"alignment_gradient": 0.3')
+    worse = worse.replace('"train_loss": 0.97', '"train_loss": 0.5')
+    worse = worse.replace('"train_loss": 0.2,', '"train_loss": 0.9,')
+    (sweep.cell_folder(tmp_path / "other", 0) / "metrics.jsonl").write_text(worse)
+    found = verdicts(study.read_study(tmp_path / "other"))
+    assert found["Dom-SGD stalls"] == "does not hold"
+    assert found["Bulk-SGD matches SGD"] == "does not hold"
+    assert found["Gradients align with the dominant subspace"] == "does not hold"
+    assert found[by_rate] == "holds"
+
+
+def test_what_governs_stability_and_paths(tmp_path):
+    cells = grid.product(
+        grid.values("subspace.rank", (1, 5)), grid.values("seed", (0, 1))
+    )
+    write_axis(tmp_path / "rank", cells, "Rank")
+    for index, rate in enumerate((0.1, 0.1, 0.3, 0.2)):
+        write_cell(tmp_path / "rank", index, bulk_sgd=rate)
+    write_axis(tmp_path / "interpolation", [{"seed": 0}], "Paths")
+    write_cell(tmp_path / "interpolation", 0)
+    axes = study.read_study(tmp_path)
+    rank = next(axis for axis in axes if axis.name == "rank")
+    assert rank.values == [1, 5]
+    assert list(rank.groups) == ["1", "5"]
+    (row,) = [c for c in claims.claims(axes) if "governs" in c.text]
+    assert (row.measured.mean, row.measured.count) == (pytest.approx(2.5), 2)
+    assert row.source == "rank: cells 0, 1, 2, 3"
+    (row,) = [c for c in claims.claims(axes) if "Interpolation" in c.text]
+    # Progress over α = 0, 0.5, 1 falls: 0.8, 0.7, 0.6 of the loss at the fork.
+    assert row.measured.mean == pytest.approx(-1)
+    (row,) = [c for c in claims.claims(axes) if "so does sharpness" in c.text]
+    # Sharpness over α: 12, 16, 4.
+    assert row.measured.mean == pytest.approx(-0.5)
+
+
+def test_no_study_is_a_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No sweep\.json in"):
+        study.read_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two real axes, one with energies and stable rates, one with a failed cell."""
+    root = tmp_path_factory.mktemp("study")
+    base = tiny(
+        measures__every=5,
+        measures__num_probes=4,
+        stability__rounds=2,
+        stability__num_steps=5,
+        arms=("sgd", "dom_sgd", "bulk_sgd"),
+    )
+    cells = grid.values("seed", (0, 1))
+    sweep.run_sweep(base, cells, root / "seeds", about="Asks?", say=lambda _: None)
+    cells = [{"batch_size": size} for size in (5, 10, 10_000)]
+    plain = tiny(arms=("sgd", "bulk_sgd"))
+    sweep.run_sweep(plain, cells, root / "batch", about="Asks?", say=lambda _: None)
+    return root
+
+
+def test_page_of_real_runs(swept):
+    path = study_report.write_report(swept)
+    text = path.read_text()
+    images = {file.name for file in path.parent.glob("*.png")}
+    assert images == {"seeds-training.png", "seeds-energies.png", "batch-settings.png"}
+    for image in images:
+        assert (path.parent / image).with_suffix(".pdf").stat().st_size > 1_000
+    assert text.count("data:image/png;base64,") == 3
+    assert "batch: cell 2" in text
+    assert "is failed" in text
+    tables = json.loads((path.parent / "tables.json").read_text())
+    outcome = tables["axes"]["seeds"][0]["arms"]["bulk_sgd"]
+    run = study.read_study(swept)[1].cells[0].run
+    ratio = run.summary("bulk_sgd").train_loss / run.switch_loss
+    assert outcome["loss_ratio"] == pytest.approx(ratio)
+    assert outcome["stable_rate"] > 0
+    markdown = (path.parent / "claims.md").read_text()
+    assert len(re.findall(r"^\|", markdown, re.M)) == 2 + len(tables["claims"])
+    # Sum rule and shares, from the rows.
+    assert "H = G + F" in text
+    shares = run.series("sgd", "hessian/frobenius_share")
+    assert 0 < shares[-1] <= 1.5
+
+
+def test_report_of_a_single_sweep_and_again_the_same(swept):
+    assert study.is_study(swept / "batch")
+    assert not study.is_study(sweep.cell_folder(swept / "seeds", 0))
+    first = study_report.write_report(swept / "batch")
+    before = {f.name: f.read_bytes() for f in first.parent.iterdir()}
+    study_report.write_report(swept / "batch")
+    assert {f.name: f.read_bytes() for f in first.parent.iterdir()} == before
+
+
+def test_plane_and_family_figures(tmp_path, monkeypatch):
+    write_axis(tmp_path, [{"seed": 0}])
+    points = {
+        f"scales({a},{b})": (float(a), float(b)) for a in (0, 1, 2) for b in (1, 2)
+    }
+    SCALES.update(points)
+    LOSSES.update(dict.fromkeys(points, LOSSES["bulk_sgd"]))
+    write_cell(tmp_path, 0, arms=points)
+    (axis,) = study.read_study(tmp_path)
+    dominant, bulk, arms = study_figures.plane_scales(axis)
+    assert (dominant, bulk, len(arms)) == ([0, 1, 2], [1, 2], 6)
+    assert set(study_figures.figures_of(axis)) == {"plane"}
+    write_axis(tmp_path / "b", [{"seed": 0}])
+    write_cell(tmp_path / "b", 0, arms=[a for a in SCALES if a not in points])
+    (axis,) = study.read_study(tmp_path / "b")
+    assert study_figures.path_points(axis)["bulk"] == [
+        (0.0, "bulk_sgd"),
+        (0.5, "bulk_path(0.5)"),
+        (1.0, "sgd"),
+    ]
+    assert "families" in study_figures.figures_of(axis)
