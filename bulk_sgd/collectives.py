@@ -60,7 +60,9 @@ def collectives(text: str) -> list[Collective]:
             continue
         result, kind, start = match.groups()
         arrays = _ARRAY.findall(re.sub(r"\{[^}]*\}", "", result))
-        if start and kind != "all-reduce":
+        if start and kind == "collective-permute":
+            arrays = arrays[1:2]  # operand, result and two contexts
+        elif start and kind != "all-reduce":
             arrays = arrays[len(arrays) // 2 :]  # operands and results
         shapes = [tuple(map(int, filter(None, dims.split(",")))) for _, dims in arrays]
         sizes = [_bytes(dtype) for dtype, _ in arrays]

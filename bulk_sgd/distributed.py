@@ -1,7 +1,8 @@
 """Several processes as one job: how they start, agree, and end together.
 
 All processes run the same program on the same config and compute all of it; process 0
-alone writes files. What connects them is JAX's own runtime.
+alone reads and writes the workdir, which the others need not see. What connects them is
+JAX's own runtime.
 """
 
 import contextlib
@@ -149,12 +150,23 @@ def whole(array) -> np.ndarray:
     return np.asarray(array)
 
 
-def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
-    """A host array, the same on all processes, laid out as another array is."""
-    array = array.astype(like.dtype)
-    return jax.make_array_from_callback(
-        like.shape, like.sharding, lambda index: array[index]
-    )
+def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
+    """Host arrays as process 0 reads them, laid out over the devices of all.
+
+    Args:
+      fn: returns arrays; called on process 0 alone, so that no other needs the files.
+      like: arrays of the same shapes, with the layouts that are wanted.
+    """
+    if is_first():
+        arrays = [array.astype(x.dtype) for array, x in zip(fn(), like)]
+    else:
+        arrays = [np.zeros(x.shape, x.dtype) for x in like]
+    if jax.process_count() > 1:
+        arrays = multihost_utils.broadcast_one_to_all(arrays)
+    return [
+        jax.make_array_from_callback(x.shape, x.sharding, np.asarray(array).__getitem__)
+        for array, x in zip(arrays, like)
+    ]
 
 
 def _from_environment() -> dict:

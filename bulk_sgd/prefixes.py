@@ -49,14 +49,11 @@ class PrefixStore:
           blank: its initial state.
         """
         path = self._path(experiment)
-        if not distributed.on_first(path.exists):
+        story = distributed.on_first(lambda: _story(path))
+        if story is None:
             return None
-        with np.load(path) as file:
-            story = json.loads(str(file["story"]))
-            like, treedef = jax.tree.flatten(_lasting(experiment, blank))
-            leaves = [
-                distributed.put_like(file[f"arr_{i}"], x) for i, x in enumerate(like)
-            ]
+        like, treedef = jax.tree.flatten(_lasting(experiment, blank))
+        leaves = distributed.arrays_from_first(lambda: _arrays(path), like)
         lasting = treedef.unflatten(leaves)
         subspace = lasting.subspace or blank.subspace
         return lasting._replace(subspace=subspace), story["rows"], story["entry"]
@@ -64,6 +61,18 @@ class PrefixStore:
     def _path(self, experiment):
         name = hashlib.sha256(experiment.prefix.encode()).hexdigest()[:16]
         return self._folder / f"{name}.npz"
+
+
+def _story(path):
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        return json.loads(str(file["story"]))
+
+
+def _arrays(path):
+    with np.load(path) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
 
 
 def _lasting(experiment, state):

@@ -163,14 +163,14 @@ class Layout:
             array.shape, self.examples, lambda index: array[index]
         )
 
-    def born(self, build):
-        """The result of `build` with its arrays nowhere whole, not even at first.
+    def abstract(self, build):
+        """The result of `build` with shapes and shardings for its parameters.
 
         Args:
-          build: returns a static value and parameters; called more than once.
+          build: returns a static value and parameters.
 
         Returns:
-          The static value, and the parameters in their layout.
+          The static value, and `ShapeDtypeStruct`s like the parameters.
         """
         static = []
 
@@ -180,8 +180,25 @@ class Layout:
             return params
 
         shapes = jax.eval_shape(parameters)
-        params = jax.jit(parameters, out_shardings=self.parameters(shapes))()
+        params = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self.parameters(shapes),
+        )
         return static[0], params
+
+    def born(self, build):
+        """The result of `build` with its parameters nowhere whole, not even at first.
+
+        Args:
+          build: as in `abstract`; called more than once.
+
+        Returns:
+          The static value, and the parameters in their layout.
+        """
+        static, shapes = self.abstract(build)
+        shardings = self.parameters(shapes)
+        return static, jax.jit(lambda: build()[1], out_shardings=shardings)()
 
     def check(self, config, num_train: int, num_test: int):
         """Raises ValueError unless the examples split evenly over the devices.

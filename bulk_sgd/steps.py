@@ -117,11 +117,12 @@ class Programs:
 
     Args:
       config: a validated config; it alone determines the programs.
+      layout: where arrays live, by default what the config asks for on this machine.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, layout: Layout | None = None):
         self._config = config
-        self._layout = Layout.of(config)
+        self._layout = layout or Layout.of(config)
         self.init = jax.jit(self._init)
         self.train = jax.jit(
             self._train, static_argnames="projected", donate_argnames="state"

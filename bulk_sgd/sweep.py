@@ -13,6 +13,7 @@ import pathlib
 import runpy
 import sys
 import traceback
+import uuid
 
 import jax
 from absl import app, flags
@@ -122,7 +123,9 @@ def _claim(workdir, name, cells, about):
             raise ValueError(
                 f"workdir {str(workdir)!r} holds another sweep; choose another workdir."
             )
-    partial = path.with_suffix(".partial")
+        return
+    # The jobs of an array start at the same time.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     partial.replace(path)
 

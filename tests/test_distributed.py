@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -210,3 +211,41 @@ def test_a_lone_process_is_the_first():
     assert distributed.on_first(lambda: {"a": 1}) == {"a": 1}
     with pytest.raises(ValueError, match="no such"):
         distributed.initialize("no such mode")
+
+
+SWEEP = """
+from configs.mnist_mlp import get_config as base
+from bulk_sgd import grid
+
+def get_config():
+    return base("quick")
+
+def get_sweep():
+    return grid.values("optimizer.learning_rate", (0.02, 0.05))
+"""
+
+
+@pytest.mark.slow
+def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+
+    def command(index):
+        # Only process 0 needs its workdir, here at another place for each.
+        return (
+            *("-m", "bulk_sgd.sweep", "--distributed=on"),
+            *(f"--workdir={tmp_path}/sweep{index}", f"--config={tmp_path}/sweep.py"),
+            *(*CONFIG[1:], "--config.sharding.fsdp=2"),
+        )
+
+    statuses, said = wait(start(command))
+    assert statuses == [0, 0], said
+    assert "2 cells, 2 complete" in said[0][0]
+    assert len(list((tmp_path / "sweep0" / "prefixes").iterdir())) == 2
+    # A cell that is lost starts again, from the prefix that was kept.
+    shutil.rmtree(tmp_path / "sweep0" / "cells" / "001")
+    statuses, said = wait(start(command))
+    assert statuses == [0, 0], said
+    assert "1 of 2 cells had ended before" in said[0][1]
+    assert "2 cells, 2 complete" in said[0][0]
+    assert "cells" not in said[1][0] + said[1][1]
+    assert not (tmp_path / "sweep1").exists()

@@ -174,11 +174,13 @@ def test_collectives_are_read_from_the_text_of_a_program():
   %c = f32[8]{0} all-gather-done(%b)
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
+  %e = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%x)
   ROOT %d = s32[4]{0:T(128)S(1)} reduce-scatter(f32[8] %x), dimensions={0}
 }
 """
-    first, second, third = collectives(text)
+    first, second, permute, third = collectives(text)
     assert first == ("all-reduce", ((3, 2), ()), 26, "body")
     assert second == ("all-gather", ((8,),), 32, "body")
+    assert permute[:3] == ("collective-permute", ((4,),), 16)
     assert third == ("reduce-scatter", ((4,),), 16, "main")
     assert (first.largest, second.largest) == (6, 8)

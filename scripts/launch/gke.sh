@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Runs a command on TPU slices of a GKE cluster, by xpk or by a JobSet manifest.
+#
+#   scripts/launch/gke.sh [--dry-run] ACTION [-- COMMAND ...]
+#
+#   image      build scripts/launch/Dockerfile with this commit and push it to IMAGE
+#   xpk        submit with `xpk workload create`
+#   manifest   print the JobSet, for `kubectl apply -f -`
+#   apply      submit the JobSet
+#   logs       follow the first worker
+#   status     of the JobSet's pods
+#   delete     the workload
+#
+# COMMAND gets --workdir=/runs/NAME and --distributed=on appended. /runs is the
+# persistent volume CLAIM, on which a restarted job goes on.
+#
+# Environment:
+#   NAME       of the workload (default bulk-sgd)
+#   IMAGE      to push and to run (required, except by logs, status and delete)
+#   CLUSTER    for xpk (required by xpk)
+#   ZONE, PROJECT   for xpk (default those of xpk)
+#   TYPE       for xpk (default v5litepod-16)
+#   TPU        node selector of the JobSet (default tpu-v5-lite-podslice)
+#   TOPOLOGY   (default 4x4)
+#   WORKERS    hosts of the slice (default 4)
+#   CHIPS      per host (default 4)
+#   CLAIM      persistent volume claim, ReadWriteMany (default bulk-sgd-runs)
+#   RESTARTS   after failures and preemptions (default 100)
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+NAME="${NAME:-bulk-sgd}" IMAGE="${IMAGE:-}" TPU="${TPU:-tpu-v5-lite-podslice}"
+TOPOLOGY="${TOPOLOGY:-4x4}" WORKERS="${WORKERS:-4}" CHIPS="${CHIPS:-4}"
+CLAIM="${CLAIM:-bulk-sgd-runs}" RESTARTS="${RESTARTS:-100}"
+TYPE="${TYPE:-v5litepod-16}"
+
+case "${1:-}" in
+  "" | -h | --help) usage && exit 0 ;;
+  --dry-run) DRY_RUN=1 && shift ;;
+esac
+action="${1:-}"
+[ $# -eq 0 ] || shift
+words=""
+if [ "${1:-}" = "--" ] && [ $# -gt 1 ]; then
+  shift
+  words="$(printf '%q ' "$@")--workdir=/runs/$NAME --distributed=on"
+elif [ $# -gt 0 ]; then
+  refuse "'$1' is not known here; a command comes after --."
+fi
+check_name
+# As one item of YAML, in quotes of its own.
+COMMAND="'${words//\'/\'\'}'"
+
+manifest() {
+  local text field
+  text="$(grep -v '^#' "$here/jobset.yaml")"
+  for field in NAME IMAGE TPU TOPOLOGY WORKERS CHIPS CLAIM RESTARTS COMMAND; do
+    text="${text//"\${$field}"/"${!field}"}"
+  done
+  printf '%s\n' "$text"
+}
+
+case "$action" in
+  image)
+    need IMAGE
+    need_commit
+    run docker build -t "$IMAGE" -f "$here/Dockerfile" "$repository"
+    run docker push "$IMAGE"
+    ;;
+  xpk | manifest | apply)
+    need IMAGE
+    [ -n "$words" ] || refuse "$action needs a command after --."
+    if [ "$action" = xpk ]; then
+      need CLUSTER
+      run xpk workload create --workload="$NAME" --cluster="$CLUSTER" \
+        --tpu-type="$TYPE" --num-slices=1 --docker-image="$IMAGE" \
+        --max-restarts="$RESTARTS" ${ZONE:+--zone="$ZONE"} \
+        ${PROJECT:+--project="$PROJECT"} --command="$words"
+    elif [ "$action" = manifest ] || [ -n "$DRY_RUN" ]; then
+      manifest
+    else
+      manifest | kubectl apply -f -
+    fi
+    ;;
+  logs) run kubectl logs --follow "job/$NAME-workers-0" --container=bulk-sgd ;;
+  status) run kubectl get pods --selector="jobset.sigs.k8s.io/jobset-name=$NAME" ;;
+  delete) run kubectl delete jobset "$NAME" ;;
+  *) refuse "'$action' is not an action; see $(basename "$0") --help." ;;
+esac

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# Runs a command on all workers of a TPU pod, by a queued resource.
+#
+#   scripts/launch/tpu_vm.sh [--dry-run] ACTION [-- COMMAND ...]
+#
+#   create     ask for the pod; it is queued until there is one
+#   wait       until it is there (fails if it was refused or preempted)
+#   setup      put this commit on all workers and install it
+#   run        start COMMAND on all workers; it outlives the connection
+#   logs       follow worker 0 (WORKER=2 another one)
+#   status     of the pod, and of the command on every worker
+#   stop       end the command, which records itself as interrupted
+#   delete     give the pod back
+#   list       all queued resources of the zone
+#   up         create, wait, setup and run
+#   watch      up, and again after every preemption, until COMMAND has ended
+#
+# COMMAND gets --workdir=runs/NAME and --distributed=on appended, and runs in the
+# repository. Worker 0 copies runs/NAME to BUCKET/NAME every minute and starts from what
+# is there, so that the same `run` goes on after a preemption.
+#
+# Environment:
+#   NAME       of the pod and of the run (default bulk-sgd)
+#   ZONE       (required)
+#   TYPE       accelerator type (default v5litepod-16)
+#   RUNTIME    TPU software (default v2-alpha-tpuv5-lite)
+#   BUCKET     gs://... for what must survive the pod (required by run)
+#   SPOT       1 takes preemptible capacity (default 1; 0 does not)
+#   PROJECT    (default that of gcloud)
+#   POLL       seconds between looks at the state (default 30)
+#
+#   ZONE=us-west4-a BUCKET=gs://my-bucket/runs scripts/launch/tpu_vm.sh watch -- \
+#     python -m bulk_sgd.sweep --config=configs/ablations/rank.py
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+NAME="${NAME:-bulk-sgd}" TYPE="${TYPE:-v5litepod-16}" SPOT="${SPOT:-1}"
+RUNTIME="${RUNTIME:-v2-alpha-tpuv5-lite}" POLL="${POLL:-30}" WORKER="${WORKER:-0}"
+
+where() {
+  where=(--zone="$ZONE")
+  [ -z "${PROJECT:-}" ] || where+=(--project="$PROJECT")
+}
+
+queued() { run gcloud compute tpus queued-resources "$@" "${where[@]}"; }
+
+on_workers() { # on_workers WORKER COMMAND
+  run gcloud compute tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2" "${where[@]}"
+}
+
+state() {
+  gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
+    --format='value(state.state)' 2>/dev/null || echo ABSENT
+}
+
+create() {
+  local spot=()
+  [ "$SPOT" = 0 ] || spot=(--spot)
+  queued create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" \
+    --runtime-version="$RUNTIME" "${spot[@]}"
+}
+
+wait_for_pod() {
+  if [ -n "$DRY_RUN" ]; then
+    queued describe "$NAME" --format='value(state.state)'
+    return
+  fi
+  local now before=""
+  while true; do
+    now="$(state)"
+    [ "$now" = "$before" ] || echo "$NAME is $now" >&2
+    before="$now"
+    case "$now" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDED | SUSPENDING | ABSENT | DELETING)
+        echo "$NAME is $now and will not come; delete it and create another." >&2
+        return 1
+        ;;
+    esac
+    sleep "$POLL"
+  done
+}
+
+setup() {
+  need_commit
+  local bundle
+  bundle="$(mktemp -d)/bulk_sgd.bundle"
+  # Joined, because `set -e` does not hold where a caller looks at the outcome. The
+  # image's own Python is older than 3.11.
+  run git -C "$repository" bundle create "$bundle" HEAD &&
+    run gcloud compute tpus tpu-vm scp "$bundle" "$NAME:bulk_sgd.bundle" --worker=all \
+      "${where[@]}" &&
+    on_workers all 'set -e; rm -rf bulk_sgd; git clone -q bulk_sgd.bundle bulk_sgd
+cd bulk_sgd; python3 -m pip install -q --user uv
+~/.local/bin/uv venv -q --python 3.12 .venv
+~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[tpu]"'
+}
+
+start() {
+  need BUCKET
+  [ $# -gt 0 ] || refuse "run needs a command: $(basename "$0") run -- python -m ..."
+  local words
+  words="$(printf '%q ' "$@")"
+  on_workers all "cd bulk_sgd && scripts/launch/worker.sh start $NAME $BUCKET $words"
+}
+
+delete() { queued delete "$NAME" --force --quiet; }
+
+up() {
+  create && wait_for_pod && setup && start "$@"
+}
+
+# Exit status of the command on worker 0, or nothing while it runs.
+outcome() {
+  on_workers 0 "cd bulk_sgd && scripts/launch/worker.sh outcome $NAME" 2>/dev/null
+}
+
+watch() {
+  local now ended
+  [ $# -gt 0 ] || refuse "watch needs a command: $(basename "$0") watch -- python -m ..."
+  need BUCKET
+  need_commit
+  if [ -n "$DRY_RUN" ]; then
+    up "$@"
+    return
+  fi
+  while true; do
+    # A pod that is there is watched: the machine that did so may have gone.
+    if [ "$(state)" != ACTIVE ] && ! up "$@" && [ "$(state)" = ACTIVE ]; then
+      echo "Setting up $NAME failed; the pod is given back." >&2
+      delete
+      return 1
+    fi
+    while now="$(state)" && [ "$now" = ACTIVE ]; do
+      ended="$(outcome || true)"
+      if [ -n "$ended" ]; then
+        echo "The command ended with status $ended; the pod is given back." >&2
+        delete
+        return "$ended"
+      fi
+      sleep "$POLL"
+    done
+    echo "$NAME is $now; it is deleted and asked for again." >&2
+    delete || true
+    sleep "$POLL"
+  done
+}
+
+main() {
+  case "${1:-}" in
+    "" | -h | --help) usage && exit 0 ;;
+    --dry-run) DRY_RUN=1 && shift && main "$@" && return ;;
+  esac
+  local action="$1" command=()
+  shift
+  if [ "${1:-}" = "--" ]; then
+    shift
+    command=("$@")
+  elif [ $# -gt 0 ]; then
+    refuse "'$1' is not known here; a command comes after --."
+  fi
+  case "$action" in
+    create | wait | setup | run | logs | status | stop | delete | list | up | watch) ;;
+    *) refuse "'$action' is not an action; see $(basename "$0") --help." ;;
+  esac
+  need ZONE
+  check_name
+  where
+  case "$action" in
+    create) create ;;
+    wait) wait_for_pod ;;
+    setup) setup ;;
+    run) start "${command[@]}" ;;
+    logs) on_workers "$WORKER" "tail -n 100 -F bulk_sgd/runs/$NAME.log" ;;
+    status)
+      queued describe "$NAME" --format='value(state.state)'
+      on_workers all "cd bulk_sgd && scripts/launch/worker.sh status $NAME"
+      ;;
+    stop) on_workers all "cd bulk_sgd && scripts/launch/worker.sh stop $NAME" ;;
+    delete) delete ;;
+    list) queued list ;;
+    up) up "${command[@]}" ;;
+    watch) watch "${command[@]}" ;;
+  esac
+}
+
+main "$@"

@@ -1,0 +1,426 @@
+"""Launchers against stubs that note how they were called."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "scripts" / "launch"
+COMMAND = ("--", "python", "-m", "bulk_sgd.main", "--config.arms=('sgd', 'dom_sgd')")
+STUB = """#!/usr/bin/env bash
+printf '%s|' "${{0##*/}}" "$@" >>{calls}
+echo >>{calls}
+{body}
+"""
+
+
+class Cloud:
+    """A PATH with stubs, and the calls that they got."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.calls_file = folder / "calls"
+        self.environment = {
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "POLL": "0",
+        }
+
+    def stub(self, name, body=""):
+        path = self.folder / name
+        path.write_text(STUB.format(calls=self.calls_file, body=body))
+        path.chmod(0o755)
+
+    def run(self, script, *arguments, **environment):
+        return subprocess.run(
+            [LAUNCH / script, *arguments],
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @property
+    def calls(self):
+        if not self.calls_file.exists():
+            return []
+        # A call may span lines: each ends with a bar of its own.
+        text = self.calls_file.read_text()
+        return [call.strip("\n").split("|") for call in text.split("|\n") if call]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    made = Cloud(tmp_path)
+    for name in ("gcloud", "sbatch", "xpk", "kubectl", "docker"):
+        made.stub(name, "cat >/dev/null" if name in ("sbatch", "kubectl") else "")
+    made.stub("git", 'case "$*" in *status*) ;; esac')
+    return made
+
+
+def words(cloud, index):
+    return " ".join(cloud.calls[index])
+
+
+SCRIPTS = ("tpu_vm.sh", "gke.sh", "slurm.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_usage_lists_every_variable_that_is_read(cloud, script):
+    for arguments in ([], ["--help"]):
+        result = cloud.run(script, *arguments)
+        assert result.returncode == 0
+        assert "scripts/launch/" in result.stdout
+        assert "set -euo" not in result.stdout
+    text = (LAUNCH / script).read_text()
+    for line in text.splitlines():
+        for name in line.replace('"', " ").split("${")[1:]:
+            name = name.split(":")[0]
+            if name.isupper() and f"{name}:-" in line:
+                assert name == "WORKER" or name in result.stdout, name
+    assert cloud.calls == []
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment", "match"),
+    [
+        ("tpu_vm.sh", ["create"], {}, "ZONE is not set"),
+        ("tpu_vm.sh", ["fly"], {"ZONE": "z"}, "'fly' is not an action"),
+        ("tpu_vm.sh", ["run", "python"], {"ZONE": "z"}, "a command comes after --"),
+        ("tpu_vm.sh", ["run", *COMMAND], {"ZONE": "z"}, "BUCKET is not set"),
+        ("tpu_vm.sh", ["watch"], {"ZONE": "z"}, "watch needs a command"),
+        ("tpu_vm.sh", ["create"], {"ZONE": "z", "NAME": "a_b"}, "NAME is 'a_b'"),
+        ("gke.sh", ["fly"], {}, "'fly' is not an action"),
+        ("gke.sh", ["xpk", *COMMAND], {}, "IMAGE is not set"),
+        ("gke.sh", ["xpk", *COMMAND], {"IMAGE": "i"}, "CLUSTER is not set"),
+        ("gke.sh", ["apply"], {"IMAGE": "i"}, "apply needs a command"),
+        ("slurm.sh", ["python"], {}, "The command comes after --"),
+        ("slurm.sh", [*COMMAND], {"GPUS": "0"}, "GPUS is '0'"),
+        ("slurm.sh", [*COMMAND], {"CELLS": "x"}, "CELLS is 'x'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_called(
+    cloud, script, arguments, environment, match
+):
+    result = cloud.run(script, *arguments, **environment)
+    assert result.returncode == 2
+    assert match in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert cloud.calls == []
+
+
+TPU = {"ZONE": "z1", "BUCKET": "gs://b/runs", "NAME": "run-1"}
+
+
+def test_dry_run_prints_the_commands_and_calls_none(cloud):
+    result = cloud.run("tpu_vm.sh", "--dry-run", "up", *COMMAND, **TPU)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("gcloud compute tpus queued-resources create run-1")
+    assert "bundle create" in result.stdout
+    assert "worker.sh" in lines[-1]
+    assert [call[0] for call in cloud.calls if call[0] != "git"] == []
+
+
+def test_pod_is_created_awaited_set_up_and_started(cloud):
+    # Two looks at the state before it is there.
+    cloud.stub(
+        "gcloud",
+        f"""case "$*" in *describe*)
+  echo >>{cloud.folder}/looks
+  [ $(wc -l <{cloud.folder}/looks) -gt 2 ] && echo ACTIVE || echo WAITING_FOR_RESOURCES
+esac""",
+    )
+    result = cloud.run("tpu_vm.sh", "up", *COMMAND, **TPU, SPOT="0", PROJECT="p")
+    assert result.returncode == 0, result.stderr
+    gcloud = [call for call in cloud.calls if call[0] == "gcloud"]
+    create, *looks, copy, install, start = gcloud
+    assert "--accelerator-type=v5litepod-16" in create
+    assert "--spot" not in create
+    assert all({"--zone=z1", "--project=p"} <= set(call) for call in gcloud)
+    assert len(looks) == 3
+    assert copy[4:5] == ["scp"]
+    assert "--worker=all" in copy
+    assert "git clone" in install[-3] + install[-4]
+    command = next(word for word in start if word.startswith("--command="))
+    assert "worker.sh start run-1 gs://b/runs python -m bulk_sgd.main" in command
+    # The quotes of the command survive the shell of the worker.
+    echoed = subprocess.run(
+        ["bash", "-c", command.partition(" && ")[2].replace("scripts/", "echo ")],
+        capture_output=True,
+        text=True,
+    )
+    assert "--config.arms=('sgd', 'dom_sgd')" in echoed.stdout
+
+
+def test_a_refused_pod_is_not_set_up(cloud):
+    cloud.stub("gcloud", 'case "$*" in *describe*) echo FAILED; esac')
+    result = cloud.run("tpu_vm.sh", "up", *COMMAND, **TPU)
+    assert result.returncode == 1
+    assert "FAILED and will not come" in result.stderr
+    assert not any("scp" in call for call in cloud.calls)
+
+
+def test_uncommitted_changes_are_not_left_behind_silently(cloud):
+    cloud.stub("git", 'case "$*" in *status*) echo " M file";; esac')
+    result = cloud.run("tpu_vm.sh", "setup", **TPU)
+    assert result.returncode == 2
+    assert "not committed" in result.stderr
+    assert not any(call[0] == "gcloud" for call in cloud.calls)
+
+
+def test_watch_starts_again_after_a_preemption_and_ends_with_the_command(cloud):
+    # The first pod is preempted while it runs; on the second the command ends with 3.
+    cloud.stub(
+        "gcloud",
+        f"""cd {cloud.folder}
+case "$*" in
+  *create*) echo >>pods; rm -f looks ;;
+  *delete*) rm -f looks; touch gone ;;
+  *describe*)
+    echo >>looks
+    if [ ! -f pods ] || [ -f gone -a $(wc -l <looks) = 1 -a $(wc -l <pods) = 1 ]; then
+      exit 1
+    fi
+    [ $(wc -l <pods) = 1 ] && [ $(wc -l <looks) -gt 2 ] && echo SUSPENDED || echo ACTIVE
+    ;;
+  *outcome*) [ $(wc -l <pods) = 1 ] || echo 3 ;;
+esac""",
+    )
+    result = cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU)
+    assert result.returncode == 3, result.stderr
+    assert kinds(cloud) == [
+        *("create", "worker.sh start", "outcome", "delete"),
+        *("create", "worker.sh start", "outcome", "delete"),
+    ]
+    assert "SUSPENDED; it is deleted and asked for again" in result.stderr
+
+
+def kinds(cloud):
+    """What gcloud was asked for, without looks at the state and setup."""
+    told = [" ".join(call) for call in cloud.calls if call[0] == "gcloud"]
+    names = ("create", "delete", "worker.sh start", "outcome")
+    found = [next((name for name in names if name in one), None) for one in told]
+    return [name for name in found if name]
+
+
+def test_watch_goes_on_with_a_pod_that_is_there(cloud):
+    cloud.stub(
+        "gcloud", 'case "$*" in *describe*) echo ACTIVE;; *outcome*) echo 0;; esac'
+    )
+    assert cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU).returncode == 0
+    assert kinds(cloud) == ["outcome", "delete"]
+
+
+def test_watch_gives_a_pod_back_that_cannot_be_set_up(cloud):
+    cloud.stub(
+        "gcloud",
+        f"""cd {cloud.folder}
+case "$*" in
+  *create*) touch pod ;;
+  *describe*) [ -f pod ] && echo ACTIVE ;;
+  *scp*) exit 1 ;;
+esac""",
+    )
+    result = cloud.run("tpu_vm.sh", "watch", *COMMAND, **TPU)
+    assert result.returncode == 1
+    assert "Setting up run-1 failed" in result.stderr
+    assert kinds(cloud) == ["create", "delete"]
+
+
+@pytest.mark.parametrize("action", ["logs", "stop", "status", "delete", "list", "wait"])
+def test_other_actions_call_gcloud(cloud, action):
+    cloud.stub("gcloud", "echo ACTIVE")
+    assert cloud.run("tpu_vm.sh", action, **TPU).returncode == 0
+    assert all("--zone=z1" in call for call in cloud.calls)
+    assert cloud.calls
+
+
+@pytest.fixture
+def worker(cloud, tmp_path):
+    """A checkout with the worker script, and a bucket that holds an earlier run."""
+    folder = tmp_path / "repository" / "scripts" / "launch"
+    folder.mkdir(parents=True)
+    for name in ("worker.sh", "common.sh"):
+        (folder / name).write_text((LAUNCH / name).read_text())
+        (folder / name).chmod(0o755)
+    cloud.stub("gcloud", 'case "$*" in *ls*) ;; esac')
+    cloud.stub("train", 'echo "at work"; trap "exit 143" TERM; sleep "$1" & wait $!')
+
+    def call(action, *arguments, index="0", **environment):
+        return subprocess.run(
+            [folder / "worker.sh", action, "run-1", *arguments],
+            env=cloud.environment | {"WORKER_INDEX": index, "SYNC": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return call
+
+
+def wait_for_outcome(worker):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        ended = worker("outcome").stdout.strip()
+        if ended:
+            return ended
+        time.sleep(0.2)
+    raise AssertionError("no outcome")
+
+
+def test_worker_0_restores_and_keeps_the_workdir(cloud, worker):
+    began = time.monotonic()
+    assert worker("start", "gs://b", "train", "2.5").returncode == 0
+    assert time.monotonic() - began < 2  # it outlives the connection
+    assert worker("start", "gs://b", "train", "1").returncode == 2
+    assert "running" in worker("status").stdout
+    assert wait_for_outcome(worker) == "0"
+    train = next(call for call in cloud.calls if call[0] == "train")
+    assert train[1:] == ["2.5", "--workdir=runs/run-1", "--distributed=on"]
+    rsync = [call for call in cloud.calls if "rsync" in call]
+    assert rsync[0][-2:] == ["gs://b/run-1", "runs/run-1"]
+    # Once a second, and at the end.
+    assert len(rsync) >= 3
+    assert all(call[-2:] == ["runs/run-1", "gs://b/run-1"] for call in rsync[1:])
+
+
+def test_other_workers_leave_the_bucket_alone(cloud, worker):
+    worker("start", "gs://b", "train", "0", index="1")
+    assert wait_for_outcome(worker) == "0"
+    assert not any(call[0] == "gcloud" for call in cloud.calls)
+
+
+def test_nothing_starts_where_the_workdir_cannot_be_fetched(cloud, worker):
+    cloud.stub("gcloud", 'case "$*" in *rsync*) exit 1; esac')
+    worker("start", "gs://b", "train", "0")
+    assert wait_for_outcome(worker) == "1"
+    assert not any(call[0] == "train" for call in cloud.calls)
+    assert not any("--delete-unmatched" in " ".join(call) for call in cloud.calls)
+
+
+def test_stop_reaches_the_command(cloud, worker):
+    worker("start", "gs://b", "train", "30")
+    deadline = time.monotonic() + 10
+    while not any(call[0] == "train" for call in cloud.calls):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert worker("stop").returncode == 0
+    assert wait_for_outcome(worker) == str(128 + signal.SIGTERM)
+    assert cloud.calls[-1][-2:] == ["runs/run-1", "gs://b/run-1"]
+
+
+def test_jobset_is_the_manifest_of_one_slice(cloud):
+    result = cloud.run("gke.sh", "manifest", *COMMAND, IMAGE="i:1", TOPOLOGY="2x4")
+    assert result.returncode == 0
+    assert "${" not in result.stdout
+    manifest = yaml.safe_load(result.stdout)
+    (job,) = manifest["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert spec["parallelism"] == spec["completions"] == 4
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x4"
+    (container,) = pod["containers"]
+    assert container["image"] == "i:1"
+    (command,) = container["args"]
+    echoed = subprocess.run(
+        ["bash", "-c", f"printf '%s|' {command}"], capture_output=True, text=True
+    )
+    assert echoed.stdout.split("|")[3:6] == [
+        "--config.arms=('sgd', 'dom_sgd')",
+        "--workdir=/runs/bulk-sgd",
+        "--distributed=on",
+    ]
+
+
+def test_gke_calls_xpk_docker_and_kubectl(cloud):
+    environment = {"IMAGE": "i:1", "CLUSTER": "c"}
+    for action in (["image"], ["xpk", *COMMAND], ["apply", *COMMAND], ["logs"]):
+        assert cloud.run("gke.sh", *action, **environment).returncode == 0
+    told = [call for call in cloud.calls if call[0] != "git"]
+    assert [call[:2] for call in told] == [
+        ["docker", "build"],
+        ["docker", "push"],
+        ["xpk", "workload"],
+        ["kubectl", "apply"],
+        ["kubectl", "logs"],
+    ]
+    assert "--tpu-type=v5litepod-16" in told[2]
+
+
+def test_slurm_script_runs_one_process_per_gpu(cloud):
+    result = cloud.run("slurm.sh", "--dry-run", *COMMAND, NODES="2", GPUS="4", QOS="q")
+    assert result.returncode == 0
+    assert cloud.calls == []
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --requeue",
+        "#SBATCH --qos=q",
+    ):
+        assert line in result.stdout.splitlines()
+    assert "--array" not in result.stdout
+    assert cloud.run("slurm.sh", *COMMAND).returncode == 0
+    assert cloud.calls[-1] == ["sbatch"]
+
+
+def test_slurm_array_runs_a_cell_each(cloud):
+    result = cloud.run("slurm.sh", "--dry-run", *COMMAND, CELLS="3", PARALLEL="2")
+    assert "#SBATCH --array=0-2%2" in result.stdout
+    cloud.stub("srun", "exit 5")
+    ran = subprocess.run(
+        ["bash", "-c", result.stdout],
+        env=cloud.environment | {"SLURM_ARRAY_TASK_ID": "2"},
+    )
+    assert ran.returncode == 5
+    assert cloud.calls[-1][-3:] == [
+        "--config.arms=('sgd', 'dom_sgd')",
+        "--distributed=on",
+        "--cell=2",
+    ]
+
+
+def test_slurm_job_is_queued_again_when_its_time_is_up(cloud):
+    script = cloud.run("slurm.sh", "--dry-run", *COMMAND).stdout
+    cloud.stub("srun", 'trap "echo stopped >&2; exit 143" TERM; sleep 30 & wait $!')
+    cloud.stub("scontrol")
+    job = subprocess.Popen(
+        ["bash", "-c", script], env=cloud.environment | {"SLURM_JOB_ID": "7"}
+    )
+    while not any(call[0] == "srun" for call in cloud.calls):
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(job.pid, signal.SIGUSR1)
+    assert job.wait(timeout=20) == 0
+    assert cloud.calls[-1] == ["scontrol", "requeue", "7"]
+
+
+@pytest.mark.parametrize("name", ["sky_tpu", "sky_gpu"])
+def test_sky_tasks_are_yaml_that_runs_the_command(cloud, tmp_path, name):
+    task = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())
+    assert task["resources"]["use_spot"]
+    assert task["envs"]["BUCKET"] is None  # sky refuses to start without it
+    cloud.stub("train", 'echo "$JAX_PROCESS_ID" "$JAX_COORDINATOR_ADDRESS" "$@"')
+    ran = subprocess.run(
+        ["bash", "-c", task["run"]],
+        env=cloud.environment
+        | {
+            "COMMAND": "train --config=x",
+            "NAME": "n",
+            "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+            "SKYPILOT_NUM_NODES": "2",
+            "SKYPILOT_NODE_RANK": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    expected = "--config=x --workdir=/runs/n --distributed=on\n"
+    if name == "sky_gpu":
+        expected = "1 10.0.0.1:8476 " + expected
+    assert ran.stdout.strip() == expected.strip()
