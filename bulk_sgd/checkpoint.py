@@ -1,15 +1,19 @@
 """Where an interrupted run goes on: states on disk, written by orbax.
 
 A checkpoint is complete or does not count. It is restored into the layout of the run
-that reads it, whatever the number of devices and processes that wrote it.
+that reads it, whatever the number of devices and processes that wrote it. Of several
+processes process 0 alone reads and writes, so that the workdir need not be shared; it
+holds the whole state in its memory meanwhile.
 """
 
 import pathlib
 import sys
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from bulk_sgd import distributed
 from bulk_sgd.steps import TrainState
 
 FOLDER = "checkpoints"
@@ -27,11 +31,6 @@ class Checkpoints:
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep
         self._managers = {}
-
-    @staticmethod
-    def exist(workdir) -> bool:
-        """Whether a run left any."""
-        return any((pathlib.Path(workdir) / FOLDER).glob("states/[0-9]*"))
 
     def save(self, position: int, state: TrainState, story: dict):
         """Writes the state of the stretch under way.
@@ -71,23 +70,30 @@ class Checkpoints:
 
     def _manager(self, kind):
         if kind not in self._managers:
+            (self._folder / kind).mkdir(parents=True, exist_ok=True)
             self._managers[kind] = ocp.CheckpointManager(
                 self._folder / kind,
                 options=ocp.CheckpointManagerOptions(
+                    create=False,  # what orbax does not do for one of several
                     max_to_keep=self._keep or None,
                     # A write that failed late would be noticed late.
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=True,
+                    multiprocessing_options=_alone(),
                 ),
             )
         return self._managers[kind]
 
     def _save(self, kind, position, state, story):
+        leaves = jax.tree.map(distributed.whole, state)
+        distributed.on_first(lambda: self._write(kind, position, leaves, story))
+
+    def _write(self, kind, position, leaves, story):
         manager = self._manager(kind)
         if position in manager.all_steps():
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), story=ocp.args.JsonSave(story)
+            state=ocp.args.StandardSave(leaves), story=ocp.args.JsonSave(story)
         )
         try:
             manager.save(position, args=arguments, force=True)
@@ -101,10 +107,25 @@ class Checkpoints:
             ) from error
 
     def _load(self, kind, blank):
+        like, treedef = jax.tree.flatten(blank)
+        found = []
+
+        def read():
+            shapes = [np.zeros(x.shape, x.dtype) for x in like]
+            found.append(self._read(kind, treedef.unflatten(shapes)))
+            return found[0] and found[0][1]
+
+        story = distributed.on_first(read)
+        if story is None:
+            return None
+        leaves = lambda: jax.tree.leaves(found[0][0])
+        return treedef.unflatten(distributed.arrays_from_first(leaves, like)), story
+
+    def _read(self, kind, like):
+        """The newest state that can be read, on the host, and its story, or None."""
         if not (self._folder / kind).is_dir():
             return None
         manager = self._manager(kind)
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, blank)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), story=ocp.args.JsonRestore()
         )
@@ -123,3 +144,12 @@ class Checkpoints:
                 continue
             return found.state, found.story
         return None
+
+
+def _alone():
+    """Options by which orbax takes process 0 for the only one."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="bulk_sgd"
+    )

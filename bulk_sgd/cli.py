@@ -19,6 +19,8 @@ def prepare():
     # It reports every kind of device that the machine lacks.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
+    # Orbax tells every step of a save there.
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def parse(argv):

@@ -70,9 +70,7 @@ class Run(contextlib.AbstractContextManager):
         self.save()
 
     def _resume(self):
-        if not self._every or not distributed.on_first(
-            lambda: Checkpoints.exist(self.workdir)
-        ):
+        if not self._every:
             return None
         blank = self._programs.init(self.experiment.params)
         found = self._checkpoints.load(blank)

@@ -209,26 +209,27 @@ def start(workdir, environment=None):
 def test_kills_leave_no_trace(undisturbed, tmp_path):
     """SIGKILL at random moments of the run, some of them in the midst of a save."""
     moments = random.Random(0)
-    kills = 0
+    kills = runs = 0
     while kills < KILLS:
-        process = start(tmp_path)
+        workdir = tmp_path / str(runs)
+        process = start(workdir)
         before = time.monotonic()
-        while not (tmp_path / metrics.FILE).exists() and process.poll() is None:
+        while not (workdir / metrics.FILE).exists() and process.poll() is None:
+            assert time.monotonic() - before < 300
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 4))
-        assert time.monotonic() - before < 300
-        if process.poll() is not None:  # it was quicker: the run is complete
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:  # it was quicker: the next kills want a run of their own
             assert process.returncode == 0, process.stderr.read()
-            assert numbers(tmp_path) == numbers(undisturbed[0])
-            for path in tmp_path.iterdir():  # the next kills want a new one
-                path.rename(path.with_name(f".{kills}-{path.name}"))
-            continue
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert start(tmp_path).wait() == 0
-    assert numbers(tmp_path) == numbers(undisturbed[0])
-    assert json.loads((tmp_path / record.FILE).read_text())["status"] == "complete"
+            runs += 1
+    assert start(tmp_path / str(runs)).wait() == 0
+    for index in range(runs + 1):
+        assert numbers(tmp_path / str(index)) == numbers(undisturbed[0])
+        found = json.loads((tmp_path / str(index) / record.FILE).read_text())
+        assert found["status"] == "complete"
 
 
 @pytest.mark.slow

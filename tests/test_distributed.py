@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -249,3 +250,37 @@ def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
     assert "2 cells, 2 complete" in said[0][0]
     assert "cells" not in said[1][0] + said[1][1]
     assert not (tmp_path / "sweep1").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
+    """And the job goes on, here as one process of one device."""
+    more = ("--config.num_steps=4000", "--config.checkpoint.every=20")
+    processes = start(main(tmp_path / "run", *more))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while '"sgd"' not in (metrics.read_text() if metrics.exists() else ""):
+        assert time.monotonic() < deadline
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said = wait(processes)
+    assert statuses == [128 + signal.SIGTERM] * 2, said
+    assert record.read(tmp_path / "run")["status"] == "interrupted"
+    (newest,) = {rows_of(tmp_path / "run")[-1]["step"]}
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bulk_sgd.main", *CONFIG, *more),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        env=environment(1),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert f"going on from sgd, step {newest}" in run.stderr.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=240) == 128 + signal.SIGTERM
+    steps = [(row["arm"], row["step"]) for row in rows_of(tmp_path / "run")]
+    assert len(set(steps)) == len(steps)
