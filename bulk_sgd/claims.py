@@ -10,10 +10,16 @@ import math
 
 import numpy as np
 
+from bulk_sgd.results import last_finite
 from bulk_sgd.study import BULK_SGD, DOM_SGD, SGD, Axis, Spread
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "not measured"
 AMPLIFIED = "scales(0.5,2)"
+_OPERATORS = (
+    ("H", "hessian"),
+    ("G", "gauss_newton"),
+    ("F", "functional_hessian"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +111,7 @@ def claims(axes: list[Axis]) -> list[Claim]:
             "rank correlation of α and last ηλ₁ ≤ −0.5",
             "sharpness_ratio",
         ),
-        *(
-            _share(
-                energy,
-                f"Curvature energy is concentrated in the dominant subspace: {symbol}",
-                f"last Frobenius share of {symbol} along SGD ≥ 0.5",
-                operator,
-                lambda x: x >= 0.5,
-            )
-            for symbol, operator in (("H", "hessian"), ("G", "gauss_newton"))
-        ),
-        _share(
-            energy,
-            "The functional Hessian F lies mostly in the bulk",
-            "last Frobenius share of F along SGD < 0.5",
-            "functional_hessian",
-            lambda x: x < 0.5,
-        ),
+        *_shares(energy),
     ]
     return rows
 
@@ -188,7 +178,8 @@ def _governors(axes):
         if factors:
             rows.append(
                 _claim(
-                    f"{axis.title} governs the stability of Bulk-SGD against SGD",
+                    "What governs the stability of Bulk-SGD against SGD: "
+                    f"{axis.title[0].lower()}{axis.title[1:]}",
                     "largest over smallest ratio of stable rates along the axis ≥ 1.5",
                     factors,
                     lambda x: x >= 1.5,
@@ -218,10 +209,22 @@ def rank_correlation(x, y) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def _share(axis, text, criterion, operator, test):
-    cells, values = [c for c in _base(axis) if SGD in c.arms], []
-    for cell in cells:
-        shares = cell.run.series(SGD, f"{operator}/frobenius_share")
-        shares = shares[np.isfinite(shares)]
-        values += list(shares[-1:])
-    return _claim(text, criterion, values, test, _source(axis, cells))
+def _shares(axis):
+    """Where H, G and F lie, in each network of an axis that measured energies."""
+    groups = axis.groups if axis else {"base": []}
+    rows = []
+    for symbol, operator in _OPERATORS:
+        for label, cells in groups.items():
+            where = f"{symbol} ({label})" if len(groups) > 1 else symbol
+            known = [cell for cell in cells if SGD in cell.arms]
+            key = f"{operator}/frobenius_share"
+            values = [last_finite(cell.run.series(SGD, key)) for cell in known]
+            if symbol == "F":
+                text = f"The functional Hessian lies mostly in the bulk: {where}"
+                limit, test = "< 0.5", lambda x: x < 0.5
+            else:
+                text = f"Curvature energy is concentrated in few directions: {where}"
+                limit, test = "≥ 0.5", lambda x: x >= 0.5
+            criterion = f"last Frobenius share of {symbol} along SGD {limit}"
+            rows.append(_claim(text, criterion, values, test, _source(axis, known)))
+    return rows

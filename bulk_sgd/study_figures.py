@@ -192,6 +192,8 @@ def energy_figure(axis: Axis) -> Figure:
         for row, (share, name) in enumerate(rows):
             axes = panels[row * len(groups) + column]
             for operator, (_, style) in OPERATORS.items():
+                if share == "trace_share" and not _has_trace(cells, operator):
+                    continue  # a share of nothing
                 _band(axes, cells, SGD, f"{operator}/{share}", style)
             axes.set_ylim(-0.1 if share == "trace_share" else 0, 1.1)
             axes.axhline(1, color=MUTED, linewidth=0.7)
@@ -200,6 +202,18 @@ def energy_figure(axis: Axis) -> Figure:
         panels[len(groups) + column].set_xlabel("step")
     _legend(figure, [*OPERATORS.values()])
     return figure
+
+
+def _has_trace(cells, operator):
+    """Whether a trace stands out of its own standard error, in most measurements."""
+    series = lambda key: np.concatenate(
+        [c.run.series(SGD, f"{operator}/{key}") for c in cells if SGD in c.arms]
+    )
+    trace, error = series("trace"), series("trace_error")
+    known = np.isfinite(trace) & np.isfinite(error)
+    return (
+        np.mean(np.abs(trace[known]) > 3 * error[known]) > 0.5 if any(known) else True
+    )
 
 
 def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:
@@ -252,7 +266,8 @@ def _arm_label(axis, arm):
 
 
 def _field_label(axis):
-    return ", ".join(field.replace("_", " ") for field in axis.fields)
+    names = [field.split(".")[-1].replace("_", " ") for field in axis.fields]
+    return ", ".join(names)
 
 
 def _measured(axis, key):

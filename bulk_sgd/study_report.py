@@ -154,7 +154,8 @@ def _caption(axis, name):
         "diverged.",
         "training": f"Along training, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
-        f"subspace of H, along SGD; {over}.",
+        f"subspace of H, along SGD; {over}. A trace within three standard errors of "
+        "zero has no share.",
     }[name]
 
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import bulk_sgd
+from bulk_sgd import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -61,3 +62,11 @@ def test_count_is_kept_by_others_too():
     state = tx.init(np.ones(3, np.float32))
     with pytest.raises(KeyError):
         optax.tree_utils.tree_get(state, "count")
+
+
+def test_sweep_of_the_study_is_valid():
+    names = run("docs/study.md", slice(1))
+    cells = names["get_sweep"]()
+    assert len(cells) == 2 * 2 * 3
+    base = names["get_config"]()
+    assert {grid.apply(base, cell).subspace.rank for cell in cells} == {5, 10}

@@ -130,7 +130,7 @@ def test_claims_follow_the_numbers(axis, tmp_path):
     assert found[sharper] == "holds"
     by_rate = "They may cost stability, by learning rate: (0, 1)"
     assert found[by_rate] == "does not hold"  # 0.5 and 2.0 times that of SGD
-    assert found["The functional Hessian F lies mostly in the bulk"] == "not measured"
+    assert found["The functional Hessian lies mostly in the bulk: F"] == "not measured"
     # Other numbers, other verdicts.
     write_axis(tmp_path / "other", [{"seed": 0}], "Seeds")
     write_cell(tmp_path / "other", 0, bulk_sgd=0.05)
@@ -159,9 +159,10 @@ def test_what_governs_stability_and_paths(tmp_path):
     rank = next(axis for axis in axes if axis.name == "rank")
     assert rank.values == [1, 5]
     assert list(rank.groups) == ["1", "5"]
-    (row,) = [c for c in claims.claims(axes) if "governs" in c.text]
+    (row,) = [c for c in claims.claims(axes) if "What governs" in c.text]
     assert (row.measured.mean, row.measured.count) == (pytest.approx(2.5), 2)
     assert row.source == "rank: cells 0, 1, 2, 3"
+    assert row.text.endswith("SGD: rank")
     (row,) = [c for c in claims.claims(axes) if "Interpolation" in c.text]
     # Progress over α = 0, 0.5, 1 falls: 0.8, 0.7, 0.6 of the loss at the fork.
     assert row.measured.mean == pytest.approx(-1)
