@@ -4,6 +4,8 @@ Asks how the methods compare from batches of ten to the full training set, at on
 learning rate. Expected: Dom-SGD stalls at every size; with the full batch SGD sits at
 the edge of stability and the alignment is largest.
 
+About 5 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/batch_size.py:cpu \
       --workdir=runs/batch_size
   python -m bulk_sgd.report --workdir=runs/batch_size

@@ -5,6 +5,8 @@ of H along training from the start, under tanh with squared error and cross-entr
 and under ReLU. Expected: the energies of H and G are concentrated in ten directions,
 that of F is not; for ReLU tr F is zero.
 
+About 10 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/curvature.py:cpu \
       --workdir=runs/curvature
   python -m bulk_sgd.report --workdir=runs/curvature

@@ -5,6 +5,8 @@ and under cross-entropy. Expected: averaging over ten classes is a learning rate
 times smaller, far from the edge of stability; under cross-entropy the dominant
 subspace shrinks late in training, and the methods keep their order.
 
+About 3 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/loss.py:cpu \
       --workdir=runs/loss
   python -m bulk_sgd.report --workdir=runs/loss

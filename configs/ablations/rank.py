@@ -4,6 +4,8 @@ Asks what the rank k of the subspace changes; ten is the number of classes. Expe
 Bulk-SGD gains until k reaches the number of outliers of the spectrum, and loses when
 the subspace takes directions that SGD makes progress along.
 
+About 22 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/rank.py:cpu \
       --workdir=runs/rank
   python -m bulk_sgd.report --workdir=runs/rank

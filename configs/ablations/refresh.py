@@ -4,6 +4,8 @@ Asks how the steps between refreshes govern stability and speed. Expected: the
 subspace turns slowly, so that tens of steps cost little; one that is never refreshed
 lets the sharp directions of the present grow unseen by the projection.
 
+About 6 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/refresh.py:cpu \
       --workdir=runs/refresh
   python -m bulk_sgd.report --workdir=runs/refresh

@@ -3,6 +3,8 @@ r"""How far do seeds alone spread the outcome?
 Asks for the base setting over ten seeds of parameters, batches and solver. The claims
 table rests on it.
 
+About 5 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/seeds.py:cpu \
       --workdir=runs/seeds
   python -m bulk_sgd.report --workdir=runs/seeds

@@ -5,6 +5,8 @@ fixed step, or the first step at which the average alignment exceeds a threshold
 (Song, Ahn and Yun). Each arm has the same number of steps after the fork. Expected:
 from the start the subspace says little and Dom-SGD still learns; later it stalls.
 
+About 5 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/warm_up.py:cpu \
       --workdir=runs/warm_up
   python -m bulk_sgd.report --workdir=runs/warm_up

@@ -4,6 +4,8 @@ Asks how the methods compare over widths at a depth of two hidden layers, and ov
 depths at one width. Expected: the number of dominant directions is set by the
 classes, not by the parameters, so that the methods keep their order.
 
+About 9 minutes with preset "cpu" on two busy CPU cores.
+
   python -m bulk_sgd.sweep --config=configs/ablations/width_depth.py:cpu \
       --workdir=runs/width_depth
   python -m bulk_sgd.report --workdir=runs/width_depth
