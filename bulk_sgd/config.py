@@ -28,8 +28,9 @@ def default() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    # "mnist5k" (embedded), "tfds:NAME" (a prepared TFDS data set), or a path to an
-    # .npz with x_train, y_train, x_test, y_test.
+    # "mnist5k" (embedded), "tfds:NAME" (a prepared TFDS data set), "tsv:PATH"
+    # (sentences with labels), or a path to an .npz with x_train, y_train, x_test,
+    # y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
@@ -37,14 +38,21 @@ def default() -> ConfigDict:
     config.data.num_train = 0  # the first so many examples; 0 takes all
     config.data.num_test = 0
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
-    # unit variance over the training set, per channel or feature) or "none".
+    # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
+    config.data.test_path = ""  # tsv: the test file
+    config.data.length = 0  # text: tokens per example; 0: of the longest in training
 
     config.model = ConfigDict()
-    config.model.name = "mlp"  # "mlp" or "cnn"
+    # "mlp", "cnn", or for text "transformer" (one output) or "decoder" (one of every
+    # position, which sees those before it).
+    config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
     config.model.pool = "max"  # cnn: "max" or "average"
+    config.model.width = 64  # transformer, decoder: of the embeddings
+    config.model.num_layers = 2  # transformer, decoder
+    config.model.num_heads = 8  # transformer, decoder: must divide the width
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
@@ -160,6 +168,7 @@ def validate(config: ConfigDict):
         )
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
+    checks.integer("config.data.length", config.data.length, 0)
     checks.integer("config.batch_size", config.batch_size, 1)
     checks.integer("config.num_steps", config.num_steps, 1)
     checks.integer("config.eval_every", config.eval_every, 1)

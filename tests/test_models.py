@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import models
+from bulk_sgd import layers, models
 
 IMAGE = (8, 9, 3)
 
@@ -150,7 +150,7 @@ def test_hessian_products_agree_with_finite_differences(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vit"}, r"^config\.model\.name is 'vit'.*'mlp', 'cnn'"),
+        ({"name": "vit"}, r"^config\.model\.name is 'vit'.*'mlp', 'cnn', 'tra"),
         (
             {"activation": "elu"},
             r"^config\.model\.activation is 'elu'.*'tanh', 'relu', 'gelu'",
@@ -197,5 +197,5 @@ def test_convolution_by_patches_is_the_convolution(size):
     expected = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", **layout)
     # Up to 75 products are summed, in another order.
     np.testing.assert_allclose(
-        models._convolve(inputs, kernel), expected, rtol=1e-5, atol=1e-5
+        layers.convolve(inputs, kernel), expected, rtol=1e-5, atol=1e-5
     )
