@@ -28,9 +28,9 @@ def default() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    # "mnist5k" (embedded), "tfds:NAME" (a prepared TFDS data set), "tsv:PATH"
-    # (sentences with labels), or a path to an .npz with x_train, y_train, x_test,
-    # y_test.
+    # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
+    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), or a path to an
+    # .npz with x_train, y_train, x_test, y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
@@ -40,8 +40,11 @@ def default() -> ConfigDict:
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
-    config.data.test_path = ""  # tsv: the test file
-    config.data.length = 0  # text: tokens per example; 0: of the longest in training
+    # tsv and text: the test file; "" with running text tests on the last tenth of it.
+    config.data.test_path = ""
+    # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
+    # as many as the longest in training has.
+    config.data.length = 0
 
     config.model = ConfigDict()
     # "mlp", "cnn", or for text "transformer" (one output) or "decoder" (one of every

@@ -27,7 +27,8 @@ def load(config) -> Dataset:
         `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
           with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
-          sentences, see `text.read_tsv`; or the path of a .npz file with
+          sentences, see `text.read_tsv`; 'sonnets', from the package, or 'text:PATH',
+          running text, see `text.running`; or the path of a .npz file with
           x_train, y_train, x_test, y_test, images uint8 or float of shape
           (N, height, width) or (N, height, width, depth), or features (N, dimension),
           labels integer (N,).
@@ -53,6 +54,8 @@ def load(config) -> Dataset:
     if config.normalization not in ("unit", "standard", "none"):
         raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
     kind, colon, _ = config.name.partition(":")
+    if config.name == "sonnets" or kind + colon == "text:":
+        return text.running(config)
     read = {"tfds:": _read_tfds, "tsv:": text.read_tsv}.get(kind + colon, _read_npz)
     parts = read(config, "train"), read(config, "test")
     if isinstance(parts[0][0], list):
@@ -147,9 +150,8 @@ def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
 def _read_npz(config, part: str):
     path = _EMBEDDED if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
-        raise wrong(
-            config, "name", "must be mnist5k, tfds:NAME, tsv:PATH or an existing .npz"
-        )
+        known = "mnist5k, sonnets, tfds:NAME, tsv:PATH, text:PATH"
+        raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")
     with np.load(path) as arrays:

@@ -10,6 +10,8 @@ from bulk_sgd.transformer import PADDING
 
 UNKNOWN = 1
 
+_EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "sonnets.txt"
+
 
 def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """Selected sentences of a TSV file, their labels, and the number of classes.
@@ -107,14 +109,70 @@ def labelled(config, train, test) -> Dataset:
     )
 
 
+def running(config) -> Dataset:
+    """Running text as bytes, each with the one that follows as its target.
+
+    It is cut into examples of `length` bytes one after the other, whose last target is
+    the first byte of the next; what is left over at the end is dropped.
+
+    Args:
+      config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
+        package, or 'text:' and the path of a file; `test_path`, the file to test on, or
+        '' for the last tenth of the text; `length`.
+
+    Raises:
+      ValueError: a file cannot be read or is shorter than an example; length is 0; the
+        normalization is not 'none'.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
+    >>> config.update(num_train=2, num_test=1, normalization="none")
+    >>> dataset = running(config)
+    >>> bytes(dataset.train_inputs.astype(np.uint8)), dataset.train_targets.shape
+    (b'Shall I compare ', (2, 8))
+    >>> bytes(dataset.train_targets.astype(np.uint8))
+    b'hall I compare t'
+    """
+    _check_normalization(config)
+    if not config.length:
+        raise wrong(config, "length", "running text needs 1 or more")
+    path = _EMBEDDED
+    if config.name != "sonnets":
+        path = config.name.removeprefix("text:")
+    train = _read_bytes(config, "name", path)
+    if config.test_path:
+        test = _read_bytes(config, "test_path", config.test_path)
+    else:
+        cut = len(train) - len(train) // 10
+        train, test = train[:cut], train[cut:]
+    arrays = []
+    for part, content in (("train", train), ("test", test)):
+        available = (len(content) - 1) // config.length
+        if available < 1:
+            problem = f"the text to {part} on has {len(content)} bytes, too few for one"
+            raise wrong(config, "length", f"{problem} example and its last target")
+        number = count(config, part, available)
+        tokens = np.frombuffer(content, np.uint8).astype(np.int32)
+        for start in (0, 1):
+            piece = tokens[start : start + number * config.length]
+            arrays.append(piece.reshape(number, config.length))
+    return Dataset(config.name, *arrays, num_classes=256, vocab_size=256)
+
+
 def _read(config, field: str, path: str) -> str:
     try:
-        return pathlib.Path(path).read_text("utf-8-sig")
+        text = _read_bytes(config, field, path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise wrong(config, field, "its text is not UTF-8") from error
+    return text.replace("\r\n", "\n")
+
+
+def _read_bytes(config, field: str, path) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
     except OSError as error:
         problem = f"there is no such file to read ({error.strerror})"
         raise wrong(config, field, problem) from error
-    except UnicodeDecodeError as error:
-        raise wrong(config, field, "its text is not UTF-8") from error
 
 
 def _check_normalization(config):
