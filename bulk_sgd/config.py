@@ -47,13 +47,17 @@ def default() -> ConfigDict:
     config.data.length = 0
 
     config.model = ConfigDict()
-    # "mlp", "cnn", or for text "transformer" (one output) or "decoder" (one of every
-    # position, which sees those before it).
+    # "mlp", "cnn", "vgg11", "resnet8", or for text "transformer" (one output) or
+    # "decoder" (one of every position, which sees those before it).
     config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
-    config.model.pool = "max"  # cnn: "max" or "average"
-    config.model.width = 64  # transformer, decoder: of the embeddings
+    config.model.pool = "max"  # cnn, vgg11: "max" or "average"
+    # vgg11 (64 in the original), resnet8 (16): of the first convolution; transformer,
+    # decoder: of the embeddings.
+    config.model.width = 64
+    config.model.norm = "group"  # vgg11, resnet8: or "none"
+    config.model.num_groups = 8  # vgg11, resnet8: must divide the width
     config.model.num_layers = 2  # transformer, decoder
     config.model.num_heads = 8  # transformer, decoder: must divide the width
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"

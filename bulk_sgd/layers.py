@@ -34,31 +34,38 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
     return kind(*args, kernel_init=uniform, bias_init=uniform, rngs=rngs, **options)
 
 
-def convolve(inputs, kernel, *args, **kwargs):
-    """Stride-1 SAME convolution, on a CPU as one product with the patches.
+def convolve(inputs, kernel, strides, padding, *args, **kwargs):
+    """Convolution whose margins are (size − 1) // 2 before and size // 2 after.
 
-    Inside a compiled loop XLA's CPU convolutions lose most of their speed: with 16
-    channels and 1,000 images of 28x28 a Hessian-vector product took 9 times as long.
+    On a CPU it is one product with the patches. Inside a compiled loop XLA's CPU
+    convolutions lose most of their speed: with 16 channels and 1,000 images of 28x28 a
+    Hessian-vector product took 9 times as long.
 
     Args:
       inputs: (n, height, width, depth).
       kernel: (rows, columns, depth, features).
-      *args: of `jax.lax.conv_general_dilated`, as are the options.
+      strides: (vertical, horizontal).
+      padding: the margins, as `jax.lax.conv_general_dilated` takes them.
+      *args: further ones of that function, as are the options.
 
     Returns:
-      (n, height, width, features).
+      (n, ⌈height / vertical⌉, ⌈width / horizontal⌉, features).
 
-    >>> convolve(jnp.ones((2, 5, 4, 3)), jnp.ones((3, 3, 3, 1)))[0, 1, :, 0].tolist()
+    >>> margins = (1, 1), (1, 1)
+    >>> x, ones = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 3, 3, 1))
+    >>> layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    >>> convolve(x, ones, (1, 1), margins, **layout)[0, 1, :, 0].tolist()
     [18.0, 27.0, 27.0, 18.0]
     """
     if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+        return jax.lax.conv_general_dilated(
+            inputs, kernel, strides, padding, *args, **kwargs
+        )
     rows, columns, depth, features = kernel.shape
     _, height, width, _ = inputs.shape
-    margins = [((size - 1) // 2, size // 2) for size in (rows, columns)]
-    padded = jnp.pad(inputs, ((0, 0), *margins, (0, 0)))
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     patches = [
-        padded[:, i : i + height, j : j + width]
+        padded[:, i : i + height : strides[0], j : j + width : strides[1]]
         for i in range(rows)
         for j in range(columns)
     ]
@@ -66,14 +73,25 @@ def convolve(inputs, kernel, *args, **kwargs):
     return jnp.concatenate(patches, axis=-1) @ flat
 
 
-def conv(depth: int, features: int, *, init: str, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3×3 convolution that keeps height and width.
+def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
+    """A convolution that divides height and width by its stride, rounding up.
 
     >>> conv(3, 4, init="torch", rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 3))).shape
     (2, 8, 8, 4)
     """
-    options = {"init": init, "rngs": rngs, "conv_general_dilated": convolve}
-    return layer(nnx.Conv, 9 * depth, depth, features, (3, 3), **options)
+    return layer(
+        nnx.Conv,
+        size**2 * depth,
+        depth,
+        features,
+        (size, size),
+        strides=stride,
+        # The same margins for every stride, as in PyTorch, where "SAME" would shift.
+        padding=(((size - 1) // 2, size // 2),) * 2,
+        init=init,
+        rngs=rngs,
+        conv_general_dilated=convolve,
+    )
 
 
 def halve(x: jax.Array, pool: str) -> jax.Array:

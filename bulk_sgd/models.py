@@ -1,8 +1,8 @@
 """Networks as pure functions of a plain dict of parameters.
 
-Only this file, `layers.py` and `transformer.py` know flax. There is no batch
-normalisation and no dropout on purpose: the Hessian of a stateful or random loss is
-not well defined.
+Only this file, `layers.py`, `convnets.py` and `transformer.py` know flax. There is no
+batch normalisation and no dropout on purpose: the Hessian of a stateful or random loss
+is not well defined.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from bulk_sgd.convnets import VGG11, ResNet8
 from bulk_sgd.layers import ACTIVATIONS, POOLS, conv, halve, layer
 from bulk_sgd.transformer import Transformer
 
@@ -139,15 +140,17 @@ def build(
     """The network that a configuration names, and its initial parameters.
 
     Args:
-      config: has `name`, 'mlp', 'cnn', 'transformer' or 'decoder'; `activation`,
-        'tanh', 'relu' or 'gelu' (the tanh approximation); `init`, 'lecun_normal'
-        (flax's default, biases zero) or 'torch' (PyTorch's default: kernels and
-        biases uniform in ±1/√fan_in, embeddings normal); for 'mlp' `hidden`, a tuple
-        of widths; for 'cnn' `channels`, a tuple of widths, and `pool`, 'average' or
-        'max'; for 'transformer' and 'decoder', which is causal, `width`, `num_layers`
-        and `num_heads`.
-      input_shape: of one example; (height, width, depth) for 'cnn', (length,) for
-        'transformer' and 'decoder'.
+      config: has `name`, 'mlp', 'cnn', 'vgg11', 'resnet8', 'transformer' or 'decoder';
+        `activation`, 'tanh', 'relu' or 'gelu' (the tanh approximation); `init`,
+        'lecun_normal' (flax's default, biases zero) or 'torch' (PyTorch's default:
+        kernels and biases uniform in ±1/√fan_in, embeddings normal); for 'mlp'
+        `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
+        `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
+        `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
+        for 'transformer' and 'decoder', which is causal, `width`, `num_layers` and
+        `num_heads`.
+      input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11' and
+        'resnet8', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
       seed: non-negative; equal seeds give equal parameters.
       vocab_size: tokens are below it; 0 where inputs are no tokens.
@@ -161,9 +164,9 @@ def build(
 
     Raises:
       ValueError: unknown name, activation, init or pool; widths or numbers that are
-        not positive integers; an image too small for its stages; heads that do not
-        divide the width; tokens for a network of numbers or the other way round; a
-        negative seed.
+        not positive integers; an image too small for its stages; heads or groups that
+        do not divide the width; batch normalisation; tokens for a network of numbers
+        or the other way round; a negative seed.
 
     >>> import jax.numpy as jnp
     >>> from ml_collections import ConfigDict
@@ -209,6 +212,39 @@ def _cnn(config, input_shape, num_classes, **options):
     return CNN(input_shape, channels, num_classes, pool=config.pool, **options)
 
 
+def _vgg11(config, input_shape, num_classes, **options):
+    _check("pool", config.pool, POOLS)
+    _check_image("name", config.name, input_shape, 32)
+    sizes = (*_normalized(config), num_classes)
+    return VGG11(input_shape, *sizes, pool=config.pool, **options)
+
+
+def _resnet8(config, input_shape, num_classes, **options):
+    _check_image("name", config.name, input_shape, 1)
+    return ResNet8(input_shape, *_normalized(config), num_classes, **options)
+
+
+def _normalized(config) -> tuple[int, int]:
+    """Width and number of groups, 0 without a normalization."""
+    if config.norm == "batch":
+        raise ValueError(
+            "config.model.norm is 'batch', but must be one of 'group', 'none': batch "
+            "normalisation couples the examples of a batch, so that the loss of the "
+            "data is no mean over examples and its Hessian none of theirs."
+        )
+    _check("norm", config.norm, ("group", "none"))
+    width = _positive("width", config.width)
+    if config.norm == "none":
+        return width, 0
+    groups = _positive("num_groups", config.num_groups)
+    if width % groups:
+        raise ValueError(
+            f"config.model.num_groups is {groups}, but must divide config.model.width, "
+            f"{width}."
+        )
+    return width, groups
+
+
 def _check_image(field, value, input_shape, smallest):
     if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
         raise ValueError(
@@ -244,6 +280,8 @@ def _decoder(*args, **options):
 _MODELS = {
     "mlp": (_mlp, False),
     "cnn": (_cnn, False),
+    "vgg11": (_vgg11, False),
+    "resnet8": (_resnet8, False),
     "transformer": (_transformer, True),
     "decoder": (_decoder, True),
 }
