@@ -28,7 +28,8 @@ def default() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    # "mnist5k" (embedded), "tfds:NAME" (a prepared TFDS data set), or a path to an
+    # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
+    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), or a path to an
     # .npz with x_train, y_train, x_test, y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
@@ -37,14 +38,28 @@ def default() -> ConfigDict:
     config.data.num_train = 0  # the first so many examples; 0 takes all
     config.data.num_test = 0
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
-    # unit variance over the training set, per channel or feature) or "none".
+    # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
+    # tsv and text: the test file; "" with running text tests on the last tenth of it.
+    config.data.test_path = ""
+    # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
+    # as many as the longest in training has.
+    config.data.length = 0
 
     config.model = ConfigDict()
-    config.model.name = "mlp"  # "mlp" or "cnn"
+    # "mlp", "cnn", "vgg11", "resnet8", or for text "transformer" (one output) or
+    # "decoder" (one of every position, which sees those before it).
+    config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
-    config.model.pool = "max"  # cnn: "max" or "average"
+    config.model.pool = "max"  # cnn, vgg11: "max" or "average"
+    # vgg11 (64 in the original), resnet8 (16): of the first convolution; transformer,
+    # decoder: of the embeddings.
+    config.model.width = 64
+    config.model.norm = "group"  # vgg11, resnet8: or "none"
+    config.model.num_groups = 8  # vgg11, resnet8: must divide the width
+    config.model.num_layers = 2  # transformer, decoder
+    config.model.num_heads = 8  # transformer, decoder: must divide the width
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
@@ -160,6 +175,7 @@ def validate(config: ConfigDict):
         )
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
+    checks.integer("config.data.length", config.data.length, 0)
     checks.integer("config.batch_size", config.batch_size, 1)
     checks.integer("config.num_steps", config.num_steps, 1)
     checks.integer("config.eval_every", config.eval_every, 1)

@@ -1,4 +1,4 @@
-"""Image classification data in memory, and the order of its mini-batches.
+"""Data in memory, images or text, and the order of their mini-batches.
 
 Data sets are numpy arrays, for curvature on the full data needs all of it at hand.
 TFDS is read without TensorFlow, and nothing is ever downloaded.
@@ -10,27 +10,13 @@ import pathlib
 import re
 import zipfile
 import zlib
-from typing import NamedTuple
 
 import numpy as np
 
+from bulk_sgd import text
+from bulk_sgd.dataset import Dataset, count, wrong
+
 _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
-
-
-class Dataset(NamedTuple):
-    """Inputs float32 with labels (N,) int32.
-
-    Inputs are images (N, height, width, depth) or features (N, dimension). Labels are
-    below num_classes, which is what TFDS says or, without TFDS, one more than the
-    largest label of all the data, whatever is selected of it.
-    """
-
-    name: str
-    train_inputs: np.ndarray
-    train_targets: np.ndarray
-    test_inputs: np.ndarray
-    test_targets: np.ndarray
-    num_classes: int
 
 
 def load(config) -> Dataset:
@@ -40,14 +26,17 @@ def load(config) -> Dataset:
       config: has
         `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
-          with the features 'image' and 'label'; or the path of a .npz file with
+          with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
+          sentences, see `text.read_tsv`; 'sonnets', from the package, or 'text:PATH',
+          running text, see `text.running`; or the path of a .npz file with
           x_train, y_train, x_test, y_test, images uint8 or float of shape
           (N, height, width) or (N, height, width, depth), or features (N, dimension),
           labels integer (N,).
         `num_train`, `num_test`: the first so many are taken; 0 takes all.
         `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
           from 0 to 1; 'standard', zero mean and unit variance over the selected train
-          images, per channel, or per feature; 'none', raw values.
+          images, per channel, or per feature; 'none', raw values, and for text.
+        `test_path`, `length`: for text only, see `bulk_sgd.text`.
         `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
           directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
 
@@ -63,13 +52,18 @@ def load(config) -> Dataset:
     ((100, 28, 28, 1), [5, 0, 4, 1, 9])
     """
     if config.normalization not in ("unit", "standard", "none"):
-        raise _wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
-    read = _read_tfds if config.name.startswith("tfds:") else _read_npz
-    train, train_targets, train_classes = read(config, "train")
-    test, test_targets, test_classes = read(config, "test")
+        raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
+    kind, colon, _ = config.name.partition(":")
+    if config.name == "sonnets" or kind + colon == "text:":
+        return text.running(config)
+    read = {"tfds:": _read_tfds, "tsv:": text.read_tsv}.get(kind + colon, _read_npz)
+    parts = read(config, "train"), read(config, "test")
+    if isinstance(parts[0][0], list):
+        return text.labelled(config, *parts)
+    (train, train_targets, train_classes), (test, test_targets, test_classes) = parts
     shapes = train.shape[1:], test.shape[1:]
     if shapes[0] != shapes[1]:
-        raise _wrong(config, "name", f"its train and test images differ: {shapes}")
+        raise wrong(config, "name", f"its train and test images differ: {shapes}")
     if config.normalization == "standard":
         # float32 sums over millions of pixels would lose digits.
         axes = tuple(range(train.ndim - 1))
@@ -121,19 +115,6 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
-def _wrong(config, field: str, problem: str) -> ValueError:
-    return ValueError(
-        f"config.data.{field} is {getattr(config, field)!r}, but {problem}."
-    )
-
-
-def _count(config, part: str, available: int) -> int:
-    count = getattr(config, f"num_{part}")
-    if not 0 <= count <= available:
-        raise _wrong(config, f"num_{part}", f"there are {available} (0 takes all)")
-    return count or available
-
-
 def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
     """Selected inputs and targets, and the number of classes of all labels."""
     problem = None
@@ -149,29 +130,30 @@ def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
     elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         problem = f"labels ({labels.dtype}) are not all non-negative integers"
     if problem:
-        raise _wrong(config, "name", f"its {part} {problem}")
-    count = _count(config, part, len(images))
+        raise wrong(config, "name", f"its {part} {problem}")
+    number = count(config, part, len(images))
     shape = images.shape if images.ndim == 2 else (*images.shape[:3], -1)
-    inputs = images[:count].reshape(count, *shape[1:])
+    inputs = images[:number].reshape(number, *shape[1:])
     is_scaled = images.dtype == np.uint8 and config.normalization != "none"
     with np.errstate(over="ignore"):  # infinite, which is refused below
         inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
     low, high = inputs.min(), inputs.max()
     if not np.isfinite(low + high):
-        raise _wrong(config, "name", f"its {part} images are not all finite numbers")
+        raise wrong(config, "name", f"its {part} images are not all finite numbers")
     if config.normalization == "unit" and (low < 0 or high > 1):
         problem = f"the {part} images are floats from {low:g} to {high:g}, not 0 to 1: "
         problem += "scale them, or take 'standard' or 'none'"
-        raise _wrong(config, "normalization", problem)
-    return inputs, labels[:count].astype(np.int32), int(labels.max()) + 1
+        raise wrong(config, "normalization", problem)
+    return inputs, labels[:number].astype(np.int32), int(labels.max()) + 1
 
 
 def _read_npz(config, part: str):
     path = _EMBEDDED if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
-        raise _wrong(config, "name", "must be mnist5k, tfds:NAME or an existing .npz")
+        known = "mnist5k, sonnets, tfds:NAME, tsv:PATH, text:PATH"
+        raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
-        raise _wrong(config, "name", "it is not the archive that numpy.savez writes")
+        raise wrong(config, "name", "it is not the archive that numpy.savez writes")
     with np.load(path) as arrays:
         images, labels = (_array(config, arrays, f"{x}_{part}") for x in "xy")
     return _converted(config, part, images, labels)
@@ -179,29 +161,38 @@ def _read_npz(config, part: str):
 
 def _array(config, arrays, name: str) -> np.ndarray:
     if name not in arrays:
-        raise _wrong(config, "name", f"it lacks the array {name}")
+        raise wrong(config, "name", f"it lacks the array {name}")
     try:
         return arrays[name]
     except ValueError as error:  # only pickle, which may run code, could load it
         problem = f"its {name} holds Python objects rather than numbers"
-        raise _wrong(config, "name", problem) from error
+        raise wrong(config, "name", problem) from error
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _wrong(config, "name", f"its {name} is damaged: {error}") from error
+        raise wrong(config, "name", f"its {name} is damaged: {error}") from error
 
 
 def _read_tfds(config, part: str):
     source = _open_tfds(config, part)
     features = source.dataset_info.features
-    if not {"image", "label"} <= features.keys():
-        raise _wrong(config, "name", f"it has {sorted(features)}, not image and label")
-    records = source.__getitems__(range(_count(config, part, len(source))))
+    named = "sentence" if "sentence" in features else "image"
+    if not {named, "label"} <= features.keys():
+        problem = f"it has {sorted(features)}, not image or sentence and label"
+        raise wrong(config, "name", problem)
+    records = source.__getitems__(range(count(config, part, len(source))))
+    labels = np.array([record["label"] for record in records])
+    num_classes = getattr(features["label"], "num_classes", None)
+    if named == "sentence":
+        if labels.min() < 0:
+            problem = f"the labels of {config.name} there are not public"
+            raise wrong(config, f"{part}_split", problem)
+        sentences = [record["sentence"].decode() for record in records]
+        return sentences, labels, num_classes or int(labels.max()) + 1
     shapes = sorted({record["image"].shape for record in records})
     if len(shapes) > 1:
-        raise _wrong(config, "name", f"its images have shapes {shapes[0]}, {shapes[1]}")
+        raise wrong(config, "name", f"its images have shapes {shapes[0]}, {shapes[1]}")
     images = np.stack([record["image"] for record in records])
-    labels = np.array([record["label"] for record in records])
     inputs, targets, num_seen = _converted(config, part, images, labels)
-    return inputs, targets, getattr(features["label"], "num_classes", None) or num_seen
+    return inputs, targets, num_classes or num_seen
 
 
 def _open_tfds(config, part: str):
@@ -211,7 +202,7 @@ def _open_tfds(config, part: str):
     name = config.name.removeprefix("tfds:")
     # Not huggingface:NAME, which would ask the network.
     if not re.fullmatch(r"\w+(/[\w.+-]+)?(:[\d.*]+)?", name):
-        raise _wrong(config, "name", "must be 'tfds:NAME[/CONFIG][:VERSION]'")
+        raise wrong(config, "name", "must be 'tfds:NAME[/CONFIG][:VERSION]'")
     where, builder = config.data_dir or None, None
     with contextlib.suppress(AssertionError, ValueError):
         builder = tfds.builder(name, data_dir=where)
@@ -221,12 +212,12 @@ def _open_tfds(config, part: str):
         problem = (
             f"is not prepared in config.data.data_dir {config.data_dir!r}: {run} once"
         )
-        raise _wrong(config, "name", f"{problem} (most data sets need TensorFlow)")
+        raise wrong(config, "name", f"{problem} (most data sets need TensorFlow)")
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         held = f"is prepared as {builder.info.file_format.value}, not array_record"
-        raise _wrong(config, "name", f"{held}: {run} with another data_dir")
+        raise wrong(config, "name", f"{held}: {run} with another data_dir")
     try:
         return builder.as_data_source(getattr(config, f"{part}_split"))
     except (KeyError, ValueError) as error:
         sizes = {key: split.num_examples for key, split in builder.info.splits.items()}
-        raise _wrong(config, f"{part}_split", f"{name} has {sizes}") from error
+        raise wrong(config, f"{part}_split", f"{name} has {sizes}") from error

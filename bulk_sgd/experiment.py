@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 
 from bulk_sgd import arms as arms_lib
@@ -93,8 +94,10 @@ class Experiment:
                 self.dataset.train_inputs.shape[1:],
                 self.dataset.num_classes,
                 config.seed,
+                self.dataset.vocab_size,
             )
         )
+        self._check_outputs()
         checks.integer(
             "config.subspace.rank",
             config.subspace.rank,
@@ -104,6 +107,18 @@ class Experiment:
         )
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task(like.task if shared else None)
+
+    def _check_outputs(self):
+        """Raises where the network has other outputs than the data have targets."""
+        example = self.dataset.train_inputs[:1]
+        per_example = jax.eval_shape(self.model_fn, self.params, example).ndim - 2
+        if per_example != self.dataset.train_targets.ndim - 1:
+            ways = "one output per example", "one output per position"
+            raise ValueError(
+                f"config.model.name is {self.config.model.name!r}, which has "
+                f"{ways[per_example]}, but config.data.name = "
+                f"{self.config.data.name!r} needs {ways[1 - per_example]}."
+            )
 
     @property
     def ends_by_alignment(self) -> bool:

@@ -1,7 +1,8 @@
 """Networks as pure functions of a plain dict of parameters.
 
-Only this file knows flax. There is no batch normalisation and no dropout on
-purpose: the Hessian of a stateful or random loss is not well defined.
+Only this file, `layers.py`, `convnets.py` and `transformer.py` know flax. There is no
+batch normalisation and no dropout on purpose: the Hessian of a stateful or random loss
+is not well defined.
 """
 
 import dataclasses
@@ -10,45 +11,13 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-Params = dict[str, dict[str, jax.Array]]
+from bulk_sgd.convnets import VGG11, ResNet8
+from bulk_sgd.layers import ACTIVATIONS, POOLS, conv, halve, layer
+from bulk_sgd.transformer import Transformer
 
-_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
-_POOLS = {"average": jnp.mean, "max": jnp.max}
-
-
-def _layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
-    if init == "lecun_normal":
-        return kind(*args, rngs=rngs, **options)
-    bound = 1 / math.sqrt(fan_in)
-
-    def uniform(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return kind(*args, kernel_init=uniform, bias_init=uniform, rngs=rngs, **options)
-
-
-def _convolve(inputs, kernel, *args, **kwargs):
-    """Stride-1 SAME convolution, on a CPU as one product with the patches.
-
-    Inside a compiled loop XLA's CPU convolutions lose most of their speed: with 16
-    channels and 1,000 images of 28x28 a Hessian-vector product took 9 times as long.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
-    rows, columns, depth, features = kernel.shape
-    _, height, width, _ = inputs.shape
-    margins = [((size - 1) // 2, size // 2) for size in (rows, columns)]
-    padded = jnp.pad(inputs, ((0, 0), *margins, (0, 0)))
-    patches = [
-        padded[:, i : i + height, j : j + width]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    flat = kernel.reshape(rows * columns * depth, features)
-    return jnp.concatenate(patches, axis=-1) @ flat
+Params = dict[str, Any]
 
 
 # Layers are attributes `dense_0`, `conv_0`, … rather than items of a list, because
@@ -62,17 +31,18 @@ class MLP(nnx.Module):
     *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, with 199,210
     parameters. Without hidden layers it is linear in its inputs.
 
+    >>> import jax.numpy as jnp
     >>> mlp = MLP(4, (8,), 3, "tanh", init="torch", rngs=nnx.Rngs(0))
     >>> mlp(jnp.ones((5, 2, 2))).shape
     (5, 3)
     """
 
     def __init__(self, in_features, hidden, out_features, activation, *, init, rngs):
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.num_hidden = len(hidden)
         sizes = (in_features, *hidden, out_features)
         for i, pair in enumerate(itertools.pairwise(sizes)):
-            dense = _layer(nnx.Linear, pair[0], *pair, init=init, rngs=rngs)
+            dense = layer(nnx.Linear, pair[0], *pair, init=init, rngs=rngs)
             setattr(self, f"dense_{i}", dense)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -91,6 +61,7 @@ class CNN(nnx.Module):
     and width in its convolution and halves them, rounding down, in its pooling.
     Arguments are those of `build`.
 
+    >>> import jax.numpy as jnp
     >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
     >>> cnn = CNN((8, 8, 3), (4, 4), 10, "relu", "average", **options)
     >>> cnn(jnp.ones((5, 8, 8, 3))).shape
@@ -100,30 +71,22 @@ class CNN(nnx.Module):
     def __init__(
         self, input_shape, channels, out_features, activation, pool, *, init, rngs
     ):
-        self.activation = _ACTIVATIONS[activation]
-        self.pool = _POOLS[pool]
+        self.activation = ACTIVATIONS[activation]
+        self.pool = pool
         self.num_stages = len(channels)
         height, width, depth = input_shape
         for i, features in enumerate(channels):
-            sizes = depth, features, (3, 3)
-            options = {"conv_general_dilated": _convolve}
-            conv = _layer(nnx.Conv, 9 * depth, *sizes, init=init, rngs=rngs, **options)
-            setattr(self, f"conv_{i}", conv)
+            setattr(self, f"conv_{i}", conv(depth, features, init=init, rngs=rngs))
             height, width, depth = height // 2, width // 2, features
         sizes = height * width * depth, out_features
-        self.dense = _layer(nnx.Linear, sizes[0], *sizes, init=init, rngs=rngs)
+        self.dense = layer(nnx.Linear, sizes[0], *sizes, init=init, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""
         x = inputs
         for i in range(self.num_stages):
             x = self.activation(getattr(self, f"conv_{i}")(x))
-            # Blocks rather than flax's windows, through which a product with the
-            # Hessian takes 1.6 to 2.3 times as long for max pooling on a CPU.
-            n, height, width, depth = x.shape
-            x = x[:, : height // 2 * 2, : width // 2 * 2]
-            blocks = x.reshape(n, height // 2, 2, width // 2, 2, depth)
-            x = self.pool(blocks, axis=(2, 4))
+            x = halve(x, self.pool)
         return self.dense(x.reshape(len(x), -1))
 
 
@@ -159,31 +122,53 @@ def _widths(field: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _positive(field: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"config.model.{field} is {value!r}, but must be a positive integer."
+        )
+    return value
+
+
 def build(
-    config, input_shape: tuple[int, ...], num_classes: int, seed: int
+    config,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    vocab_size: int = 0,
 ) -> tuple[ModelFn, Params]:
     """The network that a configuration names, and its initial parameters.
 
     Args:
-      config: has `name`, 'mlp' or 'cnn'; `activation`, 'tanh', 'relu' or 'gelu'
-        (the tanh approximation); `init`, 'lecun_normal' (flax's default, biases
-        zero) or 'torch' (PyTorch's default: kernels and biases uniform in
-        ±1/√fan_in); for 'mlp' `hidden`, a tuple of widths; for 'cnn' `channels`, a
-        tuple of widths, and `pool`, 'average' or 'max'.
-      input_shape: of one example; (height, width, depth) for 'cnn'.
+      config: has `name`, 'mlp', 'cnn', 'vgg11', 'resnet8', 'transformer' or 'decoder';
+        `activation`, 'tanh', 'relu' or 'gelu' (the tanh approximation); `init`,
+        'lecun_normal' (flax's default, biases zero) or 'torch' (PyTorch's default:
+        kernels and biases uniform in ±1/√fan_in, embeddings normal); for 'mlp'
+        `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
+        `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
+        `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
+        for 'transformer' and 'decoder', which is causal, `width`, `num_layers` and
+        `num_heads`.
+      input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11' and
+        'resnet8', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
       seed: non-negative; equal seeds give equal parameters.
+      vocab_size: tokens are below it; 0 where inputs are no tokens.
 
     Returns:
-      model_fn: (params, inputs (n, *input_shape)) to outputs (n, num_classes); it
-        is pure, works under jit, grad, vmap and linearize, and follows the dtype
-        of params and inputs.
-      params: a nested dict of float32 arrays, {layer: {'kernel', 'bias'}}.
+      model_fn: (params, inputs (n, *input_shape)) to outputs (n, num_classes), or
+        (n, length, num_classes) for 'decoder'; it is pure, works under jit, grad, vmap
+        and linearize, and follows the dtype of params and of inputs that are floats.
+      params: a nested dict of float32 arrays, {layer: {'kernel', 'bias'}}; the blocks
+        of a transformer are dicts of layers.
 
     Raises:
-      ValueError: unknown name, activation, init or pool; widths that are not
-        positive integers; an image too small for its stages; a negative seed.
+      ValueError: unknown name, activation, init or pool; widths or numbers that are
+        not positive integers; an image too small for its stages; heads or groups that
+        do not divide the width; batch normalisation; tokens for a network of numbers
+        or the other way round; a negative seed.
 
+    >>> import jax.numpy as jnp
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "mlp", "hidden": (200, 200), "init": "torch"})
     >>> config.activation = "tanh"
@@ -193,26 +178,110 @@ def build(
     >>> jax.jit(model_fn)(params, jnp.ones((5, 28, 28, 1))).shape
     (5, 10)
     """
-    _check("name", config.name, ("mlp", "cnn"))
-    _check("activation", config.activation, _ACTIVATIONS)
+    _check("name", config.name, _MODELS)
+    _check("activation", config.activation, ACTIVATIONS)
     _check("init", config.init, ("lecun_normal", "torch"))
     if seed < 0:
         raise ValueError(f"seed is {seed}, but must not be negative.")
+    make, takes_tokens = _MODELS[config.name]
+    if takes_tokens != bool(vocab_size):
+        fitting = [name for name, entry in _MODELS.items() if entry[1] != takes_tokens]
+        raise ValueError(
+            f"config.model.name is {config.name!r}, but the inputs are "
+            f"{'tokens' if vocab_size else 'not tokens'}, which are for "
+            f"{', '.join(map(repr, fitting))}."
+        )
     options = {"activation": config.activation, "init": config.init}
     options["rngs"] = nnx.Rngs(seed)
-    if config.name == "mlp":
-        hidden = _widths("hidden", config.hidden)
-        model = MLP(math.prod(input_shape), hidden, num_classes, **options)
-    else:
-        channels = _widths("channels", config.channels)
-        _check("pool", config.pool, _POOLS)
-        smallest = 2 ** len(channels)
-        if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
-            raise ValueError(
-                f"config.model.channels is {channels}, which takes images of at least "
-                f"{smallest}×{smallest} pixels, but inputs have shape {input_shape}."
-            )
-        options["pool"] = config.pool
-        model = CNN(input_shape, channels, num_classes, **options)
-    graph, state = nnx.split(model)
+    if takes_tokens:
+        options["vocab_size"] = vocab_size
+    graph, state = nnx.split(make(config, input_shape, num_classes, **options))
     return ModelFn(graph), nnx.to_pure_dict(state)
+
+
+def _mlp(config, input_shape, num_classes, **options):
+    hidden = _widths("hidden", config.hidden)
+    return MLP(math.prod(input_shape), hidden, num_classes, **options)
+
+
+def _cnn(config, input_shape, num_classes, **options):
+    channels = _widths("channels", config.channels)
+    _check("pool", config.pool, POOLS)
+    smallest = 2 ** len(channels)
+    _check_image("channels", channels, input_shape, smallest)
+    return CNN(input_shape, channels, num_classes, pool=config.pool, **options)
+
+
+def _vgg11(config, input_shape, num_classes, **options):
+    _check("pool", config.pool, POOLS)
+    _check_image("name", config.name, input_shape, 32)
+    sizes = (*_normalized(config), num_classes)
+    return VGG11(input_shape, *sizes, pool=config.pool, **options)
+
+
+def _resnet8(config, input_shape, num_classes, **options):
+    _check_image("name", config.name, input_shape, 1)
+    return ResNet8(input_shape, *_normalized(config), num_classes, **options)
+
+
+def _normalized(config) -> tuple[int, int]:
+    """Width and number of groups, 0 without a normalization."""
+    if config.norm == "batch":
+        raise ValueError(
+            "config.model.norm is 'batch', but must be one of 'group', 'none': batch "
+            "normalisation couples the examples of a batch, so that the loss of the "
+            "data is no mean over examples and its Hessian none of theirs."
+        )
+    _check("norm", config.norm, ("group", "none"))
+    width = _positive("width", config.width)
+    if config.norm == "none":
+        return width, 0
+    groups = _positive("num_groups", config.num_groups)
+    if width % groups:
+        raise ValueError(
+            f"config.model.num_groups is {groups}, but must divide config.model.width, "
+            f"{width}."
+        )
+    return width, groups
+
+
+def _check_image(field, value, input_shape, smallest):
+    if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
+        raise ValueError(
+            f"config.model.{field} is {value!r}, which takes images of at least "
+            f"{smallest}×{smallest} pixels, but inputs have shape {input_shape}."
+        )
+
+
+def _transformer(config, input_shape, num_classes, causal=False, **options):
+    names = "width", "num_layers", "num_heads"
+    width, depth, heads = (_positive(name, getattr(config, name)) for name in names)
+    if width % heads:
+        raise ValueError(
+            f"config.model.num_heads is {heads}, but must divide config.model.width, "
+            f"{width}."
+        )
+    return Transformer(
+        length=input_shape[0],
+        width=width,
+        num_layers=depth,
+        num_heads=heads,
+        out_features=num_classes,
+        causal=causal,
+        **options,
+    )
+
+
+def _decoder(*args, **options):
+    return _transformer(*args, causal=True, **options)
+
+
+# Whether they take tokens.
+_MODELS = {
+    "mlp": (_mlp, False),
+    "cnn": (_cnn, False),
+    "vgg11": (_vgg11, False),
+    "resnet8": (_resnet8, False),
+    "transformer": (_transformer, True),
+    "decoder": (_decoder, True),
+}

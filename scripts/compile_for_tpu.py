@@ -117,6 +117,7 @@ def compile_programs(config, devices) -> dict:
             dataset.train_inputs.shape[1:],
             dataset.num_classes,
             config.seed,
+            dataset.vocab_size,
         )
     )
 

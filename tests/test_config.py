@@ -22,7 +22,7 @@ def test_every_shipped_config_is_valid(name):
     config.validate(importlib.import_module(f"configs.{name}").get_config())
 
 
-@pytest.mark.parametrize("name", ["song_mnist5k", "mnist_mlp", "mnist_cnn"])
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - {"default"}))
 def test_quick_variants_are_small_and_the_others_are_refused(name):
     make = importlib.import_module(f"configs.{name}").get_config
     config.validate(make("quick"))
@@ -86,6 +86,7 @@ def test_default_is_locked():
         ("arms", (), r"config\.arms is empty"),
         ("arms", ("sgd", "sgd"), r"names 'sgd' twice"),
         ("arms", ("bulk",), r"config\.arms has 'bulk'; an arm must be sgd, dom_sgd"),
+        ("data.length", -1, r"config\.data\.length is -1; it must be at least 0"),
         ("seed", 1.5, r"config\.seed is 1\.5; it must be of type int"),
     ],
 )

@@ -148,7 +148,7 @@ def test_unsound_npz_is_refused(npz, changes, message):
     [
         (
             {"name": "minst5k"},
-            r"^config\.data\.name is 'minst5k', but must be mnist5k, tfds:",
+            r"^config\.data\.name is 'minst5k', but must be mnist5k, sonnets, ",
         ),
         (
             {"name": "absent.npz"},
@@ -364,7 +364,10 @@ def test_tfds_takes_splits_slices_and_counts(prepared):
     ("changes", "message"),
     [
         ({"name": "tfds:ragged"}, r"its images have shapes \(4, 5, 1\), \(4, 6, 1\)"),
-        ({"name": "tfds:unnamed"}, r"it has \['label', 'picture'\], not image and"),
+        (
+            {"name": "tfds:unnamed"},
+            r"it has \['label', 'picture'\], not image or sentence and",
+        ),
         ({"num_train": 7}, r"^config\.data\.num_train is 7, but there are 6"),
         (
             {"test_split": "validation"},

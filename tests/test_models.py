@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import models
+from bulk_sgd import layers, models
 
 IMAGE = (8, 9, 3)
 
@@ -150,7 +150,7 @@ def test_hessian_products_agree_with_finite_differences(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vit"}, r"^config\.model\.name is 'vit'.*'mlp', 'cnn'"),
+        ({"name": "vit"}, r"^config\.model\.name is 'vit'.*'mlp', 'cnn', 'vgg"),
         (
             {"activation": "elu"},
             r"^config\.model\.activation is 'elu'.*'tanh', 'relu', 'gelu'",
@@ -188,14 +188,16 @@ def test_wrong_fields_are_named(changes, message):
         build(**changes)
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_convolution_by_patches_is_the_convolution(size):
+def test_convolution_by_patches_is_the_convolution(size, strides):
     key = jax.random.key(size)
     inputs = jax.random.normal(key, (2, 6, 5, 3))
     kernel = jax.random.normal(key, (size, size, 3, 4))
     layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
-    expected = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", **layout)
+    arguments = inputs, kernel, strides, [((size - 1) // 2, size // 2)] * 2
+    expected = jax.lax.conv_general_dilated(*arguments, **layout)
     # Up to 75 products are summed, in another order.
     np.testing.assert_allclose(
-        models._convolve(inputs, kernel), expected, rtol=1e-5, atol=1e-5
+        layers.convolve(*arguments), expected, rtol=1e-5, atol=1e-5
     )

@@ -1,0 +1,180 @@
+"""Text as tokens: labelled sentences by words, running text by bytes."""
+
+import collections
+import pathlib
+
+import numpy as np
+
+from bulk_sgd.dataset import Dataset, count, wrong
+from bulk_sgd.transformer import PADDING
+
+UNKNOWN = 1
+
+_EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "sonnets.txt"
+
+
+def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
+    """Selected sentences of a TSV file, their labels, and the number of classes.
+
+    Args:
+      config: `config.data`, with `name`, 'tsv:' and the file of the part 'train', and
+        `test_path`, that of 'test'. The first line names the columns, of which
+        'sentence' and 'label' are read; nothing is quoted.
+      part: 'train' or 'test'.
+
+    Raises:
+      ValueError: the file cannot be read or a line of it is not meant.
+
+    >>> import pathlib
+    >>> from ml_collections import ConfigDict
+    >>> lines = "sentence\\tlabel\\nso good\\t1\\nbad\\t0\\n"
+    >>> _ = pathlib.Path("a.tsv").write_text(lines)
+    >>> config = ConfigDict({"name": "tsv:a.tsv", "test_path": "", "num_train": 1})
+    >>> read_tsv(config, "train")
+    (['so good'], array([1], dtype=int32), 2)
+    """
+    field = {"train": "name", "test": "test_path"}[part]
+    path = getattr(config, field).removeprefix("tsv:")
+    header, *lines = _read(config, field, path).removesuffix("\n").split("\n")
+    columns = header.split("\t")
+    if not {"sentence", "label"} <= set(columns):
+        problem = f"its first line names {columns}, not sentence and label"
+        raise wrong(config, field, problem)
+    rows = [line.split("\t") for line in lines]
+    for number, row in enumerate(rows, 2):
+        entry = dict(zip(columns, row))
+        if len(row) != len(columns):
+            problem = f"has {len(row)} columns, not {len(columns)}"
+        elif not entry["sentence"].strip():
+            problem = "has a sentence without words"
+        elif not entry["label"].isdecimal():
+            problem = f"has the label {entry['label']!r}, not a number from 0"
+        else:
+            continue
+        raise wrong(config, field, f"its line {number} {problem}")
+    if not rows:
+        raise wrong(config, field, "it holds no sentences")
+    sentences = [row[columns.index("sentence")] for row in rows]
+    labels = np.array([row[columns.index("label")] for row in rows]).astype(np.int32)
+    number = count(config, part, len(rows))
+    return sentences[:number], labels[:number], int(labels.max()) + 1
+
+
+def labelled(config, train, test) -> Dataset:
+    """Sentences as words, numbered by their frequency in the training set.
+
+    Words are what white space separates, in lower case. Token 0 fills up, token 1 is
+    any word that the training set does not have: its embedding is not trained.
+
+    Args:
+      config: `config.data`, with `length`, the number of words of an example: longer
+        ones are cut, 0 takes the longest of the training set.
+      train: sentences, labels and number of classes, as `read_tsv` returns them.
+      test: the same.
+
+    Raises:
+      ValueError: the normalization is not 'none'.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
+    >>> train = ["a good , good film", "bad"], np.array([1, 0]), 2
+    >>> dataset = labelled(config, train, (["Good grief"], np.array([1]), 2))
+    >>> dataset.train_inputs.tolist(), dataset.test_inputs.tolist()
+    ([[4, 2, 3, 2, 6], [5, 0, 0, 0, 0]], [[2, 1, 0, 0, 0]])
+    """
+    _check_normalization(config)
+    words = [
+        [sentence.lower().split() for sentence in part[0]] for part in (train, test)
+    ]
+    counts = collections.Counter(word for sentence in words[0] for word in sentence)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    tokens = {word: i for i, word in enumerate(ranked, UNKNOWN + 1)}
+    length = config.length or max(map(len, words[0]))
+
+    def encoded(sentences):
+        table = np.full((len(sentences), length), PADDING, np.int32)
+        for row, sentence in zip(table, sentences):
+            found = [tokens.get(word, UNKNOWN) for word in sentence[:length]]
+            row[: len(found)] = found
+        return table
+
+    return Dataset(
+        config.name,
+        encoded(words[0]),
+        train[1].astype(np.int32),
+        encoded(words[1]),
+        test[1].astype(np.int32),
+        max(train[2], test[2]),
+        UNKNOWN + 1 + len(tokens),
+    )
+
+
+def running(config) -> Dataset:
+    """Running text as bytes, each with the one that follows as its target.
+
+    It is cut into examples of `length` bytes one after the other, whose last target is
+    the first byte of the next; what is left over at the end is dropped.
+
+    Args:
+      config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
+        package, or 'text:' and the path of a file; `test_path`, the file to test on, or
+        '' for the last tenth of the text; `length`.
+
+    Raises:
+      ValueError: a file cannot be read or is shorter than an example; length is 0; the
+        normalization is not 'none'.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
+    >>> config.update(num_train=2, num_test=1, normalization="none")
+    >>> dataset = running(config)
+    >>> bytes(dataset.train_inputs.astype(np.uint8)), dataset.train_targets.shape
+    (b'Shall I compare ', (2, 8))
+    >>> bytes(dataset.train_targets.astype(np.uint8))
+    b'hall I compare t'
+    """
+    _check_normalization(config)
+    if not config.length:
+        raise wrong(config, "length", "running text needs 1 or more")
+    path = _EMBEDDED
+    if config.name != "sonnets":
+        path = config.name.removeprefix("text:")
+    train = _read_bytes(config, "name", path)
+    if config.test_path:
+        test = _read_bytes(config, "test_path", config.test_path)
+    else:
+        cut = len(train) - len(train) // 10
+        train, test = train[:cut], train[cut:]
+    arrays = []
+    for part, content in (("train", train), ("test", test)):
+        available = (len(content) - 1) // config.length
+        if available < 1:
+            problem = f"the text to {part} on has {len(content)} bytes, too few for one"
+            raise wrong(config, "length", f"{problem} example and its last target")
+        number = count(config, part, available)
+        tokens = np.frombuffer(content, np.uint8).astype(np.int32)
+        for start in (0, 1):
+            piece = tokens[start : start + number * config.length]
+            arrays.append(piece.reshape(number, config.length))
+    return Dataset(config.name, *arrays, num_classes=256, vocab_size=256)
+
+
+def _read(config, field: str, path: str) -> str:
+    try:
+        text = _read_bytes(config, field, path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise wrong(config, field, "its text is not UTF-8") from error
+    return text.replace("\r\n", "\n")
+
+
+def _read_bytes(config, field: str, path) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        problem = f"there is no such file to read ({error.strerror})"
+        raise wrong(config, field, problem) from error
+
+
+def _check_normalization(config):
+    if config.normalization != "none":
+        raise wrong(config, "normalization", "tokens take 'none'")

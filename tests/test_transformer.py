@@ -1,0 +1,140 @@
+"""Transformers: against NumPy, what a position sees, and the Hessian through tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bulk_sgd import models
+
+VOCABULARY, LENGTH, CLASSES = 11, 6, 3
+TOKENS = np.array([[5, 2, 9, 0, 0, 0], [1, 10, 3, 4, 2, 6]], np.int32)
+
+
+def build(name="transformer", seed=0, vocab_size=VOCABULARY, **changes):
+    config = {"name": name, "width": 8, "num_layers": 2, "num_heads": 2}
+    config |= {"activation": "relu", "init": "lecun_normal", "hidden": (4,)}
+    shape = (LENGTH,)
+    return models.build(ConfigDict(config | changes), shape, CLASSES, seed, vocab_size)
+
+
+def by_hand(params, tokens, causal):
+    """Outputs of one example, a head and a position at a time, in float64."""
+
+    def dense(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    def norm(layer, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer["scale"]
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    x = params["tokens"]["embedding"][tokens] + params["positions"]["embedding"]
+    for block in (params["block_0"], params["block_1"]):
+        mixed = dense(block["attention_in"], norm(block["norm_attention"], x))
+        seen = np.zeros_like(x)
+        for head in range(2):
+            query, key, value = (mixed[:, 8 * i + 4 * head :][:, :4] for i in range(3))
+            for i in range(LENGTH):
+                visible = np.arange(LENGTH) <= i if causal else tokens != 0
+                weights = softmax(key[visible] @ query[i] / 2)
+                seen[i, 4 * head : 4 * head + 4] = weights @ value[visible]
+        x = x + dense(block["attention_out"], seen)
+        hidden = np.maximum(dense(block["dense_in"], norm(block["norm_dense"], x)), 0)
+        x = x + dense(block["dense_out"], hidden)
+    x = norm(params["norm"], x)
+    return dense(params["dense"], x if causal else x[tokens != 0].mean(0))
+
+
+@pytest.mark.parametrize("init", ["lecun_normal", "torch"])
+@pytest.mark.parametrize("name", ["transformer", "decoder"])
+def test_outputs_are_those_of_a_transformer_by_hand(name, init):
+    model_fn, params = build(name, init=init)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    expected = [by_hand(exact, tokens, name == "decoder") for tokens in TOKENS]
+    np.testing.assert_allclose(model_fn(params, TOKENS), expected, atol=1e-5)
+
+
+def test_padding_does_not_matter():
+    model_fn, params = build()
+    params["tokens"]["embedding"] = params["tokens"]["embedding"].at[0].add(7)
+    changed = model_fn(params, TOKENS)
+    np.testing.assert_array_equal(changed[0], model_fn(build()[1], TOKENS)[0])
+
+
+def test_decoder_does_not_see_what_follows():
+    model_fn, params = build("decoder")
+    later = TOKENS.copy()
+    later[:, 4:] = 7
+    before, after = model_fn(params, TOKENS), model_fn(params, later)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_torch_embeddings_are_standard_normal_and_the_others_scaled():
+    for init, std in (("torch", 1), ("lecun_normal", 64**-0.5)):
+        _, params = build(init=init, vocab_size=400, width=64)
+        np.testing.assert_allclose(
+            np.std(params["tokens"]["embedding"]), std, rtol=0.02
+        )
+
+
+def test_the_network_of_song_has_the_parameters_of_its_description():
+    make = lambda: build(vocab_size=100, width=64, num_heads=8)[1]
+    block = 2 * 2 * 64 + 64 * 3 * 64 + 3 * 64 + 64**2 + 64 + 2 * 64 * 256 + 256 + 64
+    expected = (100 + LENGTH) * 64 + 2 * block + 2 * 64 + 64 * CLASSES + CLASSES
+    leaves = jax.tree.leaves(jax.eval_shape(make))
+    assert sum(leaf.size for leaf in leaves) == expected
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+def test_seeds_share_a_function():
+    (model_fn, params), (again, other) = build(), build(seed=1)
+    assert model_fn == again
+    assert hash(model_fn) == hash(again)
+    assert model_fn != build("decoder")[0]
+    embedding = params["tokens"]["embedding"], other["tokens"]["embedding"]
+    assert not np.array_equal(*embedding)
+
+
+@pytest.mark.parametrize("name", ["transformer", "decoder"])
+def test_hessian_products_agree_with_finite_differences(name):
+    model_fn, params = build(name, activation="gelu")
+
+    @jax.jit
+    def products(params, vector):
+        grad = jax.grad(lambda p: jnp.sum(model_fn(p, TOKENS) ** 2))
+        _, product = jax.linearize(grad, params)
+        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
+        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
+        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
+        return product(vector), difference
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        exact, difference = products(params, jax.tree.map(np.cos, params))
+    for left, right in zip(jax.tree.leaves(exact), jax.tree.leaves(difference)):
+        assert left.dtype == np.float64
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, r"num_heads is 3, but must divide config\.model\.width, 8"),
+        ({"width": 0}, r"config\.model\.width is 0, but must be a positive integer"),
+        ({"num_layers": -1}, r"config\.model\.num_layers is -1, but must be a pos"),
+        ({"num_heads": 2.5}, r"config\.model\.num_heads is 2\.5, but must be a pos"),
+        (
+            {"name": "mlp"},
+            r"name is 'mlp', but the inputs are tokens, .*'transformer', 'decoder'",
+        ),
+        ({"vocab_size": 0}, r"'transformer', but the inputs are not tokens, .*'mlp'"),
+    ],
+)
+def test_wrong_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
