@@ -106,7 +106,7 @@ def combine(coefficients, basis):
 def orthonormal(basis):
     """A basis of orthonormal rows with the same span, by Cholesky QR."""
     if num_rows(basis) == 1:
-        return scale(1 / norm(basis), basis)
+        return unit(basis)
     for _ in range(2):  # twice is enough
         products = gram(basis, basis)
         identity = jnp.eye(len(products), dtype=products.dtype)
@@ -191,6 +191,11 @@ def dot(x, y):
 def norm(vector):
     """Euclidean norm of a vector."""
     return jnp.sqrt(dot(vector, vector))
+
+
+def unit(vector):
+    """`vector` over its norm."""
+    return scale(1 / norm(vector), vector)
 
 
 def scale(factor, vector):

@@ -50,7 +50,7 @@ def top_eigenpairs(
 
     Runs as one compiled program, inside or outside `jit`, `scan` and `vmap`; outside,
     calls on the same kind of `matvec` share it. Work: one matvec and two
-    orthogonalisation passes per step. Memory: `max_basis + rank + 3` vectors.
+    orthogonalisation passes per step. Memory: `max_basis + 4` vectors and the result.
 
     A single Krylov sequence sees one direction of an exactly repeated eigenvalue, and
     of a cluster narrower than `tol`: tighten `tol` to separate the members.
@@ -273,13 +273,13 @@ def _start_vector(start, key):
         vector = basis.combine(weights / jnp.linalg.norm(weights), start.eigenvectors)
     else:
         like = vector = start
-    noise = _unit(basis.random_normal(key, like))
+    noise = basis.unit(basis.random_normal(key, like))
     length = basis.norm(vector)
     usable = jnp.isfinite(length) & (length > 0)
     vector = basis.scale(1 / jnp.where(usable, length, 1), vector)
     if isinstance(start, Subspace):
         vector = jax.tree.map(lambda x, n: x + _EXPLORATION * n, vector, noise)
-    return _unit(basis.where(usable, vector, noise))
+    return basis.unit(basis.where(usable, vector, noise))
 
 
 def _initial(vector, key, num_rows, rank):
@@ -365,15 +365,23 @@ def _ritz_pairs(projected, size, order):
 
 
 def _restart(state: _State, *, keep) -> _State:
-    """Compress a full basis to its `keep` best Ritz vectors and the next vector."""
-    num_rows = state.projected.shape[0]
-    kept = jnp.arange(num_rows) < keep
-    weights = jnp.zeros((num_rows + 1, num_rows + 1), state.projected.dtype)
-    weights = weights.at[:keep, :num_rows].set(state.ritz_vectors.T[:keep])
-    weights = weights.at[keep, num_rows].set(1)
+    """Compress a full basis to the span of its `keep` best Ritz vectors.
+
+    In the basis of it that is upper trapezoidal in the old rows a new row needs none
+    of the old ones above its own, so that it takes one's place: no second basis.
+    """
+    turn, trapezoid = jnp.linalg.qr(state.ritz_vectors.T[:keep])
+    with_next = jnp.pad(trapezoid, ((0, 1), (0, 1))).at[-1, -1].set(1)
+
+    def replace(index, rows):
+        row = basis.combine(with_next[index], rows)
+        return basis.set_row(rows, index, basis.unit(row))  # lest rounding add up
+
+    rows = jax.lax.fori_loop(0, keep + 1, replace, state.rows)
+    projected = turn.T @ jnp.diag(state.ritz_values[:keep]) @ turn
     return state._replace(
-        rows=basis.combine(weights, state.rows),
-        projected=jnp.diag(jnp.where(kept, state.ritz_values, 0)),
+        rows=jax.tree.map(lambda x: x.at[keep + 1 :].set(0), rows),
+        projected=jnp.zeros_like(state.projected).at[:keep, :keep].set(projected),
         size=jnp.asarray(keep, jnp.int32),
     )
 
@@ -384,12 +392,8 @@ def _orthogonalize(vector, rows):
 
 
 def _random_direction(key, like, rows):
-    vector = _unit(basis.random_normal(key, like))
+    vector = basis.unit(basis.random_normal(key, like))
     for _ in range(2):
         vector, _ = _orthogonalize(vector, rows)
-        vector = _unit(vector)
+        vector = basis.unit(vector)
     return vector
-
-
-def _unit(vector):
-    return basis.scale(1 / basis.norm(vector), vector)

@@ -118,8 +118,8 @@ def test_converged_is_never_claimed_above_the_tolerance(which):
                 error = true_residuals(matrix, pairs)
                 assert not pairs.converged or error.max() <= tol * scale, (name, tol)
                 # The estimate is honest where the solver gave up, too. Each of some
-                # 40 restarts adds about one unit of rounding.
-                rounding = 60 * np.finfo(np.float32).eps * scale
+                # 40 restarts turns rows and quotients: about two units of rounding.
+                rounding = 80 * np.finfo(np.float32).eps * scale
                 assert np.all(error <= np.asarray(pairs.residuals) + rounding)
     # Neither never nor always: 4 of the 7 tolerances can be held.
     assert 0.5 < np.mean(claims) < 0.7
@@ -475,3 +475,26 @@ def test_traced_rank_names_the_remedy():
     solve_at = lambda rank: bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), rank)
     with pytest.raises(ValueError, match=r"rank is a traced array.*static_args"):
         jax.jit(solve_at)(2)
+
+
+def test_memory_is_that_of_one_basis_and_three_vectors():
+    """The next vector is a row of that basis; the result is not among temporaries."""
+    width, rank, max_basis = 256, 4, 20
+    params = [jnp.ones((width, width))] * 4
+
+    def loss(params):
+        return jnp.mean(functools.reduce(jnp.matmul, params, jnp.ones((2, width))) ** 2)
+
+    def solve(params, start):
+        matvec = bulk_sgd.hessian(loss, params)
+        return bulk_sgd.top_eigenpairs(matvec, start, rank, max_basis=max_basis)
+
+    def product(params, vector):
+        return bulk_sgd.hessian(loss, params).linearize()(vector)
+
+    temporaries = [
+        jax.jit(fn).lower(params, params).compile().memory_analysis().temp_size_in_bytes
+        for fn in (solve, product)
+    ]
+    vectors = (temporaries[0] - temporaries[1]) / (4 * len(params) * width**2)
+    assert max_basis < vectors <= max_basis + 1 + 3
