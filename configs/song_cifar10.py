@@ -24,7 +24,7 @@ The data are an .npz with x_train, y_train, x_test, y_test:
 
 or, in another order, what `scripts/prepare_data.py` prepares, `tfds:cifar10`.
 
-`--config=configs/song_cifar10.py:quick` takes 40 steps of 100 images, to see it run.
+`--config=configs/song_cifar10.py:quick` takes 16 steps of 50 images, to see it run.
 """
 
 from configs.song_mnist5k import get_config as song_mnist5k
@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
     config.optimizer.learning_rate = 0.001
     config.microbatch_size = 500
     if variant:
-        config.data.num_train = config.data.num_test = 100
+        config.data.num_train = config.data.num_test = 50
+        config.num_steps, config.switch.step, config.eval_every = 16, 8, 4
         config.microbatch_size = 0
     return config

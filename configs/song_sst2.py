@@ -10,6 +10,9 @@ before attention and dense layers, GELU, the mean over words before the last lay
 
 Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does.
 
+A product with the Hessian of all sentences takes some 2 seconds on two busy CPU cores:
+the whole protocol wants an accelerator.
+
 Each file is a table with tabs and the columns sentence and label:
 
   python -m bulk_sgd.main --config=configs/song_sst2.py --workdir=runs/song_sst2 \

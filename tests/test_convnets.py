@@ -88,12 +88,14 @@ def test_examples_are_not_coupled(name):
     assert not np.allclose(together[1], alone[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["group", "none"])
 @pytest.mark.parametrize("name", ["vgg11", "resnet8"])
-def test_seeds_share_a_function(name):
-    (model_fn, params), (again, other) = build(name), build(name, seed=1)
+def test_seeds_share_a_function(name, norm):
+    model_fn, params = build(name, norm=norm)
+    again, other = build(name, norm=norm, seed=1)
     assert model_fn == again
     assert hash(model_fn) == hash(again)
-    assert model_fn != build(name, norm="none")[0]
+    assert model_fn != build(name, norm="group" if norm == "none" else "none")[0]
     assert not np.array_equal(params["dense"]["kernel"], other["dense"]["kernel"])
 
 
