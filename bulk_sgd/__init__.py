@@ -9,6 +9,7 @@ bulk_sgd.lanczos as m` gives the function. `from bulk_sgd.lanczos import …` re
 the module.
 """
 
+from bulk_sgd.adaptive import AdaptiveState, adaptive
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
 from bulk_sgd.drift import on_drift
@@ -28,12 +29,14 @@ from bulk_sgd.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveState",
     "Objective",
     "ScaleBySubspaceState",
     "Solver",
     "StreamingState",
     "Subspace",
     "Switch",
+    "adaptive",
     "bulk_sgd",
     "dom_sgd",
     "functional_hessian",

@@ -107,6 +107,11 @@ def default() -> ConfigDict:
     # than this share of an update; one matvec every so many refreshes.
     config.subspace.drift = 0.0
     config.subspace.probe_every = 4
+    # Of the `rank` eigenvectors "all" are in the subspace, or those before the largest
+    # "gap", of an "eigenvalue" above the threshold, or of a "rate" above it: the
+    # eigenvalue times optimizer.learning_rate.
+    config.subspace.keep = "all"
+    config.subspace.threshold = 1.0
 
     # The prefix is plain training with the optimizer above. It ends, and the arms
     # fork, after the first step whose average alignment exceeds `alignment`, at the

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bulk_sgd import basis, checks
+from bulk_sgd.subspace import Subspace
 
 DATA, FSDP = "data", "fsdp"
 
@@ -137,13 +138,17 @@ class Layout:
 
     def state(self, state):
         """That of a `steps.TrainState`: sharded are parameters, moments and basis."""
-        layout = jax.tree.map(lambda _: self.replicated, state)
-        eigenvectors = self.basis(state.subspace.subspace.eigenvectors)
-        subspace = layout.subspace.subspace._replace(eigenvectors=eigenvectors)
+
+        def place(part):  # a solver may keep a Subspace of its own
+            layout = jax.tree.map(lambda _: self.replicated, part)
+            if isinstance(part, Subspace):
+                return layout._replace(eigenvectors=self.basis(part.eigenvectors))
+            return layout
+
+        is_subspace = lambda x: isinstance(x, Subspace)
+        layout = jax.tree.map(place, state, is_leaf=is_subspace)
         return layout._replace(
-            params=self.parameters(state.params),
-            inner=self.parameters(state.inner),
-            subspace=layout.subspace._replace(subspace=subspace),
+            params=self.parameters(state.params), inner=self.parameters(state.inner)
         )
 
     def constrain(self, state):

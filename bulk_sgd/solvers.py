@@ -1,6 +1,7 @@
 """Solvers by name, from the fields of `config.subspace`."""
 
 from bulk_sgd import checks
+from bulk_sgd.adaptive import adaptive
 from bulk_sgd.drift import on_drift
 from bulk_sgd.lanczos import lanczos
 from bulk_sgd.power import power
@@ -18,6 +19,8 @@ _BUILDERS = {
     "streaming": lambda c: streaming(c.columns, gain=c.gain),
 }
 
+_KEEP = ("all", "gap", "eigenvalue", "rate")
+
 
 def validate(config):
     """Raises ValueError on a solver field of `config.subspace` out of its range."""
@@ -25,13 +28,23 @@ def validate(config):
     _CHECKS[config.solver](config)
     checks.between("config.subspace.drift", config.drift, 0, 1)
     checks.integer("config.subspace.probe_every", config.probe_every, 1)
+    checks.one_of("config.subspace.keep", config.keep, _KEEP)
+    checks.at_least("config.subspace.threshold", config.threshold, 0)
+    if config.keep == "gap":
+        why = "config.subspace.keep is 'gap'"
+        checks.integer("config.subspace.rank", config.rank, 2, why=why)
 
 
-def build(config) -> Solver:
-    """The solver of a validated `config.subspace`."""
+def build(config, learning_rate=1.0) -> Solver:
+    """The solver of a validated `config.subspace` at a learning rate, maybe traced."""
     solver = _BUILDERS[config.solver](config)
     if config.drift:
         solver = on_drift(solver, config.drift, every=config.probe_every)
+    if config.keep == "gap":
+        return adaptive(solver)
+    if config.keep != "all":
+        unit = learning_rate if config.keep == "rate" else 1.0
+        return adaptive(solver, config.threshold, learning_rate=unit)
     return solver
 
 

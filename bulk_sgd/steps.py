@@ -145,7 +145,7 @@ class Programs:
             scalars.dominant_scale,
             scalars.bulk_scale,
             refresh_every=scalars.refresh_every,
-            solver=solvers.build(space),
+            solver=solvers.build(space, scalars.learning_rate),
             curvature=space.curvature,
             switch=Switch(decay=self._config.switch.decay),
             sharding=self._layout.parameters,

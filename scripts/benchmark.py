@@ -14,6 +14,7 @@ import json
 import pathlib
 import statistics
 
+import benchmark_compile
 import benchmark_peers
 import benchmark_steps
 import benchmark_sweep
@@ -25,7 +26,7 @@ from benchmark_common import RANK, TOL, median_ratio, problem, residuals, timed
 import bulk_sgd
 from bulk_sgd import basis, curvature, record, style
 
-GROUPS = ("eigenpairs", "training_loop", "peers", "steps", "sweep")
+GROUPS = ("eigenpairs", "training_loop", "peers", "steps", "sweep", "compile")
 
 
 def main(argv=None):
@@ -84,6 +85,8 @@ def _measure(group, setup, arguments):
         return _training_loop(setup, repeats)
     if group == "peers":
         return benchmark_peers.measure(setup, repeats)
+    if group == "compile":
+        return benchmark_compile.measure(arguments.quick)
     if group == "sweep":
         return benchmark_sweep.measure(repeats, arguments.quick)
     return benchmark_steps.measure(setup, arguments.batch_sizes, repeats)

@@ -31,7 +31,8 @@ def main():
     arguments = parser.parse_args()
     path = _Path(arguments.steps)
     lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
-    power, on_drift = bulk_sgd.power, bulk_sgd.on_drift
+    power, on_drift, adaptive = bulk_sgd.power, bulk_sgd.on_drift, bulk_sgd.adaptive
+    above = adaptive(power(), 1, learning_rate=_RATE)
     contestants = {  # name: solver, images per matvec (0: all), steps per refresh
         "lanczos, tol 1e-2": (lanczos(1e-2), 0, 1),
         "lanczos, tol 1e-3": (lanczos(), 0, 1),
@@ -43,6 +44,8 @@ def main():
         "lanczos on drift": (on_drift(lanczos(), every=4), 0, 1),
         "power on drift": (on_drift(power(), every=4), 0, 1),
         "power on drift, probed every step": (on_drift(power(), 0.07), 0, 1),
+        "power, before the largest gap": (adaptive(power()), 0, 1),
+        "power, above 1 / learning rate": (above, 0, 1),
         "lanczos of the batch": (lanczos(), _BATCH, 1),
         "streaming, 1 column": (streaming(), _BATCH, 1),
         "streaming, 1 column, every 2 steps": (streaming(every=2), _BATCH, 1),

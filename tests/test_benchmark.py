@@ -74,6 +74,16 @@ def test_steps_and_training_loop(scripts, tmp_path):
     assert cost["SGD"] < cost[one] < cost[ten]
 
 
+@pytest.mark.slow
+def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
+    for _ in range(2):  # the second one could come from the cache
+        rows = run(tmp_path, "compile")["compile"]
+        assert len(rows) == 3
+        for name, row in rows.items():
+            assert name.startswith("4 arrays, ")
+            assert row["processor seconds"] > 1
+
+
 def test_an_absent_peer_is_named(problem, capsys, monkeypatch):
     import benchmark_peers
 

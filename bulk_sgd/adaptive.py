@@ -1,0 +1,103 @@
+"""A rank that follows the spectrum, below the static one."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.subspace import Solver, Subspace, empty
+
+
+class AdaptiveState(NamedTuple):
+    """State of an `adaptive` solver.
+
+    Attributes:
+      solver_state: that of the wrapped solver.
+      subspace: the `Subspace` of all k vectors, from which that one goes on.
+      kept: int32, number of vectors kept at the last solve.
+    """
+
+    solver_state: Any
+    subspace: Subspace
+    kept: jax.Array
+
+
+def adaptive(
+    solver: Solver, threshold: float | None = None, *, learning_rate: float = 1.0
+) -> Solver:
+    """Solver that keeps the vectors of another one whose eigenvalues stand out.
+
+    The others become rows of zeros, which projections ignore, so that the rank of the
+    transform is the largest one. Their eigenvalues and residuals stay, and the wrapped
+    solver still sees the whole basis of its last call. What is kept may be empty.
+
+    The largest gap is that of log λ, over which the ratio λ_i / λ_{i+1} is largest:
+    between the outliers of a Hessian and the rest, where λ_1 − λ_2 often is the
+    largest difference. Eigenvalues that are not positive are never kept by it.
+
+    Error: that of `solver`, but where an eigenvalue crosses the threshold its vector
+    comes or goes whole. Cost: that of `solver`; memory for one more basis.
+
+    Args:
+      solver: what is called, such as `bulk_sgd.lanczos()`.
+      threshold: keep where `learning_rate` · λ is above it; None for all up to the
+        largest gap, which keeps k − 1 vectors at most.
+      learning_rate: η, where the threshold is meant in units of 1/η: an edge of
+        stability is at 2. May be traced.
+
+    Returns:
+      A `Solver` with an `AdaptiveState`.
+
+    Raises:
+      ValueError: if an argument is out of its range, at `init` if the rank is 1, where
+        there is no gap.
+
+    Example:
+      >>> import bulk_sgd
+      >>> solver = bulk_sgd.adaptive(bulk_sgd.lanczos(), 0.5, learning_rate=0.01)
+      >>> tx = bulk_sgd.project_bulk(rank=20, solver=solver)
+    """
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
+            "bulk_sgd.lanczos()."
+        )
+    if threshold is not None:
+        checks.at_least("threshold", threshold, 0)
+    checks.at_least("learning_rate", learning_rate, 0)
+
+    def init(params, rank):
+        if threshold is None:
+            checks.integer("rank", rank, 2, why="threshold is None: the largest gap")
+        state = solver.init(params, rank)
+        return AdaptiveState(state, empty(params, rank), jnp.zeros((), jnp.int32))
+
+    def solve(matvec, subspace, state, updates, key):
+        del subspace  # has rows of zeros
+        found, inner = solver.solve(
+            matvec, state.subspace, state.solver_state, updates, key
+        )
+        values = found.eigenvalues
+        if threshold is None:
+            keep = _before_the_gap(values)
+        else:
+            keep = learning_rate * values > threshold
+        rows = jax.tree.map(
+            lambda x: jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x, 0),
+            found.eigenvectors,
+        )
+        kept = jnp.sum(keep, dtype=jnp.int32)
+        return found._replace(eigenvectors=rows), AdaptiveState(inner, found, kept)
+
+    return Solver(init, solve, guarded=solver.guarded)
+
+
+def _before_the_gap(values):
+    """Which of the eigenvalues are above the largest ratio of two successive ones."""
+    descending = jnp.sort(values, descending=True)
+    # Zeros and rounding end the spectrum: what follows has no ratio.
+    floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    positive = jnp.maximum(descending, floor)
+    last = jnp.argmax(positive[:-1] / positive[1:])
+    return (values >= descending[last]) & (values > floor)
