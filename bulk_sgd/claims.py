@@ -127,8 +127,10 @@ def _claim(text, criterion, values, test, source):
 def _source(axis, cells):
     if not axis or not cells:
         return "–"
-    indices = [str(cell.index) for cell in cells]
-    return f"{axis.name}: cells {', '.join(indices)}"
+    indices = [cell.index for cell in cells]
+    if len(indices) > 2 and indices == [*range(indices[0], indices[-1] + 1)]:
+        return f"{axis.name}: cells {indices[0]}–{indices[-1]}"
+    return f"{axis.name}: cells {', '.join(map(str, indices))}"
 
 
 def _of_arm(axis, text, criterion, arm, key, test):

@@ -25,6 +25,10 @@ thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1
 th:first-child, td:nth-child(-n+3), thead th:nth-child(-n+3) { text-align: left; }
 tbody th, td:nth-child(2) { white-space: nowrap; font-weight: 600; }
 td:nth-child(2) { font-weight: 400; }
+.prose tbody th, .prose td { white-space: normal; text-align: left;
+  vertical-align: top; }
+.prose thead th { text-align: left; }
+.prose td:nth-child(3), .prose td:nth-child(4) { white-space: nowrap; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
@@ -78,8 +82,13 @@ def figure(heading: str, caption: str, alt: str, image: bytes) -> str:
 """
 
 
-def table(label: str, heads: list[str], rows: list[list[str]], colors=None) -> str:
-    """A table of texts whose first column names the rows, each with its colour."""
+def table(
+    label: str, heads: list[str], rows: list[list[str]], colors=None, prose=False
+) -> str:
+    """A table of texts whose first column names the rows, each with its colour.
+
+    In `prose` the first two columns are sentences, and the next two short.
+    """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     swatches = [
         f'<span class="swatch" style="background:{color}"></span>'
@@ -92,7 +101,7 @@ def table(label: str, heads: list[str], rows: list[list[str]], colors=None) -> s
         for swatch, (first, *rest) in zip(swatches, rows)
     )
     return f"""<div class="wide" role="group" tabindex="0" aria-label="{text(label)}">
-<table>
+<table{' class="prose"' * prose}>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {body}

@@ -124,7 +124,7 @@ update's length in the dominant subspace.</p>
 def _claims_section(table):
     rows = [[c.text, c.criterion, show(c.measured), c.verdict, c.source] for c in table]
     heads = ["claim", "holds if", "measured", "verdict", "cells"]
-    return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows)
+    return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
 
 
 def _section(axis: Axis, folder):

@@ -161,7 +161,7 @@ def test_what_governs_stability_and_paths(tmp_path):
     assert list(rank.groups) == ["1", "5"]
     (row,) = [c for c in claims.claims(axes) if "What governs" in c.text]
     assert (row.measured.mean, row.measured.count) == (pytest.approx(2.5), 2)
-    assert row.source == "rank: cells 0, 1, 2, 3"
+    assert row.source == "rank: cells 0–3"
     assert row.text.endswith("SGD: rank")
     (row,) = [c for c in claims.claims(axes) if "Interpolation" in c.text]
     # Progress over α = 0, 0.5, 1 falls: 0.8, 0.7, 0.6 of the loss at the fork.
