@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bulk_sgd import cli, config, record
+from bulk_sgd import cli, config, record, signals
 
 CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
 
@@ -84,11 +84,17 @@ def test_errors_of_input_end_with_their_sentence(capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_said(capsys, number):
+    """The first one asks for the end, a second one ends the process at once."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     try:
         cli.prepare()
+        assert signals.wanted() == 0
+        signal.raise_signal(number)
+        assert signals.wanted() == number
         with pytest.raises(SystemExit) as ended, cli.reporting("runs/x"):
             signal.raise_signal(number)
+        cli.prepare()
+        assert signals.wanted() == 0
     finally:
         for which, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(which, handler)
@@ -99,8 +105,10 @@ def test_signals_are_said(capsys, number):
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
     plain = record.plain(config.default())
     assert record.claim(tmp_path, plain) is None
+    record.archive(tmp_path)
     assert not capsys.readouterr().err
     record.write(tmp_path, {"status": record.INTERRUPTED, "config": plain})
     assert record.claim(tmp_path, plain) is None
+    record.archive(tmp_path)
     told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
     assert capsys.readouterr().err == told
