@@ -100,6 +100,7 @@ def measure(
         operators["gauss_newton"],
         subspace,
         subspace.rank,
+        tol=1e-4,  # the overlap errs by as much, over the gap to λ_{k+1}
         key=solve_key,
     )
     return Measures(
