@@ -3,20 +3,16 @@
 Train along the sharp (dominant) and flat (bulk) directions of a loss: Zakarin and
 Singh, *Accelerating Neural Network Training Along Sharp and Flat Directions*,
 arXiv 2505.11972.
-
-The functions `lanczos` and `streaming` hide the modules of the same names: `import
-bulk_sgd.lanczos as m` gives the function. `from bulk_sgd.lanczos import …` reads from
-the module.
 """
 
-from bulk_sgd.adaptive import AdaptiveState, adaptive
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
-from bulk_sgd.drift import on_drift
-from bulk_sgd.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.objective import Objective
-from bulk_sgd.power import power
-from bulk_sgd.streaming import StreamingState, streaming
+from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
+from bulk_sgd.solvers.drift import on_drift
+from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
+from bulk_sgd.solvers.power import power
+from bulk_sgd.solvers.streaming import StreamingState, streaming
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
 from bulk_sgd.transforms import (

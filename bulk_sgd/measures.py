@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, curvature, spectrum
-from bulk_sgd.lanczos import top_eigenpairs
 from bulk_sgd.objective import Objective
+from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.spectrum import Energies
 from bulk_sgd.subspace import Subspace
 

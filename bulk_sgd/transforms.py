@@ -15,7 +15,7 @@ import optax
 
 from bulk_sgd import basis, checks, masking, subspace
 from bulk_sgd.curvature import CURVATURES, sharded
-from bulk_sgd.lanczos import lanczos
+from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
 

@@ -24,7 +24,8 @@ import optax
 from benchmark_common import RANK, TOL, median_ratio, problem, residuals, timed
 
 import bulk_sgd
-from bulk_sgd import basis, curvature, record, style
+from bulk_sgd import basis, curvature, record
+from bulk_sgd.report import style
 
 GROUPS = ("eigenpairs", "training_loop", "peers", "steps", "sweep", "compile")
 

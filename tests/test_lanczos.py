@@ -8,7 +8,7 @@ from helpers import equations, operator, projector, rows, symmetric, top
 
 import bulk_sgd
 from bulk_sgd.curvature import as_pytree
-from bulk_sgd.lanczos import _expand, _initial, _restart, _solve
+from bulk_sgd.solvers.lanczos import _expand, _initial, _restart, _solve
 from bulk_sgd.subspace import empty
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")

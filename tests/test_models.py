@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import layers, models
+from bulk_sgd import models
+from bulk_sgd.models import layers
 
 IMAGE = (8, 9, 3)
 

@@ -10,7 +10,7 @@ import pytest
 
 import bulk_sgd
 from bulk_sgd import subspace
-from bulk_sgd.power import probe
+from bulk_sgd.solvers.power import probe
 
 SIZE, RANK = 40, 4
 SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])

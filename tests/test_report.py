@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from bulk_sgd import figures, report
-from bulk_sgd.narrative import happened, number, percent, state
-from bulk_sgd.results import PREFIX, read_run
-from bulk_sgd.style import arm_styles, spread
+from bulk_sgd import report
+from bulk_sgd.report import __main__ as command
+from bulk_sgd.report import figures
+from bulk_sgd.report.narrative import happened, number, percent, state
+from bulk_sgd.report.results import PREFIX, read_run
+from bulk_sgd.report.style import arm_styles, spread
 
 SCALES = {
     "sgd": ("SGD", 1.0, 1.0),
@@ -588,9 +590,9 @@ def test_folders_without_a_run_are_refused_in_one_sentence(tmp_path, kind, error
 def test_main_prints_the_path_or_the_error(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "run", ends={})
     monkeypatch.setattr(
-        report.flags, "FLAGS", types.SimpleNamespace(workdir=str(tmp_path / "run"))
+        command.flags, "FLAGS", types.SimpleNamespace(workdir=str(tmp_path / "run"))
     )
-    assert not report.main(["report"])
+    assert not command.main(["report"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "run/report/index.html")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_train import tiny
 
-from bulk_sgd import claims, grid, study, study_figures, study_report, sweep
+from bulk_sgd import grid, sweep
+from bulk_sgd.report import claims, study, study_figures, study_report
 
 SCALES = {
     "sgd": (1.0, 1.0),

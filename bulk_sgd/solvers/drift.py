@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks, curvature
-from bulk_sgd.power import probe
+from bulk_sgd.solvers.power import probe
 from bulk_sgd.subspace import Solver
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
-from bulk_sgd.lanczos import lanczos
+from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 
 _DIRECTIONS = ("basis", "update")

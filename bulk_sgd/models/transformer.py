@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bulk_sgd.layers import ACTIVATIONS, layer
+from bulk_sgd.models.layers import ACTIVATIONS, layer
 
 PADDING = 0
 

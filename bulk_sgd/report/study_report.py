@@ -11,13 +11,13 @@ import pathlib
 
 import numpy as np
 
-from bulk_sgd import page, study_figures
-from bulk_sgd.claims import Claim, claims
 from bulk_sgd.curvature import CURVATURES
-from bulk_sgd.narrative import number, percent
-from bulk_sgd.results import last_finite
-from bulk_sgd.study import SGD, Axis, Spread, read_study
-from bulk_sgd.style import arm_styles, save
+from bulk_sgd.report import page, study_figures
+from bulk_sgd.report.claims import Claim, claims
+from bulk_sgd.report.narrative import number, percent
+from bulk_sgd.report.results import last_finite
+from bulk_sgd.report.study import SGD, Axis, Spread, read_study
+from bulk_sgd.report.style import arm_styles, save
 
 # Columns of an axis' table: heading and key of `Cell.outcome`.
 _COLUMNS = (

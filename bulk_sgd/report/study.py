@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bulk_sgd.results import Run, last_finite, read_run
+from bulk_sgd.report.results import Run, last_finite, read_run
 from bulk_sgd.sweep import FILE, cell_folder
 
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"

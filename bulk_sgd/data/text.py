@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from bulk_sgd.dataset import Dataset, count, wrong
-from bulk_sgd.transformer import PADDING
+from bulk_sgd.data.dataset import Dataset, count, wrong
+from bulk_sgd.models.transformer import PADDING
 
 UNKNOWN = 1
 

@@ -1,6 +1,6 @@
 """Networks as pure functions of a plain dict of parameters.
 
-Only this file, `layers.py`, `convnets.py` and `transformer.py` know flax. There is no
+Only this package knows flax. There is no
 batch normalisation and no dropout on purpose: the Hessian of a stateful or random loss
 is not well defined.
 """
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from bulk_sgd.convnets import VGG11, ResNet8
-from bulk_sgd.layers import ACTIVATIONS, POOLS, conv, halve, layer
-from bulk_sgd.transformer import Transformer
+from bulk_sgd.models.convnets import VGG11, ResNet8
+from bulk_sgd.models.layers import ACTIVATIONS, POOLS, conv, halve, layer
+from bulk_sgd.models.transformer import Transformer
 
 Params = dict[str, Any]
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bulk_sgd.aliases import PATHS, path_scales
-from bulk_sgd.study import SGD, Axis
-from bulk_sgd.style import (
+from bulk_sgd.report.study import SGD, Axis
+from bulk_sgd.report.style import (
     INK,
     MUTED,
     STYLE,

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from bulk_sgd.results import PREFIX, Run, Summary
+from bulk_sgd.report.results import PREFIX, Run, Summary
 
 _LEVEL = 0.05  # Relative difference below which two losses count as equal.
 

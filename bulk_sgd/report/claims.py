@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from bulk_sgd.results import last_finite
-from bulk_sgd.study import BULK_SGD, DOM_SGD, SGD, Axis, Spread
+from bulk_sgd.report.results import last_finite
+from bulk_sgd.report.study import BULK_SGD, DOM_SGD, SGD, Axis, Spread
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "not measured"
 AMPLIFIED = "scales(0.5,2)"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bulk_sgd.layers import ACTIVATIONS, conv, halve, layer
+from bulk_sgd.models.layers import ACTIVATIONS, conv, halve, layer
 
 # Widths in units of the first, and the convolutions before each pooling.
 _VGG11 = ((1,), (2,), (4, 4), (8, 8), (8, 8))

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bulk_sgd.results import PREFIX, Run
-from bulk_sgd.style import (
+from bulk_sgd.report.results import PREFIX, Run
+from bulk_sgd.report.style import (
     INK,
     MUTED,
     PREFIX_STYLE,

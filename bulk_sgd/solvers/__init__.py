@@ -1,11 +1,11 @@
 """Solvers by name, from the fields of `config.subspace`."""
 
 from bulk_sgd import checks
-from bulk_sgd.adaptive import adaptive
-from bulk_sgd.drift import on_drift
-from bulk_sgd.lanczos import lanczos
-from bulk_sgd.power import power
-from bulk_sgd.streaming import streaming
+from bulk_sgd.solvers.adaptive import adaptive
+from bulk_sgd.solvers.drift import on_drift
+from bulk_sgd.solvers.lanczos import lanczos
+from bulk_sgd.solvers.power import power
+from bulk_sgd.solvers.streaming import streaming
 from bulk_sgd.subspace import Solver
 
 _BUILDERS = {

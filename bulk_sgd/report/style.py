@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from bulk_sgd.results import Summary
+from bulk_sgd.report.results import Summary
 
 DPI = 160
 INK, MUTED = "#222222", "#6b6b6b"

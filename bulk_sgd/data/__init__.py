@@ -13,8 +13,8 @@ import zlib
 
 import numpy as np
 
-from bulk_sgd import text
-from bulk_sgd.dataset import Dataset, count, wrong
+from bulk_sgd.data import text
+from bulk_sgd.data.dataset import Dataset, count, wrong
 
 _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 

@@ -1,25 +1,15 @@
-"""Turns the workdir of a run into one HTML page that explains what happened.
-
-  python -m bulk_sgd.report --workdir=runs/mnist
-
-writes `report/index.html` into the workdir: self-contained, with its figures embedded,
-so that it can be mailed or archived, and the same figures as PNG and PDF files beside
-it. Of a sweep, or of a folder of them, it writes the report of `bulk_sgd.study_report`.
-"""
+"""Turns the workdir of a run into one HTML page that explains what happened."""
 
 import json
 import math
 import pathlib
-import sys
 
 import numpy as np
-from absl import app, flags
 
-from bulk_sgd import cli, figures, page, study_report
-from bulk_sgd.narrative import chi, happened, number, percent, state
-from bulk_sgd.results import PREFIX, Run, read_run
-from bulk_sgd.study import is_study
-from bulk_sgd.style import arm_styles, save
+from bulk_sgd.report import figures, page
+from bulk_sgd.report.narrative import chi, happened, number, percent, state
+from bulk_sgd.report.results import PREFIX, Run, read_run
+from bulk_sgd.report.style import arm_styles, save
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -257,23 +247,3 @@ def _provenance(run):
 <summary>Configuration</summary>
 <pre>{page.text(config)}</pre>
 </details>"""
-
-
-def main(argv: list[str]) -> int:
-    """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
-    del argv
-    try:
-        workdir = flags.FLAGS.workdir
-        write = study_report.write_report if is_study(workdir) else write_report
-        print(write(workdir))
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # Only here: the training binary defines a flag of the same name.
-    flags.DEFINE_string("workdir", None, "Folder of the run to report on.")
-    flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=cli.parse)
