@@ -15,19 +15,32 @@ import pathlib
 import statistics
 
 import benchmark_compile
+import benchmark_networks
 import benchmark_peers
+import benchmark_scaling
 import benchmark_steps
 import benchmark_sweep
 import jax
 import jax.numpy as jnp
 import optax
-from benchmark_common import RANK, TOL, median_ratio, problem, residuals, timed
+from benchmark_common import (
+    RANK,
+    TOL,
+    bare_products,
+    median_ratio,
+    problem,
+    residuals,
+    timed,
+)
 
 import bulk_sgd
-from bulk_sgd import basis, curvature, record
+from bulk_sgd import basis, record
 from bulk_sgd.report import style
 
-GROUPS = ("eigenpairs", "training_loop", "peers", "steps", "sweep", "compile")
+GROUPS = (
+    *("eigenpairs", "training_loop", "peers", "networks", "steps"),
+    *("scaling", "sweep", "compile"),
+)
 
 
 def main(argv=None):
@@ -56,6 +69,7 @@ def _arguments(argv):
     parser.add_argument("--only", default=GROUPS, type=_groups, help=",".join(GROUPS))
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--batch_sizes", type=_integers, default=(50, 250))
+    parser.add_argument("--cifar", default="", help="networks: .npz of CIFAR-10")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--figure", help="PNG file for a chart of the peers")
     parser.add_argument("--quick", action="store_true", help="a toy, to try it out")
@@ -86,6 +100,10 @@ def _measure(group, setup, arguments):
         return _training_loop(setup, repeats)
     if group == "peers":
         return benchmark_peers.measure(setup, repeats)
+    if group == "networks":
+        return benchmark_networks.measure(repeats, arguments.cifar, arguments.quick)
+    if group == "scaling":
+        return benchmark_scaling.measure(repeats, arguments.quick)
     if group == "compile":
         return benchmark_compile.measure(arguments.quick)
     if group == "sweep":
@@ -111,7 +129,7 @@ def _eigenpairs(setup, repeats):
     solve = lambda matvec, start: bulk_sgd.top_eigenpairs(
         matvec, start, rank=RANK, tol=TOL
     )
-    products = jax.jit(_bare_products)
+    products = jax.jit(bare_products)
     here, cold = setup.matvec, setup.start
     found, compile_seconds = timed(solve, here, cold)
     timed(products, here, cold, 1)
@@ -139,12 +157,6 @@ def _eigenpairs(setup, repeats):
         name = f"matvecs from the subspace {ahead} steps before"
         results[name] = int(warm.num_matvecs)
     return results
-
-
-def _bare_products(matvec, vector, count):
-    """`count` linearized products in one program, nothing else."""
-    apply = curvature.linearize(matvec)
-    return jax.lax.fori_loop(0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector)
 
 
 def _training_loop(setup, repeats):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import bulk_sgd
-from bulk_sgd import basis, config, data, losses, models, steps
+from bulk_sgd import basis, config, curvature, steps
+from bulk_sgd.experiment import Experiment
 
 RANK, TOL, BATCH = 10, 1e-3, 50
 
@@ -50,26 +51,23 @@ def problem(quick: bool) -> Problem:
     """The MLP of Song et al. on MNIST-5k after 500 steps of SGD; `quick`: a toy."""
     fields = config.default()
     fields.loss.reduction = "half_sum"
-    fields.num_steps = fields.eval_every = 60 if quick else 500
+    fields.num_steps = 60 if quick else 500
     if quick:
         fields.data.num_train, fields.data.num_test = 300, 50
         fields.model.hidden = (16,)
-    dataset = data.load(fields.data)
-    model_fn, params = models.build(
-        fields.model, dataset.train_inputs.shape[1:], dataset.num_classes, fields.seed
-    )
-    loss_fn = losses.build(fields.loss, dataset.num_classes)
-    objective = lambda inputs, targets: bulk_sgd.Objective(
-        model_fn, loss_fn, jnp.asarray(inputs), jnp.asarray(targets)
-    )
-    train = objective(dataset.train_inputs, dataset.train_targets)
-    test = objective(dataset.test_inputs, dataset.test_targets)
-    task = steps.Task(train=train, test=test, curvature=train)
-    indices = data.batch_indices(0, 0, fields.num_steps, train.num_examples, BATCH)
+    return trained(fields)
+
+
+def trained(fields: ConfigDict) -> Problem:
+    """What a config stands for, after its `num_steps` steps of SGD."""
+    fields.eval_every, fields.switch.step = fields.num_steps, 0
+    experiment = Experiment(fields)
+    task, indices = experiment.task, experiment.indices(0)
     programs = steps.Programs(fields)
     state, _ = programs.train(
-        programs.init(params), task, indices, fields.num_steps, projected=False
-    )
+        programs.init(experiment.params), task, indices, fields.num_steps,
+        projected=False,
+    )  # fmt: skip
     return Problem(fields, programs, task, indices, state)
 
 
@@ -81,6 +79,12 @@ def residuals(matvec, eigenvalues, eigenvectors):
         error = basis.subtract(matvec(row), basis.scale(value, row))
         lengths.append(basis.norm(error) / basis.norm(row))
     return jnp.stack(lengths)
+
+
+def bare_products(matvec, vector, count):
+    """`count` linearized products in one program, nothing else."""
+    apply = curvature.linearize(matvec)
+    return jax.lax.fori_loop(0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector)
 
 
 def timed(fn, *args):

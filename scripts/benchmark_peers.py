@@ -58,14 +58,19 @@ class Contestant(NamedTuple):
     as_basis: Callable = lambda eigenvectors: eigenvectors
 
 
-def measure(problem, repeats: int) -> dict[str, dict]:
+def measure(problem, repeats: int, peers: Sequence[str] = ()) -> dict[str, dict]:
     """One row per contestant that is installed, ours first.
+
+    Args:
+      problem: the network.
+      repeats: number of rounds.
+      peers: names of those to compare with; by default all.
 
     Raises:
       RuntimeError: if somebody fails the quality.
     """
     reference = _reference(problem)
-    contestants = _installed(problem)
+    contestants = _installed(problem, peers or _PEERS)
     chosen = {
         name: _smallest_budget(each, problem, reference)
         for name, each in contestants.items()
@@ -133,11 +138,11 @@ def figure(rows: dict[str, dict]) -> Figure:
     return drawing
 
 
-def _installed(problem):
+def _installed(problem, peers):
     contestants = {OURS: _ours(problem)}
-    for name, build in _PEERS.items():
+    for name in peers:
         try:
-            contestants[name] = build(problem)
+            contestants[name] = _PEERS[name](problem)
         except ModuleNotFoundError as error:
             print(
                 f"{name} skipped: no module {error.name}. "
@@ -195,7 +200,7 @@ def _matfree(problem):
         return *run(length, problem.train, problem.params, start), length
 
     start = problem.start
-    return Contestant(solve, "length", range(RANK, 6 * RANK + 1))
+    return Contestant(solve, "length", range(RANK, 20 * RANK + 1))
 
 
 def _scipy(problem):
@@ -270,6 +275,8 @@ def _pyhessian(problem):
     return Contestant(solve, "tol", budgets, functools.partial(_from_torch, network))
 
 
+# Those that take any network in JAX; the others need it written again in torch.
+ON_JAX = ("matfree", "scipy eigsh on a JAX matvec")
 _PEERS = {
     "matfree": _matfree,
     "scipy eigsh on a JAX matvec": _scipy,

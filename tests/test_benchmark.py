@@ -66,12 +66,26 @@ def test_steps_and_training_loop(scripts, tmp_path):
     results = run(tmp_path, "training_loop,steps")
     loop, rows = results["training_loop"], results["steps"]
     assert loop["relative difference of their parameters"] < 1e-5
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert rows["batch 10: SGD"]["over SGD"] == 1
     # Ten products cost more than one, and one more than none, on any machine.
     cost = {name.split(": ")[1]: row["ms a step"] for name, row in rows.items()}
     one, ten = "Bulk-SGD, streaming()", "Bulk-SGD, streaming(columns=0)"
     assert cost["SGD"] < cost[one] < cost[ten]
+
+
+@pytest.mark.slow
+def test_other_networks_and_sizes(scripts, tmp_path, capsys):
+    results = run(tmp_path, "networks,scaling")
+    assert "CNN skipped: --cifar names no data" in capsys.readouterr().out
+    networks, sizes = results["networks"], results["scaling"]
+    assert networks["decoder: bulk_sgd"]["over ours"] == 1
+    assert "decoder: scipy eigsh on a JAX matvec" in networks
+    one, two = sizes.values()
+    assert one["parameters"] == two["parameters"] == pytest.approx(10**4, rel=0.1)
+    assert 0 < one["matvecs"] < two["matvecs"]
+    assert one["vectors"] < two["vectors"]
+    assert min(one["seconds"], one["over matvecs"]) > 0
 
 
 @pytest.mark.slow

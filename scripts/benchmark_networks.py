@@ -1,0 +1,57 @@
+"""Top eigenpairs of a CNN and of a transformer, against the peers that work in JAX."""
+
+import benchmark_peers
+from benchmark_common import trained
+
+from bulk_sgd import config
+
+
+def measure(repeats: int, cifar: str, quick: bool = False) -> dict[str, dict]:
+    """One row per network and contestant, as in `benchmark_peers`.
+
+    Args:
+      repeats: number of rounds.
+      cifar: an .npz with images of CIFAR-10; "" leaves the CNN out.
+      quick: toys, to try it out.
+    """
+    networks = {"decoder": _decoder(quick)}
+    if cifar:
+        networks["CNN"] = _cnn(cifar, quick)
+    else:
+        print("CNN skipped: --cifar names no data")
+    return {
+        f"{name}: {contestant}": row
+        for name, fields in networks.items()
+        for contestant, row in benchmark_peers.measure(
+            trained(fields), repeats, benchmark_peers.ON_JAX
+        ).items()
+    }
+
+
+def _cnn(path, quick):
+    """The CNN of Song et al. on CIFAR10-5k after 500 steps of SGD."""
+    fields = config.default()
+    fields.data.name, fields.data.normalization = path, "standard"
+    fields.data.num_train, fields.data.num_test = (40, 20) if quick else (5_000, 1_000)
+    fields.model.name, fields.model.activation = "cnn", "relu"
+    if quick:
+        fields.model.channels = (4, 4)
+    fields.loss.reduction = "half_sum"
+    fields.optimizer.learning_rate = 0.001
+    fields.batch_size = 20 if quick else 50
+    fields.num_steps = 20 if quick else 500
+    return fields
+
+
+def _decoder(quick):
+    """A language model of 1,024,512 parameters on bytes, after 200 steps of SGD."""
+    fields = config.default()
+    fields.data.name, fields.data.length = "sonnets", 32
+    fields.data.normalization = "none"
+    fields.model.name, fields.model.activation = "decoder", "gelu"
+    fields.model.width, fields.model.num_layers = (16, 1) if quick else (128, 5)
+    fields.loss.name = "cross_entropy"
+    fields.optimizer.learning_rate = 0.1
+    fields.batch_size = 16
+    fields.num_steps = 20 if quick else 200
+    return fields
