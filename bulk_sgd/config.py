@@ -130,6 +130,9 @@ def default() -> ConfigDict:
     # `bulk_sgd.measures`.
     config.measures = ConfigDict()
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
+    # Steps, likewise, between rows with λ_1 of the whole training loss at that very
+    # point, about eight matvecs; the last row of an arm always has it.
+    config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
 
     # From the fork, each arm is trained at other learning rates, halving the interval
@@ -215,15 +218,16 @@ def validate(config: ConfigDict):
 
 
 def _validate_measures(config):
-    every = config.measures.every
-    checks.integer("config.measures.every", every, 0)
-    if every % config.eval_every:
-        raise ValueError(
-            f"config.measures.every is {every}; it must be a multiple of "
-            f"config.eval_every, {config.eval_every}, or 0."
-        )
+    for name in ("every", "sharpness_every"):
+        every = config.measures[name]
+        checks.integer(f"config.measures.{name}", every, 0)
+        if every % config.eval_every:
+            raise ValueError(
+                f"config.measures.{name} is {every}; it must be a multiple of "
+                f"config.eval_every, {config.eval_every}, or 0."
+            )
     checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
-    if every and config.subspace.curvature != "hessian":
+    if config.measures.every and config.subspace.curvature != "hessian":
         raise ValueError(
             f"config.subspace.curvature is {config.subspace.curvature!r}; where "
             "config.measures.every is not 0 it must be 'hessian', whose subspace the "

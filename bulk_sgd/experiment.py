@@ -17,6 +17,7 @@ _FREE = (
     "arms",
     "checkpoint",
     "measures.every",
+    "measures.sharpness_every",
     "name",
     "num_steps",
     "optimizer.learning_rate",

@@ -196,6 +196,7 @@ class Run(contextlib.AbstractContextManager):
             "descent_ratio": None,
             "eigenvalues": None,
             "residuals": None,
+            "sharpness": None,
             "sharpness_ratio": None,
             "matvecs": entry["matvecs"],
             "refreshes": int(space.refreshes),
@@ -207,18 +208,25 @@ class Run(contextlib.AbstractContextManager):
         if taken:
             row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
         if int(space.refreshes) > int(space.failed_refreshes):
-            sharpness = float(space.subspace.eigenvalues[0])
             row["alignment_gradient"] = float(found.alignment_gradient)
             row["eigenvalues"] = np.asarray(space.subspace.eigenvalues)
             row["residuals"] = np.asarray(space.subspace.residuals)
-            row["sharpness_ratio"] = self._config.optimizer.learning_rate * sharpness
             if taken:
                 row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
                 row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
             every = self._config.measures.every
             if every and int(state.step) % every == 0:
                 row |= self._measures(state)
+        if self._is_sharpness_due(name, int(state.step)):
+            sharpness = float(self._programs.sharpness(state, self.experiment.task))
+            row["sharpness"] = sharpness
+            row["sharpness_ratio"] = self._config.optimizer.learning_rate * sharpness
         return row
+
+    def _is_sharpness_due(self, name, step):
+        every = self._config.measures.sharpness_every
+        ends = name != PREFIX and step == self._config.num_steps
+        return ends or bool(every and step % every == 0)
 
     def _measures(self, state: TrainState) -> dict:
         step = int(state.step)

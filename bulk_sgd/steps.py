@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import basis, measures, optimizers, solvers
+from bulk_sgd.curvature import hessian, sharded
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
+from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
 
 
@@ -133,6 +135,7 @@ class Programs:
             donate_argnames="states",
         )
         self.evaluate = jax.jit(self._evaluate)
+        self.sharpness = jax.jit(self._sharpness)
         self.measure = jax.jit(self._measure)
 
     def _inner(self, learning_rate):
@@ -283,6 +286,14 @@ class Programs:
             test_accuracy=test_accuracy,
             alignment_gradient=state.subspace.subspace.alignment(gradient),
         )
+
+    def _sharpness(self, state: TrainState, task: Task):
+        """λ_1 of the Hessian of the training loss to a hundredth, or NaN."""
+        layout = self._layout.parameters(state.params)
+        matvec = sharded(hessian(task.train, state.params), layout)
+        # Warm, but from all of the subspace: eigenvalues change places.
+        found = top_eigenpairs(matvec, state.subspace.subspace, 1, tol=1e-2)
+        return jnp.where(found.converged, found.eigenvalues[0], jnp.nan)
 
     def _measure(self, state: TrainState, task: Task, indices, key):
         """`measures.measure` on the data of the curvature, or on all of it."""

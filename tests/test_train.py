@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import dense
 
 import bulk_sgd
 from bulk_sgd import config as config_lib
 from bulk_sgd import data, losses, metrics, models, record, steps, train
+from bulk_sgd.experiment import Experiment
 
 RATE, RANK, SWITCH, STEPS, EVERY = 0.05, 3, 8, 20, 5
 
@@ -124,12 +126,41 @@ def test_rows_hold_what_was_measured(finished):
     for row in later:
         assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
         assert len(row["eigenvalues"]) == len(row["residuals"]) == RANK
-        assert row["sharpness_ratio"] == pytest.approx(RATE * row["eigenvalues"][0])
         assert 0 <= row["alignment_gradient"] <= 1
         assert 0 <= row["test_accuracy"] <= 1
         assert 0 <= row["seconds_curvature"] <= row["seconds"]
     assert [row["refreshes"] for row in later] == [5, 10, 12]
     assert later[0]["matvecs"] >= 5 * RANK
+    assert [row["sharpness"] is None for row in (first, *later)] == [True] * 3 + [False]
+    last = later[-1]
+    assert last["sharpness_ratio"] == pytest.approx(RATE * last["sharpness"])
+
+
+@pytest.mark.parametrize("source", ["full", "batch"])
+def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
+    config = tiny(subspace__data=source, subspace__refresh_every=5)
+    experiment, programs = Experiment(config), steps.Programs(config)
+    blank, task = programs.init(experiment.params), experiment.task
+    scalars = experiment.scalars(experiment.arms[0])
+    state, _ = programs.train(
+        blank, task, experiment.indices(0), 5, scalars, projected=True
+    )
+    matrix = dense(bulk_sgd.hessian(task.train, state.params), state.params)
+    exact = np.linalg.eigvalsh(matrix)[-1]
+    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
+    assert float(programs.sharpness(state, task)) == pytest.approx(exact, rel=1e-2)
+    # The eigenvalue in the state is four steps old, or of one batch.
+    stale = float(state.subspace.subspace.eigenvalues[0])
+    assert stale != pytest.approx(exact, rel=2e-2)
+
+
+def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
+    train.train_and_evaluate(tiny(measures__sharpness_every=10), tmp_path)
+    known = {
+        arm: [r["step"] for r in rows_of(tmp_path, arm) if r["sharpness"] is not None]
+        for arm in ("prefix", "sgd")
+    }
+    assert known == {"prefix": [0], "sgd": [20]}
 
 
 def test_record_says_what_ran(finished):

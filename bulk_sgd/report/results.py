@@ -139,7 +139,6 @@ class Run:
         loss = last_finite(self.series(arm, "train_loss"))
         after = self.series(arm, "alignment_update")[steps > start]
         after = after[np.isfinite(after)]
-        top = self.eigenvalues(arm)[:, :1].ravel()
 
         def counter(key):
             # Counters only grow, and either file may be the older one after a kill.
@@ -161,7 +160,7 @@ class Run:
             loss_ratio=loss / self.switch_loss if self.switch_loss > 0 else math.nan,
             test_accuracy=last_finite(self.series(arm, "test_accuracy")),
             alignment=after.mean() if after.size and arm != PREFIX else math.nan,
-            sharpness=last_finite(top),
+            sharpness=last_finite(self.series(arm, "sharpness")),
             sharpness_ratio=last_finite(self.series(arm, "sharpness_ratio")),
             matvecs=int(counter("matvecs")),
             failed_refreshes=int(counter("failed_refreshes")),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bulk_sgd.aliases import PATHS, path_scales
-from bulk_sgd.report.study import SGD, Axis
+from bulk_sgd.report.study import SGD, Axis, has_energies
 from bulk_sgd.report.style import (
     INK,
     MUTED,
@@ -61,15 +61,6 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
     return found
 
 
-def has_energies(axis: Axis) -> bool:
-    """Whether any cell measured curvature energies along SGD."""
-    return any(
-        SGD in cell.arms
-        and np.isfinite(cell.run.series(SGD, "hessian/frobenius_share")).any()
-        for cell in axis.cells
-    )
-
-
 @matplotlib.rc_context(STYLE)
 def setting_figure(axis: Axis) -> Figure:
     """Final loss, sharpness and stable rate of each method, setting by setting."""
@@ -81,8 +72,8 @@ def setting_figure(axis: Axis) -> Figure:
         for i, (arm, style) in enumerate(styles.items()):
             spreads = [axis.spread(label, arm, key) for label in labels]
             places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
-            _draw(axes, places, spreads, style)
-        _finish(axes, name, log, reference)
+            _draw(axes, places, spreads, style, joined=axis.values is not None)
+        _finish(axes, name, log, _threshold(axis, key, reference))
         axes.set_xticks(
             range(len(labels)),
             [plain(shorten(label, 24)) for label in labels],
@@ -104,7 +95,7 @@ def family_figure(axis: Axis) -> Figure:
         for path, points in path_points(axis).items():
             spreads = [axis.spread(label, arm, key) for _, arm in points]
             _draw(axes, [alpha for alpha, _ in points], spreads, _PATH_STYLES[path])
-        _finish(axes, name, log, reference)
+        _finish(axes, name, log, _threshold(axis, key, reference))
         axes.set_xlabel("α")
     formulas = {"bulk": "(α, 1)", "dom": "(1, α)", "cross": "(α, 1 − α)"}
     _legend(
@@ -128,8 +119,7 @@ def plane_figure(axis: Axis) -> Figure:
         for (a, b), arm in arms.items():
             spread = axis.spread(label, arm, key)
             values[bulk.index(b), dominant.index(a)] = spread.mean
-        with np.errstate(invalid="ignore"):
-            image = axes.imshow(np.log10(values), origin="lower", cmap="cividis")
+        image = axes.imshow(values, origin="lower", cmap="cividis", norm="log")
         _annotate(axes, axis, label, arms, dominant, bulk, values)
         axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
         axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
@@ -137,7 +127,7 @@ def plane_figure(axis: Axis) -> Figure:
         axes.set_ylabel("b, factor of the bulk part")
         axes.grid(visible=False)
         axes.set_title(name, loc="left")
-        figure.colorbar(image, ax=axes, label=rf"$\log_{{10}}$ of the {name}")
+        figure.colorbar(image, ax=axes, label=name)
     return figure
 
 
@@ -172,7 +162,7 @@ def training_figure(axis: Axis) -> Figure:
     ):
         for arm, style in styles.items():
             _band(axes, axis.cells, arm, key, style)
-        _finish(axes, name, log, reference)
+        _finish(axes, name, log, _threshold(axis, key, reference))
         axes.set_xlabel("step")
     _legend(figure, [(_arm_label(axis, arm), s) for arm, s in styles.items()])
     return figure
@@ -192,19 +182,20 @@ def energy_figure(axis: Axis) -> Figure:
         for row, (share, name) in enumerate(rows):
             axes = panels[row * len(groups) + column]
             for operator, (_, style) in OPERATORS.items():
-                if share == "trace_share" and not _has_trace(cells, operator):
+                if share == "trace_share" and not has_trace(cells, operator):
                     continue  # a share of nothing
                 _band(axes, cells, SGD, f"{operator}/{share}", style)
             axes.set_ylim(-0.1 if share == "trace_share" else 0, 1.1)
             axes.axhline(1, color=MUTED, linewidth=0.7)
             axes.set_ylabel(name if column == 0 else "")
-        panels[column].set_title(plain(label), loc="left")
+        field = f"{_field_label(axis)} " if axis.values else ""
+        panels[column].set_title(plain(field + label), loc="left")
         panels[len(groups) + column].set_xlabel("step")
     _legend(figure, [*OPERATORS.values()])
     return figure
 
 
-def _has_trace(cells, operator):
+def has_trace(cells, operator) -> bool:
     """Whether a trace stands out of its own standard error, in most measurements."""
     series = lambda key: np.concatenate(
         [c.run.series(SGD, f"{operator}/{key}") for c in cells if SGD in c.arms]
@@ -270,6 +261,20 @@ def _field_label(axis):
     return ", ".join(names)
 
 
+def _threshold(axis, key, reference):
+    """The line of reference of a panel, where it means something on this axis.
+
+    2 is the threshold of ηλ₁ for plain SGD, not for momentum or Adam.
+    """
+    configs = [cell.run.info.get("config") or {} for cell in axis.cells if cell.run]
+    optimizers = [config.get("optimizer") or {} for config in configs]
+    plain_sgd = all(
+        found.get("name", "sgd") == "sgd" and not found.get("momentum")
+        for found in optimizers
+    )
+    return reference if key != "sharpness_ratio" or plain_sgd else None
+
+
 def _measured(axis, key):
     return any(
         math.isfinite(value)
@@ -279,7 +284,10 @@ def _measured(axis, key):
     )
 
 
-def _draw(axes, places, spreads, style):
+def _draw(axes, places, spreads, style, joined=True):
+    """Points with bars; settings that are no numbers are not joined by lines."""
+    lines = {"linewidth": min(style.linewidth, 1.7)}
+    lines |= {} if joined else {"linestyle": "none"}
     axes.errorbar(
         places,
         [spread.mean for spread in spreads],
@@ -288,7 +296,7 @@ def _draw(axes, places, spreads, style):
         markersize=4,
         capsize=2,
         elinewidth=1,
-        **vars(style) | {"linewidth": min(style.linewidth, 1.7)},
+        **vars(style) | lines,
     )
 
 

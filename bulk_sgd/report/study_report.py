@@ -5,6 +5,7 @@ writes into FOLDER/report: `index.html`, self-contained; its figures as PNG and 
 `claims.md`, the claims table as Markdown; and `tables.json`, every number of the page.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -12,19 +13,27 @@ import pathlib
 import numpy as np
 
 from bulk_sgd.curvature import CURVATURES
-from bulk_sgd.report import page, study_figures
+from bulk_sgd.report import page
 from bulk_sgd.report.claims import Claim, claims
 from bulk_sgd.report.narrative import number, percent
 from bulk_sgd.report.results import last_finite
-from bulk_sgd.report.study import SGD, Axis, Spread, read_study
+from bulk_sgd.report.study import (
+    SGD,
+    TARGET,
+    Axis,
+    Spread,
+    has_energies,
+    read_study,
+)
+from bulk_sgd.report.study_figures import figures_of, has_trace
 from bulk_sgd.report.style import arm_styles, save
 
 # Columns of an axis' table: heading and key of `Cell.outcome`.
 _COLUMNS = (
     ("loss / loss at fork", "loss_ratio"),
     ("progress", "progress"),
-    ("speed-up, steps", "speed_up"),
-    ("speed-up, matvecs", "matvec_speed_up"),
+    ("speed-up in steps", "speed_up"),
+    ("in matvecs", "matvec_speed_up"),
     ("test accuracy", "test_accuracy"),
     ("χ of updates", "alignment"),
     ("descent ratio", "descent_ratio"),
@@ -32,13 +41,20 @@ _COLUMNS = (
     ("η batch sharpness", "batch_sharpness"),
     ("largest stable η", "stable_rate"),
 )
+# Fields that tell the setting of an axis.
+_SETTING = (
+    *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
+    *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
+    *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
+    *("subspace.solver", "subspace.refresh_every"),
+)
 _SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}
 _ENERGY_COLUMNS = (
-    ("trace", "trace"),
-    ("± error", "trace_error"),
+    ("tr M", "trace"),
+    ("its standard error", "trace_error"),
     ("trace share", "trace_share"),
-    ("‖M‖²", "frobenius"),
-    ("± error", "frobenius_error"),
+    ("‖M‖²_F", "frobenius"),
+    ("its standard error", "frobenius_error"),
     ("Frobenius share", "frobenius_share"),
     ("block share", "block_share"),
     ("form along Pu", "form_dominant"),
@@ -93,8 +109,15 @@ def show(spread: Spread) -> str:
     """Mean ± deviation, and over how many seeds; a dash where there is none."""
     if not spread.count:
         return "–"
-    deviation = f" ± {number(spread.deviation)}" if spread.count > 1 else ""
-    return f"{number(spread.mean)}{deviation} (n = {spread.count})"
+    return f"{_plus_minus(spread)} (n = {spread.count})"
+
+
+def _plus_minus(spread):
+    if spread.count < 2:
+        return number(spread.mean)
+    rounding = 1e-12 * abs(spread.mean)  # of equal numbers
+    deviation = spread.deviation if spread.deviation > rounding else 0.0
+    return f"{number(spread.mean)} ± {number(deviation)}"
 
 
 def _head(axes):
@@ -109,15 +132,19 @@ def _head(axes):
         for cell in axis.cells
         if cell.status not in ("complete", "pending")
     )
-    return f"""<p class="facts">{len(axes)} axes, {len(cells)} cells: {told}</p>
+    axes_word = "axis" if len(axes) == 1 else "axes"
+    return f"""<p class="facts">{len(axes)} {axes_word}, {len(cells)} cells: {told}</p>
 <p>Each run trains by SGD up to a fork, from which every arm goes on with its updates
 scaled by a in the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD
 (1, 0), Bulk-SGD (0, 1). Numbers are means over seeds ± one standard deviation.
 <em>Progress</em> is the decrease of the training loss after the fork over that of SGD;
-<em>speed-up</em> the steps (or matvecs) that SGD took to its last loss over those the
-arm took to the same, 0 where it never got there; the <em>descent ratio</em> the part of
-the first-order decrease of the batch loss that the scaling leaves; χ the part of an
-update's length in the dominant subspace.</p>
+<em>speed-up</em> the steps (or matvecs) that SGD took to {TARGET:.0%} of its decrease
+over those the arm took to the same loss, 0 where it never got there; the
+<em>descent ratio</em> the part of the first-order decrease of the batch loss that the
+scaling leaves; χ the part of an update's length in the dominant subspace; ηλ₁ is that
+of the Hessian of the whole training loss at the last step. A claim is undecided where
+the mean is within two standard errors of the threshold. Where fewer seeds gave a number
+than ran, n tells how many.</p>
 {notes}"""
 
 
@@ -132,14 +159,36 @@ def _section(axis: Axis, folder):
     parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
     parts.append(f"<p><em>{page.text(question)}</em></p>")
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
-    for name, figure in study_figures.figures_of(axis).items():
+    parts.append(_setting(axis))
+    for name, figure in figures_of(axis).items():
         image = save(figure, folder / f"{axis.name}-{name}")
         caption = _caption(axis, name)
         parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
     parts.append(_table(axis))
-    if study_figures.has_energies(axis):
+    if has_energies(axis):
         parts.append(_energy_table(axis))
     return "\n".join(parts)
+
+
+def _setting(axis):
+    """What all cells of an axis have in common, in a line, and the whole config."""
+    run = next((cell.run for cell in axis.cells if cell.run), None)
+    config = run.info.get("config") if run else None
+    if not config:
+        return ""
+    facts = []
+    for field in _SETTING:
+        value = functools.reduce(dict.get, field.split("."), config)
+        if field not in axis.fields:
+            facts.append(f"{field} = {json.dumps(value, ensure_ascii=False)}")
+    facts.append(f"{run.info.get('num_params'):,} parameters")
+    facts.append(f"fork at step {run.switch_step}")
+    whole = json.dumps(config, indent=2, ensure_ascii=False)
+    return (
+        f'<p class="note">Setting of the first cell: {page.text("; ".join(facts))}.</p>'
+        f"<details><summary>Its whole config</summary>\n<pre>{page.text(whole)}</pre>"
+        "</details>\n"
+    )
 
 
 def _caption(axis, name):
@@ -147,11 +196,11 @@ def _caption(axis, name):
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return {
         "settings": f"Each method over the settings of the axis; {over}. Dashed: the "
-        "loss at the fork, and the stability threshold ηλ₁ = 2 of SGD.",
+        "loss at the fork, and for plain SGD its stability threshold ηλ₁ = 2.",
         "families": f"Along the families of scales (a, b); {over}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
-        "diverged.",
+        "diverged; points without a number were not run.",
         "training": f"Along training, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
         f"subspace of H, along SGD; {over}. A trace within three standard errors of "
@@ -185,7 +234,10 @@ def _table(axis):
                     labels[arm].label,
                     label,
                     f"{np.nansum(diverged):.0f} of {len(diverged)}",
-                    *(_cell(axis.spread(label, arm, key), key) for _, key in shown),
+                    *(
+                        _cell(axis.spread(label, arm, key), key, len(diverged))
+                        for _, key in shown
+                    ),
                 ]
             )
             colors.append(styles[arm].color)
@@ -193,13 +245,13 @@ def _table(axis):
     return page.table(f"{axis.title}: all numbers", heads, rows, colors)
 
 
-def _cell(spread, key):
+def _cell(spread, key, count):
     if not spread.count:
         return "–"
     if key == "test_accuracy":
         return percent(spread.mean, 1)
-    deviation = f" ± {number(spread.deviation)}" if spread.count > 1 else ""
-    return number(spread.mean) + deviation
+    known = f" (n = {spread.count})" if spread.count < count else ""
+    return _plus_minus(spread) + known
 
 
 def _energy_table(axis):
@@ -211,7 +263,9 @@ def _energy_table(axis):
                     _SYMBOLS[operator],
                     label,
                     *(
-                        show(_last(cells, f"{operator}/{key}")).split(" (")[0]
+                        "–"
+                        if key == "trace_share" and not has_trace(cells, operator)
+                        else _plus_minus(_last(cells, f"{operator}/{key}"))
                         for _, key in _ENERGY_COLUMNS
                     ),
                 ]

@@ -33,7 +33,7 @@ def base_config(preset: str, name: str):
     config.model.init = "torch"
     config.loss.reduction = "half_sum"
     config.arms = ARMS
-    config.stability.rounds, config.stability.num_steps = 5, 100
+    config.stability.rounds, config.stability.num_steps = 6, 100
     config.progress = config.tensorboard = False
     if is_small(preset):
         config.data.num_train = 1_000

@@ -18,6 +18,7 @@ def get_config(preset: str = "cpu"):
     """The base config of the axis."""
     config = base_config(preset, "Seeds")
     config.measures.every = 100 if is_small(preset) else 1_000
+    config.measures.sharpness_every = config.eval_every
     return config
 
 
