@@ -1,72 +1,99 @@
-"""The Python blocks of the documentation run as they stand."""
+"""The code of the documentation runs as it stands, and does what the pages say."""
 
+import functools
+import json
 import math
+import os
 import pathlib
 import re
+import tempfile
 
+import jax
+import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
+from bulk_sgd import config as config_lib
 from bulk_sgd import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    if "```" in path.read_text("utf-8")
+)
+# What a reader has at hand where a page shows a fragment.
+FRAGMENTS = {
+    "docs/solvers.md": """
+import jax.numpy as jnp, optax, bulk_sgd
+batch_loss = lambda params: jnp.sum(params**4)
+params = jnp.ones(12)
+grads = 4 * params**3
+state = optax.chain(
+    optax.adam(1e-3), bulk_sgd.scale_by_subspace(10, solver=bulk_sgd.streaming())
+).init(params)
+""",
+}
 
 
-def run(path, blocks):
-    """The names that the blocks of a page define, run one after the other."""
-    text = (ROOT / path).read_text("utf-8")
-    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {}
-    for block in found[blocks]:
-        exec(compile(block, path, "exec"), names)
-    return names
+def blocks(page, language):
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def execute(name, sources):
+    """What each source leaves defined, run one after the other in an empty folder."""
+    names, before, left = {}, os.getcwd(), []
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for source in sources:
+                exec(compile(source, name, "exec"), names)
+                left.append(dict(names))
+        finally:
+            os.chdir(before)
+    return left
+
+
+@functools.cache
+def run(page):
+    sources = [FRAGMENTS.get(page, ""), *blocks(page, "python")]
+    return execute(page, sources)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run(page):
+    run(page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_files_and_fields_that_exist(page):
+    known = config_lib.default()
+    for block in blocks(page, "bash"):
+        for path in re.findall(r"\b(?:configs|scripts)/[\w/.]+\w", block):
+            assert (ROOT / path).exists(), path
+        for field in re.findall(r"--config\.([\w.]+)", block):
+            value = known
+            for part in field.split("."):
+                assert part in value, field
+                value = value[part]
+        for module in re.findall(r"python -m (bulk_sgd[\w.]*)", block):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
 def test_readme_moves_only_the_flat_parameter(capsys):
-    params = run("README.md", slice(1))["params"]
+    run.cache_clear()  # for what it prints
+    params = run("README.md")[-1]["params"]
     assert abs(float(params["flat"])) < 0.1
     assert float(params["sharp"]) == pytest.approx(1, abs=1e-3)
     assert "[100.]" in capsys.readouterr().out
 
 
-def test_nnx_recipe_trains_and_compiles_once():
-    names = run("docs/recipes.md", slice(1))
-    assert names["step"]._cache_size() == 1
-    data = names["inputs"], names["targets"]
-    before = names["nnx"].Linear(3, 2, rngs=names["nnx"].Rngs(0))
-    before = names["nnx"].split(before, names["nnx"].Param)[1]
-    assert names["loss"](names["params"], *data) < names["loss"](before, *data)
-    kernel = names["model"].kernel[...]
-    np.testing.assert_array_equal(kernel, names["params"]["kernel"][...])
-    assert optax.tree_utils.tree_get(names["state"], "switched")
-
-
-def test_scan_recipe_and_the_state(capsys):
-    names = run("docs/recipes.md", slice(1, 3))
-    losses = names["losses"]
-    assert losses.shape == (50,)
-    assert losses[-10:].mean() < losses[:10].mean()
-    get = lambda name: optax.tree_utils.tree_get(names["state"], name)
-    assert int(get("refreshes")) == 5
-    table = (ROOT / "docs/recipes.md").read_text("utf-8")
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        for name in re.findall(r"`(\w+)`", row):
-            assert get(name) is not None
-    assert math.isfinite(float(capsys.readouterr().out.split()[-1]))
-
-
-def test_count_is_kept_by_others_too():
-    tx = optax.chain(optax.adam(1e-2), bulk_sgd.project_bulk(1))
-    state = tx.init(np.ones(3, np.float32))
-    with pytest.raises(KeyError):
-        optax.tree_utils.tree_get(state, "count")
-
-
-def test_sweep_of_the_study_is_valid():
-    names = run("docs/study.md", slice(1))
-    cells = names["get_sweep"]()
-    assert len(cells) == 2 * 2 * 3
-    base = names["get_config"]()
-    assert {grid.apply(base, cell).subspace.rank for cell in cells} == {5, 10}
+def test_getting_started_learns_along_the_bulk():
+    _, _, found, trained, configured = run("docs/getting_started.md")[-4:] if False else (
+        None, *run("docs/getting_started.md"))
