@@ -54,14 +54,11 @@ def notebook_page(path: pathlib.Path) -> str:
             continue
         parts.append(f"```python\n{source}\n```")
         for output in cell["outputs"]:
-            if "text" in output:
-                parts.append("```text\n" + "".join(output["text"]).rstrip() + "\n```")
-            if image := output.get("data", {}).get("image/png"):
-                image = "".join(image).replace("\n", "")
-                parts.append(
-                    f'<img alt="Figure of the cell above" '
-                    f'src="data:image/png;base64,{image}">'
-                )
+            shown = output.get("data", {})
+            if text := output.get("text") or shown.get("text/plain"):
+                parts.append("```text\n" + "".join(text).rstrip() + "\n```")
+            if image := "".join(shown.get("image/png", ())):
+                parts.append(f'<img alt="" src="data:image/png;base64,{image}">')
     parts.insert(1, f"[This page as a notebook]({path.name})")
     return "\n\n".join(parts) + "\n"
 

@@ -1,0 +1,91 @@
+"""The documentation site builds without a warning, and needs nothing from elsewhere."""
+
+import html.parser
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import bulk_sgd
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+class Page(html.parser.HTMLParser):
+    """What a page loads, its anchors, and its text outside of code."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.loads, self.anchors, self.formulas = [], set(), 0
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors.add(attributes.get("id"))
+        self.formulas += tag == "math"
+        if tag in ("script", "img", "iframe") and "src" in attributes:
+            self.loads.append(attributes["src"])
+        if tag == "link" and attributes.get("rel") in ("stylesheet", "icon"):
+            self.loads.append(attributes["href"])
+
+
+def build(folder):
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = ["mkdocs", "build", "--strict", f"--site-dir={folder}"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return {
+        path.relative_to(folder).as_posix(): Page(path)
+        for path in folder.rglob("*.html")
+    } | {"": folder}
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    folder = site.pop("")
+    for name, page in site.items():
+        for source in page.loads:
+            if not source.startswith("data:image/"):
+                assert not re.match(r"(\w+:)?//", source), (name, source)
+                target = folder / name / ".." / source.partition("?")[0]
+                assert Path(os.path.normpath(target)).exists(), (name, source)
+    site[""] = folder
+
+
+def test_everything_public_is_in_the_reference(site):
+    reference = [page for name, page in site.items() if name.startswith("reference/")]
+    anchors = {str(anchor) for page in reference for anchor in page.anchors}
+    for name in bulk_sgd.__all__:
+        public = getattr(bulk_sgd, name)
+        assert f"{public.__module__}.{name}" in anchors
+    assert not any("._" in anchor for anchor in anchors)
+
+
+def test_sections_of_docstrings_are_read(site):
+    text = (site[""] / "reference/transforms.html").read_text("utf-8")
+    start = text.index('id="bulk_sgd.transforms.scale_by_subspace"')
+    section = text[start : text.index('id="bulk_sgd.transforms.project_bulk"')]
+    for title in ("Parameters", "Returns", "Raises", "Examples"):
+        assert f"{title}:" in section
+    assert "Args:" not in section
+    for path in (site[""] / "reference").glob("*.html"):  # >>> quotes in Markdown
+        assert "<blockquote>" not in path.read_text("utf-8"), path
+
+
+def test_formulas_and_the_notebook_are_there(site):
+    assert site["concepts.html"].formulas > 20
+    assert "arithmatex" not in (site[""] / "concepts.html").read_text("utf-8")
+    figures = site["notebooks/first_subspace.html"].loads
+    assert sum(source.startswith("data:image/png") for source in figures) == 2
