@@ -11,6 +11,7 @@ import re
 
 import griffe
 from latex2mathml import converter
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,6 +26,7 @@ def on_files(files, config):
     """Adds the pages of the repository's root, and one for every notebook."""
     for name in _PAGES:
         text = (ROOT / name).read_text("utf-8").replace("](docs/", "](")
+        text = text.replace(".ipynb)", ".md)")
         files.append(File.generated(config, name, content=text))
     for name in _FILES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
@@ -38,8 +40,13 @@ def on_page_content(content, page, config, files):
     """Replaces LaTeX with MathML; what cannot be read ends the build."""
 
     def replace(match):
+        formula = html.unescape(match[2]).strip()
         display = "block" if match[1] == "div" else "inline"
-        return converter.convert(html.unescape(match[2]).strip(), display=display)
+        made = converter.convert(formula, display=display)
+        # The converter leaves commands that it does not know, and closes braces.
+        if "\\" in made or formula.count("{") != formula.count("}"):
+            raise PluginError(f"{page.file.src_uri}: cannot read the formula {formula}")
+        return made
 
     return _FORMULA.sub(replace, content)
 
