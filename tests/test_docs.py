@@ -8,6 +8,9 @@ import math
 import os
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -124,19 +127,41 @@ def test_own_models_have_exact_eigenpairs_and_learn(kind):
     assert 0 < pairs.alignment(moved) < 0.2
 
 
-def test_own_data_are_learned_and_load():
-    after, _ = run("docs/own_data.md")
-    assert after[0]["data"](after[0]["params"]) < 0.5 < math.log(2)
-    with tempfile.TemporaryDirectory() as folder:
-        names = dict(after[0])
-        source = blocks("docs/own_data.md", "python")[1]
-        path = pathlib.Path(folder) / "my_data.npz"
-        exec(source.replace("my_data.npz", str(path)), names)
-        fields = config_lib.default().data
-        fields.name, fields.normalization = str(path), "standard"
-        loaded = data.load(fields)
+@pytest.fixture
+def own_data(tmp_path):
+    """The first names of the page on data, and the archive that it writes."""
+    names = dict(run("docs/own_data.md")[0][0])
+    source = blocks("docs/own_data.md", "python")[1]
+    exec(source.replace("my_data.npz", str(tmp_path / "my_data.npz")), names)
+    return names, tmp_path / "my_data.npz"
+
+
+def test_own_data_are_learned_and_load(own_data):
+    names, path = own_data
+    assert names["data"](names["params"]) < 0.5 < math.log(2)
+    fields = config_lib.default().data
+    fields.name, fields.normalization = str(path), "standard"
+    loaded = data.load(fields)
     assert loaded.train_inputs.shape == (150, 8)
     np.testing.assert_array_equal(loaded.test_targets, names["labels"][150:])
+
+
+@pytest.mark.slow
+def test_own_data_train_with_the_command_of_the_page(own_data):
+    (command,) = blocks("docs/own_data.md", "bash")
+    command = command.replace("\\\n", "").replace("my_data.npz", str(own_data[1]))
+    command = command.replace("runs/mine", str(own_data[1].parent / "run"))
+    _, *arguments = shlex.split(command)
+    smaller = ["--config.num_steps=20", "--config.switch.step=10"]
+    done = subprocess.run(
+        [sys.executable, *arguments, *smaller],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
 
 
 def test_own_solvers_find_what_they_say():
