@@ -77,6 +77,8 @@ def test_sections_of_docstrings_are_read(site):
     for title in ("Parameters", "Returns", "Raises", "Examples"):
         assert f"{title}:" in section
     assert "Args:" not in section
+    experiments = (site / "reference/experiments.html").read_text("utf-8")
+    assert "experiments change what\nthey are about." in experiments  # one item
     for path in (site / "reference").glob("*.html"):  # >>> quotes in Markdown
         assert "<blockquote>" not in path.read_text("utf-8"), path
 
