@@ -36,6 +36,11 @@ def on_files(files, config):
     return files
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Leads links to the repository's root to the pages that `on_files` adds."""
+    return markdown.replace("](../README.md", "](README.md")
+
+
 def on_page_content(content, page, config, files):
     """Replaces LaTeX with MathML; what cannot be read ends the build."""
 

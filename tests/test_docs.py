@@ -26,11 +26,11 @@ from bulk_sgd import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOK = "docs/notebooks/first_subspace.ipynb"
-PAGES = sorted(
+EVERY_PAGE = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    if "```" in path.read_text("utf-8")
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 )
+PAGES = [page for page in EVERY_PAGE if "```" in (ROOT / page).read_text("utf-8")]
 # What a reader has at hand where a page shows a fragment.
 AT_HAND = {
     "docs/solvers.md": """
@@ -73,6 +73,14 @@ def run(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page):
     run(page)
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_links_lead_to_files(page):
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s#]+)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES)
