@@ -16,7 +16,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "Setting up .venv (about a minute)"
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --editable '.[dev]' || exit 1
+    --editable '.[dev,docs]' || exit 1
   echo "$wanted" >.venv/installed
 fi
 PATH="$PWD/.venv/bin:$PATH"
