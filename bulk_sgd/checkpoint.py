@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bulk_sgd import distributed
+from bulk_sgd import basis, distributed, record
 from bulk_sgd.steps import TrainState
 
 FOLDER = "checkpoints"
@@ -25,11 +25,14 @@ class Checkpoints:
     Args:
       workdir: folder of the run.
       keep: how many are kept, the newest ones; 0 keeps all.
+      config: of the run, plain, which a checkpoint must have in its record; None takes
+        any.
     """
 
-    def __init__(self, workdir, keep: int = 2):
+    def __init__(self, workdir, keep: int = 2, config: dict | None = None):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep
+        self._config = config
         self._managers = {}
 
     def save(self, position: int, state: TrainState, story: dict):
@@ -54,6 +57,9 @@ class Checkpoints:
 
         Args:
           blank: the initial state, for shapes and layout.
+
+        Raises:
+          ValueError: it is of another config or number of parameters; it stays.
         """
         return self._load("states", blank)
 
@@ -126,12 +132,11 @@ class Checkpoints:
         if not (self._folder / kind).is_dir():
             return None
         manager = self._manager(kind)
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), story=ocp.args.JsonRestore()
-        )
         for position in sorted(manager.all_steps(), reverse=True):
             try:
-                found = manager.restore(position, args=arguments)
+                return self._restore(manager, position, like)
+            except _OtherRun:
+                raise
             except Exception as error:  # whatever the damage makes orbax raise
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 path = self._folder / kind / str(position)
@@ -141,9 +146,33 @@ class Checkpoints:
                     file=sys.stderr,
                 )
                 manager.delete(position)
-                continue
-            return found.state, found.story
         return None
+
+    def _restore(self, manager, position, like):
+        restore = lambda **items: manager.restore(
+            position, args=ocp.args.Composite(**items)
+        )
+        story = restore(story=ocp.args.JsonRestore()).story
+        if "record" in story and self._config is not None:
+            self._check(story["record"], basis.size(like.params))
+        return restore(state=ocp.args.StandardRestore(like)).state, story
+
+    def _check(self, earlier, num_params):
+        """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
+        changed = record.differences(earlier["config"], self._config)
+        if changed:
+            what = f"of another config, which differs in {', '.join(changed)}"
+        elif earlier["num_params"] != num_params:
+            what = f"of {earlier['num_params']} parameters, not {num_params}"
+        else:
+            return
+        raise _OtherRun(
+            f"{str(self._folder)!r} holds checkpoints {what}; choose another workdir."
+        )
+
+
+class _OtherRun(ValueError):
+    """A checkpoint that is sound, but of another run."""
 
 
 def _alone():

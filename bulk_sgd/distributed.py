@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bulk_sgd import checks, record
+from bulk_sgd import checks, metrics, record
 
 MODES = ("auto", "on", "off")
 _ADDRESS, _COUNT, _INDEX = (
@@ -139,7 +139,23 @@ def check_agreement(plain_config: dict):
 
 
 def claim(workdir, plain_config: dict) -> dict | None:
-    """`record.claim` by process 0, with its answer on all processes."""
+    """`record.claim` by process 0, with its answer on all processes.
+
+    Raises:
+      ValueError: on all processes, as `record.claim`, or if the folder of that name on
+        another host holds more of a run than that on the host of process 0: the
+        processes have changed places, and the run would start again in silence.
+    """
+    if jax.process_count() > 1:
+        rows = multihost_utils.process_allgather(np.int32(metrics.count(workdir)))
+        furthest = int(rows.argmax())
+        if rows[furthest] > rows[0]:
+            raise ValueError(
+                f"workdir {str(workdir)!r} holds {rows[furthest]} rows of metrics on "
+                f"the host of process {furthest} and {rows[0]} on that of process 0, "
+                "which reads and writes it for all; copy it there, or use storage that "
+                "both see."
+            )
     return on_first(lambda: record.claim(workdir, plain_config))
 
 

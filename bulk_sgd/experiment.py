@@ -79,7 +79,7 @@ class Experiment:
         self.arms = arms_lib.parse_all(config.arms)
         self.layout = Layout.of(config)
         shared = like is not None and program_of(like.config) == program_of(config)
-        self.dataset = like.dataset if shared else data.load(config.data)
+        self.dataset = like.dataset if shared else data.find(config.data)
         num_train = len(self.dataset.train_targets)
         checks.integer(
             "config.batch_size",
@@ -111,7 +111,8 @@ class Experiment:
 
     def _check_outputs(self):
         """Raises where the network has other outputs than the data have targets."""
-        example = self.dataset.train_inputs[:1]
+        inputs = self.dataset.train_inputs
+        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         per_example = jax.eval_shape(self.model_fn, self.params, example).ndim - 2
         if per_example != self.dataset.train_targets.ndim - 1:
             ways = "one output per example", "one output per position"
@@ -182,16 +183,16 @@ class Experiment:
             order = np.random.default_rng([self.config.seed, 1])
             chosen = order.permutation(train.num_examples)[: space.subset_size]
             curvature["subset"] = self._objective(
-                self.dataset.train_inputs[chosen], self.dataset.train_targets[chosen]
+                self.dataset.train_inputs, self.dataset.train_targets, chosen
             )
         return Task(train, test, curvature[space.data])
 
-    def _objective(self, inputs, targets):
+    def _objective(self, inputs, targets, order=None):
         return Objective(
             self.model_fn,
             self.loss_fn,
-            self.layout.put_examples(inputs),
-            self.layout.put_examples(targets),
+            self.layout.put_examples(inputs, order),
+            self.layout.put_examples(targets, order),
             self.config.microbatch_size or None,
         )
 

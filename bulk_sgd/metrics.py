@@ -27,6 +27,12 @@ def cut(workdir, count: int) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def count(workdir) -> int:
+    """Number of rows in the file, 0 where there is none."""
+    path = pathlib.Path(workdir) / FILE
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
 class MetricWriter:
     """Writes rows to `metrics.jsonl` and, one run per arm, to `tensorboard/`.
 

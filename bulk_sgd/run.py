@@ -55,7 +55,9 @@ class Run(contextlib.AbstractContextManager):
         self._programs = programs
         self._config = experiment.config
         self._every = self._config.checkpoint.every
-        self._checkpoints = Checkpoints(workdir, self._config.checkpoint.keep)
+        self._checkpoints = Checkpoints(
+            workdir, self._config.checkpoint.keep, record.plain(self._config)
+        )
         self.resumed = self._resume()
         self.rows = {}
         if self.resumed:

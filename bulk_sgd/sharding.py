@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bulk_sgd import basis, checks
@@ -159,14 +160,29 @@ class Layout:
         """The tree with the leading axis of all its leaves split, inside of `jit`."""
         return jax.lax.with_sharding_constraint(tree, self.examples)
 
-    def put_examples(self, array):
-        """A host array, the same on all processes, with its leading axis split.
+    def put_examples(self, array, order=None):
+        """Host rows with the leading axis split over the devices of all processes.
 
-        Only the part of each device is copied to it.
+        Args:
+          array: the same on all processes; indexed once, with the numbers of the rows
+            that the devices of this process hold. It has `shape`, as numpy arrays and
+            `data.rows.Rows` do.
+          order: int `(n,)`, the rows that are wanted; by default all of them in order.
+
+        Returns:
+          A `jax.Array` `(n, *array.shape[1:])` with the sharding `examples`.
         """
-        return jax.make_array_from_callback(
-            array.shape, self.examples, lambda index: array[index]
-        )
+        order = np.arange(array.shape[0]) if order is None else order
+        shape = (len(order), *array.shape[1:])
+        places = self.examples.addressable_devices_indices_map(shape).values()
+        held = np.unique([np.arange(len(order))[place[0]] for place in places])
+        rows = array[order[held]]
+
+        def part(place):
+            start, stop, _ = place[0].indices(len(order))
+            return rows[slice(*np.searchsorted(held, (start, stop)))]
+
+        return jax.make_array_from_callback(shape, self.examples, part)
 
     def abstract(self, build):
         """The result of `build` with shapes and shardings for its parameters.
@@ -176,6 +192,9 @@ class Layout:
 
         Returns:
           The static value, and `ShapeDtypeStruct`s like the parameters.
+
+        Raises:
+          ValueError: if `fsdp` divides no axis of the largest parameter.
         """
         static = []
 
@@ -185,6 +204,7 @@ class Layout:
             return params
 
         shapes = jax.eval_shape(parameters)
+        self._check_parameters(shapes)
         params = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,
@@ -230,6 +250,16 @@ class Layout:
                     f"{self.mesh.size}, the devices of the mesh (config.sharding.data "
                     f"x config.sharding.fsdp, {sizes})."
                 )
+
+    def _check_parameters(self, shapes):
+        size = self.mesh.shape[FSDP]
+        largest = max(jax.tree.leaves(shapes), key=lambda leaf: leaf.size)
+        if size > 1 and self._parameter(largest).is_fully_replicated:
+            raise ValueError(
+                f"config.sharding.fsdp is {size}, which divides no axis of the largest "
+                f"parameter, of shape {largest.shape}; parameters would be whole on "
+                "every device."
+            )
 
     def _parameter(self, leaf) -> NamedSharding:
         size = self.mesh.shape[FSDP]

@@ -159,6 +159,39 @@ def test_damaged_checkpoints_are_passed_over(
     assert numbers(tmp_path) == numbers(undisturbed[0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"subspace__rank": 2},
+            "of another config, which differs in config.subspace.r",
+        ),
+        (
+            {"model__hidden": (4,)},
+            "of another config, .* config.model.hidden; choose an",
+        ),
+        ({}, r"of \d+ parameters, not 510; choose another workdir"),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused_and_stay(
+    undisturbed, tmp_path, monkeypatch, changes, match
+):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(SystemExit):
+            train.train_and_evaluate(config(), tmp_path)
+    (tmp_path / record.FILE).unlink()  # else it is refused for its record
+    found = states(tmp_path)
+    with monkeypatch.context() as patch:
+        if not changes:  # the same config with other code or data
+            patch.setattr(checkpoint.basis, "size", lambda tree: 510)
+        with pytest.raises(ValueError, match=match):
+            train.train_and_evaluate(config(**changes), tmp_path)
+    assert states(tmp_path) == found
+    train.train_and_evaluate(config(), tmp_path)
+    assert numbers(tmp_path) == numbers(undisturbed[0])
+
+
 def test_full_disk_is_said_and_the_last_checkpoint_stays(
     undisturbed, tmp_path, monkeypatch
 ):

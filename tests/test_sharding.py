@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from bulk_sgd import sharding
 from bulk_sgd.collectives import collectives
+from bulk_sgd.data.rows import Rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RANK, NUM_ROWS = 6, 2 * 6 + 10 + 1  # of the basis that a step ends with and works with
@@ -135,6 +136,7 @@ def layout_of(data, fsdp):
         ("subspace.subset_size=502", "config.subspace.subset_size gives 502 examples"),
         ("microbatch_size=6", "config.microbatch_size gives 6 examples"),
         ("sharding.fsdp=3", "config.sharding.data is 0 and config.sharding.fsdp is 3"),
+        ("sharding.fsdp=8", "config.sharding.data is 0 and config.sharding.fsdp is 8"),
     ],
 )
 def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
@@ -164,6 +166,31 @@ def test_largest_divisible_axis_is_split(shape, spec):
     like = jax.ShapeDtypeStruct(shape, np.float32)
     assert tuple(layout_of(2, 4).parameters(like).spec) == spec
     assert tuple(layout_of(4, 1).parameters(like).spec) == ()
+
+
+def test_fsdp_that_splits_no_large_parameter_is_refused():
+    build = lambda: (None, {"kernel": np.ones((6, 9)), "bias": np.ones(8)})
+    assert layout_of(4, 1).abstract(build)[1]["kernel"].shape == (6, 9)
+    assert layout_of(4, 3).abstract(build)[1]["bias"].sharding.is_fully_replicated
+    match = r"config\.sharding\.fsdp is 4, which divides no axis .* of shape \(6, 9\)"
+    with pytest.raises(ValueError, match=match):
+        layout_of(1, 4).abstract(build)
+
+
+def test_each_device_reads_its_own_examples():
+    read = []
+
+    def rows(numbers):
+        read.append(numbers)
+        return numbers[:, None] * np.ones(2)
+
+    layout = sharding.Layout(sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1})))
+    array = Rows((6, 2), np.float64, rows)
+    np.testing.assert_array_equal(layout.put_examples(array), rows(np.arange(6)))
+    order = np.array([4, 1, 1])
+    found = layout.put_examples(array, order)
+    np.testing.assert_array_equal(found, rows(order))
+    assert [len(numbers) for numbers in read] == [6, 6, 3, 3]
 
 
 def test_collectives_are_read_from_the_text_of_a_program():

@@ -210,7 +210,7 @@ def test_the_loss_of_a_language_model_is_the_mean_over_all_positions():
     config = small(char_lm.get_config("quick"), num_train=16, num_test=2)
     config.subspace.subset_size = 8
     experiment = Experiment(config)
-    inputs, targets = experiment.dataset.train_inputs, experiment.dataset.train_targets
+    inputs, targets = experiment.task.train.inputs, experiment.task.train.targets
     outputs = np.asarray(experiment.model_fn(experiment.params, inputs), np.float64)
     assert outputs.shape == (16, 32, 256)
     likelihoods = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)

@@ -1,26 +1,53 @@
-"""Data in memory, images or text, and the order of their mini-batches.
+"""Data sets, images or text, and the order of their mini-batches.
 
-Data sets are numpy arrays, for curvature on the full data needs all of it at hand.
-TFDS is read without TensorFlow, and nothing is ever downloaded.
+Curvature on the full data needs all of it at hand: on the devices. A process reads what
+its own devices hold. TFDS is read without TensorFlow, and nothing is ever downloaded.
 """
 
 import contextlib
 import functools
 import pathlib
 import re
-import zipfile
-import zlib
 
 import numpy as np
 
-from bulk_sgd.data import text
+from bulk_sgd.data import npz, text
 from bulk_sgd.data.dataset import Dataset, count, wrong
+from bulk_sgd.data.rows import Rows
 
 _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 
 
 def load(config) -> Dataset:
-    """The data set that a configuration names.
+    """The data set that a configuration names, in memory.
+
+    Args:
+      config: as for `find`.
+
+    Raises:
+      ValueError: as `find`, or data are not finite or out of the range of the
+        normalization.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
+    >>> config.normalization = "unit"
+    >>> dataset = load(config)
+    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
+    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
+    """
+    found = find(config)
+    return found._replace(
+        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, Rows)}
+    )
+
+
+def find(config) -> Dataset:
+    """The data set that a configuration names, read where it is indexed.
+
+    What is known about all examples, such as the number of classes and the statistics
+    of a normalization, is read here. Inputs and targets are numpy arrays or, where the
+    format lets single examples be read, `rows.Rows`; labelled sentences are read whole,
+    for the vocabulary is that of all of them.
 
     Args:
       config: has
@@ -41,15 +68,16 @@ def load(config) -> Dataset:
           directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
 
     Raises:
-      ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen,
-        too few, not finite or out of the range of the normalization.
+      ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen or
+        too few. Reading inputs raises it where they are not finite or out of the range
+        of the normalization.
 
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
     >>> config.normalization = "unit"
-    >>> dataset = load(config)
-    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
-    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
+    >>> inputs = find(config).train_inputs
+    >>> inputs.shape, inputs[7:9].shape
+    ((100, 28, 28, 1), (2, 28, 28, 1))
     """
     if config.normalization not in ("unit", "standard", "none"):
         raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
@@ -65,13 +93,10 @@ def load(config) -> Dataset:
     if shapes[0] != shapes[1]:
         raise wrong(config, "name", f"its train and test images differ: {shapes}")
     if config.normalization == "standard":
-        # float32 sums over millions of pixels would lose digits.
-        axes = tuple(range(train.ndim - 1))
-        mean = train.mean(axes, dtype=np.float64)
-        std = train.std(axes, dtype=np.float64)
+        mean, std = train.moments()
         std[std == 0] = 1
-        train = ((train - mean) / std).astype(np.float32)
-        test = ((test - mean) / std).astype(np.float32)
+        standard = lambda images: ((images - mean) / std).astype(np.float32)
+        train, test = (part.map(standard, np.float32) for part in (train, test))
     num_classes = max(train_classes, test_classes)
     return Dataset(config.name, train, train_targets, test, test_targets, num_classes)
 
@@ -115,8 +140,8 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
-def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
-    """Selected inputs and targets, and the number of classes of all labels."""
+def _scaled(config, part: str, images: Rows) -> Rows:
+    """Images as inputs (N, height, width, depth) or (N, dimension), float32."""
     problem = None
     if images.ndim not in (2, 3, 4):
         problem = f"images have shape {images.shape}, not (N, height, width[, depth])"
@@ -125,50 +150,39 @@ def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
         problem = f"images have shape {images.shape}, which holds none"
     elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         problem = f"images have dtype {images.dtype}, neither uint8 nor float"
-    elif labels.shape != images.shape[:1]:
+    if problem:
+        raise wrong(config, "name", f"its {part} {problem}")
+    shape = images.shape if images.ndim != 3 else (*images.shape, 1)
+    is_scaled = images.dtype == np.uint8 and config.normalization != "none"
+
+    def read(numbers):
+        inputs = images.read(numbers).reshape(len(numbers), *shape[1:])
+        with np.errstate(over="ignore"):  # infinite, which is refused below
+            inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
+        low, high = inputs.min(), inputs.max()
+        if not np.isfinite(low + high):
+            raise wrong(config, "name", f"its {part} images are not all finite numbers")
+        if config.normalization == "unit" and (low < 0 or high > 1):
+            problem = f"the {part} images are floats from {low:g} to {high:g}, not 0 "
+            problem += "to 1: scale them, or take 'standard' or 'none'"
+            raise wrong(config, "normalization", problem)
+        return inputs
+
+    return Rows((count(config, part, len(images)), *shape[1:]), np.float32, read)
+
+
+def _read_npz(config, part: str):
+    path = _EMBEDDED if config.name == "mnist5k" else config.name
+    images, labels = npz.open_arrays(config, path, [f"{x}_{part}" for x in "xy"])
+    inputs = _scaled(config, part, Rows(images.shape, images.dtype, images.__getitem__))
+    problem = None
+    if labels.shape != images.shape[:1]:
         problem = f"labels have shape {labels.shape} for {len(images)} images"
     elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         problem = f"labels ({labels.dtype}) are not all non-negative integers"
     if problem:
         raise wrong(config, "name", f"its {part} {problem}")
-    number = count(config, part, len(images))
-    shape = images.shape if images.ndim == 2 else (*images.shape[:3], -1)
-    inputs = images[:number].reshape(number, *shape[1:])
-    is_scaled = images.dtype == np.uint8 and config.normalization != "none"
-    with np.errstate(over="ignore"):  # infinite, which is refused below
-        inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
-    low, high = inputs.min(), inputs.max()
-    if not np.isfinite(low + high):
-        raise wrong(config, "name", f"its {part} images are not all finite numbers")
-    if config.normalization == "unit" and (low < 0 or high > 1):
-        problem = f"the {part} images are floats from {low:g} to {high:g}, not 0 to 1: "
-        problem += "scale them, or take 'standard' or 'none'"
-        raise wrong(config, "normalization", problem)
-    return inputs, labels[:number].astype(np.int32), int(labels.max()) + 1
-
-
-def _read_npz(config, part: str):
-    path = _EMBEDDED if config.name == "mnist5k" else config.name
-    if not pathlib.Path(path).exists():
-        known = "mnist5k, sonnets, tfds:NAME, tsv:PATH, text:PATH"
-        raise wrong(config, "name", f"must be {known} or an existing .npz")
-    if not zipfile.is_zipfile(path):
-        raise wrong(config, "name", "it is not the archive that numpy.savez writes")
-    with np.load(path) as arrays:
-        images, labels = (_array(config, arrays, f"{x}_{part}") for x in "xy")
-    return _converted(config, part, images, labels)
-
-
-def _array(config, arrays, name: str) -> np.ndarray:
-    if name not in arrays:
-        raise wrong(config, "name", f"it lacks the array {name}")
-    try:
-        return arrays[name]
-    except ValueError as error:  # only pickle, which may run code, could load it
-        problem = f"its {name} holds Python objects rather than numbers"
-        raise wrong(config, "name", problem) from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise wrong(config, "name", f"its {name} is damaged: {error}") from error
+    return inputs, labels[: len(inputs)].astype(np.int32), int(labels.max()) + 1
 
 
 def _read_tfds(config, part: str):
@@ -178,24 +192,48 @@ def _read_tfds(config, part: str):
     if not {named, "label"} <= features.keys():
         problem = f"it has {sorted(features)}, not image or sentence and label"
         raise wrong(config, "name", problem)
-    records = source.__getitems__(range(count(config, part, len(source))))
-    labels = np.array([record["label"] for record in records])
+    number = count(config, part, len(source))
     num_classes = getattr(features["label"], "num_classes", None)
     if named == "sentence":
-        if labels.min() < 0:
-            problem = f"the labels of {config.name} there are not public"
-            raise wrong(config, f"{part}_split", problem)
+        records = source.__getitems__(range(number))
+        labels = _labels(config, part, records)
         sentences = [record["sentence"].decode() for record in records]
         return sentences, labels, num_classes or int(labels.max()) + 1
-    shapes = sorted({record["image"].shape for record in records})
-    if len(shapes) > 1:
-        raise wrong(config, "name", f"its images have shapes {shapes[0]}, {shapes[1]}")
-    images = np.stack([record["image"] for record in records])
-    inputs, targets, num_seen = _converted(config, part, images, labels)
-    return inputs, targets, num_classes or num_seen
+    undecoded = _open_tfds(config, part, named)
+    labels = Rows(
+        (number,),
+        np.int32,
+        lambda numbers: _labels(config, part, _records(undecoded, numbers)),
+    )
+    first = source[0]["image"]
+
+    def read(numbers):
+        images = [record["image"] for record in _records(source, numbers)]
+        for image in images:
+            if image.shape != first.shape:
+                problem = f"its images have shapes {first.shape}, {image.shape}"
+                raise wrong(config, "name", problem)
+        return np.stack(images)
+
+    images = Rows((len(source), *first.shape), first.dtype, read)
+    inputs = _scaled(config, part, images)
+    return inputs, labels, num_classes or int(labels[:].max()) + 1
 
 
-def _open_tfds(config, part: str):
+def _records(source, numbers):
+    return source.__getitems__(numbers.tolist())
+
+
+def _labels(config, part: str, records) -> np.ndarray:
+    labels = np.array([record["label"] for record in records], np.int32)
+    if labels.min() < 0:
+        problem = f"the labels of {config.name} there are not public"
+        raise wrong(config, f"{part}_split", problem)
+    return labels
+
+
+def _open_tfds(config, part: str, undecoded: str | None = None):
+    """The source of a part, one of whose features may be left as it is stored."""
     # Here, because importing takes a second and most runs do without.
     import tensorflow_datasets as tfds
 
@@ -217,7 +255,9 @@ def _open_tfds(config, part: str):
         held = f"is prepared as {builder.info.file_format.value}, not array_record"
         raise wrong(config, "name", f"{held}: {run} with another data_dir")
     try:
-        return builder.as_data_source(getattr(config, f"{part}_split"))
+        decoders = {undecoded: tfds.decode.SkipDecoding()} if undecoded else None
+        split = getattr(config, f"{part}_split")
+        return builder.as_data_source(split, decoders=decoders)
     except (KeyError, ValueError) as error:
         sizes = {key: split.num_examples for key, split in builder.info.splits.items()}
         raise wrong(config, f"{part}_split", f"{name} has {sizes}") from error

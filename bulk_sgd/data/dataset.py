@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bulk_sgd.data.rows import Rows
+
 
 class Dataset(NamedTuple):
     """Inputs with labels int32 below num_classes.
@@ -16,10 +18,10 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    train_inputs: np.ndarray
-    train_targets: np.ndarray
-    test_inputs: np.ndarray
-    test_targets: np.ndarray
+    train_inputs: np.ndarray | Rows
+    train_targets: np.ndarray | Rows
+    test_inputs: np.ndarray | Rows
+    test_targets: np.ndarray | Rows
     num_classes: int
     vocab_size: int = 0
 

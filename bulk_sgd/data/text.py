@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from bulk_sgd.data.dataset import Dataset, count, wrong
+from bulk_sgd.data.rows import Rows
 from bulk_sgd.models.transformer import PADDING
 
 UNKNOWN = 1
@@ -128,9 +129,9 @@ def running(config) -> Dataset:
     >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
     >>> config.update(num_train=2, num_test=1, normalization="none")
     >>> dataset = running(config)
-    >>> bytes(dataset.train_inputs.astype(np.uint8)), dataset.train_targets.shape
+    >>> bytes(dataset.train_inputs[:].astype(np.uint8)), dataset.train_targets.shape
     (b'Shall I compare ', (2, 8))
-    >>> bytes(dataset.train_targets.astype(np.uint8))
+    >>> bytes(dataset.train_targets[:].astype(np.uint8))
     b'hall I compare t'
     """
     _check_normalization(config)
@@ -139,9 +140,9 @@ def running(config) -> Dataset:
     path = _EMBEDDED
     if config.name != "sonnets":
         path = config.name.removeprefix("text:")
-    train = _read_bytes(config, "name", path)
+    train = _map_bytes(config, "name", path)
     if config.test_path:
-        test = _read_bytes(config, "test_path", config.test_path)
+        test = _map_bytes(config, "test_path", config.test_path)
     else:
         cut = len(train) - len(train) // 10
         train, test = train[:cut], train[cut:]
@@ -152,24 +153,28 @@ def running(config) -> Dataset:
             problem = f"the text to {part} on has {len(content)} bytes, too few for one"
             raise wrong(config, "length", f"{problem} example and its last target")
         number = count(config, part, available)
-        tokens = np.frombuffer(content, np.uint8).astype(np.int32)
         for start in (0, 1):
-            piece = tokens[start : start + number * config.length]
-            arrays.append(piece.reshape(number, config.length))
+            piece = content[start : start + number * config.length]
+            piece = piece.reshape(number, config.length)
+            bytes_ = Rows(piece.shape, piece.dtype, piece.__getitem__)
+            arrays.append(bytes_.map(lambda rows: rows.astype(np.int32), np.int32))
     return Dataset(config.name, *arrays, num_classes=256, vocab_size=256)
 
 
 def _read(config, field: str, path: str) -> str:
     try:
-        text = _read_bytes(config, field, path).decode("utf-8-sig")
+        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise wrong(config, field, "its text is not UTF-8") from error
     return text.replace("\r\n", "\n")
 
 
-def _read_bytes(config, field: str, path) -> bytes:
+def _map_bytes(config, field: str, path) -> np.ndarray:
+    """The bytes of a file, of which only those that are used are read."""
     try:
-        return pathlib.Path(path).read_bytes()
+        if pathlib.Path(path).stat().st_size == 0:
+            return np.zeros(0, np.uint8)  # there is nothing to map
+        return np.memmap(path, np.uint8, "r")
     except OSError as error:
         problem = f"there is no such file to read ({error.strerror})"
         raise wrong(config, field, problem) from error
