@@ -194,6 +194,7 @@ class Experiment:
             self.layout.put_examples(inputs, order),
             self.layout.put_examples(targets, order),
             self.config.microbatch_size or None,
+            self.layout.num_groups,
         )
 
 

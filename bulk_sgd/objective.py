@@ -36,10 +36,14 @@ class Objective:
         gradients and curvature products are accumulated over microbatches of this
         many examples, so that memory is bounded by one microbatch; the last one may be
         smaller. The result equals the full batch's to rounding.
+      num_groups: groups in which a microbatch is evaluated side by side, and which are
+        added up after the last one. With examples split over that many devices, and
+        parameters whole on each, a product then takes one all-reduce, not one for each
+        microbatch; with sharded parameters the groups would cost what sharding saves.
 
     Raises:
       ValueError: if the leading axes differ, there is no example, or
-        `microbatch_size` is less than 1.
+        `microbatch_size` or `num_groups` is less than 1.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -58,6 +62,7 @@ class Objective:
     microbatch_size: int | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+    num_groups: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
         leaves = jax.tree.leaves((self.inputs, self.targets))
@@ -72,6 +77,7 @@ class Objective:
             )
         if self.microbatch_size is not None:
             checks.integer("microbatch_size", self.microbatch_size, 1)
+        checks.integer("num_groups", self.num_groups, 1)
 
     @property
     def num_examples(self) -> int:
@@ -110,16 +116,29 @@ class Objective:
 
         Returns:
           `sum_b (n_b / n) fn(part_b)`, with the structure of one `fn(part)`.
+
+        Raises:
+          ValueError: if the groups do not split all microbatches evenly.
         """
         if not self.is_split:
             return fn(self._part(self.inputs, self.targets))
         size, total = self.microbatch_size, self.num_examples
         num_full = total // size
+        if size % self.num_groups or total % self.num_groups:
+            raise ValueError(
+                f"num_groups is {self.num_groups}; it must divide the microbatch_size, "
+                f"{size}, and the number of examples, {total}."
+            )
+        groups = (self.num_groups,) if self.num_groups > 1 else ()
         data = (self.inputs, self.targets)
+        axis = len(groups) + 1
         # Every num_full-th example: where examples are split over devices, so is then
         # each part, and no example moves.
         full = jax.tree.map(
-            lambda x: x[: num_full * size].reshape(size, num_full, *x.shape[1:]), data
+            lambda x: x[: num_full * size].reshape(
+                *groups, size // self.num_groups, num_full, *x.shape[1:]
+            ),
+            data,
         )
 
         # Recomputed in a backward pass: else a gradient would keep the activations of
@@ -127,13 +146,15 @@ class Objective:
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def weighted_part(index):
             part_data = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, False), full
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, axis, False), full
             )
             return weighted(part_data, size)
 
         def weighted(part_data, count):
-            value = fn(self._part(*part_data))
-            return jax.tree.map(lambda x: x * (count / total), value)
+            evaluate = lambda data: fn(self._part(*data))
+            value = (jax.vmap(evaluate) if groups else evaluate)(part_data)
+            weight = count / total / self.num_groups
+            return jax.tree.map(lambda x: x * weight, value)
 
         def step(mean, index):
             return jax.tree.map(jnp.add, mean, weighted_part(index)), None
@@ -143,9 +164,14 @@ class Objective:
         mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
         remainder = total - num_full * size
         if remainder:
-            last = jax.tree.map(lambda x: x[num_full * size :], data)
+            last = jax.tree.map(
+                lambda x: x[num_full * size :].reshape(
+                    *groups, remainder // self.num_groups, *x.shape[1:]
+                ),
+                data,
+            )
             mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
-        return mean
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), mean) if groups else mean
 
     def take(self, indices):
         """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
@@ -161,5 +187,9 @@ class Objective:
 
     def _part(self, inputs, targets):
         return dataclasses.replace(
-            self, inputs=inputs, targets=targets, microbatch_size=None
+            self,
+            inputs=inputs,
+            targets=targets,
+            microbatch_size=None,
+            num_groups=1,
         )

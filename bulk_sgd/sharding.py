@@ -128,6 +128,11 @@ class Layout:
         """The leading axis over all devices."""
         return NamedSharding(self.mesh, PartitionSpec((DATA, FSDP)))
 
+    @property
+    def num_groups(self) -> int:
+        """`Objective.num_groups` for one all-reduce per product."""
+        return self.mesh.size if self.mesh.shape[FSDP] == 1 else 1
+
     def parameters(self, tree):
         """Largest axis that `fsdp` divides over `fsdp`; where there is none, whole."""
         return jax.tree.map(self._parameter, tree)

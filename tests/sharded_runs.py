@@ -1,11 +1,13 @@
 """Runs on meshes of four CPU devices and prints what they gave, as JSON.
 
 A process of its own, because the number of devices is fixed when JAX starts; run by
-test_sharding.py.
+test_sharding.py. `sharded_runs.py MESH …` trains on these meshes alone, as one of
+several processes where the environment says so; run by test_distributed.py.
 """
 
 import itertools
 import json
+import os
 import sys
 
 import jax
@@ -15,8 +17,8 @@ from helpers import exact_solver, quadratic
 
 import bulk_sgd
 from bulk_sgd import config as config_lib
+from bulk_sgd import distributed, steps
 from bulk_sgd import experiment as experiment_lib
-from bulk_sgd import steps
 from bulk_sgd.collectives import collectives
 from bulk_sgd.sharding import Layout, make_mesh
 
@@ -32,7 +34,8 @@ def config_of(mesh, microbatch_size=0):
     config.batch_size, config.eval_every = 16, STEPS
     config.microbatch_size = microbatch_size
     config.subspace.rank = RANK
-    config.subspace.tol, config.subspace.max_matvecs = 1e-5, 100
+    config.subspace.tol = 1e-9 if jax.config.jax_enable_x64 else 1e-5
+    config.subspace.max_matvecs = 100
     config.optimizer.learning_rate = 0.05
     config.optimizer.momentum = 0.5
     config.sharding.data, config.sharding.fsdp = MESHES[mesh]
@@ -53,7 +56,9 @@ def training(mesh):
     """50 steps of Bulk-SGD in the training binary's own program."""
     experiment = experiment_lib.Experiment(config_of(mesh))
     programs = steps.Programs(experiment.config)
-    state = programs.init(experiment.params)
+    # The widest floats there are: models are born in float32 whatever is enabled.
+    wide = lambda x: x.astype(jnp.result_type(float))
+    state = programs.init(jax.tree.map(wide, experiment.params))
     scalars = experiment.scalars(experiment.arms[2])
     arguments = (experiment.task, experiment.indices(0), STEPS, scalars)
     program = programs.train.lower(state, *arguments, projected=True)
@@ -69,6 +74,7 @@ def training(mesh):
     found = state.subspace.subspace
     return facts | {
         "basis after": per_device(found.eigenvectors),
+        "dtype": str(trace.batch_losses.dtype),
         "losses": trace.batch_losses.tolist(),
         "alignments": trace.alignments.tolist(),
         "eigenvalues": found.eigenvalues.tolist(),
@@ -83,7 +89,7 @@ def network(params, x):
     return x
 
 
-def own_loop(kind, mesh, microbatch_size=None):
+def own_loop(kind, mesh, microbatch_size=None, num_groups=1):
     """Compiled from shapes, in a loop of one's own: memory, and what is sent.
 
     A square kernel invites XLA to lay the basis out along one axis inside of a loop
@@ -106,7 +112,7 @@ def own_loop(kind, mesh, microbatch_size=None):
 
     def objective(x, y):
         loss_fn = lambda outputs, y: jnp.sum((outputs - y) ** 2, axis=-1)
-        return bulk_sgd.Objective(network, loss_fn, x, y, microbatch_size)
+        return bulk_sgd.Objective(network, loss_fn, x, y, microbatch_size, num_groups)
 
     def step(params, state, x, y):
         loss = objective(x, y)
@@ -119,16 +125,18 @@ def own_loop(kind, mesh, microbatch_size=None):
         matvec = bulk_sgd.sharded(matvec, shardings)
         return bulk_sgd.top_eigenpairs(matvec, start, RANK)
 
+    def product(params, vector, x, y):
+        return bulk_sgd.hessian(objective(x, y), params)(vector)
+
+    programs = {"step": step, "solve": solve, "product": product}
     if kind == "step":
         second = jax.eval_shape(tx.init, like)  # says nothing about layouts
     else:
         second = jax.tree.map(lambda x: put(x, layout.replicated), like)
-    compiled = jax.jit({"step": step, "solve": solve}[kind]).lower(
-        params, second, *data
-    )
-    compiled = compiled.compile()
+    compiled = jax.jit(programs[kind]).lower(params, second, *data).compile()
     return {
         "sent": sent(compiled),
+        "places": [c.computation for c in collectives(compiled.as_text())],
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 
@@ -146,8 +154,9 @@ def basis_of_a_solver_that_knows_no_layout():
     return per_device(update(params, state, params).subspace.eigenvectors)
 
 
-if __name__ == "__main__":
-    runs = {
+def all_runs():
+    """What test_sharding.py looks at."""
+    return {
         "dense": basis_of_a_solver_that_knows_no_layout(),
         "training": {mesh: training(mesh) for mesh in MESHES},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
@@ -156,5 +165,16 @@ if __name__ == "__main__":
             "fsdp, microbatches": own_loop("step", "fsdp", 64),
             "data, microbatches": own_loop("step", "data", 64),
         },
+        "product": {
+            "data": own_loop("product", "data", 64),
+            "data, groups": own_loop("product", "data", 64, 4),
+            "data, groups, remainder": own_loop("product", "data", 96, 4),
+        },
     }
-    json.dump(runs, sys.stdout)
+
+
+if __name__ == "__main__":
+    meshes = sys.argv[1:]
+    with distributed.job("on" if "JAX_NUM_PROCESSES" in os.environ else "off"):
+        runs = {mesh: training(mesh) for mesh in meshes} if meshes else all_runs()
+        print(json.dumps(runs))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from helpers import flat, mlp, objective, squared_error
 
 import bulk_sgd
+from bulk_sgd.curvature import CURVATURES
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -45,6 +48,36 @@ def test_loss_may_be_a_mean_or_have_further_axes(loss_fn, size):
     made = bulk_sgd.Objective(scaled, loss_fn, jnp.arange(5.0), jnp.ones(5), size)
     # 8.5 in float32 to rounding: a mean of 3 equal terms is not exact.
     np.testing.assert_allclose(made(jnp.float32(2)), 8.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(8, 4), (4, 2), (8, 2), (4, 4), (12, 5)])
+def test_groups_of_microbatches_equal_the_full_batch(x64, size, groups):
+    model, loss_fn = mlp(), squared_error
+    full, params = objective(model, loss_fn)
+    repeat = lambda x: jnp.concatenate([x, x[:5]])  # 12 examples, of which 8 leave 4
+    full = dataclasses.replace(
+        full, inputs=repeat(full.inputs), targets=repeat(full.targets)
+    )
+    split = dataclasses.replace(full, microbatch_size=size, num_groups=groups)
+    for curvature in CURVATURES.values():
+        product = curvature(split, params)(params)
+        expected = flat(curvature(full, params)(params))
+        # As above.
+        np.testing.assert_allclose(
+            flat(product), expected, atol=1e-13 * abs(expected).max()
+        )
+    np.testing.assert_allclose(split(params), full(params), rtol=1e-13)
+
+
+def test_groups_that_split_microbatches_unevenly_are_refused():
+    for examples, size in ((8, 3), (7, 4)):
+        made = bulk_sgd.Objective(
+            scaled, half_square, jnp.ones(examples), jnp.ones(examples), size, 2
+        )
+        with pytest.raises(ValueError, match=f"is 2; .* {size}, .* {examples}"):
+            made(jnp.float32(2))
+    with pytest.raises(ValueError, match="num_groups is 0"):
+        bulk_sgd.Objective(scaled, half_square, jnp.ones(4), jnp.ones(4), 2, 0)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -92,6 +92,15 @@ def test_replicated_parameters_take_one_collective_per_product(runs):
     assert len(runs["solve"]["data"]["sent"]) == 1
     # With microbatches: one in the loop over them, and one for the gradient.
     assert len(runs["step"]["data, microbatches"]["sent"]) == 2
+    # In groups: one for all microbatches, after the loop.
+    products = runs["product"]
+    assert [len(products[name]["sent"]) for name in products] == [1, 1, 1]
+    assert "main" not in products["data"]["places"][0]
+    assert "main" in products["data, groups"]["places"][0]
+    assert "main" in products["data, groups, remainder"]["places"][0]
+    # Nor do they take memory of their own.
+    bytes_ = {name: products[name]["temporary_bytes"] for name in products}
+    assert bytes_["data, groups"] <= bytes_["data"]
 
 
 def test_basis_is_split_whatever_the_solver(runs):
