@@ -347,6 +347,20 @@ def test_tfds_reads_no_more_than_is_asked_for(prepared):
     assert len(dataset.train_inputs) == len(dataset.test_inputs) == 1
 
 
+def test_tfds_reads_the_records_that_are_indexed(prepared, monkeypatch):
+    config = {"name": "tfds:tiny", "data_dir": str(prepared)}
+    config |= {"normalization": "none", "train_split": "train", "test_split": "test"}
+    whole = load(**config)
+    read, records = [], data._records
+    spy = lambda source, numbers: read.append(len(numbers)) or records(source, numbers)
+    monkeypatch.setattr(data, "_records", spy)
+    found = data.find(ConfigDict(config | {"num_train": 0, "num_test": 0}))
+    for name in ("train_inputs", "train_targets"):
+        part = getattr(whole, name)[2:4]
+        np.testing.assert_array_equal(getattr(found, name)[2:4], part)
+    assert read == [2, 2]
+
+
 def test_tfds_takes_splits_slices_and_counts(prepared):
     whole = load("tfds:tiny", data_dir=str(prepared)).train_targets
     dataset = load(

@@ -145,7 +145,6 @@ def layout_of(data, fsdp):
         ("subspace.subset_size=502", "config.subspace.subset_size gives 502 examples"),
         ("microbatch_size=6", "config.microbatch_size gives 6 examples"),
         ("sharding.fsdp=3", "config.sharding.data is 0 and config.sharding.fsdp is 3"),
-        ("sharding.fsdp=8", "config.sharding.data is 0 and config.sharding.fsdp is 8"),
     ],
 )
 def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
