@@ -130,13 +130,17 @@ class Objective:
                 f"{size}, and the number of examples, {total}."
             )
         groups = (self.num_groups,) if self.num_groups > 1 else ()
-        data = (self.inputs, self.targets)
-        axis = len(groups) + 1
-        # Every num_full-th example: where examples are split over devices, so is then
-        # each part, and no example moves.
+        axis, part_size = len(groups), size // self.num_groups
+        data = jax.tree.map(
+            lambda x: x.reshape(*groups, total // self.num_groups, *x.shape[1:]),
+            (self.inputs, self.targets),
+        )
+        cut = lambda x, *ends: jax.lax.slice_in_dim(x, *ends, axis=axis)
+        # Every num_full-th example of a group: where examples are split over devices,
+        # so is then each part, and no example moves.
         full = jax.tree.map(
-            lambda x: x[: num_full * size].reshape(
-                *groups, size // self.num_groups, num_full, *x.shape[1:]
+            lambda x: cut(x, 0, num_full * part_size).reshape(
+                *groups, part_size, num_full, *x.shape[axis + 1 :]
             ),
             data,
         )
@@ -146,7 +150,8 @@ class Objective:
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def weighted_part(index):
             part_data = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, index, axis, False), full
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, axis + 1, False),
+                full,
             )
             return weighted(part_data, size)
 
@@ -164,12 +169,7 @@ class Objective:
         mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
         remainder = total - num_full * size
         if remainder:
-            last = jax.tree.map(
-                lambda x: x[num_full * size :].reshape(
-                    *groups, remainder // self.num_groups, *x.shape[1:]
-                ),
-                data,
-            )
+            last = jax.tree.map(lambda x: cut(x, num_full * part_size, None), data)
             mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), mean) if groups else mean
 
