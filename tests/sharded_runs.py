@@ -52,9 +52,9 @@ def sent(compiled):
     return [c.shapes for c in collectives(compiled.as_text())]
 
 
-def training(mesh):
+def training(mesh, microbatch_size=0):
     """50 steps of Bulk-SGD in the training binary's own program."""
-    experiment = experiment_lib.Experiment(config_of(mesh))
+    experiment = experiment_lib.Experiment(config_of(mesh, microbatch_size))
     programs = steps.Programs(experiment.config)
     # The widest floats there are: models are born in float32 whatever is enabled.
     wide = lambda x: x.astype(jnp.result_type(float))
@@ -158,7 +158,8 @@ def all_runs():
     """What test_sharding.py looks at."""
     return {
         "dense": basis_of_a_solver_that_knows_no_layout(),
-        "training": {mesh: training(mesh) for mesh in MESHES},
+        "training": {mesh: training(mesh) for mesh in MESHES}
+        | {"data, microbatches": training("data", 32)},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
         "step": {
             "fsdp": own_loop("step", "fsdp"),

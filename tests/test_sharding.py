@@ -47,7 +47,7 @@ def runs():
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "both"])
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "both", "data, microbatches"])
 @pytest.mark.parametrize("name", ["losses", "alignments", "eigenvalues"])
 def test_four_devices_train_like_one(runs, mesh, name):
     one, four = runs["training"]["one"], runs["training"][mesh]
@@ -174,6 +174,10 @@ def test_largest_divisible_axis_is_split(shape, spec):
     like = jax.ShapeDtypeStruct(shape, np.float32)
     assert tuple(layout_of(2, 4).parameters(like).spec) == spec
     assert tuple(layout_of(4, 1).parameters(like).spec) == ()
+
+
+def test_groups_are_the_devices_where_parameters_are_whole():
+    assert (layout_of(4, 1).num_groups, layout_of(2, 2).num_groups) == (4, 1)
 
 
 def test_fsdp_that_splits_no_large_parameter_is_refused():
