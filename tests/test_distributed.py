@@ -108,9 +108,9 @@ def test_one_device_four_and_two_processes_train_alike(dtype):
 
     What differs is the order of sums over devices, so rounding, and what 50 steps make
     of it. In float32 that is 6e-8 of each sum, times the 50 or so steps that add up to
-    the parameters: 5e-6 was measured. In float64 rounding is nothing, and what is left
-    is a solve that stops one matvec earlier, at most its tolerance of 1e-9 times
-    λ₁ over the gap, some 10, per step: below 1e-6.
+    the parameters: 5e-6 was measured. In float64 it is 2e-14; should a solve stop one
+    matvec earlier, it would be its tolerance of 1e-9, times λ₁ over the gap, some 10,
+    per step: below 1e-6.
     """
     more = {"JAX_ENABLE_X64": str(int(dtype == "float64"))}
     runs = {}
@@ -118,7 +118,7 @@ def test_one_device_four_and_two_processes_train_alike(dtype):
         meshes = ["one"] if num_devices == 1 else ["data", "fsdp", "both"]
         command = functools.partial(sharded_runs, meshes)
         statuses, said = wait(
-            start(command, count=count, num_devices=num_devices, **more)
+            start(command, count=count, num_devices=num_devices, **more), timeout=900
         )
         assert statuses == [0] * count, said
         runs[name] = printed(said)
