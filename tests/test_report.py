@@ -505,7 +505,11 @@ def test_threshold_of_a_schedule_is_drawn_along_the_steps(tmp_path):
     metrics.write_text("".join(json.dumps(line) + "\n" for line in logged))
     run = read_run(tmp_path)
     axes = figures.eigenvalue_figure(run).axes[0]
-    (curve,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    (curve,) = [  # the other dashed one marks the switch
+        line
+        for line in axes.lines
+        if line.get_linestyle() == "--" and len(line.get_xdata()) > 2
+    ]
     assert curve.get_xdata().tolist() == list(range(100, 201, 10))
     np.testing.assert_allclose(curve.get_ydata(), [380.0] * 10 + [190.0])
     html = report.write_report(tmp_path).read_text()
