@@ -12,9 +12,9 @@ fast as SGD.
   python -m bulk_sgd.main --config=configs/vit_mnist.py --workdir=runs/vit_mnist
   python -m bulk_sgd.report --workdir=runs/vit_mnist
 
-`--config=configs/vit_mnist.py:quick` takes 60 steps, about a minute of one CPU core with
-what it compiles: from a loss of 2.287 at its fork to 2.264 (SGD), 2.288 (Dom-SGD) and
-2.260 (Bulk-SGD).
+`--config=configs/vit_mnist.py:quick` takes 60 steps, with compilation about a minute of
+one CPU core: from a loss of 2.287 at its fork to 2.264 (SGD), 2.288 (Dom-SGD) and 2.260
+(Bulk-SGD).
 
 The "tiny" size of the literature, for larger images, is `--config.model.width=192
 --config.model.num_layers=12 --config.model.num_heads=3 --config.model.patch=16`.
