@@ -215,8 +215,6 @@ class Run(contextlib.AbstractContextManager):
             row["alignment_gradient"] = float(found.alignment_gradient)
             row["eigenvalues"] = np.asarray(space.subspace.eigenvalues)
             row["residuals"] = np.asarray(space.subspace.residuals)
-
-            row["sharpness_ratio"] = row["learning_rate"] * sharpness
             if taken:
                 row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
                 row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
