@@ -8,6 +8,7 @@ arXiv 2505.11972.
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
 from bulk_sgd.objective import Objective
+from bulk_sgd.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.drift import on_drift
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
@@ -32,6 +33,7 @@ __all__ = [
     "StreamingState",
     "Subspace",
     "Switch",
+    "adam_preconditioner",
     "adaptive",
     "bulk_sgd",
     "dom_sgd",
@@ -43,6 +45,7 @@ __all__ = [
     "on_drift",
     "path_scales",
     "power",
+    "preconditioned",
     "project_bulk",
     "project_dominant",
     "scale_by_subspace",

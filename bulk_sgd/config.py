@@ -47,19 +47,20 @@ def default() -> ConfigDict:
     config.data.length = 0
 
     config.model = ConfigDict()
-    # "mlp", "cnn", "vgg11", "resnet8", or for text "transformer" (one output) or
+    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output) or
     # "decoder" (one of every position, which sees those before it).
     config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
     config.model.pool = "max"  # cnn, vgg11: "max" or "average"
-    # vgg11 (64 in the original), resnet8 (16): of the first convolution; transformer,
-    # decoder: of the embeddings.
+    # vgg11 (64 in the original), resnet8 (16): of the first convolution; vit,
+    # transformer, decoder: of the embeddings.
     config.model.width = 64
     config.model.norm = "group"  # vgg11, resnet8: or "none"
     config.model.num_groups = 8  # vgg11, resnet8: must divide the width
-    config.model.num_layers = 2  # transformer, decoder
-    config.model.num_heads = 8  # transformer, decoder: must divide the width
+    config.model.num_layers = 2  # vit, transformer, decoder
+    config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
+    config.model.patch = 7  # vit: side of a patch, must divide those of the images
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
@@ -72,18 +73,40 @@ def default() -> ConfigDict:
     config.batch_size = 50
     config.num_steps = 1000  # steps in all, of which the prefix takes the first
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # "sgd", "adam", "adamw", "sam" or "muon"
+    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", whose diagonal is that of the
+    # Hessian of the batch.
+    config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.momentum = 0.0  # sgd, sam, muon
     config.optimizer.nesterov = False  # sgd, sam, muon
     config.optimizer.rho = 0.05  # sam: length of the step of ascent
-    config.optimizer.weight_decay = 0.0  # adamw
+    # adam, adamw, sophia (0.965 and 0.99 in its paper), and muon for what is no matrix
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8  # adam, adamw, sophia, muon
+    config.optimizer.gamma = 0.01  # sophia: times the diagonal
+    config.optimizer.diagonal_every = 10  # sophia: steps between its estimates
+    # All but adam: every step adds -rate * weight_decay * parameters to the update. It
+    # is projected with a projection of the "update", not with one of the "gradient".
+    config.optimizer.weight_decay = 0.0
+    # What multiplies the learning rate after the warm-up, over which it rises linearly
+    # from 0: "constant"; "linear" or "cosine", at final_scale from step decay_steps
+    # on; "step", which multiplies by `decay` at each of the boundaries.
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0
+    config.optimizer.final_scale = 0.0
+    config.optimizer.boundaries = ()
+    config.optimizer.decay = 0.1
     # Whether the arms scale the optimizer's "update" or the "gradient" it is fed.
     config.optimizer.projection = "update"
 
     config.subspace = ConfigDict()
     config.subspace.rank = 10
     config.subspace.curvature = "hessian"  # or "gauss_newton"
+    # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
+    # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
+    config.subspace.preconditioned = False
     config.subspace.refresh_every = 1  # steps
     # Loss whose curvature counts: of the "full" training set, of a fixed seeded
     # "subset" of it, or of the current "batch".
@@ -109,7 +132,7 @@ def default() -> ConfigDict:
     config.subspace.probe_every = 4
     # Of the `rank` eigenvectors "all" are in the subspace, or those before the largest
     # "gap", of an "eigenvalue" above the threshold, or of a "rate" above it: the
-    # eigenvalue times optimizer.learning_rate.
+    # eigenvalue times the learning rate of the step.
     config.subspace.keep = "all"
     config.subspace.threshold = 1.0
 
@@ -192,6 +215,8 @@ def validate(config: ConfigDict):
     space = config.subspace
     checks.integer("config.subspace.rank", space.rank, 1)
     checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
+    if space.preconditioned:
+        optimizers.validate_preconditioned(config.optimizer)
     checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
     checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
     checks.integer("config.subspace.subset_size", space.subset_size, 1)
@@ -227,12 +252,15 @@ def _validate_measures(config):
                 f"config.eval_every, {config.eval_every}, or 0."
             )
     checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
-    if config.measures.every and config.subspace.curvature != "hessian":
-        raise ValueError(
-            f"config.subspace.curvature is {config.subspace.curvature!r}; where "
-            "config.measures.every is not 0 it must be 'hessian', whose subspace the "
-            "energies are measured in."
-        )
+    required = {"curvature": "hessian", "preconditioned": False}
+    for name, needed in required.items():
+        value = config.subspace[name]
+        if config.measures.every and value != needed:
+            raise ValueError(
+                f"config.subspace.{name} is {value!r}; where config.measures.every is "
+                f"not 0 it must be {needed!r}, for the energies are measured in the "
+                "subspace of the Hessian."
+            )
     checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
     checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
     stability = config.stability

@@ -10,7 +10,7 @@ from bulk_sgd import basis, checks, data, losses, models, record
 from bulk_sgd import config as config_lib
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
-from bulk_sgd.steps import Scalars, Task
+from bulk_sgd.steps import Programs, Scalars, Task, TrainState
 
 # What may differ between experiments that share the programs of `steps.Programs`.
 _FREE = (
@@ -142,6 +142,10 @@ class Experiment:
             len(self.dataset.train_targets),
             self.config.batch_size,
         )
+
+    def start(self, programs: Programs) -> TrainState:
+        """The state before the first step."""
+        return programs.init(self.params, self.config.seed)
 
     def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
         """`Scalars` of an arm, or of the prefix, at another learning rate if given."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bulk_sgd import basis, distributed, losses, metrics, record
+from bulk_sgd import basis, distributed, losses, metrics, optimizers, record
 from bulk_sgd.checkpoint import Checkpoints
 from bulk_sgd.curvature import CURVATURES
 from bulk_sgd.experiment import Experiment
@@ -74,7 +74,7 @@ class Run(contextlib.AbstractContextManager):
     def _resume(self):
         if not self._every:
             return None
-        blank = self._programs.init(self.experiment.params)
+        blank = self.experiment.start(self._programs)
         found = self._checkpoints.load(blank)
         if found is None:
             return None
@@ -120,6 +120,9 @@ class Run(contextlib.AbstractContextManager):
             "num_params": basis.size(experiment.params),
             "num_train": experiment.task.train.num_examples,
             "learning_rate": self._config.optimizer.learning_rate,
+            "stability_threshold": optimizers.stability_threshold(
+                self._config.optimizer, self._config.subspace.preconditioned
+            ),
             "rank": self._config.subspace.rank,
             "loss_label": losses.label(self._config.loss),
             "switch": None,
@@ -192,6 +195,7 @@ class Run(contextlib.AbstractContextManager):
             "train_loss": float(found.train_loss),
             "test_loss": float(found.test_loss),
             "test_accuracy": float(found.test_accuracy),
+            "learning_rate": self._rate(int(state.step)),
             "batch_loss": None,
             "alignment_update": None,
             "alignment_gradient": None,
@@ -222,13 +226,18 @@ class Run(contextlib.AbstractContextManager):
         if self._is_sharpness_due(name, int(state.step)):
             sharpness = float(self._programs.sharpness(state, self.experiment.task))
             row["sharpness"] = sharpness
-            row["sharpness_ratio"] = self._config.optimizer.learning_rate * sharpness
+            row["sharpness_ratio"] = row["learning_rate"] * sharpness
         return row
 
     def _is_sharpness_due(self, name, step):
         every = self._config.measures.sharpness_every
         ends = name != PREFIX and step == self._config.num_steps
         return ends or bool(every and step % every == 0)
+
+    def _rate(self, step: int) -> float:
+        """η of the last step."""
+        fields = self._config.optimizer
+        return float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
 
     def _measures(self, state: TrainState) -> dict:
         step = int(state.step)

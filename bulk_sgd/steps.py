@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import basis, measures, optimizers, solvers
+from bulk_sgd import basis, measures, optimizers, preconditioning, solvers
 from bulk_sgd.curvature import hessian, sharded
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
@@ -26,7 +26,7 @@ class Scalars(NamedTuple):
     """The numbers in which runs of one program may differ.
 
     Attributes:
-      learning_rate: η.
+      learning_rate: η, or what the schedule of it multiplies.
       dominant_scale: a.
       bulk_scale: b.
       refresh_every: steps between refreshes.
@@ -85,7 +85,8 @@ class Evaluation(NamedTuple):
       train_loss: mean loss over the training set.
       test_loss: mean loss over the test set.
       test_accuracy: between 0 and 1.
-      alignment_gradient: χ_k of the gradient on the full training set.
+      alignment_gradient: χ_k of the gradient on the full training set, in the
+        coordinates of the subspace.
     """
 
     train_loss: jax.Array
@@ -138,8 +139,16 @@ class Programs:
         self.sharpness = jax.jit(self._sharpness)
         self.measure = jax.jit(self._measure)
 
-    def _inner(self, learning_rate):
-        return optimizers.build(self._config.optimizer, learning_rate)
+    def _inner(self, learning_rate, seed=0):
+        return optimizers.build(self._config.optimizer, learning_rate, seed)
+
+    def _preconditioner(self, inner):
+        """The diagonal of P in the last update of the optimizer, None without one."""
+        if not self._config.subspace.preconditioned:
+            return None
+        fields = self._config.optimizer
+        constants = fields.b1, fields.b2, fields.eps
+        return preconditioning.adam_preconditioner(inner, *constants)
 
     def _projection(self, scalars: Scalars):
         space = self._config.subspace
@@ -155,11 +164,11 @@ class Programs:
             seed=scalars.seed,
         )
 
-    def _init(self, params):
+    def _init(self, params, seed=0):
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            inner=self._inner(0.0).init(params),
+            inner=self._inner(0.0, seed).init(params),
             subspace=self._projection(Scalars(0.0)).init(params),
             loss=jnp.zeros((), jnp.float32),
         )
@@ -189,9 +198,8 @@ class Programs:
           The new `TrainState` and a `Trace`.
         """
         scalars = scalars or Scalars(self._config.optimizer.learning_rate)
-        inner_optimizer = self._inner(scalars.learning_rate)
-        projection = self._projection(scalars)
-        before = self._config.optimizer.projection == "gradient"
+        fields = self._config.optimizer
+        before = fields.projection == "gradient"
 
         def running(carry):
             state, trace = carry
@@ -201,6 +209,8 @@ class Programs:
 
         def step(carry):
             state, trace = carry
+            rate = optimizers.rate_at(fields, scalars.learning_rate, state.step)
+            projection = self._projection(scalars._replace(learning_rate=rate))
             batch = task.train.take(indices[trace.num_steps])
             batch = self._layout.constrain_examples(batch)
             loss, grads = jax.value_and_grad(batch)(state.params)
@@ -208,17 +218,19 @@ class Programs:
             inner, subspace, updates = state.inner, state.subspace, grads
 
             def optimize(updates, inner):
-                gradient_at = lambda params, _: jax.grad(batch)(params)
-                return inner_optimizer.update(
-                    updates, inner, state.params, grad_fn=gradient_at
-                )
+                more = optimizers.extra_args(fields, batch)
+                return self._inner(rate).update(updates, inner, state.params, **more)
 
             if not before:
                 updates, inner = optimize(updates, inner)
             ratio = jnp.ones(())
             if projected:
                 scaled, subspace = projection.update(
-                    updates, subspace, state.params, value_fn=value_fn
+                    updates,
+                    subspace,
+                    state.params,
+                    value_fn=value_fn,
+                    preconditioner=self._preconditioner(inner),
                 )
                 promised = basis.dot(grads, updates)
                 ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
@@ -278,6 +290,10 @@ class Programs:
 
     def _evaluate(self, state: TrainState, task: Task) -> Evaluation:
         train_loss, gradient = jax.value_and_grad(task.train)(state.params)
+        scale = self._preconditioner(state.inner)
+        if scale is not None:  # a gradient in the coordinates P^½ θ of the subspace
+            scale = preconditioning.root(scale)
+            gradient = jax.tree.map(jnp.divide, gradient, scale)
         score = functools.partial(_loss_and_accuracy, params=state.params)
         test_loss, test_accuracy = task.test.mean_over_microbatches(score)
         return Evaluation(
@@ -288,9 +304,16 @@ class Programs:
         )
 
     def _sharpness(self, state: TrainState, task: Task):
-        """λ_1 of the Hessian of the training loss to a hundredth, or NaN."""
+        """λ_1 of the Hessian of the training loss to a hundredth, or NaN.
+
+        Of the preconditioned one where the subspace is.
+        """
         layout = self._layout.parameters(state.params)
-        matvec = sharded(hessian(task.train, state.params), layout)
+        matvec = hessian(task.train, state.params)
+        scale = self._preconditioner(state.inner)
+        if scale is not None:
+            matvec = preconditioning.preconditioned(matvec, scale)
+        matvec = sharded(matvec, layout)
         # Warm, but from all of the subspace: eigenvalues change places.
         found = top_eigenpairs(matvec, state.subspace.subspace, 1, tol=1e-2)
         return jnp.where(found.converged, found.eigenvalues[0], jnp.nan)

@@ -126,7 +126,7 @@ def _train_prefixes(trainer, programs, runs, store) -> list[tuple[Run, TrainStat
         # One that was under way goes on.
         first = min(sharing, key=lambda run: run.resumed is None)
         resumed = first.resumed is not None
-        blank = programs.init(first.experiment.params)
+        blank = first.experiment.start(programs)
         found = store and not resumed and store.load(first.experiment, blank)
         if found:
             known[prefix] = found

@@ -74,7 +74,7 @@ class Trainer:
 
     def calibrate(self, run: Run):
         """Compiles all programs and times a step without curvature."""
-        start_state = self._programs.init(run.experiment.params)
+        start_state = run.experiment.start(self._programs)
         seconds = []
         for projected, steps in ((False, 0), *[(False, None)] * 3, (True, 0)):
             scalars = run.experiment.scalars()

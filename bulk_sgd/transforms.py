@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import basis, checks, masking, subspace
+from bulk_sgd import basis, checks, masking, preconditioning, subspace
 from bulk_sgd.curvature import CURVATURES, sharded
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
@@ -76,6 +76,12 @@ def scale_by_subspace(
     in the paper the one of the full training set. Further keyword arguments that
     `value_fn` names are passed on to it, as in optax line searches.
 
+    With the keyword argument `preconditioner` of `update`, a positive pytree like the
+    params such as `bulk_sgd.adam_preconditioner` returns, the subspace is that of
+    P^{−½} H P^{−½}, and what is projected is P^½ u, in the coordinates of its
+    eigenvectors: u ← b·u + P^{−½} U ((a − b) Uᵀ P^½ u). Meant for updates, not for
+    gradients; the alignment is that of P^½ u.
+
     Args:
       rank: number of leading eigenvectors k, from 1 to the number of (masked)
         parameters. Static.
@@ -103,7 +109,8 @@ def scale_by_subspace(
 
     Raises:
       ValueError: at construction, `init` or the first `update`, if an argument is out
-        of its range, or params are missing or hidden by `optax.masked`.
+        of its range, params are missing or hidden by `optax.masked`, or the
+        preconditioner is not like them.
       TypeError: if `value_fn` is missing, is not scalar, or is not an `Objective`
         where one is needed; or if a solver, a schedule or a filter returns something
         of another shape.
@@ -170,7 +177,9 @@ def scale_by_subspace(
             failed_refreshes=jnp.zeros((), jnp.int32),
         )
 
-    def update(updates, state, params=None, *, value_fn=None, **extra_args):
+    def update(
+        updates, state, params=None, *, value_fn=None, preconditioner=None, **extra_args
+    ):
         if params is None:
             raise ValueError(
                 "update of a bulk_sgd transform needs params: "
@@ -181,6 +190,12 @@ def scale_by_subspace(
         value_fn = _bind(value_fn, extra_args)
         selected = masking.select(updates, mask)
         layout = _layout(sharding, updates, mask)
+        incoming, scale = selected, None
+        if preconditioner is not None:
+            _check_like(preconditioner, updates)
+            block_of_it = masking.select(preconditioner, mask)
+            scale = preconditioning.root(block_of_it)
+            incoming = jax.tree.map(jnp.multiply, scale, selected)
 
         age = state.count - first_needed
         due = (age >= 0) & (age % refresh_every == 0)
@@ -189,8 +204,11 @@ def scale_by_subspace(
             block_fn, block = masking.restrict(value_fn, params, mask)
             key = jax.random.fold_in(jax.random.key(seed), state.count)
             before = state.subspace, state.solver_state
-            matvec = sharded(curvature(block_fn, block), layout)
-            returned = solver.solve(matvec, *before, selected, key)
+            matvec = curvature(block_fn, block)
+            if scale is not None:
+                matvec = preconditioning.preconditioned(matvec, block_of_it)
+            matvec = sharded(matvec, layout)
+            returned = solver.solve(matvec, *before, incoming, key)
             subspace.check_solution(returned, *before)
             found, known = returned
             usable = found.converged & _all_finite(found)
@@ -216,8 +234,8 @@ def scale_by_subspace(
         rows = basis.place_rows(state.subspace.eigenvectors, layout)
         state = state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
-        coefficients = state.subspace.coefficients(selected)
-        alignment = subspace.alignment(coefficients, selected)
+        coefficients = state.subspace.coefficients(incoming)
+        alignment = subspace.alignment(coefficients, incoming)
         average = switch.decay * state.alignment_average
         average = average + (1 - switch.decay) * alignment
         average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
@@ -232,6 +250,8 @@ def scale_by_subspace(
         inert = (factors == 0) | (coefficients == 0)
         weights = jnp.where(inert, 0, factors * coefficients)
         correction = basis.combine(weights, state.subspace.eigenvectors)
+        if scale is not None:
+            correction = jax.tree.map(jnp.divide, correction, scale)
 
         def scaled(u, c):
             wide = bulk * u.astype(c.dtype)
@@ -314,6 +334,15 @@ def _factors(name, scale, state: ScaleBySubspaceState):
             + (f"one factor per eigenvalue, {shape}." if filters else "a scalar.")
         )
     return factors
+
+
+def _check_like(preconditioner, updates):
+    shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (preconditioner, updates))
+    if shapes != wanted:
+        raise ValueError(
+            f"preconditioner has the shapes {shapes}; it must be like the params, "
+            f"{wanted}."
+        )
 
 
 def _layout(sharding, updates, mask):

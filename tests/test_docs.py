@@ -211,6 +211,15 @@ def test_scan_recipe_and_the_state():
     assert math.isfinite(float(printed.split()[-1]))
 
 
+def test_recipe_for_adam_projects_in_its_coordinates():
+    names = run("docs/recipes.md", slice(3, None))
+    scale = names["bulk_sgd"].adam_preconditioner(names["adam_state"])
+    # The Hessian is diagonal, and so is the preconditioned one.
+    expected = 1e-2 * max(100 / scale[0], 1 / scale[1])
+    assert float(names["sharpness"]) == pytest.approx(float(expected), rel=1e-2)
+    assert int(optax.tree_utils.tree_get(names["state"], "failed_refreshes")) == 0
+
+
 def test_count_is_kept_by_others_too():
     tx = optax.chain(optax.adam(1e-2), bulk_sgd.project_bulk(1))
     state = tx.init(np.ones(3, np.float32))

@@ -496,6 +496,34 @@ def test_stability_threshold_is_drawn_where_it_can_be_seen(tmp_path, rate, marke
     assert any("= 200" in text.get_text() for text in axes.texts) == marked
 
 
+def test_threshold_of_a_schedule_is_drawn_along_the_steps(tmp_path):
+    write_run(tmp_path, **KINDS["complete"], stability_threshold=3.8)
+    metrics = tmp_path / "metrics.jsonl"
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in logged:
+        line["learning_rate"] = 0.02 * (line["step"] // 100) / 2
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in logged))
+    run = read_run(tmp_path)
+    axes = figures.eigenvalue_figure(run).axes[0]
+    (curve,) = [  # the other dashed one marks the switch
+        line
+        for line in axes.lines
+        if line.get_linestyle() == "--" and len(line.get_xdata()) > 2
+    ]
+    assert curve.get_xdata().tolist() == list(range(100, 201, 10))
+    np.testing.assert_allclose(curve.get_ydata(), [380.0] * 10 + [190.0])
+    html = report.write_report(tmp_path).read_text()
+    assert "Dashed: the stability threshold 3.8/η of the optimizer." in html
+    assert "against the stability threshold 3.8 of the optimizer: " in html
+
+
+def test_optimizers_without_a_threshold_get_none(tmp_path):
+    write_run(tmp_path, **KINDS["complete"], stability_threshold=None)
+    run = read_run(tmp_path)
+    assert not math.isfinite(figures.stability_threshold(run))
+    assert "stability threshold" not in report.write_report(tmp_path).read_text()
+
+
 def test_negative_eigenvalues_are_drawn_too(tmp_path):
     write_run(tmp_path)
     metrics = tmp_path / "metrics.jsonl"

@@ -163,6 +163,20 @@ def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
     assert known == {"prefix": [0], "sgd": [20]}
 
 
+def test_sharpness_is_at_the_rate_of_the_last_step(tmp_path):
+    config = tiny(arms=("sgd",), optimizer__momentum=0.5)
+    schedule = {"schedule": "step", "boundaries": (13,), "decay": 0.1}
+    config.optimizer.update(schedule)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["stability_threshold"] == 3.0
+    _, *later = rows_of(tmp_path, "sgd")
+    assert [row["step"] for row in later] == [13, 18, 20]
+    for row, rate in zip(later, (RATE, 0.1 * RATE, 0.1 * RATE)):
+        assert row["learning_rate"] == pytest.approx(rate)
+    last = later[-1]
+    assert last["sharpness_ratio"] == pytest.approx(0.1 * RATE * last["sharpness"])
+
+
 def test_record_says_what_ran(finished):
     workdir, result = finished
     stored = json.loads((workdir / record.FILE).read_text())

@@ -15,7 +15,7 @@ from flax import nnx
 
 from bulk_sgd.models.convnets import VGG11, ResNet8
 from bulk_sgd.models.layers import ACTIVATIONS, POOLS, conv, halve, layer
-from bulk_sgd.models.transformer import Transformer
+from bulk_sgd.models.transformer import Transformer, ViT
 
 Params = dict[str, Any]
 
@@ -140,17 +140,18 @@ def build(
     """The network that a configuration names, and its initial parameters.
 
     Args:
-      config: has `name`, 'mlp', 'cnn', 'vgg11', 'resnet8', 'transformer' or 'decoder';
+      config: has `name`, 'mlp', 'cnn', 'vgg11', 'resnet8', 'vit', 'transformer' or
+        'decoder';
         `activation`, 'tanh', 'relu' or 'gelu' (the tanh approximation); `init`,
         'lecun_normal' (flax's default, biases zero) or 'torch' (PyTorch's default:
         kernels and biases uniform in ±1/√fan_in, embeddings normal); for 'mlp'
         `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
         `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
         `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
-        for 'transformer' and 'decoder', which is causal, `width`, `num_layers` and
-        `num_heads`.
-      input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11' and
-        'resnet8', (length,) for 'transformer' and 'decoder'.
+        for 'transformer', 'decoder', which is causal, and 'vit' `width`, `num_layers`
+        and `num_heads`, for 'vit' also `patch`.
+      input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11', 'resnet8'
+        and 'vit', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
       seed: non-negative; equal seeds give equal parameters.
       vocab_size: tokens are below it; 0 where inputs are no tokens.
@@ -165,8 +166,9 @@ def build(
     Raises:
       ValueError: unknown name, activation, init or pool; widths or numbers that are
         not positive integers; an image too small for its stages; heads or groups that
-        do not divide the width; batch normalisation; tokens for a network of numbers
-        or the other way round; a negative seed.
+        do not divide the width, patches that do not divide the image; batch
+        normalisation; tokens for a network of numbers or the other way round; a
+        negative seed.
 
     >>> import jax.numpy as jnp
     >>> from ml_collections import ConfigDict
@@ -253,27 +255,37 @@ def _check_image(field, value, input_shape, smallest):
         )
 
 
-def _transformer(config, input_shape, num_classes, causal=False, **options):
+def _blocks(config) -> dict[str, int]:
+    """Width, number of layers and of heads."""
     names = "width", "num_layers", "num_heads"
-    width, depth, heads = (_positive(name, getattr(config, name)) for name in names)
-    if width % heads:
+    sizes = {name: _positive(name, getattr(config, name)) for name in names}
+    if sizes["width"] % sizes["num_heads"]:
         raise ValueError(
-            f"config.model.num_heads is {heads}, but must divide config.model.width, "
-            f"{width}."
+            f"config.model.num_heads is {sizes['num_heads']}, but must divide "
+            f"config.model.width, {sizes['width']}."
         )
-    return Transformer(
-        length=input_shape[0],
-        width=width,
-        num_layers=depth,
-        num_heads=heads,
-        out_features=num_classes,
-        causal=causal,
-        **options,
-    )
+    return sizes
+
+
+def _transformer(config, input_shape, num_classes, causal=False, **options):
+    options |= _blocks(config) | {"causal": causal}
+    return Transformer(length=input_shape[0], out_features=num_classes, **options)
 
 
 def _decoder(*args, **options):
     return _transformer(*args, causal=True, **options)
+
+
+def _vit(config, input_shape, num_classes, **options):
+    patch = _positive("patch", config.patch)
+    _check_image("patch", patch, input_shape, patch)
+    if any(side % patch for side in input_shape[:2]):
+        raise ValueError(
+            f"config.model.patch is {patch}, but must divide height and width of the "
+            f"images, {input_shape[0]} and {input_shape[1]}."
+        )
+    sizes = _blocks(config)
+    return ViT(input_shape, patch, out_features=num_classes, **sizes, **options)
 
 
 # Whether they take tokens.
@@ -282,6 +294,7 @@ _MODELS = {
     "cnn": (_cnn, False),
     "vgg11": (_vgg11, False),
     "resnet8": (_resnet8, False),
+    "vit": (_vit, False),
     "transformer": (_transformer, True),
     "decoder": (_decoder, True),
 }

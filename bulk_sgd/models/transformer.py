@@ -1,4 +1,4 @@
-"""Transformers over sequences of tokens, without dropout."""
+"""Transformers over tokens or patches of images, without dropout."""
 
 import math
 
@@ -52,6 +52,26 @@ class Block(nnx.Module):
         return x + self.dense_out(self.activation(self.dense_in(self.norm_dense(x))))
 
 
+def _add_blocks(module, width, num_layers, num_heads, out_features, activation, **init):
+    """Gives a module the blocks, the layer norm and the dense layer at its end."""
+    module.num_layers = num_layers
+    for i in range(num_layers):
+        setattr(module, f"block_{i}", Block(width, num_heads, activation, **init))
+    module.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
+    module.dense = layer(nnx.Linear, width, width, out_features, **init)
+
+
+def _through_blocks(module, x, mask):
+    for i in range(module.num_layers):
+        x = getattr(module, f"block_{i}")(x, mask)
+    return module.norm(x)
+
+
+def _embedding(size, width, init, rngs):
+    options = {"embedding_init": jax.random.normal} if init == "torch" else {}
+    return nnx.Embed(size, width, rngs=rngs, **options)
+
+
 class Transformer(nnx.Module):
     """Embedded tokens and positions, blocks, a layer norm and a dense layer.
 
@@ -94,17 +114,11 @@ class Transformer(nnx.Module):
         rngs,
     ):
         self.causal = causal
-        self.num_layers = num_layers
-        options = {"rngs": rngs}
-        if init == "torch":
-            options["embedding_init"] = jax.random.normal
-        self.tokens = nnx.Embed(vocab_size, width, **options)
-        self.positions = nnx.Embed(length, width, **options)
         options = {"init": init, "rngs": rngs}
-        for i in range(num_layers):
-            setattr(self, f"block_{i}", Block(width, num_heads, activation, **options))
-        self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=rngs)
-        self.dense = layer(nnx.Linear, width, width, out_features, **options)
+        self.tokens = _embedding(vocab_size, width, **options)
+        self.positions = _embedding(length, width, **options)
+        sizes = width, num_layers, num_heads, out_features
+        _add_blocks(self, *sizes, activation, **options)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Outputs of int tokens (n, length).
@@ -116,9 +130,58 @@ class Transformer(nnx.Module):
         mask = jnp.tri(length, dtype=bool) if self.causal else real[:, None, None]
         # Not the calls of nnx.Embed, which cast to the dtype it was made with.
         x = self.tokens.embedding[...][tokens] + self.positions.embedding[...]
-        for i in range(self.num_layers):
-            x = getattr(self, f"block_{i}")(x, mask)
-        x = self.norm(x)
+        x = _through_blocks(self, x, mask)
         if not self.causal:
             x = jnp.sum(x * real[..., None], axis=1) / real.sum(axis=1, keepdims=True)
         return self.dense(x)
+
+
+class ViT(nnx.Module):
+    """Embedded patches and positions, blocks, a layer norm, mean and a dense layer.
+
+    Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929, with the mean
+    over patches in place of a class token, as in Beyer, Zhai and Kolesnikov, *Better
+    plain ViT baselines*, arXiv 2205.01580, but learned positions. Width 192, 12 layers
+    and 3 heads are its "tiny" size.
+
+    Arguments are those of `Transformer`; patch is the side of a square one, which must
+    divide height and width.
+
+    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
+    >>> vit = ViT((8, 4, 3), 2, 8, 2, 2, 10, "gelu", **options)
+    >>> vit(jnp.ones((5, 8, 4, 3))).shape
+    (5, 10)
+    """
+
+    def __init__(
+        self,
+        input_shape,
+        patch,
+        width,
+        num_layers,
+        num_heads,
+        out_features,
+        activation,
+        *,
+        init,
+        rngs,
+    ):
+        self.patch = patch
+        height, columns, depth = input_shape
+        options = {"init": init, "rngs": rngs}
+        size = patch**2 * depth
+        self.patches = layer(nnx.Linear, size, size, width, **options)
+        length = height // patch * (columns // patch)
+        self.positions = _embedding(length, width, **options)
+        sizes = width, num_layers, num_heads, out_features
+        _add_blocks(self, *sizes, activation, **options)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Outputs (n, out_features) of inputs (n, height, width, depth)."""
+        n, height, columns, depth = inputs.shape
+        side = self.patch
+        x = inputs.reshape(n, height // side, side, columns // side, side, depth)
+        x = jnp.swapaxes(x, 2, 3).reshape(n, -1, side**2 * depth)
+        x = self.patches(x) + self.positions.embedding[...]
+        x = _through_blocks(self, x, True)
+        return self.dense(x.mean(axis=1))

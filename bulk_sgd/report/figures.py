@@ -100,8 +100,11 @@ def eigenvalue_figure(run: Run) -> Figure:
     for axes, arm in zip(panels, shown):
         for name in dict.fromkeys((PREFIX, arm)):
             _draw_eigenvalues(axes, run.steps(name), tables[name], _styles(run)[name])
+        dashed = {"color": INK, "linewidth": 0.9, "linestyle": (0, (4, 2))}
         if marked:
-            axes.axhline(threshold, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+            axes.axhline(threshold, **dashed)
+        elif math.isnan(threshold):
+            axes.plot(*_thresholds(run, arm), **dashed)
         mark_switch(axes, run, text="")
         if arm != PREFIX:
             summary = run.summary(arm)
@@ -113,7 +116,7 @@ def eigenvalue_figure(run: Run) -> Figure:
     for i, (axes, arm) in enumerate(zip(panels, shown)):
         _label_eigenvalues(axes, tables[arm])
         if marked:
-            text = rf"$2/\eta$ = {threshold:.4g}"
+            text = rf"${run.stability:.4g}/\eta$ = {threshold:.4g}"
             # On white, for lines may run under it.
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             axes.annotate(text, (0.02, threshold), (0, 3.5), **_IN_X, bbox=box)
@@ -191,9 +194,20 @@ def switch_text(run: Run) -> str:
 
 
 def stability_threshold(run: Run) -> float:
-    """2/η, above which a sharp direction is unstable for SGD; NaN without η."""
-    rate = run.info.get("learning_rate")
-    return 2 / rate if isinstance(rate, (int, float)) and rate > 0 else math.nan
+    """2/η for SGD, above which a sharp direction is unstable.
+
+    NaN where the optimizer has none, and where η is unknown or changes.
+    """
+    rates = np.concatenate([run.rates(arm) for arm in run.rows])
+    rate = rates[0] if np.ptp(rates) == 0 else math.nan
+    return run.stability / rate if rate > 0 else math.nan
+
+
+def _thresholds(run, arm):
+    """The same along the steps of an arm, where η is known and not 0."""
+    rates = run.rates(arm)
+    known = rates > 0
+    return run.steps(arm)[known], run.stability / rates[known]
 
 
 def threshold_in_range(threshold: float, values: np.ndarray) -> bool:

@@ -43,7 +43,7 @@ def happened(run: Run) -> list[str]:
         f"Nothing logged past the switch by {', '.join(waiting)}." if waiting else "",
         _shares(run, arms, sgd),
         _aligned(run, sgd),
-        _sharp(arms),
+        _sharp(run, arms),
         _failures(arms),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -56,6 +56,11 @@ def number(value: float) -> str:
     if 1000 <= abs(value) < 1e6:
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
+
+
+def whose(run: Run) -> str:
+    """Whose stability threshold it is that the run has."""
+    return "SGD" if run.stability == 2 else "the optimizer"
 
 
 def chi(run: Run) -> str:
@@ -194,12 +199,14 @@ def _aligned(run, sgd):
     )
 
 
-def _sharp(arms):
+def _sharp(run, arms):
     known = [arm for arm in arms if math.isfinite(arm.sharpness_ratio)]
     if not known:
         return ""
     listed = ", ".join(f"{number(a.sharpness_ratio)} ({a.label})" for a in known)
-    return f"Last sharpness ηλ₁, against the stability threshold 2 of SGD: {listed}."
+    threshold = f", against the stability threshold {run.stability:g} of {whose(run)}"
+    known = math.isfinite(run.stability)
+    return f"Last sharpness ηλ₁{threshold if known else ''}: {listed}."
 
 
 def _failures(arms):

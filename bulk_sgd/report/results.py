@@ -113,6 +113,17 @@ class Run:
         """One metric along `steps(arm)`, shape (n,), NaN where null or missing."""
         return np.array([_number(row.get(key)) for row in self.rows.get(arm, [])])
 
+    def rates(self, arm: str) -> np.ndarray:
+        """η along `steps(arm)`, shape (n,), that of run.json where a row has none."""
+        logged = self.series(arm, "learning_rate")
+        start = _number(self.info.get("learning_rate"))
+        return np.where(np.isnan(logged), start, logged)
+
+    @property
+    def stability(self) -> float:
+        """The largest stable ηλ_1 of the optimizer, 2 for SGD; NaN if it has none."""
+        return _number(self.info.get("stability_threshold", 2.0))
+
     def eigenvalues(self, arm: str) -> np.ndarray:
         """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null or missing."""
         rows = [row.get("eigenvalues") or [] for row in self.rows.get(arm, [])]

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from bulk_sgd.report import figures, page
-from bulk_sgd.report.narrative import chi, happened, number, percent, state
+from bulk_sgd.report.narrative import chi, happened, number, percent, state, whose
 from bulk_sgd.report.results import PREFIX, Run, read_run
 from bulk_sgd.report.style import arm_styles, save
 
@@ -85,6 +85,8 @@ def _subspace(info):
     operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
         space["curvature"], "Hessian"
     )
+    if space.get("preconditioned"):
+        operator = f"preconditioned {operator}"
     of = {
         "full": "of the full training set",
         "subset": f"of {space['subset_size']:,} training examples",
@@ -127,14 +129,20 @@ def _describe(run, name):
 
     k = run.rank or "k"
     threshold = figures.stability_threshold(run)
+    c = f"{run.stability:g}"
     known = (
-        f" 2/η = {threshold:.4g} is the stability threshold of SGD; an arm that scales "
-        "the dominant part by a has its own at 2/(aη)."
+        f" {c}/η = {threshold:.4g} is the stability threshold of {whose(run)}; an arm "
+        f"that scales the dominant part by a has its own at {c}/(aη)."
     )
     eigenvalues = np.concatenate([run.eigenvalues(a).ravel() for a in run.rows])
     eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
     if not figures.threshold_in_range(threshold, eigenvalues):
         known += " It lies outside the range shown."
+    changes = any(np.ptp(run.rates(name)) > 0 for name in run.rows)
+    if changes and math.isfinite(run.stability):
+        known = f" Dashed: the stability threshold {c}/η of {whose(run)}."
+    elif not math.isfinite(threshold):
+        known = ""
     diverged = any(arm.status == "diverged" for arm in arms)
     crossed = (
         " An × marks the last finite point of an arm that diverged, or where it leaves "
@@ -161,7 +169,7 @@ def _describe(run, name):
         "eigenvalues": (
             "Sharpness",
             f"The {k} largest Hessian eigenvalues, λ₁ darkest, along training; the "
-            "prefix in grey." + known * math.isfinite(threshold),
+            "prefix in grey." + known,
             f"The largest Hessian eigenvalues against the step: {who}."
             + values(lambda a: f"λ₁ = {number(a.sharpness)}"),
         ),

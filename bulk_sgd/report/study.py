@@ -212,8 +212,9 @@ def _outcome(run: Run, arm: str) -> dict[str, float]:
         "gradient_energy": mean("alignment_gradient", 2),
         "descent_ratio": mean("descent_ratio"),
         "sharpness_ratio": summary.sharpness_ratio,
-        "batch_sharpness": run.info["learning_rate"]
-        * last_finite(run.series(arm, "batch_sharpness")),
+        "batch_sharpness": last_finite(
+            run.rates(arm) * run.series(arm, "batch_sharpness")
+        ),
     }
     if summary.status != "complete":
         found = dict.fromkeys(found, math.nan)
