@@ -27,8 +27,8 @@ def load(config) -> Dataset:
         `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
           with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
-          sentences, see `text.read_tsv`; 'sonnets', from the package, or 'text:PATH',
-          running text, see `text.running`; or the path of a .npz file with
+          sentences, see `text.read_tsv`; 'sonnets', from the package, 'text:PATH',
+          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a .npz file with
           x_train, y_train, x_test, y_test, images uint8 or float of shape
           (N, height, width) or (N, height, width, depth), or features (N, dimension),
           labels integer (N,).
@@ -36,7 +36,7 @@ def load(config) -> Dataset:
         `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
           from 0 to 1; 'standard', zero mean and unit variance over the selected train
           images, per channel, or per feature; 'none', raw values, and for text.
-        `test_path`, `length`: for text only, see `bulk_sgd.text`.
+        `test_path`, `length`, `vocab_size`: for text only, see `bulk_sgd.text`.
         `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
           directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
 
@@ -54,7 +54,7 @@ def load(config) -> Dataset:
     if config.normalization not in ("unit", "standard", "none"):
         raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
     kind, colon, _ = config.name.partition(":")
-    if config.name == "sonnets" or kind + colon == "text:":
+    if config.name in ("sonnets", "random") or kind + colon in ("text:", "tokens:"):
         return text.running(config)
     read = {"tfds:": _read_tfds, "tsv:": text.read_tsv}.get(kind + colon, _read_npz)
     parts = read(config, "train"), read(config, "test")
@@ -150,7 +150,7 @@ def _converted(config, part: str, images: np.ndarray, labels: np.ndarray):
 def _read_npz(config, part: str):
     path = _EMBEDDED if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
-        known = "mnist5k, sonnets, tfds:NAME, tsv:PATH, text:PATH"
+        known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
         raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")

@@ -147,8 +147,8 @@ def build(
         `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
         `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
         `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
-        for 'transformer' and 'decoder', which is causal, `width`, `num_layers` and
-        `num_heads`.
+        for 'transformer' and 'decoder', which is causal, `width`, `num_layers`,
+        `num_heads` and `tied`.
       input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11' and
         'resnet8', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
@@ -261,6 +261,11 @@ def _transformer(config, input_shape, num_classes, causal=False, **options):
             f"config.model.num_heads is {heads}, but must divide config.model.width, "
             f"{width}."
         )
+    if config.tied and not causal:
+        raise ValueError(
+            f"config.model.tied is {config.tied}, but {config.name!r} has classes as "
+            "outputs, not tokens; only 'decoder' can share its embeddings with them."
+        )
     return Transformer(
         length=input_shape[0],
         width=width,
@@ -268,6 +273,7 @@ def _transformer(config, input_shape, num_classes, causal=False, **options):
         num_heads=heads,
         out_features=num_classes,
         causal=causal,
+        tied=config.tied,
         **options,
     )
 

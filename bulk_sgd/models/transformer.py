@@ -68,6 +68,8 @@ class Transformer(nnx.Module):
         and the outputs are those of their mean.
       init: that of dense layers; with 'torch' embeddings are standard normal as there,
         with 'lecun_normal' normal with variance 1/width, flax's default.
+      tied: the outputs are the products with the embeddings of all tokens, as in GPT-2,
+        in place of a dense layer; out_features must then be vocab_size.
 
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
     Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, as far as they
@@ -92,8 +94,10 @@ class Transformer(nnx.Module):
         causal,
         init,
         rngs,
+        tied=False,
     ):
         self.causal = causal
+        self.tied = tied
         self.num_layers = num_layers
         options = {"rngs": rngs}
         if init == "torch":
@@ -104,7 +108,8 @@ class Transformer(nnx.Module):
         for i in range(num_layers):
             setattr(self, f"block_{i}", Block(width, num_heads, activation, **options))
         self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=rngs)
-        self.dense = layer(nnx.Linear, width, width, out_features, **options)
+        if not tied:
+            self.dense = layer(nnx.Linear, width, width, out_features, **options)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Outputs of int tokens (n, length).
@@ -121,4 +126,4 @@ class Transformer(nnx.Module):
         x = self.norm(x)
         if not self.causal:
             x = jnp.sum(x * real[..., None], axis=1) / real.sum(axis=1, keepdims=True)
-        return self.dense(x)
+        return x @ self.tokens.embedding[...].T if self.tied else self.dense(x)
