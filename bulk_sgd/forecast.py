@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bulk_sgd import liveness, losses, models, sharding, steps
 from bulk_sgd.objective import Objective
 
-# What lowers a part: "lower" these fields, "raise" those.
+# The fields that make a part smaller when they are lowered, and when they are raised.
 _REMEDIES = {
     "parameters": ("config.model", "config.sharding.fsdp"),
     "optimizer": ("config.model", "config.sharding.fsdp"),
@@ -23,7 +23,7 @@ _REMEDIES = {
     "states kept": ("config.subspace.rank", "config.sharding.fsdp"),
     "solver": ("config.subspace.max_basis", "config.sharding.fsdp"),
     "gradients": ("config.model", "config.sharding.fsdp"),
-    "activations": ("config.batch_size", ""),
+    "activations": ("config.batch_size, config.microbatch_size (0 is all)", ""),
     "data": ("config.data.num_train", "config.sharding.data"),
 }
 

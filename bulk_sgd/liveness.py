@@ -15,29 +15,34 @@ from typing import NamedTuple
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters import partial_eval
 
-# The same numbers in another order or type: never written.
-_VIEWS = frozenset(
+
+def _names(text: str) -> frozenset:
+    return frozenset(text.split())
+
+
+# The same numbers in another order or type.
+_VIEWS = _names(
     """broadcast_in_dim convert_element_type copy expand_dims iota reshape
-    sharding_constraint slice split squeeze stop_gradient transpose""".split()
+    sharding_constraint slice split squeeze stop_gradient transpose"""
 )
-# Computed anew by each reader, unless a result is smaller than what it is made of.
-_CHEAP = _VIEWS | frozenset(
+# Computed anew inside of each reader.
+_CHEAP = _VIEWS | _names(
     """abs add add_any and ceil clamp concatenate dynamic_slice eq floor ge gt
     integer_pow is_finite le lt max min mul ne neg not or pad real reduce_precision rev
-    round select_n sign square sub xor""".split()
+    round select_n sign square sub xor"""
 )
-# Computed by its reader where that is a single one.
-_DEAR = frozenset(
+# The same, with all that is computed from them, where the reader is a single one.
+_DEAR = _names(
     """cos cumsum div erf erf_inv exp exp2 expm1 gather log log1p logistic pow rem rsqrt
-    sin sqrt tan tanh""".split()
+    sin sqrt tan tanh"""
 )
-_UPDATES = frozenset(["dynamic_update_slice", "scatter", "scatter-add"])
-_LOOPS = frozenset(["while", "scan"])
 # These write where an operand was that nothing else reads.
-_IN_PLACE = _CHEAP | _DEAR | _UPDATES | _LOOPS
-_CALLS = frozenset(
+_IN_PLACE = (
+    _CHEAP | _DEAR | _names("dynamic_update_slice scatter scatter-add while scan")
+)
+_CALLS = _names(
     """checkpoint closed_call core_call custom_jvp_call custom_vjp_call jit pjit remat
-    remat2""".split()
+    remat2"""
 )
 
 
@@ -91,8 +96,8 @@ class _Value:
     """A value of a flat program: one, however many calls it is handed through."""
 
     aval: object
-    readers: set = dataclasses.field(default_factory=set)
     buffers: tuple = ()
+    dear: bool = False
 
 
 _NUMBER = _Value(None)  # stands for every literal
@@ -101,7 +106,9 @@ _NUMBER = _Value(None)  # stands for every literal
 def _flat(jaxpr, values):
     """(equation, inputs, outputs) of all equations, with calls opened."""
     for equation in jaxpr.eqns:
-        inputs = [None if isinstance(x, Literal) else values[x] for x in equation.invars]
+        inputs = [
+            None if isinstance(x, Literal) else values[x] for x in equation.invars
+        ]
         inner = _called(equation)
         if inner is None:
             outputs = [_Value(v.aval) for v in equation.outvars]
@@ -130,19 +137,28 @@ def _walk(jaxpr, measure, donated) -> Peak:
     arguments = [values[v] for v in jaxpr.invars]
     equations = list(_flat(jaxpr, values))
     outputs = [values[x] for x in jaxpr.outvars if not isinstance(x, Literal)]
-    written = _written(equations, outputs, measure)
     end = len(equations)
+    uses = collections.Counter(
+        x for _, inputs, _ in equations for x in dict.fromkeys(inputs)
+    )
+    kept = set(outputs)
     freed = collections.defaultdict(list)
     for i, value in enumerate(arguments):
         if i in donated:
             value.buffers = (_Buffer(*measure(value.aval)),)
+    written = []
     for i, (equation, inputs, results) in enumerate(equations):
+        primitive = equation.primitive.name
         sources = dict.fromkeys(b for value in inputs for b in value.buffers)
+        dear = primitive in _DEAR or any(value.dear for value in inputs)
+        once = primitive in _VIEWS or not dear or uses[results[0]] <= 1
+        fused = primitive in _CHEAP | _DEAR and once and not kept.intersection(results)
+        written.append(not fused)
         for value in results:
-            value.buffers = tuple(sources)
-            if written[i]:
+            value.buffers, value.dear = tuple(sources), dear and fused
+            if not fused:
                 value.buffers = (_Buffer(*measure(value.aval), i),)
-        if written[i]:
+        if not fused:
             for buffer in sources:
                 buffer.last = i
     for buffer in (b for value in outputs for b in value.buffers):
@@ -151,29 +167,6 @@ def _walk(jaxpr, measure, donated) -> Peak:
     for buffer in dict.fromkeys(b for value in every for b in value.buffers):
         freed[buffer.last].append(buffer)
     return _account(equations, written, freed, measure)
-
-
-def _written(equations, outputs, measure) -> list[bool]:
-    """Which equations write their results to memory."""
-    end, kept = len(equations), set(outputs)
-    size = lambda value: measure(value.aval)[1]
-    for value in outputs:
-        value.readers.add(end)
-    written = [True] * end
-    for i in reversed(range(end)):
-        equation, inputs, results = equations[i]
-        primitive = equation.primitive.name
-        reading = set().union(*(value.readers for value in results))
-        fused = primitive in _VIEWS
-        if primitive in _CHEAP | _DEAR and not fused:
-            fused = len(reading) <= 1
-            if primitive in _CHEAP and not fused:
-                made_of = sum(size(x) for x in dict.fromkeys(inputs) if x is not _NUMBER)
-                fused = sum(map(size, results)) >= made_of
-        written[i] = not fused or bool(kept.intersection(results))
-        for value in inputs:
-            value.readers |= {i} if written[i] else reading
-    return written
 
 
 def _account(equations, written, freed, measure) -> Peak:

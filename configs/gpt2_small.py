@@ -9,8 +9,9 @@ optimizer state and basis split over 16 devices.
 You bring the token ids, one .npy of integers (n,):
 
   pip install tiktoken
-  python -c "import numpy, tiktoken; numpy.save('tokens.npy', numpy.array(
-      tiktoken.get_encoding('gpt2').encode_ordinary(open('text.txt').read()), 'uint16'))"
+  python -c "import numpy, tiktoken; text = open('text.txt').read();
+  ids = tiktoken.get_encoding('gpt2').encode_ordinary(text);
+  numpy.save('tokens.npy', numpy.array(ids, 'uint16'))"
   python -m bulk_sgd.main --config=configs/gpt2_small.py --workdir=runs/gpt2_small \\
     --config.data.name=tokens:tokens.npy --distributed=on
 

@@ -28,8 +28,8 @@ def load(config) -> Dataset:
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
           with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
           sentences, see `text.read_tsv`; 'sonnets', from the package, 'text:PATH',
-          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a .npz file with
-          x_train, y_train, x_test, y_test, images uint8 or float of shape
+          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a
+          .npz file with x_train, y_train, x_test, y_test, images uint8 or float
           (N, height, width) or (N, height, width, depth), or features (N, dimension),
           labels integer (N,).
         `num_train`, `num_test`: the first so many are taken; 0 takes all.
