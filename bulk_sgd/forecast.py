@@ -141,8 +141,9 @@ def forecast(config, layout, dataset) -> Forecast:
     )
     arms = max(1, len(config.arms))
     working = _working(config, layout, dataset, state)
-    known = {"rows": 0, "vectors": 0} | working.kinds
-    solver, gradients = max(0, known["rows"]), max(0, known["vectors"])
+    known = {"rows": 0, "vectors": 0, "gathered": 0} | working.kinds
+    solver = max(0, known["rows"])
+    gradients = max(0, known["vectors"]) + known["gathered"]
     return Forecast(
         parameters=share(state.params),
         optimizer=share(state.inner),
@@ -229,8 +230,12 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
             return "vectors", _size(parts[shape], aval.dtype)
         return "activations", _size(shape, aval.dtype)
 
+    def gathered(aval):
+        split = parts.get(aval.shape, aval.shape) != aval.shape
+        return _size(aval.shape, aval.dtype) if split else 0
+
     donated = range(len(jax.tree.leaves(local_state)))
-    return liveness.peak(traced.jaxpr, measure, donated)
+    return liveness.peak(traced.jaxpr, measure, donated, gathered)
 
 
 def _size(shape, dtype) -> int:

@@ -36,6 +36,8 @@ _DEAR = _names(
     """cos cumsum div erf erf_inv exp exp2 expm1 gather log log1p logistic pow rem rsqrt
     sin sqrt tan tanh"""
 )
+# These read whole arrays.
+_PRODUCTS = _names("dot_general gather conv_general_dilated")
 # These write where an operand was that nothing else reads.
 _IN_PLACE = (
     _CHEAP | _DEAR | _names("dynamic_update_slice scatter scatter-add while scan")
@@ -58,7 +60,9 @@ class Peak(NamedTuple):
     kinds: collections.Counter
 
 
-def peak(closed: ClosedJaxpr, measure: Callable, donated=()) -> Peak:
+def peak(
+    closed: ClosedJaxpr, measure: Callable, donated=(), gathered=lambda aval: 0
+) -> Peak:
     """The most that a program needs at one time, beyond its arguments.
 
     Args:
@@ -66,6 +70,8 @@ def peak(closed: ClosedJaxpr, measure: Callable, donated=()) -> Peak:
       measure: the kind of an array, a word, and its bytes on one device, from its
         `ShapedArray`.
       donated: positions of the arguments whose memory may be written.
+      gathered: bytes of the whole of an array, from its `ShapedArray`, where a product
+        that reads it needs that on the spot; 0 where it is at hand.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -79,7 +85,12 @@ def peak(closed: ClosedJaxpr, measure: Callable, donated=()) -> Peak:
     jaxpr, _ = partial_eval.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
     )
-    return _walk(jaxpr, measure, frozenset(donated))
+    return _walk(jaxpr, _Sizes(measure, gathered), frozenset(donated))
+
+
+class _Sizes(NamedTuple):
+    measure: Callable
+    gathered: Callable
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,6 +109,7 @@ class _Value:
     aval: object
     buffers: tuple = ()
     dear: bool = False
+    whole: _Buffer | None = None
 
 
 _NUMBER = _Value(None)  # stands for every literal
@@ -132,7 +144,7 @@ def _called(equation):
     return getattr(inner, "jaxpr", inner)
 
 
-def _walk(jaxpr, measure, donated) -> Peak:
+def _walk(jaxpr, sizes, donated) -> Peak:
     values = {v: _Value(v.aval) for v in (*jaxpr.constvars, *jaxpr.invars)}
     arguments = [values[v] for v in jaxpr.invars]
     equations = list(_flat(jaxpr, values))
@@ -145,8 +157,8 @@ def _walk(jaxpr, measure, donated) -> Peak:
     freed = collections.defaultdict(list)
     for i, value in enumerate(arguments):
         if i in donated:
-            value.buffers = (_Buffer(*measure(value.aval)),)
-    written = []
+            value.buffers = (_Buffer(*sizes.measure(value.aval)),)
+    written, whole = [], {}
     for i, (equation, inputs, results) in enumerate(equations):
         primitive = equation.primitive.name
         sources = dict.fromkeys(b for value in inputs for b in value.buffers)
@@ -157,32 +169,56 @@ def _walk(jaxpr, measure, donated) -> Peak:
         for value in results:
             value.buffers, value.dear = tuple(sources), dear and fused
             if not fused:
-                value.buffers = (_Buffer(*measure(value.aval), i),)
+                value.buffers = (_Buffer(*sizes.measure(value.aval), i),)
+            if primitive in _VIEWS and inputs:
+                value.whole = inputs[0].whole
+        if primitive in _PRODUCTS:
+            sources |= dict.fromkeys(_gather(inputs, i, sizes, whole))
         if not fused:
             for buffer in sources:
                 buffer.last = i
     for buffer in (b for value in outputs for b in value.buffers):
         buffer.last = end
     every = itertools.chain(arguments, *(results for _, _, results in equations))
-    for buffer in dict.fromkeys(b for value in every for b in value.buffers):
+    buffers = dict.fromkeys(b for value in every for b in value.buffers)
+    for buffer in (*buffers, *whole):
         freed[buffer.last].append(buffer)
-    return _account(equations, written, freed, measure)
+    made = collections.defaultdict(list)
+    for buffer, first in whole.items():
+        made[first].append(buffer)
+    for i, (_, _, results) in enumerate(equations):
+        if written[i]:
+            made[i] += [value.buffers[0] for value in results]
+    return _account(equations, made, freed, sizes)
 
 
-def _account(equations, written, freed, measure) -> Peak:
+def _gather(inputs, i, sizes, whole):
+    """The whole arrays that a product reads; new ones are noted in `whole`.
+
+    One that is needed again, as a weight in a backward pass, is kept until then.
+    """
+    for value in inputs:
+        if value is _NUMBER:
+            continue
+        if value.whole is None and (size := sizes.gathered(value.aval)):
+            value.whole = _Buffer("gathered", size)
+        if value.whole is not None:
+            whole.setdefault(value.whole, i)
+            yield value.whole
+
+
+def _account(equations, all_made, freed, sizes) -> Peak:
     live = collections.Counter()
     most = Peak(0, collections.Counter())
     for buffer in freed[-1]:  # arguments that nothing reads
         live[buffer.kind] -= buffer.size
-    for i, (equation, inputs, results) in enumerate(equations):
-        if not written[i]:
-            continue
-        made = [value.buffers[0] for value in results]
+    for i, (equation, inputs, _) in enumerate(equations):
+        made = all_made[i]
         dying = [buffer for buffer in freed[i] if buffer not in made]
         if equation.primitive.name == "cond":
-            inner, made_before = _branches(equation, inputs, dying, measure), ()
+            inner, made_before = _branches(equation, inputs, dying, sizes), ()
         else:
-            inner, made_before = _body(equation, measure), made
+            inner, made_before = _body(equation, sizes), made
         if equation.primitive.name in _IN_PLACE:
             for buffer in made_before:
                 fits = (b for b in dying if b.size == buffer.size)
@@ -203,26 +239,26 @@ def _account(equations, written, freed, measure) -> Peak:
     return most
 
 
-def _body(equation, measure) -> Peak:
+def _body(equation, sizes) -> Peak:
     """The peak inside of a loop beyond what it carries."""
     params = equation.params
     if equation.primitive.name == "while":
         start = params["body_nconsts"]
         body = params["body_jaxpr"].jaxpr
-        return _walk(body, measure, frozenset(range(start, len(body.invars))))
+        return _walk(body, sizes, frozenset(range(start, len(body.invars))))
     if equation.primitive.name == "scan":
         start = params["num_consts"]
         carried = frozenset(range(start, start + params["num_carry"]))
-        return _walk(params["jaxpr"].jaxpr, measure, carried)
+        return _walk(params["jaxpr"].jaxpr, sizes, carried)
     return Peak(0, collections.Counter())
 
 
-def _branches(equation, inputs, dying, measure) -> Peak:
+def _branches(equation, inputs, dying, sizes) -> Peak:
     """The peak of the branches with their results, in which dying inputs may end."""
     donated = frozenset(
         i
         for i, value in enumerate(inputs[1:])
         if len(value.buffers) == 1 and value.buffers[0] in dying
     )
-    peaks = [_walk(b.jaxpr, measure, donated) for b in equation.params["branches"]]
+    peaks = [_walk(b.jaxpr, sizes, donated) for b in equation.params["branches"]]
     return max(peaks, key=lambda found: found.num_bytes)
