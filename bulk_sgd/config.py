@@ -29,8 +29,9 @@ def default() -> ConfigDict:
 
     config.data = ConfigDict()
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
-    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), or a path to an
-    # .npz with x_train, y_train, x_test, y_test.
+    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), "tokens:PATH"
+    # (the same as token ids in an .npy), "random" (tokens to measure with), or a path
+    # to an .npz with x_train, y_train, x_test, y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
@@ -40,11 +41,15 @@ def default() -> ConfigDict:
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
-    # tsv and text: the test file; "" with running text tests on the last tenth of it.
+    # tsv, text and tokens: the test file; "" with running text or tokens tests on the
+    # last tenth of it.
     config.data.test_path = ""
     # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
     # as many as the longest in training has.
     config.data.length = 0
+    # Running text and tokens: embeddings of the network, at least as many as there are
+    # tokens; 0 takes 256 for bytes, and one more than the largest id.
+    config.data.vocab_size = 0
 
     config.model = ConfigDict()
     # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output) or
@@ -60,6 +65,7 @@ def default() -> ConfigDict:
     config.model.num_groups = 8  # vgg11, resnet8: must divide the width
     config.model.num_layers = 2  # vit, transformer, decoder
     config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
+    config.model.tied = False  # decoder: outputs are products with the embeddings
     config.model.patch = 7  # vit: side of a patch, must divide those of the images
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
@@ -185,6 +191,8 @@ def default() -> ConfigDict:
     config.sharding.data = 0
     config.sharding.fsdp = 1
 
+    # Refuses a run whose forecast is more than the memory of a device.
+    config.check_memory = True
     config.tensorboard = True
     config.progress = True
     return config.lock()
@@ -207,6 +215,7 @@ def validate(config: ConfigDict):
     _check_fields(config, default(), "config")
     checks.integer("config.seed", config.seed, 0)
     checks.integer("config.data.length", config.data.length, 0)
+    checks.integer("config.data.vocab_size", config.data.vocab_size, 0)
     checks.integer("config.batch_size", config.batch_size, 1)
     checks.integer("config.num_steps", config.num_steps, 1)
     checks.integer("config.eval_every", config.eval_every, 1)

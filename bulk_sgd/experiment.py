@@ -1,5 +1,6 @@
 """An experiment: everything that a config stands for, built and checked."""
 
+import functools
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from bulk_sgd import arms as arms_lib
 from bulk_sgd import basis, checks, data, losses, models, record
 from bulk_sgd import config as config_lib
+from bulk_sgd import forecast as forecast_lib
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
 from bulk_sgd.steps import Programs, Scalars, Task, TrainState
@@ -15,6 +17,7 @@ from bulk_sgd.steps import Programs, Scalars, Task, TrainState
 # What may differ between experiments that share the programs of `steps.Programs`.
 _FREE = (
     "arms",
+    "check_memory",
     "checkpoint",
     "measures.every",
     "measures.sharpness_every",
@@ -33,6 +36,7 @@ _FREE = (
 # What the prefix does not depend on, where no alignment ends it.
 _AFTER_PREFIX = (
     "arms",
+    "check_memory",
     "checkpoint",
     "measures",
     "name",
@@ -48,12 +52,16 @@ _AFTER_PREFIX = (
 )
 _ALWAYS_AFTER_PREFIX = (
     "arms",
+    "check_memory",
     "checkpoint",
     "name",
     "num_steps",
     "progress",
     "tensorboard",
 )
+
+# By what they depend on: each takes a trace of the training program.
+_FORECASTS = {}
 
 
 class Experiment:
@@ -65,12 +73,14 @@ class Experiment:
 
     Attributes:
       arms: list of `arms.Arm`.
+      forecast: `forecast.Forecast`, of the memory of each device.
       layout: `sharding.Layout`, where the arrays live.
       params: pytree of the initial parameters.
       task: `steps.Task`.
 
     Raises:
-      ValueError: if a field is out of its range or the data cannot be read.
+      ValueError: if a field is out of its range, the data cannot be read, or the run
+        does not fit the memory of a device.
     """
 
     def __init__(self, config, like: "Experiment | None" = None):
@@ -89,15 +99,15 @@ class Experiment:
             "the number of training examples",
         )
         self.layout.check(config, num_train, len(self.dataset.test_targets))
-        self.model_fn, self.params = self.layout.born(
-            lambda: models.build(
-                config.model,
-                self.dataset.train_inputs.shape[1:],
-                self.dataset.num_classes,
-                config.seed,
-                self.dataset.vocab_size,
-            )
+        build = functools.partial(
+            models.build,
+            config.model,
+            self.dataset.train_inputs.shape[1:],
+            self.dataset.num_classes,
+            config.seed,
+            self.dataset.vocab_size,
         )
+        self.model_fn, self.params = self.layout.abstract(build)
         self._check_outputs()
         checks.integer(
             "config.subspace.rank",
@@ -106,8 +116,21 @@ class Experiment:
             basis.size(self.params),
             "the number of parameters",
         )
+        self.forecast = self._forecast()
+        if config.check_memory:
+            forecast_lib.check(self.forecast, jax.local_devices()[0])
+        _, self.params = self.layout.born(build)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task(like.task if shared else None)
+
+    def _forecast(self):
+        shapes = [x.shape for x in self.dataset if hasattr(x, "shape")]
+        key = program_of(self.config), len(self.arms), f"{self.layout} {shapes}"
+        if key not in _FORECASTS:
+            _FORECASTS[key] = forecast_lib.forecast(
+                self.config, self.layout, self.dataset
+            )
+        return _FORECASTS[key]
 
     def _check_outputs(self):
         """Raises where the network has other outputs than the data have targets."""

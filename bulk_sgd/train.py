@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 
 from bulk_sgd import config as config_lib
 from bulk_sgd import distributed, record
@@ -77,6 +78,8 @@ def train_together(
     programs = Programs(experiments[0].config)
     steps = sum(map(_num_steps, experiments))
     shown = all(experiment.config.progress for experiment in experiments)
+    if distributed.is_first() and shown:
+        print(experiments[0].forecast, file=sys.stderr)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(steps, shown))
         runs = [

@@ -74,6 +74,7 @@ def devices_of(name: str):
         TPU_ACCELERATOR_TYPE=f"{chip.type_prefix}-{num_chips * chip.cores}",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # no TPU is touched
         TPU_STDERR_LOG_LEVEL="3",
         JAX_PLATFORMS="cpu",
     )
@@ -89,88 +90,42 @@ def devices_of(name: str):
         ) from error
 
 
-def compile_programs(config, devices) -> dict:
-    """The compiled training program, {"plain": …, "with the solver": …}."""
+def compile_programs(config, devices):
+    """The forecast, and the compiled program, {"plain": …, "with the solver": …}."""
     import jax
     import numpy as np
 
     from bulk_sgd import config as config_lib
-    from bulk_sgd import data, losses, models, steps
-    from bulk_sgd.objective import Objective
+    from bulk_sgd import data, forecast, steps
     from bulk_sgd.sharding import Layout, make_mesh
 
     config_lib.validate(config)
     layout = Layout(make_mesh(config.sharding, devices))
     dataset = data.load(config.data)
-    num_train, num_test = len(dataset.train_targets), len(dataset.test_targets)
-    layout.check(config, num_train, num_test)
-
-    def shape(array, sharding, length=None):
-        length = len(array) if length is None else length
-        return jax.ShapeDtypeStruct(
-            (length, *array.shape[1:]), array.dtype, sharding=sharding
-        )
-
-    model_fn, params = layout.abstract(
-        lambda: models.build(
-            config.model,
-            dataset.train_inputs.shape[1:],
-            dataset.num_classes,
-            config.seed,
-            dataset.vocab_size,
-        )
-    )
-
-    def objective(inputs, targets, length=None):
-        return Objective(
-            model_fn,
-            losses.build(config.loss, dataset.num_classes),
-            shape(inputs, layout.examples, length),
-            shape(targets, layout.examples, length),
-            config.microbatch_size or None,
-        )
-
-    train = objective(dataset.train_inputs, dataset.train_targets)
-    subset = (dataset.train_inputs, dataset.train_targets, config.subspace.subset_size)
-    task = steps.Task(
-        train,
-        objective(dataset.test_inputs, dataset.test_targets),
-        {"full": train, "batch": None, "subset": objective(*subset)}[
-            config.subspace.data
-        ],
-    )
+    layout.check(config, len(dataset.train_targets), len(dataset.test_targets))
     indices = np.zeros((config.eval_every, config.batch_size), np.int32)
     programs = steps.Programs(config, layout)
     compiled = {}
     # The models ask for it, and would choose what is fast on this machine.
     with mock.patch.object(jax, "default_backend", return_value="tpu"):
-        state = jax.eval_shape(programs.init, params)
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            state,
-            layout.state(state),
-        )
+        told = forecast.forecast(config, layout, dataset)
+        print(told, flush=True)
+        state, task = forecast.abstract(config, layout, dataset)
         for name, projected in (("plain", False), ("with the solver", True)):
             lowered = programs.train.lower(
                 state, task, indices, 1, steps.Scalars(0.1), projected=projected
             )
             compiled[name] = lowered.compile()
-    return compiled
+    return told, compiled
 
 
 def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     """Lines about one program, and the seconds that its roofline allows."""
     from bulk_sgd.collectives import KINDS, collectives
 
-    memory = compiled.memory_analysis()
+    memory, in_use = compiled.memory_analysis(), _in_use(compiled)
     costs = compiled.cost_analysis()
     sent = collectives(compiled.as_text())
-    in_use = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
     lines = [
         f"memory       {_si(in_use)}B of {_si(chip.memory)}B: arguments "
         f"{_si(memory.argument_size_in_bytes)}B, temporary "
@@ -194,6 +149,16 @@ def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     told = ", ".join(f"{name} {_si(value)}s" for name, value in seconds.items())
     lines.append(f"at best      {_si(seconds[bound])}s, bound by {bound} ({told})")
     return lines, seconds[bound]
+
+
+def _in_use(compiled) -> int:
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 def _si(number: float) -> str:
@@ -221,7 +186,7 @@ def main(argv):
         chip, _ = topology_of(values.topology)
         devices = devices_of(values.topology)
         start = time.perf_counter()
-        compiled = compile_programs(values.config, devices)
+        told, compiled = compile_programs(values.config, devices)
         print(
             f"{values.config.name} on {len(devices)} x {devices[0].device_kind}, "
             f"compiled in {time.perf_counter() - start:.0f} s"
@@ -230,6 +195,8 @@ def main(argv):
         for name, program in compiled.items():
             lines, best[name] = describe(program, chip)
             print(f"\nOne step, {name}, on each device:", *lines, sep="\n  ")
+        share = told.program / _in_use(compiled["with the solver"])
+        print(f"\nThe forecast of this program is {share:.0%} of what it takes.")
         product = max(0.0, best["with the solver"] - best["plain"])
         refresh = best["plain"] + values.matvecs * product
         print(

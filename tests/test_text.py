@@ -31,7 +31,7 @@ def tables(tmp_path):
 
 def load(name, test_path="", **changes):
     config = {"name": name, "test_path": test_path, "normalization": "none"}
-    config |= {"num_train": 0, "num_test": 0, "length": 0}
+    config |= {"num_train": 0, "num_test": 0, "length": 0, "vocab_size": 0}
     return data.load(ConfigDict(config | changes))
 
 
@@ -168,6 +168,58 @@ def test_every_byte_is_the_target_of_the_one_before(written):
     assert bytes(dataset.test_targets.astype(np.uint8).ravel()) == content[91:99]
     assert {array.dtype for array in dataset[1:5]} == {np.dtype(np.int32)}
     assert (dataset.num_classes, dataset.vocab_size) == (256, 256)
+
+
+def test_token_ids_are_examples_as_bytes_are(written, tmp_path):
+    ids = np.random.default_rng(0).integers(300, size=100).astype(np.uint16)
+    np.save(tmp_path / "ids.npy", ids)
+    dataset = load(f"tokens:{tmp_path}/ids.npy", length=4, vocab_size=512)
+    assert dataset.train_inputs.shape == dataset.train_targets.shape == (22, 4)
+    np.testing.assert_array_equal(dataset.train_inputs.ravel(), ids[:88])
+    np.testing.assert_array_equal(dataset.train_targets.ravel(), ids[1:89])
+    np.testing.assert_array_equal(dataset.test_inputs.ravel(), ids[90:98])
+    assert {array.dtype for array in dataset[1:5]} == {np.dtype(np.int32)}
+    assert (dataset.num_classes, dataset.vocab_size) == (512, 512)
+    smallest = load(f"tokens:{tmp_path}/ids.npy", length=4)
+    assert smallest.vocab_size == ids.max() + 1
+
+
+def test_random_tokens_are_as_many_as_asked_for():
+    sizes = {"length": 4, "num_train": 50, "num_test": 3, "vocab_size": 7}
+    dataset = load("random", **sizes)
+    assert dataset.train_inputs.shape == (50, 4)
+    assert dataset.test_targets.shape == (3, 4)
+    assert set(dataset.train_inputs.ravel()) == set(range(7))
+    np.testing.assert_array_equal(
+        dataset.train_inputs.ravel()[1:], dataset.train_targets.ravel()[:-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("array", "changes", "message"),
+    [
+        (np.arange(20), {"vocab_size": 19}, r"vocab_size is 19, but the text has 20 t"),
+        (
+            np.arange(20.0),
+            {},
+            r"name is 'tokens:.*', but it holds float64 \(20,\), not",
+        ),
+        (np.ones((4, 5), int), {}, r"it holds int64 \(4, 5\), not integers"),
+        (-np.arange(20), {}, r"it holds negative numbers"),
+        (np.array([{}] * 20), {}, r"there is no such \.npy of numbers"),
+    ],
+)
+def test_wrong_token_ids_are_named(tmp_path, array, changes, message):
+    np.save(tmp_path / "ids.npy", array)
+    with pytest.raises(ValueError, match=message):
+        load(f"tokens:{tmp_path}/ids.npy", length=1, **changes)
+
+
+def test_absent_token_ids_and_sizes_are_named():
+    with pytest.raises(ValueError, match=r"name is 'tokens:absent\.npy', but there is"):
+        load("tokens:absent.npy", length=1)
+    with pytest.raises(ValueError, match=r"vocab_size is 0, but random tokens need 1"):
+        load("random", length=1, num_train=1, num_test=1)
 
 
 def test_another_text_may_be_the_test(written):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bulk_sgd import models
+from configs import gpt2_small
 
 VOCABULARY, LENGTH, CLASSES = 11, 6, 3
 TOKENS = np.array([[5, 2, 9, 0, 0, 0], [1, 10, 3, 4, 2, 6]], np.int32)
@@ -15,8 +16,9 @@ TOKENS = np.array([[5, 2, 9, 0, 0, 0], [1, 10, 3, 4, 2, 6]], np.int32)
 def build(name="transformer", seed=0, vocab_size=VOCABULARY, **changes):
     config = {"name": name, "width": 8, "num_layers": 2, "num_heads": 2}
     config |= {"activation": "relu", "init": "lecun_normal", "hidden": (4,)}
-    shape = (LENGTH,)
-    return models.build(ConfigDict(config | changes), shape, CLASSES, seed, vocab_size)
+    config |= {"tied": False} | changes
+    classes = vocab_size if config["tied"] else CLASSES
+    return models.build(ConfigDict(config), (LENGTH,), classes, seed, vocab_size)
 
 
 def by_hand(params, tokens, causal):
@@ -91,6 +93,29 @@ def test_the_network_of_song_has_the_parameters_of_its_description():
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
+def test_tied_outputs_are_products_with_the_embeddings():
+    model_fn, params = build("decoder", tied=True)
+    assert "dense" not in params
+    untied = params | {
+        "dense": {
+            "kernel": params["tokens"]["embedding"].T,
+            "bias": np.zeros(VOCABULARY),
+        }
+    }
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), untied)
+    expected = [by_hand(exact, tokens, causal=True) for tokens in TOKENS]
+    np.testing.assert_allclose(model_fn(params, TOKENS), expected, atol=1e-5)
+
+
+def test_gpt2_small_has_the_parameters_of_its_description():
+    config = gpt2_small.get_config("quick")
+    vocab_size = config.data.vocab_size
+    make = lambda: models.build(config.model, (1024,), vocab_size, 0, vocab_size)[1]
+    leaves = jax.tree.leaves(jax.eval_shape(make))
+    # 124,439,808 in the original, of 50,257 tokens.
+    assert sum(leaf.size for leaf in leaves) == 124_439_808 + 47 * 768 == 124_475_904
+
+
 def test_seeds_share_a_function():
     (model_fn, params), (again, other) = build(), build(seed=1)
     assert model_fn == again
@@ -132,6 +157,7 @@ def test_hessian_products_agree_with_finite_differences(name):
             {"name": "mlp"},
             r"name is 'mlp', but the inputs are tokens, .*'transformer', 'decoder'",
         ),
+        ({"tied": True}, r"model\.tied is True, but 'transformer' has classes as out"),
         ({"vocab_size": 0}, r"'transformer', but the inputs are not tokens, .*'mlp'"),
     ],
 )

@@ -54,16 +54,16 @@ def find(config) -> Dataset:
         `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
           the original order, from the package; 'tfds:NAME', a prepared TFDS data set
           with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
-          sentences, see `text.read_tsv`; 'sonnets', from the package, or 'text:PATH',
-          running text, see `text.running`; or the path of a .npz file with
-          x_train, y_train, x_test, y_test, images uint8 or float of shape
+          sentences, see `text.read_tsv`; 'sonnets', from the package, 'text:PATH',
+          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a
+          .npz file with x_train, y_train, x_test, y_test, images uint8 or float
           (N, height, width) or (N, height, width, depth), or features (N, dimension),
           labels integer (N,).
         `num_train`, `num_test`: the first so many are taken; 0 takes all.
         `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
           from 0 to 1; 'standard', zero mean and unit variance over the selected train
           images, per channel, or per feature; 'none', raw values, and for text.
-        `test_path`, `length`: for text only, see `bulk_sgd.text`.
+        `test_path`, `length`, `vocab_size`: for text only, see `bulk_sgd.text`.
         `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
           directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
 
@@ -82,7 +82,7 @@ def find(config) -> Dataset:
     if config.normalization not in ("unit", "standard", "none"):
         raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
     kind, colon, _ = config.name.partition(":")
-    if config.name == "sonnets" or kind + colon == "text:":
+    if config.name in ("sonnets", "random") or kind + colon in ("text:", "tokens:"):
         return text.running(config)
     read = {"tfds:": _read_tfds, "tsv:": text.read_tsv}.get(kind + colon, _read_npz)
     parts = read(config, "train"), read(config, "test")

@@ -1,4 +1,4 @@
-"""Text as tokens: labelled sentences by words, running text by bytes."""
+"""Text as tokens: labelled sentences by words, running text by bytes or as ids."""
 
 import collections
 import pathlib
@@ -111,23 +111,25 @@ def labelled(config, train, test) -> Dataset:
 
 
 def running(config) -> Dataset:
-    """Running text as bytes, each with the one that follows as its target.
+    """Running text as tokens, each with the one that follows as its target.
 
-    It is cut into examples of `length` bytes one after the other, whose last target is
-    the first byte of the next; what is left over at the end is dropped.
+    It is cut into examples of `length` tokens one after the other, whose last target is
+    the first token of the next; what is left over at the end is dropped.
 
     Args:
       config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
-        package, or 'text:' and the path of a file; `test_path`, the file to test on, or
-        '' for the last tenth of the text; `length`.
+        package, or 'text:' and the path of a file, both as bytes, or 'tokens:' and the
+        path of an .npy of integer ids `(n,)`, or 'random', `num_train` and `num_test`
+        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, or
+        '' for the last tenth of the text; `length`; `vocab_size`.
 
     Raises:
       ValueError: a file cannot be read or is shorter than an example; length is 0; the
-        normalization is not 'none'.
+        normalization is not 'none'; a token is not below `vocab_size`.
 
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
-    >>> config.update(num_train=2, num_test=1, normalization="none")
+    >>> config.update(vocab_size=0, num_train=2, num_test=1, normalization="none")
     >>> dataset = running(config)
     >>> bytes(dataset.train_inputs[:].astype(np.uint8)), dataset.train_targets.shape
     (b'Shall I compare ', (2, 8))
@@ -137,28 +139,62 @@ def running(config) -> Dataset:
     _check_normalization(config)
     if not config.length:
         raise wrong(config, "length", "running text needs 1 or more")
-    path = _EMBEDDED
-    if config.name != "sonnets":
-        path = config.name.removeprefix("text:")
-    train = _map_bytes(config, "name", path)
-    if config.test_path:
-        test = _map_bytes(config, "test_path", config.test_path)
+    if config.name == "random":
+        streams = _random(config)
     else:
-        cut = len(train) - len(train) // 10
-        train, test = train[:cut], train[cut:]
+        path = config.name.removeprefix("text:")
+        train = _tokens(config, "name", _EMBEDDED if path == "sonnets" else path)
+        if config.test_path:
+            streams = train, _tokens(config, "test_path", config.test_path)
+        else:
+            streams = np.split(train, [len(train) - len(train) // 10])
+    seen = max(int(stream.max()) + 1 for stream in streams if len(stream))
+    if config.name.partition(":")[0] in ("sonnets", "text"):
+        seen = 256
+    vocab_size = config.vocab_size or seen
+    if vocab_size < seen:
+        problem = f"the text has {seen} tokens (0 takes as many)"
+        raise wrong(config, "vocab_size", problem)
     arrays = []
-    for part, content in (("train", train), ("test", test)):
-        available = (len(content) - 1) // config.length
+    for part, tokens in zip(("train", "test"), streams):
+        available = (len(tokens) - 1) // config.length
         if available < 1:
-            problem = f"the text to {part} on has {len(content)} bytes, too few for one"
+            problem = f"the text to {part} on has {len(tokens)} tokens, too few for one"
             raise wrong(config, "length", f"{problem} example and its last target")
         number = count(config, part, available)
         for start in (0, 1):
-            piece = content[start : start + number * config.length]
+            piece = tokens[start : start + number * config.length]
             piece = piece.reshape(number, config.length)
-            bytes_ = Rows(piece.shape, piece.dtype, piece.__getitem__)
-            arrays.append(bytes_.map(lambda rows: rows.astype(np.int32), np.int32))
-    return Dataset(config.name, *arrays, num_classes=256, vocab_size=256)
+            rows = Rows(piece.shape, piece.dtype, piece.__getitem__)
+            arrays.append(rows.map(lambda x: x.astype(np.int32), np.int32))
+    return Dataset(config.name, *arrays, num_classes=vocab_size, vocab_size=vocab_size)
+
+
+def _random(config) -> list[np.ndarray]:
+    """Tokens to train and to test on, drawn evenly."""
+    for field in ("num_train", "num_test", "vocab_size"):
+        if config[field] < 1:
+            raise wrong(config, field, "random tokens need 1 or more")
+    draw = np.random.default_rng(0).integers
+    sizes = (config.num_train, config.num_test)
+    return [draw(config.vocab_size, size=n * config.length + 1) for n in sizes]
+
+
+def _tokens(config, field: str, path) -> np.ndarray:
+    """Token ids of a file, the bytes of one that is no .npy, read where indexed."""
+    if not str(path).startswith("tokens:"):
+        return _map_bytes(config, field, path)
+    try:
+        tokens = np.load(path.removeprefix("tokens:"), mmap_mode="r")
+    except (OSError, ValueError) as error:
+        problem = f"there is no such .npy of numbers to read ({error})"
+        raise wrong(config, field, problem) from error
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        problem = f"it holds {tokens.dtype} {tokens.shape}, not integers (n,)"
+        raise wrong(config, field, problem)
+    if len(tokens) and tokens.min() < 0:
+        raise wrong(config, field, "it holds negative numbers")
+    return tokens
 
 
 def _read(config, field: str, path: str) -> str:

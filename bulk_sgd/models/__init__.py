@@ -149,7 +149,7 @@ def build(
         `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
         `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
         for 'transformer', 'decoder', which is causal, and 'vit' `width`, `num_layers`
-        and `num_heads`, for 'vit' also `patch`.
+        and `num_heads`, for 'vit' also `patch`, for the first two `tied`.
       input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11', 'resnet8'
         and 'vit', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
@@ -268,7 +268,12 @@ def _blocks(config) -> dict[str, int]:
 
 
 def _transformer(config, input_shape, num_classes, causal=False, **options):
-    options |= _blocks(config) | {"causal": causal}
+    if config.tied and not causal:
+        raise ValueError(
+            f"config.model.tied is {config.tied}, but {config.name!r} has classes as "
+            "outputs, not tokens; only 'decoder' can share its embeddings with them."
+        )
+    options |= _blocks(config) | {"causal": causal, "tied": config.tied}
     return Transformer(length=input_shape[0], out_features=num_classes, **options)
 
 

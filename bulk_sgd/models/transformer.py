@@ -53,12 +53,13 @@ class Block(nnx.Module):
 
 
 def _add_blocks(module, width, num_layers, num_heads, out_features, activation, **init):
-    """Gives a module the blocks, the layer norm and the dense layer at its end."""
+    """Gives a module blocks, a layer norm and, of so many outputs, a dense layer."""
     module.num_layers = num_layers
     for i in range(num_layers):
         setattr(module, f"block_{i}", Block(width, num_heads, activation, **init))
     module.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
-    module.dense = layer(nnx.Linear, width, width, out_features, **init)
+    if out_features is not None:
+        module.dense = layer(nnx.Linear, width, width, out_features, **init)
 
 
 def _through_blocks(module, x, mask):
@@ -88,6 +89,8 @@ class Transformer(nnx.Module):
         and the outputs are those of their mean.
       init: that of dense layers; with 'torch' embeddings are standard normal as there,
         with 'lecun_normal' normal with variance 1/width, flax's default.
+      tied: the outputs are the products with the embeddings of all tokens, as in GPT-2,
+        in place of a dense layer; out_features must then be vocab_size.
 
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
     Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, as far as they
@@ -112,12 +115,14 @@ class Transformer(nnx.Module):
         causal,
         init,
         rngs,
+        tied=False,
     ):
         self.causal = causal
+        self.tied = tied
         options = {"init": init, "rngs": rngs}
         self.tokens = _embedding(vocab_size, width, **options)
         self.positions = _embedding(length, width, **options)
-        sizes = width, num_layers, num_heads, out_features
+        sizes = width, num_layers, num_heads, None if tied else out_features
         _add_blocks(self, *sizes, activation, **options)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -133,7 +138,7 @@ class Transformer(nnx.Module):
         x = _through_blocks(self, x, mask)
         if not self.causal:
             x = jnp.sum(x * real[..., None], axis=1) / real.sum(axis=1, keepdims=True)
-        return self.dense(x)
+        return x @ self.tokens.embedding[...].T if self.tied else self.dense(x)
 
 
 class ViT(nnx.Module):
