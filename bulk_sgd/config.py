@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, checks, optimizers, sharding, solvers
+from bulk_sgd import arms, checks, hvp, optimizers, sharding, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
@@ -107,6 +107,9 @@ def default() -> ConfigDict:
     # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
     # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
     config.subspace.preconditioned = False
+    # How products differentiate twice: "forward_over_reverse", "reverse_over_reverse",
+    # "finite_differences", or "auto", the first of them that the network allows.
+    config.subspace.mode = "auto"
     config.subspace.refresh_every = 1  # steps
     # Loss whose curvature counts: of the "full" training set, of a fixed seeded
     # "subset" of it, or of the current "batch".
@@ -217,6 +220,7 @@ def validate(config: ConfigDict):
     checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
     if space.preconditioned:
         optimizers.validate_preconditioned(config.optimizer)
+    checks.one_of("config.subspace.mode", space.mode, hvp.MODES)
     checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
     checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
     checks.integer("config.subspace.subset_size", space.subset_size, 1)

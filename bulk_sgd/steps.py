@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import basis, measures, optimizers, preconditioning, solvers
-from bulk_sgd.curvature import hessian, sharded
+from bulk_sgd.curvature import CURVATURES, hessian, sharded
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
@@ -158,7 +158,7 @@ class Programs:
             scalars.bulk_scale,
             refresh_every=scalars.refresh_every,
             solver=solvers.build(space, scalars.learning_rate),
-            curvature=space.curvature,
+            curvature=functools.partial(CURVATURES[space.curvature], mode=space.mode),
             switch=Switch(decay=self._config.switch.decay),
             sharding=self._layout.parameters,
             seed=scalars.seed,
