@@ -64,7 +64,8 @@ def hessian(value_fn, params, *, mode: str = "auto"):
       [6.0, 2.0]
     """
     checks.floating("params", params)
-    _check_scalar(value_fn, params)
+    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
+        check_scalar(jax.eval_shape(value_fn, params))
     return _curvature(as_pytree(value_fn), params, _hessian_map, mode)
 
 
@@ -294,11 +295,10 @@ def _apply(curvature, vector):
         return curvature.linearize()(vector)
 
 
-def _check_scalar(value_fn, params):
-    if isinstance(value_fn, Objective):
-        return  # a mean, so a scalar by construction
-    out = jax.eval_shape(value_fn, params)
-    leaves = jax.tree.leaves(out)
+def check_scalar(value):
+    """Raises TypeError unless what a `value_fn` returned is a real scalar."""
+    leaves = jax.tree.leaves(value)
+    leaves = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
     ok = len(leaves) == 1 and leaves[0].shape == ()
     if not ok or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
         got = [f"{x.dtype}{list(x.shape)}" for x in leaves]

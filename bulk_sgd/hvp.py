@@ -95,18 +95,17 @@ def central_difference(fn: Callable, point) -> Callable:
     Raises:
       ValueError: if a leaf is narrower than float32.
     """
-    epsilons = {x.dtype.name: jnp.finfo(x.dtype).eps for x in jax.tree.leaves(point)}
-    dtype = max(epsilons, key=epsilons.get)
-    if epsilons[dtype] > jnp.finfo(jnp.float32).eps:
+    dtype = _coarsest(point)
+    if jnp.finfo(dtype).eps > jnp.finfo(jnp.float32).eps:
         raise ValueError(
-            f"mode is {DIFFERENCES!r} at arrays of {dtype}; it must be another one, or "
-            "the arrays float32 or wider, for narrower ones round its step away."
+            f"mode is {DIFFERENCES!r} at arrays of {dtype.name}; it must be another "
+            "one, or the arrays float32 or wider, for narrower ones round its step "
+            "away."
         )
 
     def along(vector):
         length = basis.norm(vector)
-        step = jnp.cbrt(float(epsilons[dtype]) * (1 + basis.norm(point)))
-        step = step / jnp.where(length > 0, length, 1)
+        step = jnp.sqrt(error(point)) / jnp.where(length > 0, length, 1)
         move = lambda s: jax.tree.map(
             lambda x, v: x + s.astype(x.dtype) * v, point, vector
         )
@@ -117,6 +116,17 @@ def central_difference(fn: Callable, point) -> Callable:
         )
 
     return along
+
+
+def error(point) -> jax.Array:
+    """The relative error of `central_difference`, about (ε (1 + ‖θ‖))^⅔, a scalar."""
+    epsilon = float(jnp.finfo(_coarsest(point)).eps)
+    return jnp.cbrt(epsilon * (1 + basis.norm(point))) ** 2
+
+
+def _coarsest(tree):
+    dtypes = [x.dtype for x in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
 
 
 def choose(name: str, gradient: Callable, product: Callable) -> str:
