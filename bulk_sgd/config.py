@@ -40,6 +40,10 @@ def default() -> ConfigDict:
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
+    # Whether mini-batches are read while training, for training sets that do not fit on
+    # the devices. What needs all of it, losses and gradients of the training set, is
+    # then that of a fixed seeded subset, subspace.subset_size examples.
+    config.data.streaming = False
     # tsv and text: the test file; "" with running text tests on the last tenth of it.
     config.data.test_path = ""
     # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
@@ -223,6 +227,11 @@ def validate(config: ConfigDict):
     checks.one_of("config.subspace.mode", space.mode, hvp.MODES)
     checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
     checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
+    if config.data.streaming and space.data == "full":
+        raise ValueError(
+            "config.subspace.data is 'full'; with config.data.streaming it must be "
+            "'subset' or 'batch', for the training set is not on the devices."
+        )
     checks.integer("config.subspace.subset_size", space.subset_size, 1)
     solvers.validate(space)
     switch = config.switch
