@@ -1,4 +1,5 @@
 import functools
+import json
 import warnings
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import cross_entropy, dense, flat, mlp, objective, squared_error
+from test_sharding import NUM_ROWS, RANK, python
 
 import bulk_sgd
 from bulk_sgd import curvature, hvp
@@ -262,3 +264,19 @@ def test_modes_work_under_vmap(x64, mode):
     np.testing.assert_allclose(
         flat(first), expected, rtol=0, atol=tolerance(params) * np.abs(expected).max()
     )
+
+
+def test_no_mode_sends_a_basis_over_the_devices():
+    result = python("tests/sharded_modes.py")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    expected = found[hvp.FORWARD]["eigenvalues"]
+    for mode, run in found.items():
+        # Lanczos stops at 1e-3, and differences err by as much in float32.
+        atol = (1e-3 if mode in EXACT else 5e-3) * expected[0]
+        np.testing.assert_allclose(run["eigenvalues"], expected, rtol=0, atol=atol)
+        shapes = [shape for arrays in run["sent"] for shape in arrays]
+        assert shapes
+        for shape in shapes:
+            if {RANK, NUM_ROWS} & set(shape):
+                assert len(shape) == 1 or set(shape) <= {RANK, NUM_ROWS, 1}, mode
