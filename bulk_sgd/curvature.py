@@ -215,7 +215,6 @@ def _curvature(objective, params, linear_map, mode):
     if mode == hvp.AUTO:
         mode = hvp.choose(
             linear_map.__name__.strip("_").removesuffix("_map"),
-            gradient=lambda: jax.eval_shape(jax.grad(objective), params),
             # The trace that a call outside of `jit` needs anyhow, and finds again.
             product=lambda mode: jax.make_jaxpr(_apply)(
                 _Curvature(objective, params, linear_map, mode), params

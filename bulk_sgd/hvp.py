@@ -129,13 +129,13 @@ def _coarsest(tree):
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
 
 
-def choose(name: str, gradient: Callable, product: Callable) -> str:
+def choose(name: str, product: Callable) -> str:
     """The first of the modes in which a product can be traced.
 
     Args:
       name: of the curvature, for the warning.
-      gradient: traces the gradient; what it raises is the function's own fault.
-      product: the jaxpr of a product in a given mode; raises where there is none.
+      product: the jaxpr of a product in a given mode; raises where there is none. What
+        it raises in the last mode, which takes no second derivative, is passed on.
 
     Returns:
       A mode. Any but forward-over-reverse comes with a UserWarning that says why.
@@ -145,8 +145,6 @@ def choose(name: str, gradient: Callable, product: Callable) -> str:
         try:
             _check_rules(product(mode).jaxpr)
         except Exception as error:  # JAX has no type of its own for a missing rule
-            if not reasons:
-                gradient()
             reason = str(error).partition("\n")[0]
             reasons.append(f"{mode} fails with {type(error).__name__}: {reason}")
         else:
