@@ -41,7 +41,7 @@ def default() -> ConfigDict:
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
     # Whether mini-batches are read while training, for training sets that do not fit on
-    # the devices. What needs all of it, losses and gradients of the training set, is
+    # the devices. What needs all of it, loss, gradient and sharpness of training, is
     # then that of a fixed seeded subset, subspace.subset_size examples.
     config.data.streaming = False
     # tsv and text: the test file; "" with running text tests on the last tenth of it.

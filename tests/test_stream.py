@@ -133,7 +133,7 @@ def test_a_streaming_run_is_that_in_memory_bit_for_bit(tmp_path, curvature):
         train.train_and_evaluate(config, tmp_path / str(way))
         ways[way] = strip_times(rows_of(tmp_path / str(way)))
     # What is measured on the training set is then measured on the subset.
-    of_train = ("train_loss", "alignment_gradient")
+    of_train = ("train_loss", "alignment_gradient", "sharpness", "sharpness_ratio")
     assert len(ways[True]) == len(ways[False]) > 8
     for streamed, resident in zip(ways[True], ways[False]):
         assert streamed["train_loss"] != resident["train_loss"]
