@@ -126,7 +126,11 @@ class Task:
             return self.train.take(feed[index])
         inputs, targets = (x[index] for x in feed)
         return dataclasses.replace(
-            self.train, inputs=inputs, targets=targets, microbatch_size=None
+            self.train,
+            inputs=inputs,
+            targets=targets,
+            microbatch_size=None,
+            num_groups=1,
         )
 
 
