@@ -7,6 +7,7 @@ arXiv 2505.11972.
 
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
+from bulk_sgd.determinism import check_deterministic
 from bulk_sgd.objective import Objective
 from bulk_sgd.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
@@ -36,6 +37,7 @@ __all__ = [
     "adam_preconditioner",
     "adaptive",
     "bulk_sgd",
+    "check_deterministic",
     "dom_sgd",
     "functional_hessian",
     "gauss_newton",

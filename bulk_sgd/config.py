@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, checks, optimizers, sharding, solvers
+from bulk_sgd import arms, checks, hvp, optimizers, sharding, solvers
 from bulk_sgd.curvature import CURVATURES
 
 CURVATURE_DATA = ("full", "subset", "batch")
@@ -41,6 +41,10 @@ def default() -> ConfigDict:
     # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
+    # Whether mini-batches are read while training, for training sets that do not fit on
+    # the devices. What needs all of it, loss, gradient and sharpness of training, is
+    # then that of a fixed seeded subset, subspace.subset_size examples.
+    config.data.streaming = False
     # tsv, text and tokens: the test file; "" with running text or tokens tests on the
     # last tenth of it.
     config.data.test_path = ""
@@ -113,6 +117,9 @@ def default() -> ConfigDict:
     # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
     # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
     config.subspace.preconditioned = False
+    # How products differentiate twice: "forward_over_reverse", "reverse_over_reverse",
+    # "finite_differences", or "auto", the first of them that the network allows.
+    config.subspace.mode = "auto"
     config.subspace.refresh_every = 1  # steps
     # Loss whose curvature counts: of the "full" training set, of a fixed seeded
     # "subset" of it, or of the current "batch".
@@ -226,8 +233,14 @@ def validate(config: ConfigDict):
     checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
     if space.preconditioned:
         optimizers.validate_preconditioned(config.optimizer)
+    checks.one_of("config.subspace.mode", space.mode, hvp.MODES)
     checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
     checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
+    if config.data.streaming and space.data == "full":
+        raise ValueError(
+            "config.subspace.data is 'full'; with config.data.streaming it must be "
+            "'subset' or 'batch', for the training set is not on the devices."
+        )
     checks.integer("config.subspace.subset_size", space.subset_size, 1)
     solvers.validate(space)
     switch = config.switch

@@ -29,19 +29,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks
+from bulk_sgd import basis, checks, hvp
 from bulk_sgd.objective import Objective
 
 
-def hessian(value_fn, params):
+def hessian(value_fn, params, *, mode: str = "auto"):
     """Matvec with the Hessian of a scalar function of the parameters.
 
-    Products are forward over reverse. With an `Objective` in microbatches each
-    product recomputes the gradient one microbatch at a time.
+    With an `Objective` in microbatches each product recomputes the gradient one
+    microbatch at a time.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
       params: pytree of floating point arrays, the point θ.
+      mode: "forward_over_reverse", "reverse_over_reverse", for kernels that only have a
+        `jax.custom_vjp`, "finite_differences" of the gradient, for kernels whose
+        backward pass cannot be differentiated, with a relative error of about
+        (ε (1 + ‖θ‖))^⅔, see `hvp.central_difference`; or "auto", the first of these
+        that can be traced, with a warning if that is not the first one.
 
     Returns:
       A callable pytree: `matvec(v)` is ∇²L(θ) v, in float32 or wider. Its
@@ -49,7 +54,8 @@ def hessian(value_fn, params):
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
-      ValueError: if the params are not floating point arrays.
+      ValueError: if the params are not floating point arrays, or narrower than float32
+        where finite differences are taken, or `mode` is none of the above.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -58,23 +64,27 @@ def hessian(value_fn, params):
       [6.0, 2.0]
     """
     checks.floating("params", params)
-    _check_scalar(value_fn, params)
-    return _Curvature(as_pytree(value_fn), params, _hessian_map)
+    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
+        check_scalar(jax.eval_shape(value_fn, params))
+    return _curvature(as_pytree(value_fn), params, _hessian_map, mode)
 
 
-def gauss_newton(objective, params):
+def gauss_newton(objective, params, *, mode: str = "auto"):
     """Matvec with the generalized Gauss-Newton matrix G = Jᵀ ∇²ℓ J.
 
     Args:
       objective: an `Objective`; G depends on where the model ends and the loss begins.
       params: pytree of floating point arrays, the point θ.
+      mode: as in `hessian`, for ∇²ℓ and for J v, which a model with a
+        `jax.custom_vjp` has no forward mode for: reverse over reverse differentiates
+        u ↦ Jᵀ u backwards instead.
 
     Returns:
       A callable pytree as from `hessian`.
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: if the params are not floating point arrays.
+      ValueError: as `hessian`.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -85,10 +95,10 @@ def gauss_newton(objective, params):
     """
     _check_objective(objective, "gauss_newton")
     checks.floating("params", params)
-    return _Curvature(objective, params, _gauss_newton_map)
+    return _curvature(objective, params, _gauss_newton_map, mode)
 
 
-def functional_hessian(objective, params):
+def functional_hessian(objective, params, *, mode: str = "auto"):
     """Matvec with the functional Hessian F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
     Computed directly, as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), and not as
@@ -98,13 +108,14 @@ def functional_hessian(objective, params):
     Args:
       objective: an `Objective`.
       params: pytree of floating point arrays, the point θ.
+      mode: as in `hessian`.
 
     Returns:
       A callable pytree as from `hessian`.
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: if the params are not floating point arrays.
+      ValueError: as `hessian`.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -115,7 +126,7 @@ def functional_hessian(objective, params):
     """
     _check_objective(objective, "functional_hessian")
     checks.floating("params", params)
-    return _Curvature(objective, params, _functional_hessian_map)
+    return _curvature(objective, params, _functional_hessian_map, mode)
 
 
 CURVATURES = {
@@ -179,24 +190,37 @@ def linearize(matvec):
     return matvec.linearize() if hasattr(matvec, "linearize") else matvec
 
 
-def _hessian_map(part, params):
-    return jax.linearize(jax.grad(part), params)[1]
+def _hessian_map(part, params, mode):
+    return hvp.second_derivative(part, params, mode)
 
 
-def _gauss_newton_map(part, params):
-    outputs, push = jax.linearize(part.outputs, params)
-    pull = jax.linear_transpose(push, params)
-    _, loss_hessian = jax.linearize(jax.grad(part.loss), outputs)
-    return lambda vector: pull(loss_hessian(push(vector)))[0]
+def _gauss_newton_map(part, params, mode):
+    outputs, push, pull = hvp.first_derivative(part.outputs, params, mode)
+    loss_hessian = hvp.second_derivative(part.loss, outputs, mode)
+    return lambda vector: pull(loss_hessian(push(vector)))
 
 
-def _functional_hessian_map(part, params):
+def _functional_hessian_map(part, params, mode):
     slope = jax.grad(part.loss)(part.outputs(params))
 
     def pairing(params):
         return basis.dot(slope, part.outputs(params))
 
-    return jax.linearize(jax.grad(pairing), params)[1]
+    return hvp.second_derivative(pairing, params, mode)
+
+
+def _curvature(objective, params, linear_map, mode):
+    """A `_Curvature` in a mode, which is found by tracing products if it is "auto"."""
+    checks.one_of("mode", mode, hvp.MODES)
+    if mode == hvp.AUTO:
+        mode = hvp.choose(
+            linear_map.__name__.strip("_").removesuffix("_map"),
+            # The trace that a call outside of `jit` needs anyhow, and finds again.
+            product=lambda mode: jax.make_jaxpr(_apply)(
+                _Curvature(objective, params, linear_map, mode), params
+            ),
+        )
+    return _Curvature(objective, params, linear_map, mode)
 
 
 @jax.tree_util.register_dataclass
@@ -212,6 +236,7 @@ class _Curvature:
     objective: Any
     params: Any
     linear_map: Callable = dataclasses.field(metadata={"static": True})
+    mode: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, vector):
         return _apply(self, vector)
@@ -229,7 +254,7 @@ class _Curvature:
         )
 
     def _product(self, part):
-        linear = self.linear_map(part, self.params)
+        linear = self.linear_map(part, self.params, self.mode)
 
         def product(vector):
             result = linear(basis.cast_like(vector, self.params))
@@ -269,11 +294,10 @@ def _apply(curvature, vector):
         return curvature.linearize()(vector)
 
 
-def _check_scalar(value_fn, params):
-    if isinstance(value_fn, Objective):
-        return  # a mean, so a scalar by construction
-    out = jax.eval_shape(value_fn, params)
-    leaves = jax.tree.leaves(out)
+def check_scalar(value):
+    """Raises TypeError unless what a `value_fn` returned is a real scalar."""
+    leaves = jax.tree.leaves(value)
+    leaves = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
     ok = len(leaves) == 1 and leaves[0].shape == ()
     if not ok or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
         got = [f"{x.dtype}{list(x.shape)}" for x in leaves]

@@ -10,6 +10,7 @@ from bulk_sgd import arms as arms_lib
 from bulk_sgd import basis, checks, data, losses, models, record
 from bulk_sgd import config as config_lib
 from bulk_sgd import forecast as forecast_lib
+from bulk_sgd.data.stream import Stream
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
 from bulk_sgd.steps import Programs, Scalars, Task, TrainState
@@ -122,6 +123,10 @@ class Experiment:
         _, self.params = self.layout.born(build)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task(like.task if shared else None)
+        self._stream = None
+        if config.data.streaming:
+            inputs, targets = self.dataset.train_inputs, self.dataset.train_targets
+            self._stream = Stream(inputs, targets, self.indices, config.eval_every)
 
     def _forecast(self):
         shapes = [x.shape for x in self.dataset if hasattr(x, "shape")]
@@ -156,12 +161,12 @@ class Experiment:
         later = _ALWAYS_AFTER_PREFIX if self.ends_by_alignment else _AFTER_PREFIX
         return _without(self.config, later)
 
-    def indices(self, first_step: int):
-        """Examples of the steps of one dispatch, int32 `(eval_every, batch_size)`."""
+    def indices(self, first_step: int, num_steps: int | None = None):
+        """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
         return data.batch_indices(
             self.config.seed,
             first_step,
-            self.config.eval_every,
+            num_steps or self.config.eval_every,
             len(self.dataset.train_targets),
             self.config.batch_size,
         )
@@ -169,6 +174,17 @@ class Experiment:
     def start(self, programs: Programs) -> TrainState:
         """The state before the first step."""
         return programs.init(self.params, self.config.seed)
+
+    def feed(self, first_step: int):
+        """What `Programs.train` takes of the examples of one dispatch.
+
+        Returns:
+          `indices`, or with `config.data.streaming` the `data.stream.Batches` that
+          they stand for, with the examples of each step split over the devices.
+        """
+        if self._stream is None:
+            return self.indices(first_step)
+        return self.layout.put_batches(self._stream.read(first_step))
 
     def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
         """`Scalars` of an arm, or of the prefix, at another learning rate if given."""
@@ -191,28 +207,36 @@ class Experiment:
         )
 
     def _task(self, shared: Task | None) -> Task:
+        config = self.config
+        set_ = self.dataset
         if shared is None:
-            set_ = self.dataset
-            train = self._objective(set_.train_inputs, set_.train_targets)
             test = self._objective(set_.test_inputs, set_.test_targets)
         else:
-            train, test = shared.train, shared.test
-        curvature = {"full": train, "batch": None}
-        space = self.config.subspace
-        if space.data == "subset":
-            checks.integer(
-                "config.subspace.subset_size",
-                space.subset_size,
-                1,
-                train.num_examples,
-                "the number of training examples",
-            )
-            order = np.random.default_rng([self.config.seed, 1])
-            chosen = order.permutation(train.num_examples)[: space.subset_size]
-            curvature["subset"] = self._objective(
-                self.dataset.train_inputs, self.dataset.train_targets, chosen
-            )
-        return Task(train, test, curvature[space.data])
+            test = shared.test
+        curvature = {"batch": None}
+        if config.data.streaming or config.subspace.data == "subset":
+            curvature["subset"] = self._subset()
+        if config.data.streaming:
+            train = curvature["subset"]
+        elif shared is None:
+            train = self._objective(set_.train_inputs, set_.train_targets)
+        else:
+            train = shared.train
+        curvature["full"] = train
+        return Task(train, test, curvature[config.subspace.data])
+
+    def _subset(self) -> Objective:
+        set_, size = self.dataset, self.config.subspace.subset_size
+        checks.integer(
+            "config.subspace.subset_size",
+            size,
+            1,
+            len(set_.train_targets),
+            "the number of training examples",
+        )
+        order = np.random.default_rng([self.config.seed, 1])
+        chosen = order.permutation(len(set_.train_targets))[:size]
+        return self._objective(set_.train_inputs, set_.train_targets, chosen)
 
     def _objective(self, inputs, targets, order=None):
         return Objective(

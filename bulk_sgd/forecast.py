@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bulk_sgd import liveness, losses, models, sharding, steps
+from bulk_sgd.data.stream import Batches
 from bulk_sgd.objective import Objective
 
 # The fields that make a part smaller when they are lowered, and when they are raised.
@@ -102,14 +103,12 @@ def abstract(config, layout, dataset):
         ]
         return Objective(model_fn, loss_fn, *shapes, size, layout.num_groups)
 
-    train = dataset.train_inputs, dataset.train_targets
-    curvature = {
-        "full": lambda: objective(*train),
-        "subset": lambda: objective(*train, config.subspace.subset_size),
-        "batch": lambda: None,
-    }[config.subspace.data]()
+    examples = dataset.train_inputs, dataset.train_targets
+    subset = objective(*examples, config.subspace.subset_size)
+    train = subset if config.data.streaming else objective(*examples)
+    curvature = {"full": train, "subset": subset, "batch": None}[config.subspace.data]
     test = objective(dataset.test_inputs, dataset.test_targets)
-    task = steps.Task(objective(*train), test, curvature)
+    task = steps.Task(train, test, curvature)
     state = jax.eval_shape(steps.Programs(config, layout).init, params)
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(place, state, layout.state(state)), task
@@ -208,10 +207,19 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
     alone = ConfigDict({"data": 1, "fsdp": 1})
     one = sharding.Layout(sharding.make_mesh(alone, jax.local_devices()[:1]))
     local_state, task = abstract(local, one, part)
+    shape = config.eval_every, local.batch_size
+    feed = jax.ShapeDtypeStruct(shape, np.int32)
+    if config.data.streaming:
+        feed = Batches(
+            *(
+                jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
+                for x in (dataset.train_inputs, dataset.train_targets)
+            )
+        )
     traced = steps.Programs(local, one).train.trace(
         local_state,
         task,
-        jax.ShapeDtypeStruct((config.eval_every, local.batch_size), np.int32),
+        feed,
         1,
         steps.Scalars(0.1),
         projected=True,

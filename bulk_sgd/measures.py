@@ -114,7 +114,8 @@ def measure(
 def _batch_sharpness(params, batch, num_batches):
     def along_gradient(index):
         loss = batch(index)
-        gradient, image = jax.jvp(jax.grad(loss), (params,), (jax.grad(loss)(params),))
+        gradient = jax.grad(loss)(params)
+        image = curvature.hessian(loss, params).linearize()(gradient)
         return basis.dot(gradient, image) / basis.dot(gradient, gradient)
 
     return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

@@ -118,7 +118,7 @@ class Run(contextlib.AbstractContextManager):
             "ended": None,
             "seconds": None,
             "num_params": basis.size(experiment.params),
-            "num_train": experiment.task.train.num_examples,
+            "num_train": len(experiment.dataset.train_targets),
             "learning_rate": self._config.optimizer.learning_rate,
             "stability_threshold": optimizers.stability_threshold(
                 self._config.optimizer, self._config.subspace.preconditioned
@@ -244,7 +244,7 @@ class Run(contextlib.AbstractContextManager):
         found = self._programs.measure(
             state,
             self.experiment.task,
-            self.experiment.indices(step),
+            self.experiment.feed(step),
             jax.random.fold_in(jax.random.key(self._config.seed), step),
         )
         row = {

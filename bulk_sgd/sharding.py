@@ -189,6 +189,12 @@ class Layout:
 
         return jax.make_array_from_callback(shape, self.examples, part)
 
+    def put_batches(self, batches):
+        """Host arrays `(n, batch_size, ...)` with the examples of each step split."""
+        examples = NamedSharding(self.mesh, PartitionSpec(None, *self.examples.spec))
+        put = lambda x: jax.make_array_from_callback(x.shape, examples, x.__getitem__)
+        return jax.tree.map(put, batches)
+
     def abstract(self, build):
         """The result of `build` with shapes and shardings for its parameters.
 
@@ -244,7 +250,7 @@ class Layout:
             "config.data.num_test": (num_test, "test examples"),
             "config.microbatch_size": (config.microbatch_size, "examples"),
         }
-        if config.subspace.data == "subset":
+        if config.subspace.data == "subset" or config.data.streaming:
             size = config.subspace.subset_size
             counts["config.subspace.subset_size"] = (size, "examples")
         for field, (count, what) in counts.items():

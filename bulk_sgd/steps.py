@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import basis, measures, optimizers, preconditioning, solvers
-from bulk_sgd.curvature import hessian, sharded
+from bulk_sgd.curvature import CURVATURES, hessian, sharded
+from bulk_sgd.data.stream import Batches
 from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
@@ -101,7 +102,7 @@ class Task:
     """The data that the programs read, as arguments rather than constants.
 
     Attributes:
-      train: objective of the full training set.
+      train: objective of the full training set, or of the part on the devices.
       test: objective of the test set.
       curvature: objective whose curvature counts; None for that of the batch.
     """
@@ -113,6 +114,24 @@ class Task:
     def with_curvature(self, curvature: Objective) -> "Task":
         """The same data with the curvature of another objective."""
         return dataclasses.replace(self, curvature=curvature)
+
+    def batch(self, feed, index) -> Objective:
+        """The objective of one mini-batch, unsplit.
+
+        Args:
+          feed: as in `Programs.train`.
+          index: int scalar, which of its steps.
+        """
+        if not isinstance(feed, Batches):
+            return self.train.take(feed[index])
+        inputs, targets = (x[index] for x in feed)
+        return dataclasses.replace(
+            self.train,
+            inputs=inputs,
+            targets=targets,
+            microbatch_size=None,
+            num_groups=1,
+        )
 
 
 class Programs:
@@ -158,7 +177,7 @@ class Programs:
             scalars.bulk_scale,
             refresh_every=scalars.refresh_every,
             solver=solvers.build(space, scalars.learning_rate),
-            curvature=space.curvature,
+            curvature=functools.partial(CURVATURES[space.curvature], mode=space.mode),
             switch=Switch(decay=self._config.switch.decay),
             sharding=self._layout.parameters,
             seed=scalars.seed,
@@ -178,7 +197,7 @@ class Programs:
         self,
         state: TrainState,
         task: Task,
-        indices,
+        feed,
         num_steps,
         scalars: Scalars | None = None,
         *,
@@ -189,7 +208,8 @@ class Programs:
         Args:
           state: where to start; its buffers are given up.
           task: the data.
-          indices: int32 `(n, batch_size)`, the examples of each step, n ≥ num_steps.
+          feed: the examples of n ≥ num_steps steps: int32 `(n, batch_size)`, their
+            places in `task.train`, or `Batches`, themselves.
           num_steps: number of steps, traced.
           scalars: `Scalars`, traced; None for SGD at the learning rate of the config.
           projected: False leaves the subspace out altogether.
@@ -211,7 +231,7 @@ class Programs:
             state, trace = carry
             rate = optimizers.rate_at(fields, scalars.learning_rate, state.step)
             projection = self._projection(scalars._replace(learning_rate=rate))
-            batch = task.train.take(indices[trace.num_steps])
+            batch = task.batch(feed, trace.num_steps)
             batch = self._layout.constrain_examples(batch)
             loss, grads = jax.value_and_grad(batch)(state.params)
             value_fn = batch if task.curvature is None else task.curvature
@@ -253,7 +273,7 @@ class Programs:
             )
             return self._layout.constrain(new_state), new_trace
 
-        blank = jnp.zeros(indices.shape[0])
+        blank = jnp.zeros(len(jax.tree.leaves(feed)[0]))
         trace = Trace(jnp.zeros((), jnp.int32), blank, blank, blank)
         return jax.lax.while_loop(running, step, (state, trace))
 
@@ -262,7 +282,7 @@ class Programs:
         states: TrainState,
         task: Task,
         curvatures: Objective | None,
-        indices,
+        feeds,
         num_steps,
         scalars: Scalars,
         *,
@@ -276,7 +296,7 @@ class Programs:
           states: with a leading axis of n lanes.
           task: the data that all lanes share.
           curvatures: objectives with such an axis where each lane has its own, or None.
-          indices: int32 `(n, steps, batch_size)`.
+          feeds: as in `train`, with such an axis.
           num_steps: int32 `(n,)`.
           scalars: arrays `(n,)`.
           projected: as in `train`.
@@ -286,7 +306,7 @@ class Programs:
             own = task if curvature is None else task.with_curvature(curvature)
             return self._train(state, own, *rest, projected=projected)
 
-        return jax.vmap(lane)(states, curvatures, indices, num_steps, scalars)
+        return jax.vmap(lane)(states, curvatures, feeds, num_steps, scalars)
 
     def _evaluate(self, state: TrainState, task: Task) -> Evaluation:
         train_loss, gradient = jax.value_and_grad(task.train)(state.params)
@@ -309,7 +329,8 @@ class Programs:
         Of the preconditioned one where the subspace is.
         """
         layout = self._layout.parameters(state.params)
-        matvec = hessian(task.train, state.params)
+        mode = self._config.subspace.mode
+        matvec = hessian(task.train, state.params, mode=mode)
         scale = self._preconditioner(state.inner)
         if scale is not None:
             matvec = preconditioning.preconditioned(matvec, scale)
@@ -318,13 +339,13 @@ class Programs:
         found = top_eigenpairs(matvec, state.subspace.subspace, 1, tol=1e-2)
         return jnp.where(found.converged, found.eigenvalues[0], jnp.nan)
 
-    def _measure(self, state: TrainState, task: Task, indices, key):
+    def _measure(self, state: TrainState, task: Task, feed, key):
         """`measures.measure` on the data of the curvature, or on all of it."""
         return measures.measure(
             state.params,
             state.subspace.subspace,
             task.curvature or task.train,
-            (lambda i: task.train.take(indices[i]), indices.shape[0]),
+            (lambda i: task.batch(feed, i), len(jax.tree.leaves(feed)[0])),
             key,
             self._config.measures.num_probes,
         )

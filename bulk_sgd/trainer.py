@@ -124,8 +124,8 @@ class Trainer:
 
     def _dispatch(self, jobs, states, wanted):
         """Calls the training program, always in the same form: it compiles once."""
-        indices = [
-            jnp.asarray(job.experiment.indices(int(state.step)))
+        feeds = [
+            jax.tree.map(jnp.asarray, job.experiment.feed(int(state.step)))
             for job, state in zip(jobs, states)
         ]
         projected = jobs[0].projected
@@ -133,7 +133,7 @@ class Trainer:
             state, trace = self._programs.train(
                 states[0],
                 jobs[0].experiment.task,
-                indices[0],
+                feeds[0],
                 wanted[0],
                 jobs[0].scalars,
                 projected=projected,
@@ -146,7 +146,7 @@ class Trainer:
             self._stack(states),
             task,
             curvatures,
-            self._stack(indices),
+            self._stack(feeds),
             jnp.pad(jnp.asarray(wanted), (0, self._lanes - len(wanted))),
             self._stack([job.scalars for job in jobs]),
             projected=projected,

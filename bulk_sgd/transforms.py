@@ -92,7 +92,8 @@ def scale_by_subspace(
       refresh_every: steps between refreshes, counted from the first one needed.
       solver: how the subspace is found, by default `bulk_sgd.lanczos()`.
       curvature: "hessian", "gauss_newton", "functional_hessian", or a function
-        `(value_fn, params) -> matvec`.
+        `(value_fn, params) -> matvec`, such as `functools.partial(bulk_sgd.hessian,
+        mode="finite_differences")`.
       switch: a step or a `Switch` from which on the scales are applied.
       mask: pytree of bools like the params (or a prefix of it), or a function of the
         params that returns one. The subspace is that of the curvature block of the

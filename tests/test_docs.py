@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
@@ -208,7 +209,8 @@ def test_scan_recipe_and_the_state():
     for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", row):
             assert get(name) is not None
-    assert math.isfinite(float(printed.split()[-1]))
+    before_next = printed.partition("[2.]")[0]  # what the recipe after it prints
+    assert math.isfinite(float(before_next.split()[-1]))
 
 
 def test_recipe_for_adam_projects_in_its_coordinates():
@@ -249,3 +251,11 @@ def test_notebook_says_what_it_stored():
     stored = "".join("".join(output.get("text", ())) for output in outputs)
     numbers = lambda text: [float(x) for x in re.findall(r"\d+\.\d+", text)]
     assert numbers(stored) == pytest.approx(numbers(printed), rel=0.1)
+
+
+def test_recipe_of_kernels_and_of_the_probe():
+    after, printed = run("docs/recipes.md")
+    assert "[2.]" in printed  # tanh² = x² − ..., whose second derivative is 2 at 0
+    assert "value_fn changes from call to call" in printed
+    state = after[-2]["tx"].init(jnp.ones(4))
+    assert state.subspace.eigenvalues.shape == (1,)
