@@ -50,7 +50,7 @@ ARRAYS = {
 
 def fields(path, **changes):
     config = {"name": str(path), "num_train": 0, "num_test": 0}
-    config |= {"normalization": "unit", "length": 4, "test_path": ""}
+    config |= {"normalization": "unit", "length": 4, "test_path": "", "vocab_size": 0}
     return ConfigDict(config | changes)
 
 
