@@ -216,7 +216,7 @@ class _Sweep:
     def run(self, todo):
         groups = _groups(self._configs, todo)
         if todo:
-            self._say(f"{len(todo)} cells to run, which share {len(groups)} programs.")
+            self._say(f"cells to run: {len(todo)}; programs: {len(groups)}.")
         for group in groups:
             programs = Programs(self._configs[group[0]])
             for first in range(0, len(group), self._lanes):

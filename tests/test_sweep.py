@@ -170,7 +170,7 @@ def test_failed_and_diverged_cells_are_recorded_and_the_others_go_on(
     for line, start, end in zip(
         said,
         (
-            "3 cells to run, which share 1 programs.",
+            "cells to run: 3; programs: 1.",
             "cell 0 of 3 failed (",
             "cell 1 of 3 diverged (",
             "cell 2 of 3 complete (",
@@ -254,7 +254,11 @@ def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch):
         ([], {}, "no cells"),
         (None, {}, "The cells are None"),
         ([{"seed": 1}, {"batch_size": 61}], {}, r"cell 1: config\.batch_size is 61"),
-        ([{"subspace.rank": 10_000}], {}, r"cell 0: config\.subspace\.rank is 10000"),
+        (
+            [{"subspace.rank": 9_999, "subspace.max_matvecs": 0}],
+            {},
+            r"cell 0: config\.subspace\.rank is 9999",
+        ),
         (CELLS, {"only": 4}, "cell is 4; it must be from 0 to 3"),
         (CELLS, {"lanes": 0}, "lanes is 0"),
     ],
