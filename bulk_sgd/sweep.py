@@ -30,7 +30,7 @@ from bulk_sgd.train import train_together
 
 FILE = "sweep.json"
 # What may differ between the jobs of a sweep: no result depends on it.
-_FREE = ("checkpoint", "progress", "sharding", "tensorboard")
+_FREE = ("check_memory", "checkpoint", "progress", "sharding", "tensorboard")
 
 
 def cell_folder(workdir, index: int) -> pathlib.Path:
