@@ -12,6 +12,8 @@ from absl import flags
 
 from bulk_sgd import signals
 
+flags.disclaim_key_flags()  # the --help of a program shows those defined here
+
 
 def prepare():
     """Lets an ended job leave its record, and silences what JAX says at its start."""
@@ -30,7 +32,7 @@ def parse(argv):
         return flags.FLAGS(argv)
     except (flags.Error, OSError) as error:
         missing = re.search(r"Flag --(\w+) must have a value", str(error))
-        refuse(f"--{missing[1]} is missing." if missing else error)
+        refuse(f"--{missing[1]} is missing." if missing else _illegal_value(error))
     except ModuleNotFoundError as error:
         refuse(
             f"--config imports {error.name}, which is not found from "
@@ -100,6 +102,19 @@ def _check_config_file(argv):
         )
     if "get_config" not in content:
         refuse(f"--config is {str(path)!r}, which does not define get_config().")
+
+
+def _illegal_value(error):
+    """What absl says of a value of another type, as one sentence."""
+    found = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", str(error))
+    for sign, kind in (
+        ("for int()", "an integer"),
+        ("to float", "a number"),
+        ("Non-boolean", "true or false"),
+    ):
+        if found and sign in found[3]:
+            return f"--{found[1]} is {found[2]!r}; it must be {kind}."
+    return error
 
 
 def _reason(error) -> str:

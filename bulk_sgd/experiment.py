@@ -70,7 +70,8 @@ class Experiment:
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.config.default()`.
-      like: another experiment, whose data are used again if it shares the program.
+      like: another experiment, whose data are used again if they are the same, and on
+        the devices if it shares the program.
 
     Attributes:
       arms: list of `arms.Arm`.
@@ -90,7 +91,8 @@ class Experiment:
         self.arms = arms_lib.parse_all(config.arms)
         self.layout = Layout.of(config)
         shared = like is not None and program_of(like.config) == program_of(config)
-        self.dataset = like.dataset if shared else data.find(config.data)
+        same_data = like and like.config.data.to_dict() == config.data.to_dict()
+        self.dataset = like.dataset if same_data else data.find(config.data)
         num_train = len(self.dataset.train_targets)
         checks.integer(
             "config.batch_size",

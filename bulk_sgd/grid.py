@@ -65,6 +65,34 @@ def chain(*parts: list[Cell]) -> list[Cell]:
     return [cell for part in parts for cell in part]
 
 
+def check(cells) -> list[Cell]:
+    """Cells as JSON can hold them: numbers of numpy and JAX become Python's.
+
+    Raises:
+      ValueError: unless `cells` is a list of dicts from field to value.
+
+    Example:
+      >>> import numpy as np
+      >>> from bulk_sgd import grid
+      >>> grid.check(grid.values("seed", np.arange(2)))
+      [{'seed': 0}, {'seed': 1}]
+    """
+    if not isinstance(cells, list | tuple):
+        raise ValueError(
+            f"The cells are {cells!r}; get_sweep must return a list of dicts of fields."
+        )
+    for index, cell in enumerate(cells):
+        if not (isinstance(cell, dict) and all(isinstance(key, str) for key in cell)):
+            raise ValueError(
+                f"cell {index} is {cell!r}; it must be a dict of fields, such as "
+                "{'optimizer.learning_rate': 0.1}."
+            )
+    return [
+        {field: _plain(index, field, value) for field, value in cell.items()}
+        for index, cell in enumerate(cells)
+    ]
+
+
 def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
     """A copy of a config with the fields of a cell set, and checked.
 
@@ -91,6 +119,19 @@ def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
     config = ConfigDict(plain)
     config_lib.validate(config)
     return config.lock()
+
+
+def _plain(index, field, value):
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(index, field, item) for item in value)
+    if not isinstance(value, str | bool | int | float | None):
+        raise ValueError(
+            f"cell {index}: config.{field} is {value!r}; it must be a number, a "
+            "string, a boolean or a tuple of them."
+        )
+    return value
 
 
 def _merge(cells):

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from bulk_sgd import distributed
+from bulk_sgd import distributed, record
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.steps import TrainState
 
@@ -20,10 +20,14 @@ class PrefixStore:
 
     Args:
       folder: made if missing.
+
+    Raises:
+      ValueError: if it cannot be made.
     """
 
     def __init__(self, folder):
         self._folder = pathlib.Path(folder)
+        distributed.on_first(lambda: str(record.make_folder(folder, "prefixes")))
 
     def save(self, experiment: Experiment, state: TrainState, rows, entry: dict):
         """Keeps the state after the prefix, its rows of metrics and its entry."""
@@ -31,7 +35,6 @@ class PrefixStore:
         leaves = [distributed.whole(leaf) for leaf in leaves]
         if not distributed.is_first():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._path(experiment).with_suffix(f".{os.getpid()}.partial")
         with partial.open("wb") as file:
             np.savez(

@@ -11,9 +11,12 @@ import sys
 
 import jax
 
+from bulk_sgd import metrics
+
 FILE = "run.json"
 RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
 DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
+ENDED = (COMPLETE, DIVERGED)  # what is left as it is
 
 
 def plain(config) -> dict:
@@ -75,6 +78,36 @@ def write(workdir, record: dict):
     partial.replace(path)
 
 
+def make_folder(path, name: str = "workdir") -> pathlib.Path:
+    """Makes a folder unless it is there.
+
+    Args:
+      path: of the folder.
+      name: of the argument that gave it.
+
+    Raises:
+      ValueError: if there is a file of that name, or it cannot be made.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if path.is_file() else f"cannot be made: {error.strerror}"
+        raise ValueError(
+            f"{name} is {str(path)!r}, which {reason}; it must be a folder or the name "
+            "of a new one."
+        ) from error
+    return path
+
+
+def failed_at_once(workdir) -> bool:
+    """Whether the run in `workdir` failed before its first row of metrics."""
+    earlier = read(workdir)
+    rows = pathlib.Path(workdir) / metrics.FILE
+    failed = earlier is not None and earlier["status"] == FAILED
+    return failed and not (rows.exists() and rows.stat().st_size)
+
+
 def claim(workdir, config: dict) -> dict | None:
     """Prepares `workdir` for a run of `config`.
 
@@ -82,20 +115,20 @@ def claim(workdir, config: dict) -> dict | None:
       The record of a finished run of the same config, or None to go ahead.
 
     Raises:
-      ValueError: if the folder holds a run of another config.
+      ValueError: if the folder cannot be made, or holds a run of another config that
+        left anything.
     """
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     earlier = read(workdir)
     if earlier is None:
         return None
     changed = differences(earlier["config"], config)
-    if changed:
+    if changed and not failed_at_once(workdir):
         raise ValueError(
             f"workdir {str(workdir)!r} holds a run of another config, which differs in "
             f"{', '.join(changed)}; choose another workdir."
         )
-    return earlier if earlier["status"] in (COMPLETE, DIVERGED) else None
+    return earlier if earlier["status"] in ENDED else None
 
 
 def archive(workdir):
@@ -135,7 +168,8 @@ def _commit():
         # An installed copy inside some other project's tree is not that project.
         if not run("ls-files", pathlib.Path(__file__).name):
             return None
-        dirty = "-dirty" if run("status", "--porcelain", "--", ".") else ""
+        places = [".", "../configs"] if run("rev-parse", "--show-prefix") else ["."]
+        dirty = "-dirty" if run("status", "--porcelain", "--", *places) else ""
         return run("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
         return None

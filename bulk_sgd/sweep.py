@@ -3,28 +3,34 @@
 FILE has `get_config(preset)`, the base config, and `get_sweep(preset)`, a list of cells
 made with `bulk_sgd.grid`; FILE:PRESET passes both a string. Each cell is a run of its
 own in `cells/NNN` of the workdir. Cells that are complete or diverged are skipped, so
-the same command goes on where it was interrupted; one that fails is recorded, and the
-others go on. Cells that differ only in numbers (learning rate, arms, seed, refresh
-interval) share their compiled programs, and runs with the same prefix train it once.
+the same command goes on with the cell that was interrupted; one that fails is recorded,
+and the others go on. Cells that differ only in numbers (learning rate, arms, seed,
+refresh interval) share their compiled programs, and runs with the same prefix train it
+once.
 """
 
 import json
 import pathlib
 import runpy
 import sys
+import time
 import traceback
 import uuid
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bulk_sgd import cli, distributed, grid, record
+from bulk_sgd import config as config_lib
 from bulk_sgd.experiment import Experiment, program_of
 from bulk_sgd.prefixes import PrefixStore
+from bulk_sgd.steps import Programs
 from bulk_sgd.train import train_together
 
 FILE = "sweep.json"
+# What may differ between the jobs of a sweep: no result depends on it.
+_FREE = ("check_memory", "checkpoint", "progress", "sharding", "tensorboard")
 
 
 def cell_folder(workdir, index: int) -> pathlib.Path:
@@ -50,8 +56,9 @@ def run_sweep(
       cells: from `bulk_sgd.grid`, all checked before the first one starts.
       workdir: folder of the sweep.
       only: index of the one cell to run; by default all are.
-      lanes: runs trained in lockstep under `vmap`. On accelerators small networks
-        gain; with 1 every cell gives what it gives alone, bit for bit.
+      lanes: runs trained in lockstep under `vmap`, and cells that end together. On
+        accelerators small networks gain; with 1 every cell gives what it gives alone,
+        bit for bit, and one is complete before the next begins.
       prefixes: folder of trained prefixes, which sweeps may share; by default
         `prefixes` in the workdir.
       about: what the sweep asks, for its report.
@@ -61,10 +68,12 @@ def run_sweep(
       The status of each cell, as in its `run.json`; "pending" where it has none.
 
     Raises:
-      ValueError: before anything starts, if a cell is wrong, two are equal, `only` is
-        out of range, or the workdir holds another sweep.
+      ValueError: before anything starts, if a cell is wrong or does not fit the data,
+        two are equal, `only` is out of range, or the workdir is no folder or holds
+        another sweep or one of another base.
     """
     workdir, say = pathlib.Path(workdir), say or _say
+    cells = grid.check(cells)
     configs = _configs(base, cells)
     if only is not None and not 0 <= only < len(cells):
         raise ValueError(f"cell is {only}; it must be from 0 to {len(cells) - 1}.")
@@ -72,8 +81,10 @@ def run_sweep(
         raise ValueError(f"lanes is {lanes}; it must be at least 1.")
     for config in configs:
         distributed.check_agreement(record.plain(config))
-    distributed.on_first(lambda: _claim(workdir, configs[0].name, cells, about))
-    chosen = range(len(cells)) if only is None else [only]
+    chosen = list(range(len(cells))) if only is None else [only]
+    statuses = _statuses(workdir, chosen)
+    _check_data(configs, [i for i, s in zip(chosen, statuses) if s not in record.ENDED])
+    distributed.on_first(lambda: _claim(workdir, record.plain(base), cells, about))
     todo = []
     for index in chosen:
         folder = cell_folder(workdir, index)
@@ -82,12 +93,9 @@ def run_sweep(
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
     store = PrefixStore(prefixes or workdir / "prefixes")
-    for group in _groups(configs, todo):
-        say(f"cells {', '.join(map(str, group))}: {_summary(cells, group)}")
-        _run_group(configs, group, workdir, lanes, store, say)
-    return distributed.on_first(
-        lambda: [_status(workdir, index) for index in range(len(cells))]
-    )
+    sweep = _Sweep(cells, configs, workdir, lanes, store, say, len(todo))
+    sweep.run(todo)
+    return _statuses(workdir, range(len(cells)))
 
 
 def _say(message):
@@ -96,6 +104,8 @@ def _say(message):
 
 
 def _configs(base, cells):
+    if not isinstance(base, ConfigDict):
+        config_lib.validate(base)  # which says so
     configs = []
     for index, cell in enumerate(cells):
         try:
@@ -113,21 +123,70 @@ def _configs(base, cells):
     return configs
 
 
-def _claim(workdir, name, cells, about):
-    workdir.mkdir(parents=True, exist_ok=True)
+def _check_data(configs, indices):
+    """Builds, of each program, the first experiment: the data fit all or none."""
+    like = None
+    for group in _groups(configs, indices):
+        try:
+            like = Experiment(configs[group[0]], like)
+        except ValueError as error:
+            raise ValueError(f"cell {group[0]}: {error}") from error
+
+
+def _claim(workdir, base, cells, about):
+    record.make_folder(workdir)
     path = workdir / FILE
-    content = {"name": name, "about": about, "cells": json.loads(json.dumps(cells))}
+    content = {
+        "name": base["name"],
+        "about": about,
+        "config": base,
+        "cells": json.loads(json.dumps(cells)),
+    }
     if path.exists():
         earlier = json.loads(path.read_text())
-        if earlier["cells"] != content["cells"]:
+        changed = _change(earlier, content)
+        if changed is None:
+            return
+        if not _came_to_nothing(workdir, len(earlier["cells"])):
             raise ValueError(
-                f"workdir {str(workdir)!r} holds another sweep; choose another workdir."
+                f"workdir {str(workdir)!r} holds {changed}; choose another workdir."
             )
-        return
     # The jobs of an array start at the same time.
     partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     partial.replace(path)
+
+
+def _change(earlier, content) -> str | None:
+    """How the sweep of a workdir differs from the one that is to run."""
+    if earlier["cells"] != content["cells"]:
+        return "another sweep"
+    bases = [
+        {field: value for field, value in sweep["config"].items() if field not in _FREE}
+        for sweep in (earlier, content)
+        if "config" in sweep  # it was not always kept
+    ]
+    changed = record.differences(*bases) if len(bases) == 2 else []
+    if not changed:
+        return None
+    before, now = (_value(base, changed[0]) for base in bases)
+    return f"this sweep with {changed[0]} = {before}, which is now {now}"
+
+
+def _value(base, path):
+    for name in path.split(".")[1:]:
+        base = base.get(name, "absent")
+    return repr(base)
+
+
+def _came_to_nothing(workdir, count) -> bool:
+    """Whether cells have failed, all that began, and before their first row."""
+    begun = [
+        folder
+        for folder in (cell_folder(workdir, index) for index in range(count))
+        if record.read(folder) is not None
+    ]
+    return bool(begun) and all(map(record.failed_at_once, begun))
 
 
 def _groups(configs, indices) -> list[list[int]]:
@@ -138,42 +197,88 @@ def _groups(configs, indices) -> list[list[int]]:
     return list(groups.values())
 
 
-def _summary(cells, group):
-    return "; ".join(
-        ", ".join(f"{field}={value}" for field, value in cells[index].items())
-        for index in group[:3]
-    ) + (" …" if len(group) > 3 else "")
+def _statuses(workdir, indices) -> list[str]:
+    """How the runs of cells stand, as process 0 sees it."""
+    read = lambda index: record.read(cell_folder(workdir, index))
+    status = lambda found: found["status"] if found else record.PENDING
+    return distributed.on_first(lambda: [status(read(index)) for index in indices])
 
 
-def _run_group(configs, group, workdir, lanes, store, say):
-    """Trains a group together; where that fails, each of its cells by itself."""
-    try:
-        experiments = []
-        for index in group:
-            like = experiments[0] if experiments else None
-            experiments.append(Experiment(configs[index], like))
-        folders = [cell_folder(workdir, index) for index in group]
-        train_together(experiments, folders, lanes=lanes, prefixes=store)
-    except Exception as error:
-        if jax.process_count() > 1:
-            raise  # the others may not have failed: the job ends, and goes on later
-        if len(group) == 1:
-            say(f"cell {group[0]} failed: {error}")
-            folder = cell_folder(workdir, group[0])
-            (folder / "error.txt").write_text(traceback.format_exc())
-            if record.read(folder) is None:
-                plain = record.plain(configs[group[0]])
-                record.write(folder, {"status": record.FAILED, "config": plain})
+class _Sweep:
+    """Runs cells, as many together as there are lanes, and tells how each ended."""
+
+    def __init__(self, cells, configs, workdir, lanes, store, say, left):
+        self._cells, self._configs, self._workdir = cells, configs, workdir
+        self._lanes, self._store, self._say = lanes, store, say
+        self._left, self._start, self._done = left, time.perf_counter(), 0
+        self._like = None  # the experiment whose data the next one uses again
+
+    def run(self, todo):
+        groups = _groups(self._configs, todo)
+        if todo:
+            self._say(f"cells to run: {len(todo)}; programs: {len(groups)}.")
+        for group in groups:
+            programs = Programs(self._configs[group[0]])
+            for first in range(0, len(group), self._lanes):
+                self._run_together(group[first : first + self._lanes], programs)
+
+    def _run_together(self, batch, programs):
+        """Trains cells in lockstep; where that fails, each of them by itself."""
+        start = time.perf_counter()
+        folders = [cell_folder(self._workdir, index) for index in batch]
+        try:
+            experiments = []
+            for index in batch:
+                self._like = Experiment(self._configs[index], self._like)
+                experiments.append(self._like)
+            train_together(
+                experiments,
+                folders,
+                lanes=self._lanes,
+                prefixes=self._store,
+                programs=programs,
+            )
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise  # the others may not have failed: the job ends, and goes on later
+            if len(batch) == 1:
+                self._record_failure(batch[0])
+                self._tell(batch[0], start, f"; {error}")
+                return
+            for index, status in zip(batch, _statuses(self._workdir, batch)):
+                if status in record.ENDED:
+                    self._tell(index, start)
+                else:
+                    self._run_together([index], programs)
             return
-        for index in group:
-            if record.claim(cell_folder(workdir, index), record.plain(configs[index])):
-                continue
-            _run_group(configs, [index], workdir, lanes, store, say)
+        for index in batch:
+            self._tell(index, start)
+
+    def _record_failure(self, index):
+        folder = cell_folder(self._workdir, index)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        if record.read(folder) is None:
+            plain = record.plain(self._configs[index])
+            record.write(folder, {"status": record.FAILED, "config": plain})
+
+    def _tell(self, index, start, reason=""):
+        now = time.perf_counter()
+        self._left, self._done = self._left - 1, self._done + 1
+        (status,) = _statuses(self._workdir, [index])
+        line = f"cell {index} of {len(self._cells)} {status} ({_duration(now - start)})"
+        fields = (f"{field}={value}" for field, value in self._cells[index].items())
+        line += f": {', '.join(fields)}{reason}"
+        if self._left:
+            left = (now - self._start) / self._done * self._left
+            line += f"; {self._left} left, about {_duration(left)}"
+        self._say(line)
 
 
-def _status(workdir, index):
-    found = record.read(cell_folder(workdir, index))
-    return found["status"] if found else record.PENDING
+def _duration(seconds) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _main(argv):
@@ -192,12 +297,14 @@ def _main(argv):
 
 def _run(values):
     filename = config_flags.get_config_filename(values["config"])
-    path, _, preset = filename.partition(":")
+    path, colon, preset = filename.partition(":")
     module = runpy.run_path(path)
     if "get_sweep" not in module:
         raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
-    cells = module["get_sweep"](*filter(None, [preset]))
+    cells = _call(module["get_sweep"], [preset] if colon else [], path)
+    _check_overrides(config_flags.get_override_values(values["config"]), cells)
     if values.list_cells:
+        _configs(values.config, cells)
         for index, cell in enumerate(cells):
             print(index, json.dumps(cell))
         return
@@ -216,8 +323,36 @@ def _run(values):
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     if distributed.is_first():
         print(f"{len(statuses)} cells, {told}: {values.workdir}")
-    if record.FAILED in statuses:
+    chosen = statuses if values.cell is None else [statuses[values.cell]]
+    if record.FAILED in chosen:
         sys.exit(1)
+
+
+def _call(get_sweep, arguments, path) -> list[grid.Cell]:
+    """The checked cells that a function of a config file gives."""
+    try:
+        return grid.check(get_sweep(*arguments))
+    except ValueError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise ValueError(
+            f"get_sweep of {path} fails with {type(error).__name__}: {error}{where}."
+        ) from error
+
+
+def _check_overrides(overrides, cells):
+    """Refuses fields set on the command line that cells set again."""
+    for field in overrides:
+        for index, cell in enumerate(cells):
+            if field in cell:
+                raise ValueError(
+                    f"--config.{field} is set on the command line, but the cells set "
+                    f"this field (cell {index}: {cell[field]!r}); leave it out, or "
+                    "change get_sweep."
+                )
 
 
 if __name__ == "__main__":

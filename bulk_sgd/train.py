@@ -62,8 +62,11 @@ def train_together(
     *,
     lanes: int = 1,
     prefixes: PrefixStore | None = None,
+    programs: Programs | None = None,
 ) -> list[dict]:
     """Runs experiments that share their programs, which compile once for all.
+
+    All end together: an interruption leaves none of them complete.
 
     Args:
       experiments: with equal `experiment.program_of` of their configs.
@@ -71,11 +74,12 @@ def train_together(
       lanes: how many prefixes or arms train in lockstep under `vmap`. With 1 each
         result is that of a run by itself, bit for bit.
       prefixes: where trained prefixes are kept for others that share them.
+      programs: those of earlier experiments, compiled already.
 
     Returns:
       The records in order.
     """
-    programs = Programs(experiments[0].config)
+    programs = programs or Programs(experiments[0].config)
     steps = sum(map(_num_steps, experiments))
     shown = all(experiment.config.progress for experiment in experiments)
     if distributed.is_first() and shown:
@@ -108,7 +112,7 @@ def _arms(run, fork: TrainState) -> list[Job]:
     """What is left to train of the arms of a run."""
     jobs = []
     for arm in run.experiment.arms:
-        if run.entries[arm.name]["status"] in (record.COMPLETE, record.DIVERGED):
+        if run.entries[arm.name]["status"] in record.ENDED:
             continue
         resumed = run.resumed is not None and run.resumed.story["name"] == arm.name
         state = run.resumed.state if resumed else fork

@@ -12,6 +12,10 @@ for argument in "$@"; do
     *) echo "$0: unknown argument $argument; known: --preset, --workdir." >&2; exit 2 ;;
   esac
 done
+case $preset in
+  cpu | gpu) ;;
+  *) echo "$0: --preset is '$preset'; it must be cpu or gpu." >&2; exit 2 ;;
+esac
 workdir=$(realpath -m "${workdir:-runs/study-$preset}")
 source scripts/environment.sh
 # Axes repeat the programs of others: compile each once.
@@ -20,12 +24,20 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 
 axes="seeds interpolation plane curvature learning_rate batch_size rank refresh warm_up
   curvature_data width_depth loss optimizer"
+worst=0
 for axis in $axes; do
   echo "== $axis"
-  start=$SECONDS
+  start=$SECONDS status=0
   python -m bulk_sgd.sweep --config="configs/ablations/$axis.py:$preset" \
-    --workdir="$workdir/$axis" --prefixes="$workdir/prefixes" ||
-    echo "$axis has failed cells; the report says which." >&2
+    --workdir="$workdir/$axis" --prefixes="$workdir/prefixes" || status=$?
+  case $status in
+    0) ;;
+    1) echo "$axis has failed cells; the report says which." >&2 ;;
+    2) echo "$axis was refused, for the reason above." >&2 ;;
+    *) exit "$status" ;; # interrupted
+  esac
+  worst=$((status > worst ? status : worst))
   echo "$axis took $((SECONDS - start)) seconds"
 done
 python -m bulk_sgd.report --workdir="$workdir"
+exit "$worst"

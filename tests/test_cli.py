@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from bulk_sgd import cli, config, record, signals
+from bulk_sgd import cli, config, metrics, record, signals
 
 CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
 
@@ -67,10 +69,93 @@ def test_missing_flag_is_named(name):
     assert done.stderr in ("--workdir is missing.\n", "--config is missing.\n")
 
 
-def test_help_needs_no_config():
-    done = program("main", "--help")
-    assert "File with get_config()" in done.stdout
+@pytest.mark.parametrize("name", ["main", "sweep"])
+def test_help_needs_no_config_and_shows_what_programs_share(name):
+    done = program(name, "--help")
+    assert "--config" in done.stdout
+    assert "--distributed" in done.stdout
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("--config.subspace.rank=abc", "rank is 'abc'; it must be an integer."),
+        ("--config.optimizer.learning_rate=a=b", "rate is 'a=b'; it must be a number."),
+        ("--config.progress=maybe", "progress is 'maybe'; it must be true or false."),
+        ("--steps=many", "--steps is 'many'; it must be an integer."),
+    ],
+)
+def test_value_of_another_type_is_refused_with_its_field(
+    tmp_path, capsys, monkeypatch, word, sentence
+):
+    path = tmp_path / "config.py"
+    path.write_text("from bulk_sgd.config import default as get_config")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    flags.DEFINE_integer("steps", 1, "", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    argv = ["main", f"--config={path}", word]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(argv)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(word.split("=")[0] + " is ")
+    assert told.endswith(sentence + "\n")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_workdir_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / place
+    reason = "is a file" if place == "file" else "cannot be made: N"
+    with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
+        record.claim(workdir, {})
+    assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
+
+
+def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
+    plain = record.plain(config.default())
+    record.write(tmp_path, {"status": record.FAILED, "config": plain})
+    other = plain | {"seed": 1}
+    assert record.claim(tmp_path, other) is None
+    (tmp_path / metrics.FILE).write_text("{}\n")
+    with pytest.raises(ValueError, match=r"differs in config\.seed"):
+        record.claim(tmp_path, other)
+    (tmp_path / metrics.FILE).unlink()
+    record.write(tmp_path, {"status": record.RUNNING, "config": plain})
+    with pytest.raises(ValueError, match=r"differs in config\.seed"):
+        record.claim(tmp_path, other)
+
+
+def test_commit_is_dirty_where_code_or_configs_changed(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    for name in ("bulk_sgd/record.py", "configs/a.py", "docs/b.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "bulk_sgd/record.py"))
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = record._commit()
+    assert len(clean) == 40
+    (tmp_path / "docs/b.md").write_text("2")
+    assert record._commit() == clean
+    (tmp_path / "configs/a.py").write_text("2")
+    assert record._commit() == f"{clean}-dirty"
+    # The package may be the whole of a repository, and have nothing beside it.
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "top.py"))
+    (tmp_path / "top.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "x")
+    assert len(record._commit()) == 40
 
 
 def test_errors_of_input_end_with_their_sentence(capsys):

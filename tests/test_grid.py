@@ -1,5 +1,9 @@
 """Cells of a sweep: how they combine, and what is refused."""
 
+import json
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bulk_sgd import config, grid
@@ -50,3 +54,30 @@ def test_apply_sets_fields_and_leaves_the_base_alone():
 def test_wrong_cells_are_refused(cell, match):
     with pytest.raises(ValueError, match=match):
         grid.apply(config.default(), cell)
+
+
+def test_numbers_of_numpy_and_jax_become_those_of_python():
+    cells = grid.check(
+        [
+            {"seed": np.int64(3), "model.hidden": np.array([4, 5])},
+            {"seed": jnp.ones(())},
+        ]
+    )
+    assert cells == [{"seed": 3, "model.hidden": (4, 5)}, {"seed": 1.0}]
+    assert json.dumps(cells)
+    assert grid.apply(config.default(), cells[0]).model.hidden == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("cells", "match"),
+    [
+        (None, "The cells are None; get_sweep must return a list"),
+        ({"seed": 1}, r"The cells are \{'seed': 1\}; get_sweep must"),
+        ([{"seed": 1}, 3], "cell 1 is 3; it must be a dict of fields"),
+        ([{3: 1}], r"cell 0 is \{3: 1\}; it must be a dict of fields"),
+        ([{"arms": ({1},)}], r"cell 0: config\.arms is \{1\}; it must be a number"),
+    ],
+)
+def test_what_are_no_cells_is_refused(cells, match):
+    with pytest.raises(ValueError, match=match):
+        grid.check(cells)
