@@ -6,6 +6,7 @@ arXiv 2505.11972.
 """
 
 from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
+from bulk_sgd.block_spectrum import block_eigenpairs
 from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
 from bulk_sgd.density import SpectralDensity, spectral_density
 from bulk_sgd.objective import Objective
@@ -16,7 +17,7 @@ from bulk_sgd.solvers.drift import on_drift
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import StreamingState, streaming
-from bulk_sgd.spectrum import Estimate, block_eigenpairs, trace
+from bulk_sgd.spectrum import Estimate, trace
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
 from bulk_sgd.transforms import (

@@ -48,9 +48,7 @@ def main(argv):
 
 def _define_flags():
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string(
-        "output", None, "Folder to write to; by default WORKDIR/analysis."
-    )
+    flags.DEFINE_string("output", None, "Folder to write to; WORKDIR/analysis.")
     flags.DEFINE_list("arm", None, "Arms beside the prefix, by default all.")
     flags.DEFINE_integer("every", 0, "Only steps that are a multiple of it; 0: all.")
     flags.DEFINE_list("checkpoints", None, "Only those named, such as sgd@2400.")
@@ -61,9 +59,7 @@ def _define_flags():
     flags.DEFINE_integer("density_steps", None, "Lanczos steps of each.")
     flags.DEFINE_integer("trace_probes", None, "Random vectors of the energies.")
     flags.DEFINE_integer("block_rank", None, "Eigenvalues per block.")
-    flags.DEFINE_string(
-        "by", None, "Regular expression that names the block in a path."
-    )
+    flags.DEFINE_string("by", None, "Regular expression: a path's block.")
     flags.DEFINE_integer("slice_points", None, "Points of a slice per axis; 0: none.")
     flags.DEFINE_float("radius", None, "How far slices go, in units of the default.")
     flags.DEFINE_integer("seed", None, "Seed of all random vectors.")

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from bulk_sgd import basis, blocks, curvature
 from bulk_sgd.analysis.landscape import slices
 from bulk_sgd.analysis.point import Known, Point, Settings, plain
+from bulk_sgd.block_spectrum import block_eigenpairs
 from bulk_sgd.density import spectral_density
 from bulk_sgd.objective import Objective
 from bulk_sgd.solvers.adaptive import before_gap
 from bulk_sgd.solvers.lanczos import top_eigenpairs
-from bulk_sgd.spectrum import block_eigenpairs, energies
+from bulk_sgd.spectrum import energies
 
 
 def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
