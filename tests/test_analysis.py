@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from helpers import dense, flat, top
 from test_train import tiny
 
 import bulk_sgd
-from bulk_sgd import train
+from bulk_sgd import signals, train
 from bulk_sgd.analysis import Point, Settings, analyze, report, store
 from bulk_sgd.analysis import point as point_lib
 from bulk_sgd.analysis.checkpoints import RunPoints
@@ -124,7 +125,7 @@ def test_any_loss_and_pairs(x64):
     first, second = analyze(iter(points), loss, settings=settings)
     assert list(first["energies"]) == ["hessian"]
     assert first["blocks"]["a"]["eigenvalues"] == pytest.approx([8, 8])
-    assert first["energies"]["hessian"]["trace"] == pytest.approx(16 + 36)
+    assert first["energies"]["hessian"]["trace_dominant"] == pytest.approx(24)
     assert "slices" not in first
     assert (second["step"], second["change"]["since"]) == (1, "p0")
     assert second["change"]["overlap"] > 0  # twelve thrice: any two of the three
@@ -157,6 +158,14 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
     assert calls == ["c", "c"]
     with pytest.raises(ValueError, match=r"other settings.* settings\.rank"):
         analyze(points, objective, tmp_path, Settings(rank=3))
+
+
+def test_a_signal_ends_it_after_the_part_under_way(x64, measured, monkeypatch):
+    objective, points, _ = measured
+    monkeypatch.setattr(signals, "wanted", lambda: signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        analyze(points, objective, settings=SMALL)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@
 page of them. What is measured, and every key of the result: `docs/analysis.md`.
 """
 
+import sys
 from collections.abc import Iterable
 
-from bulk_sgd import blocks, curvature
+from bulk_sgd import blocks, curvature, signals
 from bulk_sgd.analysis.examine import examine, locate
 from bulk_sgd.analysis.point import Point, Settings
 from bulk_sgd.analysis.store import Store
@@ -85,6 +86,8 @@ def analyze(
 
             def tick(part, name=point.name, costs=costs):
                 bar.advance(costs[part], point=name, part=part)
+                if signals.wanted():
+                    sys.exit(128 + signals.wanted())
 
             before, known = lasts.get(point.path) or next(
                 iter(lasts.values()), (None, None)
