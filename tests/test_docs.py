@@ -239,7 +239,7 @@ def test_analysis_of_any_training(capsys):
     assert names["density"].shape == (200,)
     assert names["plane"].shape == (11, 11)
     area = np.trapezoid(names["density"], names["grid"])
-    assert area == pytest.approx(1, abs=0.1)
+    assert area == pytest.approx(1, abs=0.01)
     printed = capsys.readouterr().out
     for line in ("['hidden/w', 'out/w']", "['hid', 'out']"):
         assert line in printed
