@@ -21,6 +21,7 @@ SPECTRA = {
     ),
     "decaying": np.geomspace(1e-4, 1, N),
     "repeated": np.repeat([-1.0, 0, 2, 10], [30, 180, 60, 30]),
+    "repeated, without zero": np.repeat([3.0, 5, 10], [90, 180, 30]),
     "low rank": np.append(np.zeros(N - 5), [1, 2, 3, 4, 50]),
 }
 
