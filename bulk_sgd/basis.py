@@ -103,6 +103,18 @@ def combine(coefficients, basis):
     )
 
 
+def orthogonalize(vector, basis):
+    """`vector` without its part along the orthonormal or zero rows, and that part.
+
+    Once leaves what rounding makes of the part removed; twice is enough.
+
+    Returns:
+      The remaining vector, and the inner products `(m,)` with the rows.
+    """
+    coefficients = inner(basis, vector)
+    return subtract(vector, combine(coefficients, basis)), coefficients
+
+
 def orthonormal(basis):
     """A basis of orthonormal rows with the same span, by Cholesky QR."""
     if num_rows(basis) == 1:

@@ -27,12 +27,21 @@ class Checkpoints:
       keep: how many are kept, the newest ones; 0 keeps all.
       config: of the run, plain, which a checkpoint must have in its record; None takes
         any.
+      read_only: leaves everything as it is, even what cannot be read or is half
+        written, for another process may be at it.
     """
 
-    def __init__(self, workdir, keep: int = 2, config: dict | None = None):
+    def __init__(
+        self,
+        workdir,
+        keep: int = 2,
+        config: dict | None = None,
+        read_only: bool = False,
+    ):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep
         self._config = config
+        self._read_only = read_only
         self._managers = {}
 
     def save(self, position: int, state: TrainState, story: dict):
@@ -52,16 +61,34 @@ class Checkpoints:
         """Writes the state from which all arms start."""
         self._save("fork", 0, state, {})
 
-    def load(self, blank: TrainState) -> tuple[TrainState, dict] | None:
+    def stories(self) -> dict[int, dict]:
+        """The story of each checkpoint that there is, by its position, ascending."""
+        if not (self._folder / "states").is_dir():
+            return {}
+        manager = self._manager("states")
+        story = ocp.args.Composite(story=ocp.args.JsonRestore())
+        return {
+            position: manager.restore(position, args=story).story
+            for position in sorted(manager.all_steps())
+        }
+
+    def load(
+        self, blank: TrainState, position: int | None = None
+    ) -> tuple[TrainState, dict] | None:
         """The newest state that can be read, and its story; None if there is none.
 
         Args:
           blank: the initial state, for shapes and layout.
+          position: of another state than the newest.
 
         Raises:
           ValueError: it is of another config or number of parameters; it stays.
         """
-        return self._load("states", blank)
+        return self._load("states", blank, position)
+
+    def has_fork(self) -> bool:
+        """Whether the state at the fork is there."""
+        return bool((self._folder / "fork" / "0").is_dir())
 
     def load_fork(self, blank: TrainState) -> TrainState | None:
         """The state at the fork, or None."""
@@ -76,15 +103,16 @@ class Checkpoints:
 
     def _manager(self, kind):
         if kind not in self._managers:
-            (self._folder / kind).mkdir(parents=True, exist_ok=True)
+            if not self._read_only:
+                (self._folder / kind).mkdir(parents=True, exist_ok=True)
             self._managers[kind] = ocp.CheckpointManager(
                 self._folder / kind,
                 options=ocp.CheckpointManagerOptions(
                     create=False,  # what orbax does not do for one of several
-                    max_to_keep=self._keep or None,
+                    max_to_keep=None if self._read_only else self._keep or None,
                     # A write that failed late would be noticed late.
                     enable_async_checkpointing=False,
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=not self._read_only,
                     multiprocessing_options=_alone(),
                 ),
             )
@@ -112,13 +140,13 @@ class Checkpoints:
                 f"({reason}); {stays}. The same command goes on from it."
             ) from error
 
-    def _load(self, kind, blank):
+    def _load(self, kind, blank, position=None):
         like, treedef = jax.tree.flatten(blank)
         found = []
 
         def read():
             shapes = [np.zeros(x.shape, x.dtype) for x in like]
-            found.append(self._read(kind, treedef.unflatten(shapes)))
+            found.append(self._read(kind, treedef.unflatten(shapes), position))
             return found[0] and found[0][1]
 
         story = distributed.on_first(read)
@@ -127,12 +155,13 @@ class Checkpoints:
         leaves = lambda: jax.tree.leaves(found[0][0])
         return treedef.unflatten(distributed.arrays_from_first(leaves, like)), story
 
-    def _read(self, kind, like):
+    def _read(self, kind, like, only):
         """The newest state that can be read, on the host, and its story, or None."""
         if not (self._folder / kind).is_dir():
             return None
         manager = self._manager(kind)
-        for position in sorted(manager.all_steps(), reverse=True):
+        known = sorted(manager.all_steps(), reverse=True) if only is None else [only]
+        for position in known:
             try:
                 return self._restore(manager, position, like)
             except _OtherRun:
@@ -140,12 +169,13 @@ class Checkpoints:
             except Exception as error:  # whatever the damage makes orbax raise
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 path = self._folder / kind / str(position)
+                then = "" if self._read_only else "; going on from the one before"
                 print(
-                    f"Checkpoint {path} cannot be read ({reason[0]}); "
-                    "going on from the one before.",
+                    f"Checkpoint {path} cannot be read ({reason[0]}){then}.",
                     file=sys.stderr,
                 )
-                manager.delete(position)
+                if not self._read_only:
+                    manager.delete(position)
         return None
 
     def _restore(self, manager, position, like):

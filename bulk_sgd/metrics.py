@@ -99,18 +99,23 @@ class Progress:
     Where stderr is no terminal it prints a line every 30 seconds.
 
     Args:
-      total: number of steps.
+      total: number of steps; None if it is not known yet.
       enabled: False shows nothing.
+      unit: what is counted.
     """
 
-    def __init__(self, total: int, enabled: bool = True):
+    def __init__(self, total: int | None, enabled: bool = True, unit: str = "step"):
         self._bar = tqdm.tqdm(
             total=total,
-            unit="step",
+            unit=unit,
             disable=not enabled or jax.process_index() != 0,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
+
+    def expect(self, total: int | None):
+        """Sets the number of steps, as soon as it is known."""
+        self._bar.total = total
 
     def advance(self, steps: int, **facts):
         """Counts steps and shows facts such as the arm and its loss."""

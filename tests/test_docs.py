@@ -229,6 +229,31 @@ def test_count_is_kept_by_others_too():
         optax.tree_utils.tree_get(state, "count")
 
 
+def test_analysis_of_any_training():
+    after, printed = run("docs/analysis.md")
+    names = after[-1]
+    assert [result["name"] for result in names["results"]] == [
+        "step 0",
+        "step 1",
+        "step 2",
+    ]
+    top = names["results"][0]["eigenvalues"]
+    np.testing.assert_allclose(names["top"].eigenvalues, top[:2], rtol=1e-3)
+    assert names["density"].shape == (200,)
+    assert names["plane"].shape == (11, 11)
+    area = np.trapezoid(names["density"], names["grid"])
+    assert area == pytest.approx(1, abs=0.01)
+    for line in ("['hidden/w', 'out/w']", "['hid', 'out']"):
+        assert line in printed
+    # Every key of a point is in the table, and none that is not there.
+    text = (ROOT / "docs/analysis.md").read_text("utf-8")
+    table = text.split("| key of a point | |")[1].split("\n\n")[0]
+    documented = re.findall(
+        r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M))
+    )
+    assert sorted(documented) == sorted(names["results"][0])
+
+
 def test_sweep_of_the_study_is_valid():
     names = run("docs/study.md")[0][0]
     cells = names["get_sweep"]()

@@ -44,8 +44,8 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
 }
-_METHOD_COLORS = {"sgd": "#222222", "dom_sgd": "#D55E00", "bulk_sgd": "#0072B2"}
-_OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+METHOD_COLORS = {"sgd": "#222222", "dom_sgd": "#D55E00", "bulk_sgd": "#0072B2"}
+OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ((0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.6, 1.2)))
 
 
@@ -80,16 +80,16 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
 
     styles = {}
     for arm in (s for s in summaries if s.method):
-        color = _METHOD_COLORS[arm.method]
+        color = METHOD_COLORS[arm.method]
         twins = sum(style.color == color for style in styles.values())
         # SGD is wide, so that its rim shows under an arm that coincides with it.
         width = 2.8 if arm.method == "sgd" else 1.7
         styles[arm.name] = LineStyle(color, ("-", *_DASHES)[twins % 5], width)
     others = sorted((s for s in summaries if not s.method), key=order)
     for i, arm in enumerate(others):
-        colors, dashes = len(_OTHER_COLORS), len(_DASHES)
+        colors, dashes = len(OTHER_COLORS), len(_DASHES)
         dash = _DASHES[(i + i // colors) % dashes]
-        styles[arm.name] = LineStyle(_OTHER_COLORS[i % colors], dash)
+        styles[arm.name] = LineStyle(OTHER_COLORS[i % colors], dash)
     return styles
 
 

@@ -80,7 +80,7 @@ def adaptive(
         )
         values = found.eigenvalues
         if threshold is None:
-            keep = _before_the_gap(values)
+            keep = before_gap(values)
         else:
             keep = learning_rate * values > threshold
         rows = jax.tree.map(
@@ -93,8 +93,15 @@ def adaptive(
     return Solver(init, solve, guarded=solver.guarded)
 
 
-def _before_the_gap(values):
-    """Which of the eigenvalues are above the largest ratio of two successive ones."""
+def before_gap(values):
+    """Which of the eigenvalues are above the largest ratio of two successive ones.
+
+    Args:
+      values: `(k,)`, at least two.
+
+    Returns:
+      `(k,)` bools; eigenvalues that are not positive are never above it.
+    """
     descending = jnp.sort(values, descending=True)
     # Zeros and rounding end the spectrum: what follows has no ratio.
     floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))

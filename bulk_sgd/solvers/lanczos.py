@@ -28,7 +28,7 @@ from bulk_sgd.subspace import Solver, Subspace
 
 # Rounding errors of one step, in units of eps times the largest Ritz value: below
 # this a residual means nothing, and a new direction is noise.
-_ROUNDING_UNITS = 16
+ROUNDING_UNITS = 16
 # Weight of the random direction in a warm start. It lets an eigenvector in that the
 # previous subspace had nothing of; from 0 to 0.3 the matvec count does not change.
 _EXPLORATION = 0.03
@@ -304,8 +304,8 @@ def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
     """One step: a matvec, two orthogonalisation passes, Ritz pairs and residuals."""
     num_rows = state.projected.shape[0]
     product = apply(basis.row(state.rows, state.size))
-    product, first = _orthogonalize(product, state.rows)
-    product, second = _orthogonalize(product, state.rows)
+    product, first = basis.orthogonalize(product, state.rows)
+    product, second = basis.orthogonalize(product, state.rows)
     column = (first + second)[:num_rows]
     projected = state.projected.at[:, state.size].set(column)
     projected = projected.at[state.size, :].set(column)
@@ -313,7 +313,7 @@ def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
     size = state.size + 1
 
     values, vectors, magnitude = _ritz_pairs(projected, size, order)
-    rounding = _ROUNDING_UNITS * jnp.finfo(beta.dtype).eps * magnitude
+    rounding = ROUNDING_UNITS * jnp.finfo(beta.dtype).eps * magnitude
     coupling = beta * jnp.abs(vectors[size - 1])
     residuals = jnp.hypot(coupling, rounding)
     small = jnp.all(residuals[:rank] <= tol * magnitude)
@@ -386,14 +386,9 @@ def _restart(state: _State, *, keep) -> _State:
     )
 
 
-def _orthogonalize(vector, rows):
-    coefficients = basis.inner(rows, vector)
-    return basis.subtract(vector, basis.combine(coefficients, rows)), coefficients
-
-
 def _random_direction(key, like, rows):
     vector = basis.unit(basis.random_normal(key, like))
     for _ in range(2):
-        vector, _ = _orthogonalize(vector, rows)
+        vector, _ = basis.orthogonalize(vector, rows)
         vector = basis.unit(vector)
     return vector
