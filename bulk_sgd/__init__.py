@@ -11,11 +11,16 @@ from bulk_sgd.determinism import check_deterministic
 from bulk_sgd.objective import Objective
 from bulk_sgd.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
+from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
+from bulk_sgd.solvers.krylov import KrylovState, krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import StreamingState, streaming
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
+from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
+from bulk_sgd.subsampling import SubsamplingError, subsampling_error
+from bulk_sgd.subspace import Rows, Solver, Subspace
 from bulk_sgd.switch import Switch
 from bulk_sgd.transforms import (
     ScaleBySubspaceState,
@@ -28,14 +33,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveState",
+    "KrylovState",
     "Objective",
+    "Rows",
     "ScaleBySubspaceState",
     "Solver",
+    "StreamingPCAState",
     "StreamingState",
+    "SubsamplingError",
     "Subspace",
     "Switch",
+    "UpdatePCAState",
     "adam_preconditioner",
     "adaptive",
+    "blockwise",
     "bulk_sgd",
     "check_deterministic",
     "dom_sgd",
@@ -43,6 +54,7 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "interpolated_sgd",
+    "krylov_filter",
     "lanczos",
     "on_drift",
     "path_scales",
@@ -53,5 +65,8 @@ __all__ = [
     "scale_by_subspace",
     "sharded",
     "streaming",
+    "streaming_pca",
+    "subsampling_error",
     "top_eigenpairs",
+    "update_pca",
 ]
