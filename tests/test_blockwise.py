@@ -39,10 +39,11 @@ def solve(solver, before=None, state=None, rank=RANK):
     )(before, state)
 
 
-def expected(groups, share):
+def expected(groups, rank=RANK):
     """Eigenvalues and P of the diagonal blocks of the matrix, in float64."""
     values, projector = [], np.zeros((SIZE, SIZE))
-    for group in groups:
+    for index, group in enumerate(groups):
+        share = rank // len(groups) + (index < rank % len(groups))
         block = np.ix_(group, group)
         leading, inside = helpers.top(MATRIX[block], share)
         values.extend(leading)
@@ -50,8 +51,8 @@ def expected(groups, share):
     return values, projector
 
 
-def assert_found(found, groups, share):
-    values, projector = expected(groups, share)
+def assert_found(found, groups, rank=RANK):
+    values, projector = expected(groups, rank)
     rows = helpers.rows(found.eigenvectors)
     np.testing.assert_allclose(found.eigenvalues, values, atol=1e-4)
     np.testing.assert_allclose(helpers.projector(rows), projector, atol=1e-5)
@@ -71,19 +72,23 @@ LAYERS = [np.arange(9), np.arange(9, 15)]
 )
 @pytest.mark.parametrize("solver", [EXACT, bulk_sgd.lanczos(1e-5)])
 def test_blocks_have_their_own_eigenvectors(by, groups, solver):
-    share = RANK // len(groups)
     found, _ = solve(bulk_sgd.blockwise(solver, by))
-    assert_found(found, groups, share)
+    assert_found(found, groups)
     assert bool(found.converged)
     if solver is EXACT:
         assert int(found.num_matvecs) == sum(map(len, groups))
+
+
+def test_rank_that_the_blocks_do_not_divide():
+    found, _ = solve(bulk_sgd.blockwise(EXACT), rank=5)
+    assert_found(found, LAYERS, 5)
 
 
 def test_overlap_with_the_global_subspace():
     found, _ = solve(bulk_sgd.blockwise(EXACT))
     whole, _ = solve(EXACT)
     truth = helpers.top(MATRIX, RANK)[1]
-    share = np.sum(expected(LAYERS, RANK // 2)[1] * truth) / RANK
+    share = np.sum(expected(LAYERS)[1] * truth) / RANK
     np.testing.assert_allclose(found.overlap(whole), share, atol=1e-5)
     assert 0.2 < share < 0.9  # blocks of a dense matrix are not the matrix
 
@@ -92,7 +97,7 @@ def test_a_block_goes_on_from_its_own_rows():
     power = bulk_sgd.blockwise(bulk_sgd.power())
     exact, _ = solve(bulk_sgd.blockwise(EXACT))
     found, _ = solve(power, exact)
-    assert_found(found, LAYERS, RANK // 2)
+    assert_found(found, LAYERS)
     assert int(found.num_matvecs) == RANK  # a step, no solve
 
 
@@ -112,7 +117,7 @@ def test_transform_scales_layers_by_their_own_subspace():
     updates, state = jax.jit(lambda u, s: tx.update(u, s, params, value_fn=loss))(
         shaped(UPDATE), tx.init(params)
     )
-    projector = expected(LAYERS, RANK // 2)[1]
+    projector = expected(LAYERS)[1]
     np.testing.assert_allclose(
         helpers.flat(updates), UPDATE - projector @ UPDATE, atol=1e-5
     )
@@ -120,13 +125,27 @@ def test_transform_scales_layers_by_their_own_subspace():
     assert jax.tree.structure(marked) == jax.tree.structure(state)
 
 
+def test_mask_of_the_transform_leaves_blocks_of_the_rest():
+    mask = {"encoder": {"bias": False, "kernel": True}, "head": True}
+    tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.blockwise(EXACT), mask=mask)
+    loss = helpers.quadratic(MATRIX)
+    params = shaped(np.zeros(SIZE))
+    updates, _ = jax.jit(lambda u, s: tx.update(u, s, params, value_fn=loss))(
+        shaped(UPDATE), tx.init(params)
+    )
+    projector = expected([np.arange(3, 9), np.arange(9, 15)])[1]
+    np.testing.assert_allclose(
+        helpers.flat(updates), UPDATE - projector @ UPDATE, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("build", "match"),
     [
         (lambda: bulk_sgd.blockwise("lanczos"), "solver is 'lanczos'; it must be a bu"),
         (
-            lambda: bulk_sgd.blockwise(EXACT).init(shaped(UPDATE), 3),
-            r"rank is 3; it must be a multiple of the number of blocks, 2 \('encoder'",
+            lambda: bulk_sgd.blockwise(EXACT).init(shaped(UPDATE), 1),
+            r"rank is 1; it must be at least 2 \(one for each of the blocks 'enc",
         ),
         (
             lambda: bulk_sgd.blockwise(EXACT, ".*").init(shaped(UPDATE), 12),

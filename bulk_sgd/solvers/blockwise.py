@@ -10,9 +10,10 @@ from bulk_sgd.subspace import Solver, Subspace
 def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     """Solver that treats every block of parameters by itself.
 
-    The rank k is split evenly: each of the B blocks keeps the k / B leading
-    eigenvectors of its diagonal block of the curvature, which are zero elsewhere, one
-    block after the other, so that `eigenvalues` descend within a block alone. P is then
+    The rank k is split evenly, the first blocks getting one more where it does not
+    divide: each of the B blocks keeps the leading eigenvectors of its diagonal block of
+    the curvature, which are zero elsewhere. They come one block after the other, so
+    that `eigenvalues` descend within a block alone. P is then
     the projector of a block-diagonal approximation of H, as Zhou et al. use it (*BSFA*,
     arXiv 2510.25244), where layers are to be scaled apart.
 
@@ -21,7 +22,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     and the training binary reports it with its measures.
 
     Error: that of `solver` for the blocks; the overlap with the subspace of H along
-    training is in `docs/solvers.md`. Cost: B times the matvecs of `solver`, at k / B
+    training is in `docs/solvers.md`. Cost: the matvecs of B solves, at about k / B
     vectors each; memory for the k rows, of which each is zero outside of its block.
 
     Args:
@@ -34,8 +35,8 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
       A `Solver` whose state is the tuple of the states of the blocks.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if the number of blocks
-        does not divide the rank or a block has fewer parameters than its share.
+      ValueError: if an argument is out of its range, at `init` if there are more
+        blocks than the rank, or a block has fewer parameters than its share of it.
 
     Example:
       >>> import bulk_sgd
@@ -52,9 +53,8 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
         if not jax.tree.leaves(params):  # what optax.tree_map_params passes
             return jnp.zeros(())  # one leaf for all that the blocks keep
         masks = blocks.masks(params, by)
-        share = _share(rank, masks)
         states = []
-        for name, mask in masks.items():
+        for (name, mask), share in zip(masks.items(), _shares(rank, masks)):
             part = masking.select(params, mask)
             size = basis.size(part)
             checks.integer(
@@ -69,14 +69,14 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     def solve(matvec, subspace, state, updates, key):
         masks = blocks.masks(updates, by)
-        share = _share(subspace.rank, masks)
-        found, states = [], []
-        for index, (mask, known) in enumerate(zip(masks.values(), state)):
-            own = slice(index * share, (index + 1) * share)
+        shares = _shares(subspace.rank, masks)
+        found, states, start = [], [], 0
+        for mask, share, known in zip(masks.values(), shares, state):
+            own = slice(start, start + share)
             rows = masking.select(subspace.eigenvectors, mask)
             part = subspace._replace(
                 eigenvalues=subspace.eigenvalues[own],
-                eigenvectors=basis.block(rows, index * share, share),
+                eigenvectors=basis.block(rows, start, share),
                 residuals=subspace.residuals[own],
             )
             returned, after = solver.solve(
@@ -84,33 +84,33 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
                 part,
                 known,
                 masking.select(updates, mask),
-                jax.random.fold_in(key, index),
+                jax.random.fold_in(key, start),
             )
             found.append(returned)
             states.append(after)
+            start += share
         return _join(found, masks.values(), subspace), tuple(states)
 
     return Solver(init, solve)
 
 
-def _share(rank: int, masks) -> int:
-    if rank % len(masks):
-        names = ", ".join(map(repr, masks))
-        raise ValueError(
-            f"rank is {rank}; it must be a multiple of the number of blocks, "
-            f"{len(masks)} ({names})."
-        )
-    return rank // len(masks)
+def _shares(rank: int, masks) -> list[int]:
+    """How many of the vectors each block gets."""
+    count = len(masks)
+    names = ", ".join(map(repr, masks))
+    checks.integer("rank", rank, count, why=f"one for each of the blocks {names}")
+    return [rank // count + (index < rank % count) for index in range(count)]
 
 
 def _join(parts: list[Subspace], masks, like: Subspace) -> Subspace:
     """The rows of all blocks, one block after the other, zero outside of their own."""
     vectors = jax.tree.map(jnp.zeros_like, like.eigenvectors)
-    for index, (part, mask) in enumerate(zip(parts, masks)):
+    start = 0
+    for part, mask in zip(parts, masks):
         own = masking.select(vectors, mask)
-        start, write = index * part.rank, jnp.ones((), bool)
-        own = basis.put(own, start, part.eigenvectors, write)
+        own = basis.put(own, start, part.eigenvectors, jnp.ones((), bool))
         vectors = masking.merge(own, vectors)
+        start += part.rank
     return like._replace(
         eigenvalues=jnp.concatenate([part.eigenvalues for part in parts]),
         eigenvectors=vectors,

@@ -15,6 +15,8 @@ from bulk_sgd import basis, checks
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
 from bulk_sgd.subspace import Rows, Solver
 
+_TURNS = 50  # between two orthonormalisations, which cost as much as a turn
+
 
 class StreamingPCAState(NamedTuple):
     """State of `streaming_pca`.
@@ -85,6 +87,10 @@ def streaming_pca(gain: float = 0.01) -> Solver:
             lambda rows, x: rows + added.reshape(-1, *(1,) * x.ndim) * x,
             basis.combine(turn[:, :-1], rows),
             outside,
+        )
+        # Each turn loses a rounding of orthogonality.
+        vectors = jax.lax.cond(
+            state.count % _TURNS == 0, basis.orthonormal, lambda x: x, vectors
         )
         update = basis.widen(updates)
         found = hessian_free(
