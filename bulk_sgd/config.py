@@ -172,7 +172,7 @@ def default() -> ConfigDict:
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
     # Energies of H, G and F in the subspace and the bulk, batch sharpness: see
-    # `bulk_sgd.measures`.
+    # `bulk_sgd.measures`; and the overlap of the subspace with that of a Lanczos solve.
     config.measures = ConfigDict()
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
     # Steps, likewise, between rows with λ_1 of the whole training loss at that very

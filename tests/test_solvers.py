@@ -6,6 +6,7 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bulk_sgd
@@ -87,6 +88,15 @@ def test_types_stay_and_nothing_recompiles(name):
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert types(after) == types(before)
     assert program(name, RANK)[1]._cache_size() == 1
+
+
+@ALL
+def test_tree_map_params_takes_the_state(name):
+    tx = program(name, RANK)[0]
+    state = tx.init(shaped(TARGET))
+    marked = optax.tree_utils.tree_map_params(tx, lambda x: x + 7, state)
+    assert (marked.subspace.eigenvectors["a"] == 7).all()
+    assert jax.tree.structure(marked) == jax.tree.structure(state)
 
 
 @ALL

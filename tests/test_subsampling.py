@@ -55,11 +55,11 @@ def test_estimates_are_within_a_factor_of_the_truth(drawn):
             ]
         )
         stated.append([found.eigenvalues**2, 1 - found.overlap, found.projection**2])
-    # Errors, not their squares, are to agree within a factor of 3, that is, squares
-    # within 9; over 20 samples the mean of a squared error is itself known to 30 %.
+    # The factor that the docstring states; over 20 samples a root mean square is itself
+    # known to some 15 %.
     ratio = np.sqrt(np.mean(stated, axis=0) / np.mean(true, axis=0))
-    assert np.all(ratio > 1 / 3), ratio
-    assert np.all(ratio < 3), ratio
+    assert np.all(ratio > 1 / 1.5), ratio
+    assert np.all(ratio < 1.5), ratio
 
 
 def test_all_of_the_data_has_no_error():
