@@ -91,6 +91,23 @@ def test_types_stay_and_nothing_recompiles(name):
 
 
 @ALL
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_state_is_in_the_working_dtype(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        tx = bulk_sgd.project_bulk(RANK, solver=SOLVERS[name])
+        params = shaped(TARGET, dtype)
+        loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+        state = tx.init(params)
+        step = lambda u, s: tx.update(u, s, params, value_fn=loss)
+        updates, after = jax.eval_shape(step, params, state)
+        types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        assert types(updates) == types(params)
+        assert types(after) == types(state)
+        wide = jnp.float64 if dtype == "float64" else jnp.float32
+        assert after.subspace.eigenvectors["a"].dtype == wide
+
+
+@ALL
 def test_tree_map_params_takes_the_state(name):
     tx = program(name, RANK)[0]
     state = tx.init(shaped(TARGET))
