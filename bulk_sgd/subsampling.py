@@ -107,7 +107,10 @@ def subsampling_error(
         inputs, targets = jax.tree.map(
             lambda x: x[first::2], (objective.inputs, objective.targets)
         )
-        half = dataclasses.replace(objective, inputs=inputs, targets=targets)
+        # Groups that split the sample evenly need not split a half.
+        half = dataclasses.replace(
+            objective, inputs=inputs, targets=targets, num_groups=1
+        )
         start = basis.random_normal(jax.random.key(first), params)
         matvec = CURVATURES[curvature](half, params)
         return top_eigenpairs(matvec, start, rank, tol, max_matvecs)

@@ -1,5 +1,7 @@
 """The stated error of a sample's curvature against the dense truth in float64."""
 
+import dataclasses
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -73,6 +75,9 @@ def test_halves_are_microbatched_like_the_sample():
     whole, parts = ESTIMATE(sample(indices)), ESTIMATE(sample(indices, 10))
     # Residuals of 1e-5 λ_1 either way.
     np.testing.assert_allclose(parts[:3], whole[:3], rtol=1e-2)
+    # Two groups of 25, of which a half has no even share.
+    groups = dataclasses.replace(sample(indices, 10), num_groups=2)
+    np.testing.assert_allclose(ESTIMATE(groups)[:3], whole[:3], rtol=1e-2)
 
 
 @pytest.mark.parametrize(
