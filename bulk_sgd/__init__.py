@@ -14,12 +14,17 @@ from bulk_sgd.objective import Objective
 from bulk_sgd.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.slices import loss_slice
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
+from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
+from bulk_sgd.solvers.krylov import KrylovState, krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import StreamingState, streaming
+from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
+from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
 from bulk_sgd.spectrum import Estimate, trace
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.subsampling import SubsamplingError, subsampling_error
+from bulk_sgd.subspace import Rows, Solver, Subspace
 from bulk_sgd.switch import Switch
 from bulk_sgd.transforms import (
     ScaleBySubspaceState,
@@ -33,16 +38,22 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveState",
     "Estimate",
+    "KrylovState",
     "Objective",
+    "Rows",
     "ScaleBySubspaceState",
     "Solver",
     "SpectralDensity",
+    "StreamingPCAState",
     "StreamingState",
+    "SubsamplingError",
     "Subspace",
     "Switch",
+    "UpdatePCAState",
     "adam_preconditioner",
     "adaptive",
     "block_eigenpairs",
+    "blockwise",
     "bulk_sgd",
     "check_deterministic",
     "dom_sgd",
@@ -50,6 +61,7 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "interpolated_sgd",
+    "krylov_filter",
     "lanczos",
     "loss_slice",
     "on_drift",
@@ -62,6 +74,9 @@ __all__ = [
     "sharded",
     "spectral_density",
     "streaming",
+    "streaming_pca",
+    "subsampling_error",
     "top_eigenpairs",
     "trace",
+    "update_pca",
 ]

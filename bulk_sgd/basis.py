@@ -116,14 +116,18 @@ def orthogonalize(vector, basis):
 
 
 def orthonormal(basis):
-    """A basis of orthonormal rows with the same span, by Cholesky QR."""
+    """A basis of orthonormal rows with the same span, by Cholesky QR.
+
+    A row of zeros among several stays one.
+    """
     if num_rows(basis) == 1:
         return unit(basis)
     for _ in range(2):  # twice is enough
         products = gram(basis, basis)
         identity = jnp.eye(len(products), dtype=products.dtype)
-        # The shift keeps a nearly dependent block factorable.
-        shift = jnp.finfo(products.dtype).eps * jnp.trace(products)
+        # The shift keeps a nearly dependent block factorable, and one of zeros.
+        info = jnp.finfo(products.dtype)
+        shift = info.eps * jnp.trace(products) + info.tiny
         factor = jnp.linalg.cholesky(products + shift * identity)
         inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
         basis = combine(inverse, basis)

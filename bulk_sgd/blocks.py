@@ -128,7 +128,8 @@ def restrict(matvec, params, mask):
       [2.0, 2.0]
     """
     selected = masking.select(params, mask)
-    flags = jax.tree.map(lambda x: x is not None, selected, is_leaf=lambda x: x is None)
+    # Of `params`, in which a mask of the transform may have left None already.
+    flags = jax.tree.map(lambda _, x: x is not None, params, selected)
     leaves, structure = jax.tree.flatten(params)
     static = tuple(jax.tree.leaves(flags)), structure, tuple(map(jnp.shape, leaves))
     return _Block(curvature.as_pytree(matvec), static)

@@ -129,16 +129,25 @@ def default() -> ConfigDict:
     # previous basis; "streaming" averages the curvature of mini-batches over steps, one
     # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
     # alignment below), and is meant for data = "batch". With "full" or "subset" it
-    # follows as well, and its product costs so many images.
+    # follows as well, and its product costs so many images. "krylov_filter" takes a few
+    # steps of Lanczos from every update. "update_pca" and "streaming_pca" take the
+    # principal components of updates and no product; they need every step, too.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
-    # lanczos, also where power falls back on it: per solve; 0: 10 rank + 50
+    # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
     config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    config.subspace.num_matvecs = 10  # krylov_filter: steps from an update
+    config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
+    config.subspace.window = 50  # update_pca: number of updates
+    config.subspace.update_gain = 0.01  # streaming_pca: weight of a new update
+    # Not "": the rank is split evenly over blocks of parameters, each solved by
+    # itself: "layer", or a regular expression that finds a block's name in a path.
+    config.subspace.blocks = ""
     # Above 0: the solver is called only when a probe says that the basis misses more
     # than this share of an update; one matvec every so many refreshes.
     config.subspace.drift = 0.0
@@ -163,7 +172,7 @@ def default() -> ConfigDict:
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
     # Energies of H, G and F in the subspace and the bulk, batch sharpness: see
-    # `bulk_sgd.measures`.
+    # `bulk_sgd.measures`; and the overlap of the subspace with that of a Lanczos solve.
     config.measures = ConfigDict()
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
     # Steps, likewise, between rows with λ_1 of the whole training loss at that very
@@ -254,10 +263,10 @@ def validate(config: ConfigDict):
     if switch.alignment > 0:
         intervals["switch.measure_every"] = switch.measure_every
     for name, interval in intervals.items():
-        if space.solver == "streaming" and interval != 1:
+        if space.solver in solvers.EVERY_STEP and interval != 1:
             raise ValueError(
                 f"config.{name} is {interval}; it must be 1 with "
-                "config.subspace.solver = 'streaming', which averages over steps."
+                f"config.subspace.solver = {space.solver!r}, which averages over steps."
             )
     arms.parse_all(config.arms)
     sharding.validate(config.sharding)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bulk_sgd import arms as arms_lib
-from bulk_sgd import basis, checks, data, losses, models, record
+from bulk_sgd import basis, checks, data, losses, models, record, solvers
 from bulk_sgd import config as config_lib
 from bulk_sgd import forecast as forecast_lib
 from bulk_sgd.data.stream import Stream
@@ -119,6 +119,7 @@ class Experiment:
             basis.size(self.params),
             "the number of parameters",
         )
+        self._check_solver()
         self.forecast = self._forecast()
         if config.check_memory:
             forecast_lib.check(self.forecast, jax.local_devices()[0])
@@ -151,6 +152,15 @@ class Experiment:
                 f"{ways[per_example]}, but config.data.name = "
                 f"{self.config.data.name!r} needs {ways[1 - per_example]}."
             )
+
+    def _check_solver(self):
+        """Raises where the solver does not fit the parameters, such as their blocks."""
+        space = self.config.subspace
+        solver = solvers.build(space)
+        try:
+            jax.eval_shape(lambda params: solver.init(params, space.rank), self.params)
+        except ValueError as error:
+            raise ValueError(f"config.subspace: {error}") from None
 
     @property
     def ends_by_alignment(self) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bulk_sgd import basis, distributed, losses, metrics, optimizers, record
+from bulk_sgd import basis, distributed, losses, metrics, optimizers, record, solvers
 from bulk_sgd.checkpoint import Checkpoints
 from bulk_sgd.curvature import CURVATURES
 from bulk_sgd.experiment import Experiment
@@ -202,6 +202,7 @@ class Run(contextlib.AbstractContextManager):
             "descent_ratio": None,
             "eigenvalues": None,
             "residuals": None,
+            "kept": None,
             "sharpness": None,
             "sharpness_ratio": None,
             "matvecs": entry["matvecs"],
@@ -214,9 +215,13 @@ class Run(contextlib.AbstractContextManager):
         if taken:
             row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
         if int(space.refreshes) > int(space.failed_refreshes):
+            values = np.asarray(space.subspace.eigenvalues)
+            order = np.argsort(-values)  # those of several blocks follow each other
+            row["kept"] = int(found.kept)
             row["alignment_gradient"] = float(found.alignment_gradient)
-            row["eigenvalues"] = np.asarray(space.subspace.eigenvalues)
-            row["residuals"] = np.asarray(space.subspace.residuals)
+            if self._config.subspace.solver not in solvers.HESSIAN_FREE:
+                row["eigenvalues"] = values[order]
+                row["residuals"] = np.asarray(space.subspace.residuals)[order]
             if taken:
                 row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
                 row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
@@ -241,7 +246,7 @@ class Run(contextlib.AbstractContextManager):
 
     def _measures(self, state: TrainState) -> dict:
         step = int(state.step)
-        found = self._programs.measure(
+        found, fidelity = self._programs.measure(
             state,
             self.experiment.task,
             self.experiment.feed(step),
@@ -252,6 +257,7 @@ class Run(contextlib.AbstractContextManager):
             "sum_rule_error": float(found.sum_rule_error),
             "batch_sharpness": float(found.batch_sharpness),
         }
+        row |= {name: float(value) for name, value in fidelity.items()}
         for operator in CURVATURES:
             curvature = found.curvatures[operator]
             energies = curvature.energies

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bulk_sgd import basis, checks
-from bulk_sgd.subspace import Subspace
+from bulk_sgd.subspace import Rows, Subspace
 
 DATA, FSDP = "data", "fsdp"
 
@@ -145,14 +145,14 @@ class Layout:
     def state(self, state):
         """That of a `steps.TrainState`: sharded are parameters, moments and basis."""
 
-        def place(part):  # a solver may keep a Subspace of its own
+        def place(part):  # a solver may keep vectors of its own
             layout = jax.tree.map(lambda _: self.replicated, part)
             if isinstance(part, Subspace):
                 return layout._replace(eigenvectors=self.basis(part.eigenvectors))
-            return layout
+            return self.basis(part) if isinstance(part, Rows) else layout
 
-        is_subspace = lambda x: isinstance(x, Subspace)
-        layout = jax.tree.map(place, state, is_leaf=is_subspace)
+        is_basis = lambda x: isinstance(x, Subspace | Rows)
+        layout = jax.tree.map(place, state, is_leaf=is_basis)
         return layout._replace(
             params=self.parameters(state.params), inner=self.parameters(state.inner)
         )

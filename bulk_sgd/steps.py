@@ -20,6 +20,7 @@ from bulk_sgd.losses import accuracy
 from bulk_sgd.objective import Objective
 from bulk_sgd.sharding import Layout
 from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.subsampling import subsampling_error
 from bulk_sgd.transforms import ScaleBySubspaceState, Switch, scale_by_subspace
 
 
@@ -80,7 +81,7 @@ class Trace(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Measurements at one point; all but the last are scalars.
+    """Measurements at one point, all scalars.
 
     Attributes:
       train_loss: mean loss over the training set.
@@ -88,12 +89,14 @@ class Evaluation(NamedTuple):
       test_accuracy: between 0 and 1.
       alignment_gradient: χ_k of the gradient on the full training set, in the
         coordinates of the subspace.
+      kept: int32, rows of the subspace that are not zero.
     """
 
     train_loss: jax.Array
     test_loss: jax.Array
     test_accuracy: jax.Array
     alignment_gradient: jax.Array
+    kept: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -321,6 +324,7 @@ class Programs:
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             alignment_gradient=state.subspace.subspace.alignment(gradient),
+            kept=state.subspace.subspace.kept,
         )
 
     def _sharpness(self, state: TrainState, task: Task):
@@ -340,15 +344,46 @@ class Programs:
         return jnp.where(found.converged, found.eigenvalues[0], jnp.nan)
 
     def _measure(self, state: TrainState, task: Task, feed, key):
-        """`measures.measure` on the data of the curvature, or on all of it."""
-        return measures.measure(
+        """`measures.measure` on the data of the curvature, and `_fidelity`."""
+        objective = task.curvature or task.train
+        found = measures.measure(
             state.params,
             state.subspace.subspace,
-            task.curvature or task.train,
+            objective,
             (lambda i: task.batch(feed, i), len(jax.tree.leaves(feed)[0])),
             key,
             self._config.measures.num_probes,
         )
+        return found, self._fidelity(state, task, objective)
+
+    def _fidelity(self, state: TrainState, task: Task, objective: Objective) -> dict:
+        """How far the subspace in use is from the one that it stands for.
+
+        Returns:
+          Scalars by name: against a Lanczos solve on the data of the curvature the
+          overlap, and χ_k of the gradient in the solved subspace; where those data are
+          a subset, what they miss according to `subsampling_error`. NaN where a solve
+          failed.
+        """
+        space, params = self._config.subspace, state.params
+        gradient = jax.grad(task.train)(params)
+        found = state.subspace.subspace
+        layout = self._layout.parameters(params)
+        matvec = sharded(hessian(objective, params), layout)
+        # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
+        exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
+        valid = exact.converged
+        facts = {
+            "exact_overlap": jnp.where(valid, found.overlap(exact), jnp.nan),
+            "exact_alignment": jnp.where(valid, exact.alignment(gradient), jnp.nan),
+        }
+        if space.data == "subset":
+            total = task.train.num_examples
+            missed = subsampling_error(objective, params, gradient, space.rank, total)
+            for name in ("eigenvalues", "overlap", "projection"):
+                value = jnp.where(missed.converged, getattr(missed, name), jnp.nan)
+                facts[f"subsampling_{name}"] = value
+        return facts
 
 
 def _loss_and_accuracy(part: Objective, params):

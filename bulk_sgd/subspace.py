@@ -50,6 +50,12 @@ class Subspace(NamedTuple):
         """Number of directions k (rows, zero ones included)."""
         return self.eigenvalues.shape[0]
 
+    @property
+    def kept(self):
+        """Number of rows that are not zero, an int32 scalar."""
+        squares = basis.map_rows(lambda row: basis.dot(row, row), self.eigenvectors)
+        return jnp.sum(squares > 0, dtype=jnp.int32)
+
     def coefficients(self, vector):
         """Uᵀ v, shape `(k,)`, in the working dtype."""
         return basis.inner(self.eigenvectors, basis.widen(vector))
@@ -68,9 +74,23 @@ class Subspace(NamedTuple):
         return alignment(self.coefficients(vector), vector)
 
     def overlap(self, other: "Subspace"):
-        """‖U₁ᵀ U₂‖²_F / k, between 0 (orthogonal) and 1 (equal spans)."""
+        """‖U₁ᵀ U₂‖²_F / k, between 0 (orthogonal) and 1 (equal spans).
+
+        k is the larger number of rows that are not zero; 0 if there are none.
+        """
         cosines = basis.gram(self.eigenvectors, other.eigenvectors)
-        return jnp.sum(cosines**2) / self.rank
+        larger = jnp.maximum(jnp.maximum(self.kept, other.kept), 1)
+        return jnp.sum(cosines**2) / larger
+
+
+class Rows(NamedTuple):
+    """Vectors that a solver keeps in its state, laid out over devices like parameters.
+
+    Attributes:
+      rows: pytree like the parameters with leaves `(m, *leaf.shape)`.
+    """
+
+    rows: Any
 
 
 def alignment(coefficients, vector):

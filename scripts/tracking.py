@@ -1,12 +1,14 @@
 """How well each solver follows the dominant subspace along training, and its price.
 
-  python scripts/tracking.py [--steps=200] [--only=power] [--json=FILE]
+  python scripts/tracking.py [--steps=200] [--only=power,krylov] [--json=FILE]
 
 SGD on 1,000 images of MNIST with a tanh MLP (26,506 parameters), squared error summed
 over the classes, batch 50, rate 0.05, from step 500 on. At every step the projector P̂
 of each solver is compared with the exact P of the full-data Hessian (Lanczos to 1e-5):
 the error ‖(P̂ − P) u‖ / ‖u‖ for u the full-batch and the mini-batch gradient, averaged
-over the second half of the steps.
+over the second half of the steps. χ is the alignment ‖P̂ u‖ / ‖u‖ of the latter.
+
+The last rows compare samples of the data with what `subsampling_error` says of them.
 """
 
 import argparse
@@ -26,12 +28,16 @@ def main():
     """Runs every solver along the same path and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument(
+        "--only", default="", help="rows with one of these in their names"
+    )
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
     path = _Path(arguments.steps)
     lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
     power, on_drift, adaptive = bulk_sgd.power, bulk_sgd.on_drift, bulk_sgd.adaptive
+    krylov, blockwise = bulk_sgd.krylov_filter, bulk_sgd.blockwise
+    update_pca, streaming_pca = bulk_sgd.update_pca, bulk_sgd.streaming_pca
     above = adaptive(power(), 1, learning_rate=_RATE)
     contestants = {  # name: solver, images per matvec (0: all), steps per refresh
         "lanczos, tol 1e-2": (lanczos(1e-2), 0, 1),
@@ -39,6 +45,7 @@ def main():
         "lanczos, every 10 steps": (lanczos(), 0, 10),
         "lanczos, every 50 steps": (lanczos(), 0, 50),
         "power, of the basis": (power(), 0, 1),
+        "power, or lanczos by residuals": (power(tol=0.1), 0, 1),
         "power, along the update": (power("update"), 0, 1),
         "power, along the update, every 2": (power("update"), 0, 2),
         "lanczos on drift": (on_drift(lanczos(), every=4), 0, 1),
@@ -46,6 +53,10 @@ def main():
         "power on drift, probed every step": (on_drift(power(), 0.07), 0, 1),
         "power, before the largest gap": (adaptive(power()), 0, 1),
         "power, above 1 / learning rate": (above, 0, 1),
+        "krylov, 5 steps": (krylov(5), 0, 1),
+        "krylov, 10 steps": (krylov(10), 0, 1),
+        "krylov, 20 steps": (krylov(20), 0, 1),
+        "lanczos by layer": (blockwise(lanczos()), 0, 1),
         "lanczos of the batch": (lanczos(), _BATCH, 1),
         "streaming, 1 column": (streaming(), _BATCH, 1),
         "streaming, 1 column, every 2 steps": (streaming(every=2), _BATCH, 1),
@@ -53,19 +64,32 @@ def main():
         "streaming, all columns": (streaming(0), _BATCH, 1),
         "streaming, 1 column, batch 250": (streaming(), 5 * _BATCH, 1),
         "streaming, all columns, batch 250": (streaming(0), 5 * _BATCH, 1),
+        "update PCA, window 20": (update_pca(20), 0, 1),
+        "update PCA, window 50": (update_pca(50), 0, 1),
+        "update PCA, window 100": (update_pca(100), 0, 1),
+        "streaming PCA, gain 0.05": (streaming_pca(0.05), 0, 1),
+        "streaming PCA, gain 0.01": (streaming_pca(0.01), 0, 1),
     }
-    head = ("solver", "matvecs/step", "of images", "error full", "mini", "overlap")
-    print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}".format(*head))
+    wanted = arguments.only.split(",")
+    head = ("solver", "matvecs/step", "of images", "error full", "mini", "overlap", "χ")
+    print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}{:>7s}".format(*head))
     results = {}
     for name, (solver, images, every) in contestants.items():
-        if arguments.only not in name:
+        if not any(part in name for part in wanted):
             continue
         found = path.follow(solver, images, every)
         results[name] = found
         print(
             f"{name:36s}{found['matvecs']:14.2f}{images or path.size:11d}"
             f"{found['full']:12.3f}{found['mini']:8.3f}{found['overlap']:9.3f}"
+            f"{found['alignment']:7.3f}",
+            flush=True,
         )
+    for size in (100, 250, 500):
+        name = f"sample of {size}"
+        if any(part in name for part in wanted):
+            results[name] = path.sample(size)
+            print(name, {key: f"{x:.3g}" for key, x in results[name].items()})
     facts = record.provenance()
     print(f"{facts['device']}, jax {facts['versions']['jax']}")
     if arguments.json:
@@ -121,6 +145,7 @@ class _Path:
                 "full": _error(found, exact, full_gradient),
                 "mini": _error(found, exact, gradient),
                 "overlap": found.overlap(exact),
+                "alignment": found.alignment(gradient),
                 "matvecs": spent,
             }
             return carry, measured
@@ -132,6 +157,36 @@ class _Path:
         trace = scan(start, along)
         half = count // 2
         return {name: float(np.mean(x[half:])) for name, x in trace.items()}
+
+    def sample(self, size: int, count: int = 20) -> dict:
+        """Root mean squares of stated and of true errors of samples along the path."""
+
+        def draw(at):
+            index, params, exact = at
+            order = jax.random.permutation(jax.random.key(index), self.size)
+            sample = self.objective.take(order[:size])
+            gradient = jax.grad(self.objective)(params)
+            said = bulk_sgd.subsampling_error(
+                sample, params, gradient, _RANK, self.size, max_matvecs=300
+            )
+            matvec = bulk_sgd.hessian(sample, params)
+            own = bulk_sgd.top_eigenpairs(matvec, gradient, _RANK, 1e-4, 300)
+            gaps = own.eigenvalues - exact.eigenvalues
+            return {
+                "eigenvalues": jnp.mean(gaps**2),
+                "eigenvalues, stated": said.eigenvalues**2,
+                "overlap": 1 - own.overlap(exact),
+                "overlap, stated": 1 - said.overlap,
+                "projection": _error(own, exact, gradient) ** 2,
+                "projection, stated": said.projection**2,
+            }
+
+        every = max(len(self.indices) // count, 1)
+        points, exact = jax.tree.map(lambda x: x[::every], (self.points, self.exact))
+        index = jnp.arange(len(exact.eigenvalues))
+        found = jax.jit(lambda at: jax.lax.map(draw, at))((index, points, exact))
+        means = {name: float(np.mean(x)) for name, x in found.items()}
+        return {k: 1 - x if "overlap" in k else x**0.5 for k, x in means.items()}
 
 
 def _walk(params, objective, indices):

@@ -26,6 +26,14 @@ MESHES = {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2, 2)}
 RANK, STEPS = 6, 50
 
 
+SOLVERS = {
+    "krylov_filter": {"solver": "krylov_filter"},
+    "blocks": {"blocks": "layer"},
+    "update_pca": {"solver": "update_pca", "window": 9},
+    "streaming_pca": {"solver": "streaming_pca"},
+}
+
+
 def config_of(mesh, microbatch_size=0):
     config = config_lib.default()
     config.data.num_train, config.data.num_test = 64, 16
@@ -52,9 +60,11 @@ def sent(compiled):
     return [c.shapes for c in collectives(compiled.as_text())]
 
 
-def training(mesh, microbatch_size=0):
+def training(mesh, microbatch_size=0, **space):
     """50 steps of Bulk-SGD in the training binary's own program."""
-    experiment = experiment_lib.Experiment(config_of(mesh, microbatch_size))
+    config = config_of(mesh, microbatch_size)
+    config.subspace.update(space)
+    experiment = experiment_lib.Experiment(config)
     programs = steps.Programs(experiment.config)
     # The widest floats there are: models are born in float32 whatever is enabled.
     wide = lambda x: x.astype(jnp.result_type(float))
@@ -68,6 +78,7 @@ def training(mesh, microbatch_size=0):
         "momentum": per_device(state.inner),
         "basis": per_device(state.subspace.subspace.eigenvectors),
         "examples": per_device(experiment.task.train.inputs),
+        "solver state": per_device(state.subspace.solver_state),
         "argument_bytes": compiled.memory_analysis().argument_size_in_bytes,
     }
     state, trace = compiled(state, *arguments)
@@ -160,6 +171,7 @@ def all_runs():
         "dense": basis_of_a_solver_that_knows_no_layout(),
         "training": {mesh: training(mesh) for mesh in MESHES}
         | {"data, microbatches": training("data", 32)},
+        "solvers": {name: training("fsdp", **SOLVERS[name]) for name in SOLVERS},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
         "step": {
             "fsdp": own_loop("step", "fsdp"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import arms, config, optimizers, solvers, subspace
+from bulk_sgd import arms, config, experiment, optimizers, solvers, subspace
 
 CONFIGS = sorted(
     path.stem
@@ -78,6 +78,11 @@ def test_default_is_locked():
         ("subspace.columns", 3, r"columns is 3; it must divide config\.subspace\.rank"),
         ("subspace.columns", 11, r"columns is 11; it must be from 0 to 10"),
         ("subspace.gain", 0.0, r"gain is 0\.0"),
+        ("subspace.num_matvecs", 1, r"num_matvecs is 1; it must be at least 2"),
+        ("subspace.calibrate_every", 0, r"calibrate_every is 0"),
+        ("subspace.window", 9, r"window is 9; .*at least 10 \(config\.subspace\.rank"),
+        ("subspace.update_gain", 0.0, r"update_gain is 0\.0"),
+        ("subspace.blocks", "(", r"blocks is '\('; it must be '', 'layer' or a reg"),
         ("subspace.along", "rows", r"along is 'rows'; it must be one of basis, update"),
         ("subspace.drift", 1.5, r"drift is 1\.5; it must be a number from 0 to 1"),
         ("subspace.probe_every", 0, r"probe_every is 0"),
@@ -110,8 +115,16 @@ def test_wrong_values_are_named(field, value, match):
     for group in groups:
         holder = holder[group]
     # The fields of the other solvers are not looked at.
-    solvers = {"columns": "streaming", "gain": "streaming", "along": "power"}
-    wrong.subspace.solver = solvers.get(name, "lanczos")
+    owners = {
+        "columns": "streaming",
+        "gain": "streaming",
+        "along": "power",
+        "num_matvecs": "krylov_filter",
+        "calibrate_every": "krylov_filter",
+        "window": "update_pca",
+        "update_gain": "streaming_pca",
+    }
+    wrong.subspace.solver = owners.get(name, "lanczos")
     with holder.ignore_type():
         holder[name] = value
     with pytest.raises(ValueError, match=match):
@@ -141,6 +154,40 @@ def test_streaming_needs_every_step_and_takes_any_data():
     fields.switch.measure_every, fields.subspace.refresh_every = 1, 20
     with pytest.raises(ValueError, match=r"subspace\.refresh_every is 20; it must be"):
         config.validate(fields)
+
+
+@pytest.mark.parametrize("solver", solvers.HESSIAN_FREE)
+def test_hessian_free_solvers_know_no_curvature(solver):
+    fields = config.default()
+    fields.subspace.solver = solver
+    config.validate(fields)
+    fields.subspace.refresh_every = 2
+    with pytest.raises(ValueError, match=f"must be 1 with .* = '{solver}', which"):
+        config.validate(fields)
+    fields.subspace.update(refresh_every=1, drift=0.1)
+    with pytest.raises(
+        ValueError, match=r"drift is 0.1; it must be 0.0 with .*no curv"
+    ):
+        config.validate(fields)
+    fields.subspace.update(drift=0.0, keep="rate")
+    with pytest.raises(ValueError, match="keep is 'rate'; it must be 'all' with"):
+        config.validate(fields)
+
+
+def test_full_solves_of_the_krylov_filter_find_one_more():
+    fields = config.default()
+    fields.subspace.update(solver="krylov_filter", max_matvecs=10)
+    with pytest.raises(ValueError, match=r"max_matvecs is 10; it must be at least 11"):
+        config.validate(fields)
+
+
+def test_blocks_without_parameters_are_named():
+    fields = config.default()
+    fields.subspace.blocks = "attention"
+    with pytest.raises(
+        ValueError, match=r"config.subspace: by is 'attention', which p"
+    ):
+        experiment.Experiment(fields)
 
 
 def test_zero_bounds_are_the_defaults_of_lanczos():
@@ -230,6 +277,10 @@ def test_optimizers_are_optax_with_their_fields():
         ("power", {"along": "update"}, 1),
         ("lanczos", {"drift": 0.5}, 1),
         ("power", {"drift": 0.5, "probe_every": 2}, 1),
+        ("power", {"blocks": "layer"}, 3),
+        ("krylov_filter", {"num_matvecs": 2}, 4),  # the first call, all of four
+        ("update_pca", {"window": 3}, 0),
+        ("streaming_pca", {}, 0),
     ],
 )
 def test_solvers_are_built_from_their_fields(solver, changes, spent):

@@ -655,6 +655,10 @@ def test_page_says_what_the_subspace_is_that_of(tmp_path):
     write_run(tmp_path, config={"subspace": SPACE})
     text = report.write_report(tmp_path).read_text()
     assert "Hessian of 1,000 training examples, lanczos every 20 steps" in text
+    space = SPACE | {"solver": "streaming_pca"}
+    write_run(tmp_path / "free", config={"subspace": space})
+    text = report.write_report(tmp_path / "free").read_text()
+    assert "principal components of updates, streaming_pca" in text
 
 
 def test_a_diverged_prefix_is_named(tmp_path):

@@ -16,7 +16,10 @@ from bulk_sgd.collectives import collectives
 from bulk_sgd.data.rows import Rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RANK, NUM_ROWS = 6, 2 * 6 + 10 + 1  # of the basis that a step ends with and works with
+RANK, WINDOW = 6, 9
+# Rows of the bases that a step ends with and works with: of a solve for the rank, for
+# one more, for half as many in a block, and of a window.
+ROW_COUNTS = {3, 6, 7, *(2 * k + 11 for k in (3, 6, 7)), WINDOW}
 
 
 FOUR_DEVICES = {
@@ -70,12 +73,24 @@ def test_state_is_born_and_stays_split_over_fsdp(runs):
     assert fsdp["argument_bytes"] <= 0.27 * one["argument_bytes"]
 
 
+def test_every_solver_keeps_its_vectors_split(runs):
+    one = runs["training"]["one"]
+    rows = {"update_pca": WINDOW, "streaming_pca": 1}
+    for name, run in runs["solvers"].items():
+        assert run["failed"] == 0
+        assert np.isfinite(run["losses"]).all()
+        assert run["basis after"] <= 1.01 * one["basis"] / 4
+        # The window and the last update, and some numbers.
+        kept = rows.get(name, 0) * one["params"] / 4
+        assert run["solver state"] <= 1.01 * kept + (WINDOW) ** 2 + 2
+
+
 def test_memory_of_a_solve_shrinks_with_fsdp(runs):
     solves = runs["solve"]
     assert solves["fsdp"]["temporary_bytes"] <= 0.3 * solves["one"]["temporary_bytes"]
 
 
-@pytest.mark.parametrize("kind", ["training", "solve", "step"])
+@pytest.mark.parametrize("kind", ["training", "solvers", "solve", "step"])
 def test_no_collective_carries_a_basis(runs, kind):
     for mesh, run in runs[kind].items():
         shapes = [shape for arrays in run["sent"] for shape in arrays]
@@ -83,8 +98,8 @@ def test_no_collective_carries_a_basis(runs, kind):
         # No parameter or datum has an axis of these lengths, and coefficients of
         # the rows have no other axis.
         for shape in shapes:
-            if {RANK, NUM_ROWS} & set(shape):
-                assert len(shape) == 1 or set(shape) <= {RANK, NUM_ROWS, 1}, mesh
+            if ROW_COUNTS & set(shape):
+                assert len(shape) == 1 or set(shape) <= ROW_COUNTS | {1}, mesh
 
 
 def test_replicated_parameters_take_one_collective_per_product(runs):

@@ -124,6 +124,22 @@ def test_overlap_is_between_zero_and_one():
     np.testing.assert_allclose(space.overlap(other), (cosines**2).mean() * 3, **CLOSE)
 
 
+def test_overlap_goes_by_the_rows_that_are_kept():
+    space = orthonormal()
+    drop = lambda *rows: space._replace(
+        eigenvectors=jax.tree.map(
+            lambda x: x.at[jnp.asarray(rows)].set(0), space.eigenvectors
+        )
+    )
+    two, one, none = drop(1), drop(0, 1), drop(0, 1, 2)
+    assert [int(s.kept) for s in (space, two, one, none)] == [3, 2, 1, 0]
+    np.testing.assert_allclose(two.overlap(two), 1, **CLOSE)
+    # Equal spans alone give 1: what one of them lacks counts, whichever it is.
+    np.testing.assert_allclose(two.overlap(space), 2 / 3, **CLOSE)
+    np.testing.assert_allclose(space.overlap(one), 1 / 3, **CLOSE)
+    assert float(none.overlap(space)) == float(none.overlap(none)) == 0
+
+
 def test_empty_subspace_projects_everything_to_zero():
     space, v = subspace.empty(LIKE, RANK), vector()
     assert not flat(space.project(v)).any()

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from bulk_sgd import solvers
 from bulk_sgd.report import figures, page
 from bulk_sgd.report.narrative import chi, happened, number, percent, state, whose
 from bulk_sgd.report.results import PREFIX, Run, read_run
@@ -82,6 +83,8 @@ def _subspace(info):
     space = (info.get("config") or {}).get("subspace")
     if not space:
         return ""
+    if space["solver"] in solvers.HESSIAN_FREE:
+        return f"principal components of updates, {space['solver']}"
     operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
         space["curvature"], "Hessian"
     )
@@ -94,7 +97,8 @@ def _subspace(info):
     }[space["data"]]
     every = space["refresh_every"]
     steps = "step" if every == 1 else f"{every:,} steps"
-    return f"{operator} {of}, {space['solver']} every {steps}"
+    by = " by block" if space.get("blocks") else ""
+    return f"{operator} {of}, {space['solver']}{by} every {steps}"
 
 
 def _explanation(run):

@@ -1,11 +1,17 @@
 """Solvers by name, from the fields of `config.subspace`."""
 
+import re
+
 from bulk_sgd import checks
 from bulk_sgd.solvers.adaptive import adaptive
+from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
+from bulk_sgd.solvers.krylov import krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import streaming
+from bulk_sgd.solvers.streaming_pca import streaming_pca
+from bulk_sgd.solvers.update_pca import update_pca
 from bulk_sgd.subspace import Solver
 
 _BUILDERS = {
@@ -17,7 +23,19 @@ _BUILDERS = {
     ),
     "power": lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
     "streaming": lambda c: streaming(c.columns, gain=c.gain),
+    "krylov_filter": lambda c: krylov_filter(
+        c.num_matvecs,
+        calibrate_every=c.calibrate_every,
+        max_matvecs=c.max_matvecs or None,
+    ),
+    "update_pca": lambda c: update_pca(c.window),
+    "streaming_pca": lambda c: streaming_pca(c.update_gain),
 }
+
+# These average over steps, so that they must see every one.
+EVERY_STEP = ("streaming", "streaming_pca", "update_pca")
+# Their eigenvalues are variances of updates, and their residuals nothing.
+HESSIAN_FREE = ("streaming_pca", "update_pca")
 
 _KEEP = ("all", "gap", "eigenvalue", "rate")
 
@@ -29,7 +47,23 @@ def validate(config):
     checks.between("config.subspace.drift", config.drift, 0, 1)
     checks.integer("config.subspace.probe_every", config.probe_every, 1)
     checks.one_of("config.subspace.keep", config.keep, _KEEP)
+    if config.blocks and config.blocks != "layer":
+        try:
+            re.compile(config.blocks)
+        except re.error:
+            raise ValueError(
+                f"config.subspace.blocks is {config.blocks!r}; it must be '', 'layer' "
+                "or a regular expression."
+            ) from None
     checks.at_least("config.subspace.threshold", config.threshold, 0)
+    if config.solver in HESSIAN_FREE:
+        for name, plain in (("drift", 0.0), ("keep", "all")):
+            if config[name] != plain:
+                raise ValueError(
+                    f"config.subspace.{name} is {config[name]!r}; it must be {plain!r} "
+                    f"with config.subspace.solver = {config.solver!r}, which knows no "
+                    "curvature."
+                )
     if config.keep == "gap":
         why = "config.subspace.keep is 'gap'"
         checks.integer("config.subspace.rank", config.rank, 2, why=why)
@@ -40,6 +74,8 @@ def build(config, learning_rate=1.0) -> Solver:
     solver = _BUILDERS[config.solver](config)
     if config.drift:
         solver = on_drift(solver, config.drift, every=config.probe_every)
+    if config.blocks:
+        solver = blockwise(solver, None if config.blocks == "layer" else config.blocks)
     if config.keep == "gap":
         return adaptive(solver)
     if config.keep != "all":
@@ -74,8 +110,30 @@ def _check_streaming(config):
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
 
 
+def _check_krylov(config):
+    if config.max_matvecs:
+        why = "config.subspace.rank + 1; 0 is the default"
+        checks.integer(
+            "config.subspace.max_matvecs", config.max_matvecs, config.rank + 1, why=why
+        )
+    checks.integer("config.subspace.num_matvecs", config.num_matvecs, 2)
+    checks.integer("config.subspace.calibrate_every", config.calibrate_every, 1)
+
+
+def _check_update_pca(config):
+    why = "config.subspace.rank"
+    checks.integer("config.subspace.window", config.window, config.rank, why=why)
+
+
+def _check_streaming_pca(config):
+    checks.between("config.subspace.update_gain", config.update_gain, 1e-6, 1)
+
+
 _CHECKS = {
     "lanczos": _check_lanczos,
     "power": _check_power,
     "streaming": _check_streaming,
+    "krylov_filter": _check_krylov,
+    "update_pca": _check_update_pca,
+    "streaming_pca": _check_streaming_pca,
 }

@@ -141,7 +141,7 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
       of that one, whether all is finite and to be used, the quotients and the noise.
     """
     rank, width = len(state.quotients), basis.num_rows(block)
-    index = jnp.arange(rank)
+    index, zero = jnp.arange(rank), jnp.zeros_like(start)
     beyond = (index < start) | (index >= start + width)
     partner = _partner(state.quotients, start + turning, beyond)
     product = basis.map_rows(curvature.linearize(matvec), block)
@@ -149,19 +149,19 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     if width < rank:
         # A row that was just seeded is not among `rows` yet.
         inside = jax.lax.dynamic_update_slice(
-            basis.gram(product, rows), inside, (0, start)
+            basis.gram(product, rows), inside, (zero, start)
         )
     outside = _squared_norms(product) - jnp.sum(inside**2, axis=1)
 
-    old = jax.lax.dynamic_slice(state.quotients, (start, 0), (width, rank))
+    old = jax.lax.dynamic_slice(state.quotients, (start, zero), (width, rank))
     slab = old + weight * (inside - old)
-    quotients = jax.lax.dynamic_update_slice(state.quotients, slab, (start, 0))
-    quotients = jax.lax.dynamic_update_slice(quotients, slab.T, (0, start))
+    quotients = jax.lax.dynamic_update_slice(state.quotients, slab, (start, zero))
+    quotients = jax.lax.dynamic_update_slice(quotients, slab.T, (zero, start))
     variance = jax.lax.dynamic_slice(state.noise, (start,), (width,))
     variance = variance + weight * (jnp.maximum(outside, 0) - variance)
     noise = jax.lax.dynamic_update_slice(state.noise, variance, (start,))
 
-    own = jnp.diag(jax.lax.dynamic_slice(old, (0, start), (width, width)))
+    own = jnp.diag(jax.lax.dynamic_slice(old, (zero, start), (width, width)))
     # The magnitude: a negative quotient as it stands would turn its vector round at
     # every step, away from all directions of larger eigenvalues.
     mixed = jax.tree.map(

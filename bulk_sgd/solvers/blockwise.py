@@ -1,0 +1,120 @@
+"""A dominant subspace of each block of parameters, as if the others were constants."""
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis, blocks, checks, masking
+from bulk_sgd.subspace import Solver, Subspace
+
+
+def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
+    """Solver that treats every block of parameters by itself.
+
+    The rank k is split evenly, the first blocks getting one more where it does not
+    divide: each of the B blocks keeps the leading eigenvectors of its diagonal block of
+    the curvature, which are zero elsewhere. They come one block after the other, so
+    that `eigenvalues` descend within a block alone. P is then
+    the projector of a block-diagonal approximation of H, as Zhou et al. use it (*BSFA*,
+    arXiv 2510.25244), where layers are to be scaled apart.
+
+    That can differ much from the dominant subspace of all parameters, whose
+    eigenvectors couple the layers (arXiv 2602.00816): `Subspace.overlap` with it tells,
+    and the training binary reports it with its measures.
+
+    Error: that of `solver` for the blocks; the overlap with the subspace of H along
+    training is in `docs/solvers.md`. Cost: the matvecs of B solves, at about k / B
+    vectors each; memory for the k rows, of which each is zero outside of its block.
+
+    Args:
+      solver: what is called for each block, such as `bulk_sgd.lanczos()`.
+      by: how parameters are grouped: None by layer, a regular expression searched in
+        the paths of the leaves, such as `"^[^/]*"`, or a function from a path to a name
+        or None. Parameters in no block are in the bulk.
+
+    Returns:
+      A `Solver` whose state is the tuple of the states of the blocks.
+
+    Raises:
+      ValueError: if an argument is out of its range, at `init` if there are more
+        blocks than the rank, or a block has fewer parameters than its share of it.
+
+    Example:
+      >>> import bulk_sgd
+      >>> solver = bulk_sgd.blockwise(bulk_sgd.lanczos(), by="^[^/]*")
+      >>> tx = bulk_sgd.project_bulk(rank=12, solver=solver)
+    """
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
+            "bulk_sgd.lanczos()."
+        )
+
+    def init(params, rank):
+        if not jax.tree.leaves(params):  # what optax.tree_map_params passes
+            return jnp.zeros(())  # one leaf for all that the blocks keep
+        masks = blocks.masks(params, by)
+        states = []
+        for (name, mask), share in zip(masks.items(), _shares(rank, masks)):
+            part = masking.select(params, mask)
+            size = basis.size(part)
+            checks.integer(
+                f"the share of block {name!r} in the rank",
+                share,
+                1,
+                size,
+                "its number of parameters",
+            )
+            states.append(solver.init(part, share))
+        return tuple(states)
+
+    def solve(matvec, subspace, state, updates, key):
+        masks = blocks.masks(updates, by)
+        shares = _shares(subspace.rank, masks)
+        found, states, start = [], [], 0
+        for mask, share, known in zip(masks.values(), shares, state):
+            own = slice(start, start + share)
+            rows = masking.select(subspace.eigenvectors, mask)
+            part = subspace._replace(
+                eigenvalues=subspace.eigenvalues[own],
+                eigenvectors=basis.block(rows, start, share),
+                residuals=subspace.residuals[own],
+            )
+            returned, after = solver.solve(
+                blocks.restrict(matvec, updates, mask),
+                part,
+                known,
+                masking.select(updates, mask),
+                jax.random.fold_in(key, start),
+            )
+            found.append(returned)
+            states.append(after)
+            start += share
+        return _join(found, masks.values(), subspace), tuple(states)
+
+    return Solver(init, solve)
+
+
+def _shares(rank: int, masks) -> list[int]:
+    """How many of the vectors each block gets."""
+    count = len(masks)
+    names = ", ".join(map(repr, masks))
+    checks.integer("rank", rank, count, why=f"one for each of the blocks {names}")
+    return [rank // count + (index < rank % count) for index in range(count)]
+
+
+def _join(parts: list[Subspace], masks, like: Subspace) -> Subspace:
+    """The rows of all blocks, one block after the other, zero outside of their own."""
+    vectors = jax.tree.map(jnp.zeros_like, like.eigenvectors)
+    start = 0
+    for part, mask in zip(parts, masks):
+        own = masking.select(vectors, mask)
+        own = basis.put(own, start, part.eigenvectors, jnp.ones((), bool))
+        vectors = masking.merge(own, vectors)
+        start += part.rank
+    return like._replace(
+        eigenvalues=jnp.concatenate([part.eigenvalues for part in parts]),
+        eigenvectors=vectors,
+        residuals=jnp.concatenate([part.residuals for part in parts]),
+        converged=jnp.all(jnp.stack([part.converged for part in parts])),
+        num_matvecs=sum(part.num_matvecs for part in parts),
+    )

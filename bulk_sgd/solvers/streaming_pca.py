@@ -1,0 +1,105 @@
+"""A Hessian-free dominant subspace: principal components of all updates, fading.
+
+The second moment C of the updates, of gradients close to the Fisher matrix of
+mini-batches, averaged as C ← (1 − ρ) C + ρ u uᵀ, and of it the k leading eigenpairs
+alone, which each update turns (Brand, *Incremental singular value decomposition of
+uncertain data with missing values*, 2002). That is Oja's rule with an exact step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis, checks
+from bulk_sgd.solvers.update_pca import hessian_free, rounding
+from bulk_sgd.subspace import Rows, Solver
+
+_TURNS = 50  # between two orthonormalisations, which cost as much as a turn
+
+
+class StreamingPCAState(NamedTuple):
+    """State of `streaming_pca`.
+
+    Attributes:
+      previous: `Rows`, the last update, which is not yet in the average.
+      count: int32, calls so far.
+    """
+
+    previous: Rows
+    count: jax.Array
+
+
+def streaming_pca(gain: float = 0.01) -> Solver:
+    """Solver that averages the second moment of the updates, at no matvec.
+
+    As `update_pca` it takes the components of the updates before the incoming one, for
+    the memory of one vector instead of a window. ρ starts at 1 and falls as one over
+    the number of updates to `gain`. Use it with `refresh_every=1`.
+
+    Attributes of the result: `eigenvalues` are mean squares of the updates along each
+    vector, and `residuals` zero, as with `update_pca`.
+
+    Error: measured along training in `docs/solvers.md`. Cost: no matvec, and two passes
+    over the basis.
+
+    Args:
+      gain: final weight ρ of a new update, above 0 and at most 1.
+
+    Returns:
+      A `Solver` with a `StreamingPCAState`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import bulk_sgd
+      >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming_pca())
+    """
+    checks.between("gain", gain, 1e-6, 1)
+
+    def init(params, rank):
+        del rank
+        return StreamingPCAState(
+            previous=Rows(basis.zeros(params, 1)), count=jnp.zeros((), jnp.int32)
+        )
+
+    def solve(matvec, subspace, state, updates, key):
+        del matvec, key
+        rows, last = subspace.eigenvectors, basis.row(state.previous.rows, 0)
+        # The first call has nothing to absorb yet.
+        weight = jnp.maximum(gain, 1 / jnp.maximum(state.count, 1))
+        weight = weight.astype(subspace.eigenvalues.dtype)
+        inside = basis.inner(rows, last)
+        outside = basis.subtract(last, basis.combine(inside, rows))
+        again = basis.inner(rows, outside)  # twice is enough
+        outside = basis.subtract(outside, basis.combine(again, rows))
+        length = basis.norm(outside)
+        along = jnp.append(inside + again, length)
+        # C in the basis of V and of the part of the update outside of it.
+        moment = jnp.diag(jnp.append((1 - weight) * subspace.eigenvalues, 0))
+        values, turn = jnp.linalg.eigh(moment + weight * jnp.outer(along, along))
+        values, turn = values[:0:-1], turn[:, :0:-1].T
+        keep = values > rounding(values)
+        turn = jnp.where(keep[:, None], turn, 0)
+        added = turn[:, -1] / jnp.where(length > 0, length, 1)
+        vectors = jax.tree.map(
+            lambda rows, x: rows + added.reshape(-1, *(1,) * x.ndim) * x,
+            basis.combine(turn[:, :-1], rows),
+            outside,
+        )
+        # Each turn loses a rounding of orthogonality.
+        vectors = jax.lax.cond(
+            state.count % _TURNS == 0, basis.orthonormal, lambda x: x, vectors
+        )
+        update = basis.widen(updates)
+        found = hessian_free(
+            subspace,
+            jnp.where(keep, values, 0),
+            vectors,
+            jnp.isfinite(basis.norm(update)),
+        )
+        previous = Rows(jax.tree.map(lambda x: x[None], update))
+        return found, StreamingPCAState(previous, state.count + 1)
+
+    return Solver(init, solve)

@@ -1,0 +1,120 @@
+"""A Hessian-free dominant subspace: principal components of the last updates.
+
+Updates lie mostly in the dominant subspace, so that their principal components are a
+guess of it, at no matvec. Zhou et al., *BSFA: Leveraging the Subspace Dichotomy to
+Accelerate Neural Network Training*, arXiv 2510.25244, estimate their projector so.
+What is found are the directions of large updates, whether sharp or not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import basis, checks
+from bulk_sgd.subspace import Rows, Solver, Subspace
+
+
+class UpdatePCAState(NamedTuple):
+    """State of `update_pca`.
+
+    Attributes:
+      window: `Rows`, the last updates.
+      products: `(m, m)`, their inner products.
+      count: int32, calls so far.
+    """
+
+    window: Rows
+    products: jax.Array
+    count: jax.Array
+
+
+def update_pca(window: int = 50, *, every: int = 1) -> Solver:
+    """Solver that takes the principal components of the last updates, at no matvec.
+
+    The subspace is that of the updates *before* the incoming one, which would else be
+    part of its own dominant subspace. While fewer than k of them are known the missing
+    rows are zeros. Use it with `refresh_every=1`.
+
+    Attributes of the result: `eigenvalues` are mean squares of the updates along each
+    vector, not of any Hessian, of which nothing is known: no spectral filter and no
+    `adaptive` threshold can go by them. `residuals` are zero and say nothing.
+
+    Error: several times that of `streaming`, which costs one matvec; measured along
+    training in `docs/solvers.md`. Cost: no matvec, and memory for the window.
+
+    Args:
+      window: number m of updates remembered, at least the rank.
+      every: take the components at one call in so many.
+
+    Returns:
+      A `Solver` with an `UpdatePCAState`.
+
+    Raises:
+      ValueError: if an argument is out of its range, at `init` if the window is smaller
+        than the rank.
+
+    Example:
+      >>> import bulk_sgd
+      >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.update_pca(window=100))
+    """
+    checks.integer("window", window, 1)
+    checks.integer("every", every, 1)
+
+    def init(params, rank):
+        checks.integer("window", window, rank, why="the rank")
+        dtype = basis.working_dtype(params)
+        return UpdatePCAState(
+            window=Rows(basis.zeros(params, window, dtype)),
+            products=jnp.zeros((window, window), dtype),
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def solve(matvec, subspace, state, updates, key):
+        del matvec, key
+        rows, products = state.window.rows, state.products
+
+        def components():
+            values, vectors = jnp.linalg.eigh(products)
+            values = values[::-1][: subspace.rank]
+            vectors = vectors[:, ::-1].T[: subspace.rank]
+            keep = values > rounding(values)
+            weights = vectors / jnp.sqrt(jnp.where(keep, values, 1))[:, None]
+            found = basis.combine(jnp.where(keep[:, None], weights, 0), rows)
+            # Inner products square the ratio of the components: float32 leaves little
+            # of the orthogonality of the last.
+            return jnp.where(keep, values, 0) / window, basis.orthonormal(found)
+
+        values, vectors = jax.lax.cond(
+            state.count % every == 0,
+            components,
+            lambda: (subspace.eigenvalues, subspace.eigenvectors),
+        )
+        update = basis.widen(updates)
+        finite = jnp.isfinite(basis.norm(update))
+        slot = state.count % window
+        written = jax.tree.map(lambda x: x[None], update)
+        rows = basis.put(rows, slot, written, finite)
+        column = basis.inner(rows, update)
+        products = products.at[slot].set(column).at[:, slot].set(column)
+        products = jnp.where(finite, products, state.products)
+        found = hessian_free(subspace, values, vectors, finite)
+        return found, UpdatePCAState(Rows(rows), products, state.count + 1)
+
+    return Solver(init, solve)
+
+
+def rounding(values):
+    """Below this a mean square of float32 updates is noise; `values` descend."""
+    return 100 * jnp.finfo(values.dtype).eps * values[0]
+
+
+def hessian_free(subspace: Subspace, values, vectors, finite) -> Subspace:
+    """What a solver found that took no product."""
+    return subspace._replace(
+        eigenvalues=values,
+        eigenvectors=vectors,
+        residuals=jnp.zeros_like(values),
+        converged=finite,
+        num_matvecs=jnp.zeros((), jnp.int32),
+    )
