@@ -10,6 +10,7 @@ from test_train import tiny
 
 from bulk_sgd import grid, sweep
 from bulk_sgd.report import claims, study, study_figures, study_report
+from bulk_sgd.report.page import text as page_text
 
 SCALES = {
     "sgd": (1.0, 1.0),
@@ -110,8 +111,10 @@ def test_nothing_is_said_of_arms_that_have_not_ended(tmp_path):
     cell = axis.cells[0]
     assert all(math.isnan(value) for value in cell.outcome("bulk_sgd").values())
     assert cell.outcome("dom_sgd")["diverged"] == 1
-    known = {k for k, v in cell.outcome("dom_sgd").items() if math.isfinite(v)}
-    assert known == {"diverged", "stable_rate", "stable_ratio"}
+    known = {k: v for k, v in cell.outcome("dom_sgd").items() if math.isfinite(v)}
+    rates = {"stable_rate", "stable_ratio"}
+    assert known.keys() - rates == {"diverged", "speed_up", "matvec_speed_up"}
+    assert known["speed_up"] == 0
     write_axis(tmp_path / "b", [{"seed": 0}])
     write_cell(tmp_path / "b", 0, statuses={"sgd": "running"})
     (axis,) = study.read_study(tmp_path / "b")
@@ -145,13 +148,15 @@ def test_claims_follow_the_numbers(axis, tmp_path):
     assert found[by_rate] == "undecided"  # 0.5 and 2.0 times that of SGD
     assert found["The functional Hessian lies mostly in the bulk: F"] == "not measured"
     # Other numbers, other verdicts.
-    write_axis(tmp_path / "other", [{"seed": 0}], "Seeds")
-    write_cell(tmp_path / "other", 0, bulk_sgd=0.05)
-    rows = (sweep.cell_folder(tmp_path / "other", 0) / "metrics.jsonl").read_text()
-    worse = rows.replace('"alignment_gradient": 0.8', '"alignment_gradient": 0.3')
-    worse = worse.replace('"train_loss": 0.97', '"train_loss": 0.5')
-    worse = worse.replace('"train_loss": 0.2,', '"train_loss": 0.9,')
-    (sweep.cell_folder(tmp_path / "other", 0) / "metrics.jsonl").write_text(worse)
+    write_axis(tmp_path / "other", [{"seed": 0}, {"seed": 1}], "Seeds")
+    for index in (0, 1):
+        write_cell(tmp_path / "other", index, bulk_sgd=0.05)
+        file = sweep.cell_folder(tmp_path / "other", index) / "metrics.jsonl"
+        worse = file.read_text().replace(
+            '"alignment_gradient": 0.8', '"alignment_gradient": 0.3'
+        )
+        worse = worse.replace('"train_loss": 0.97', '"train_loss": 0.5')
+        file.write_text(worse.replace('"train_loss": 0.2,', '"train_loss": 0.9,'))
     found = verdicts(study.read_study(tmp_path / "other"))
     assert found["Dom-SGD stalls"] == "does not hold"
     assert found["Bulk-SGD matches SGD"] == "does not hold"
@@ -167,29 +172,32 @@ def test_what_governs_stability_and_paths(tmp_path):
     for index, rate in enumerate((0.1, 0.1, 0.3, 0.2)):
         write_cell(tmp_path / "rank", index, bulk_sgd=rate)
     write_axis(tmp_path / "interpolation", [{"seed": 0}], "Paths")
-    write_cell(tmp_path / "interpolation", 0)
+    write_cell(tmp_path / "interpolation", 0, bulk_sgd=0.05)
     axes = study.read_study(tmp_path)
     rank = next(axis for axis in axes if axis.name == "rank")
     assert rank.values == [1, 5]
     assert list(rank.groups) == ["1", "5"]
-    (row,) = [c for c in claims.claims(axes) if "What governs" in c.text]
-    assert (row.measured.mean, row.measured.count) == (pytest.approx(2.5), 2)
+    (row,) = [c for c in claims.claims(axes) if "Governs" in c.text]
+    # 3 and 2 times, of which the geometric mean counts.
+    assert (row.measured.mean, row.measured.count) == (pytest.approx(6**0.5), 2)
     assert row.source == "rank: cells 0–3"
     assert row.text.endswith("SGD: rank k")
-    assert row.criterion.endswith("along the axis (5 against 1) > 1.5")
-    (row,) = [c for c in claims.claims(axes) if "Interpolation" in c.text]
+    speed, sharp, stable = (
+        c for c in claims.claims(axes) if c.text.startswith("Interpolation")
+    )
     # Progress over α = 0, 0.5, 1 falls: 0.8, 0.7, 0.6 of the loss at the fork.
-    assert row.measured.mean == pytest.approx(-1)
-    (row,) = [c for c in claims.claims(axes) if "so does sharpness" in c.text]
+    assert speed.measured.mean == pytest.approx(-1)
     # Sharpness over α: 12, 16, 4.
-    assert row.measured.mean == pytest.approx(-0.5)
+    assert sharp.measured.mean == pytest.approx(-0.5)
+    # Stable rates over α: 0.05, 0.1, 0.1, of which the last two share a rank.
+    assert stable.measured.mean == pytest.approx(0.75**0.5)
 
 
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ([2.0], "holds"),
-        ([1.0], "does not hold"),
+        ([2.0], "undecided"),  # one seed has no error
+        ([2.0, 2.2, math.nan], "undecided"),  # who knows what the third one does
         ([2.0, 2.2], "holds"),
         ([1.0, 1.2], "does not hold"),
         ([1.2, 2.2], "undecided"),  # 1.7, with a standard error of 0.5
@@ -204,18 +212,84 @@ def test_verdicts_within_two_standard_errors_are_open(values, verdict):
     assert mirrored.criterion == "x < −1.5"
 
 
+def test_ratios_are_judged_by_their_logs():
+    # 4 and ¼ average to 2.1, and to 1 on a log scale.
+    row = claims._claim("", "x", (">", 1.5), [4, 0.25], "", ratio=True)
+    assert row.measured.mean == pytest.approx(1)
+    values = [1.7, 1.8, 1.9]
+    assert claims._claim("", "x", (">", 1.5), values, "", ratio=True).verdict == "holds"
+    mirrored = [1 / v for v in values]
+    row = claims._claim("", "x", ("<", 1 / 1.5), mirrored, "", ratio=True)
+    assert row.verdict == "holds"
+
+
 def test_noise_between_seeds_governs_nothing(tmp_path):
     cells = grid.product(
         grid.values("subspace.rank", (1, 5)), grid.values("seed", (0, 1))
     )
     write_axis(tmp_path, cells, "Rank")
-    for index, rate in enumerate((0.1, 0.4, 0.4, 0.1)):
+    # Each seed by itself has a factor of four; they disagree in its direction.
+    for index, rate in enumerate((0.1, 0.4, 0.45, 0.1)):
         write_cell(tmp_path, index, bulk_sgd=rate)
-    (row,) = [
-        c for c in claims.claims(study.read_study(tmp_path)) if "What governs" in c.text
-    ]
-    assert row.measured.mean == pytest.approx(1)
+    axes = study.read_study(tmp_path)
+    (row,) = [c for c in claims.claims(axes) if "Governs" in c.text]
+    assert row.measured.mean == pytest.approx((1 / 4.5 / 4) ** 0.5)
     assert row.verdict == "does not hold"
+
+
+def test_what_diverged_or_is_unknown_is_not_left_out(tmp_path):
+    write_axis(tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2}])
+    for index in range(3):
+        lost = {"bulk_sgd": "diverged"} if index == 2 else None
+        write_cell(tmp_path, index, statuses=lost, bulk_sgd=None if index else 0.05)
+    axes = study.read_study(tmp_path)
+    rows = {c.text: c for c in claims.claims(axes)}
+    matches = rows["Bulk-SGD matches SGD"]
+    assert (matches.measured.count, matches.seeds) == (2, 3)
+    assert matches.verdict == "undecided"
+    by_rate = rows["They may cost stability, by learning rate: (0, 1)"]
+    assert (by_rate.measured.count, by_rate.verdict) == (1, "undecided")
+    fast = rows["Bulk updates accelerate convergence: Bulk-SGD, (0, 1)"]
+    assert fast.measured.count == 3
+    assert fast.measured.mean == pytest.approx(2 / 3 * 34 / 22)
+
+
+def test_settings_are_told_apart_by_all_their_fields(tmp_path):
+    cells = [{"subspace.rank": 5}, {"subspace.refresh_every": 5}, {"seed": 1}]
+    write_axis(tmp_path, cells)
+    (axis,) = study.read_study(tmp_path)
+    assert list(axis.groups) == ["rank 5", "refresh every 5", "base"]
+    assert axis.values is None
+    write_axis(tmp_path, [{"seed": 0}, {"subspace.rank": 5}])
+    (axis,) = study.read_study(tmp_path)
+    assert list(axis.groups) == ["base", "5"]
+    assert axis.values is None
+    # Of several settings none is the base that the paper's claims are about.
+    found = verdicts([axis])
+    assert found["Dom-SGD stalls"] == "not measured"
+
+
+@pytest.mark.parametrize("kind", ["settings", "plane", "families", "training"])
+def test_report_of_a_study_that_has_just_begun(tmp_path, monkeypatch, kind):
+    points = {f"scales({a},{b})": (a, b) for a in (0.5, 2.0, 3.0) for b in (0.5, 2.0)}
+    for name in points:
+        monkeypatch.setitem(SCALES, name, points[name])
+        monkeypatch.setitem(LOSSES, name, LOSSES["bulk_sgd"])
+    arms = {
+        "plane": ("sgd", *points),
+        "families": ("sgd", "bulk_sgd", "bulk_path(0.5)"),
+    }.get(kind, ("sgd", "bulk_sgd"))
+    cells = [{"seed": 0}, {"seed": 1}]
+    if kind == "settings":
+        cells = grid.values("subspace.rank", (1, 5))
+    write_axis(tmp_path, cells)
+    assert study_report.write_report(tmp_path).exists()  # nothing has begun
+    write_cell(tmp_path, 0, arms, statuses=dict.fromkeys(arms, "running"))
+    assert study_report.write_report(tmp_path).exists()
+    write_cell(tmp_path, 1, arms)
+    study_report.write_report(tmp_path)
+    images = {file.stem for file in (tmp_path / "report").glob("*.png")}
+    assert f"{tmp_path.name}-{kind}" in images
 
 
 def test_no_study_is_a_clear_error(tmp_path):
@@ -272,7 +346,9 @@ def test_page_of_real_runs(swept):
     # Sum rule and shares, from the rows.
     assert "H = G + F" in text
     shares = run.series("sgd", "hessian/frobenius_share")
-    assert 0 < shares[-1] <= 1.5
+    assert 0 < shares[-1] <= 1
+    assert "uᵢᵀ M uᵢ" in text
+    assert page_text(run.info["command"]) in text
 
 
 def test_report_of_a_single_sweep_and_again_the_same(swept):
@@ -286,18 +362,23 @@ def test_report_of_a_single_sweep_and_again_the_same(swept):
 
 def test_plane_and_family_figures(tmp_path, monkeypatch):
     write_axis(tmp_path, [{"seed": 0}])
+    before = list(SCALES)
     points = {
-        f"scales({a},{b})": (float(a), float(b)) for a in (0, 1, 2) for b in (1, 2)
+        f"scales({a},{b})": (float(a), float(b)) for a in (0, 0.5, 2) for b in (1, 2)
     }
-    SCALES.update(points)
-    LOSSES.update(dict.fromkeys(points, LOSSES["bulk_sgd"]))
-    write_cell(tmp_path, 0, arms=points)
+    for name in points:
+        monkeypatch.setitem(SCALES, name, points[name])
+        monkeypatch.setitem(LOSSES, name, LOSSES["bulk_sgd"])
+    del points["scales(0,1)"]  # which is Bulk-SGD
+    write_cell(tmp_path, 0, arms=("sgd", "bulk_sgd", *points))
     (axis,) = study.read_study(tmp_path)
     dominant, bulk, arms = study_figures.plane_scales(axis)
-    assert (dominant, bulk, len(arms)) == ([0, 1, 2], [1, 2], 6)
-    assert set(study_figures.figures_of(axis)) == {"plane"}
+    assert (dominant, bulk) == ([0, 0.5, 2], [1, 2])
+    assert len(arms) == 6
+    assert arms[0, 1] == "bulk_sgd"
+    assert set(study_figures.figures_of(axis)) == {"plane", "energies"}
     write_axis(tmp_path / "b", [{"seed": 0}])
-    write_cell(tmp_path / "b", 0, arms=[a for a in SCALES if a not in points])
+    write_cell(tmp_path / "b", 0, arms=before)
     (axis,) = study.read_study(tmp_path / "b")
     assert study_figures.path_points(axis)["bulk"] == [
         (0.0, "bulk_sgd"),

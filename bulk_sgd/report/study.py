@@ -10,7 +10,7 @@ from which SGD reaches L_SGD < L_0, an arm that ends at L has
                  took to the same loss; 0 where the arm never got there
   sharpness      η λ_1 at its end
 
-Of a diverged arm nothing is known but that, and its stable rate.
+Of a diverged arm nothing is known but that, a speed-up of 0, and its stable rate.
 
 Nothing here depends on how long anything took, so that an interrupted sweep gives the
 numbers of an undisturbed one.
@@ -51,6 +51,13 @@ class Spread:
             return cls(math.nan, math.nan, 0)
         deviation = float(finite.std(ddof=1)) if finite.size > 1 else math.nan
         return cls(float(finite.mean()), deviation, finite.size)
+
+    @classmethod
+    def of_ratios(cls, values) -> "Spread":
+        """The geometric mean, and the deviation that the logs have around it."""
+        logs = cls.of(math.log(v) for v in values if math.isfinite(v) and v > 0)
+        mean = math.exp(logs.mean)
+        return cls(mean, mean * logs.deviation, logs.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +106,20 @@ class Axis:
     @functools.cached_property
     def groups(self) -> dict[str, list[Cell]]:
         """The cells of each setting, which differ in their seeds alone, by label."""
-        groups: dict[str, list[Cell]] = {}
+        settings: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            groups.setdefault(self._label(cell), []).append(cell)
-        return groups
+            without_seed = {k: v for k, v in cell.settings.items() if k != "seed"}
+            key = json.dumps(without_seed, sort_keys=True)
+            settings.setdefault(key, []).append(cell)
+        return {self._label(cells[0]): cells for cells in settings.values()}
 
     @property
     def values(self) -> list[float] | None:
         """The settings as numbers, where the axis varies one numeric field."""
         if len(self.fields) != 1:
             return None
-        values = [cells[0].settings[self.fields[0]] for cells in self.groups.values()]
+        field = self.fields[0]
+        values = [cells[0].settings.get(field) for cells in self.groups.values()]
         numeric = all(type(value) in (int, float) for value in values)
         return [float(value) for value in values] if numeric else None
 
@@ -134,7 +144,19 @@ class Axis:
             if len({json.dumps(c.settings.get(field)) for c in self.cells}) > 1
         ]
         shown = [field for field in varied if field in cell.settings]
-        return ", ".join(_show(cell.settings[field]) for field in shown) or "base"
+        # A name where another field could be meant.
+        several = len(varied) > 1 and any(
+            type(cell.settings[field]) is not str for field in shown
+        )
+        return (
+            ", ".join(
+                f"{_short(field)} {_show(cell.settings[field])}"
+                if several
+                else _show(cell.settings[field])
+                for field in shown
+            )
+            or "base"
+        )
 
 
 def read_study(workdir) -> list[Axis]:
@@ -188,7 +210,10 @@ def _read_axis(folder):
 def _outcome(run: Run, arm: str) -> dict[str, float]:
     summary = run.summary(arm)
     arms = run.info.get("arms") or {}
-    ended = summary.status in ("complete", "diverged")
+    # Of a prefix that diverged no arm begins.
+    lost = (run.info.get("prefix") or {}).get("status") == "diverged"
+    diverged = lost or summary.status == "diverged"
+    ended = diverged or summary.status == "complete"
     loss, fork = summary.train_loss, run.switch_loss
     sgd = run.summary(SGD) if SGD in run.arms else None
     reached = sgd.train_loss if sgd and sgd.status == "complete" else math.nan
@@ -218,10 +243,12 @@ def _outcome(run: Run, arm: str) -> dict[str, float]:
     }
     if summary.status != "complete":
         found = dict.fromkeys(found, math.nan)
+    if diverged:  # it got nowhere
+        found |= {"speed_up": 0.0, "matvec_speed_up": 0.0}
     found |= {
         "stable_rate": rate,
         "stable_ratio": _ratio(rate, _stable(arms.get(SGD, {}))),
-        "diverged": float(summary.status == "diverged"),
+        "diverged": float(diverged),
     }
     return found if ended else dict.fromkeys(found, math.nan)
 
@@ -263,6 +290,10 @@ def _first_reach(run, arm, target, unit):
 
 def _ratio(above, below):
     return above / below if below else math.nan
+
+
+def _short(field):
+    return field.split(".")[-1].replace("_", " ")
 
 
 def _show(value):

@@ -1,7 +1,8 @@
 """Figures of a study: one per axis, over seeds.
 
 Points and lines are means over seeds, bars and bands one standard deviation. Each
-method has the colour that it has in the figures of a run.
+method has the colour that it has in the figures of a run; families of them, of which a
+line holds several, have colours of their own.
 """
 
 import math
@@ -47,17 +48,17 @@ OPERATORS = {
 def figures_of(axis: Axis) -> dict[str, Figure]:
     """The figures that the cells of an axis allow, by name."""
     found = {}
-    if any(cell.run for cell in axis.cells):
-        if len(plane_scales(axis)[0]) > 2:
-            found["plane"] = plane_figure(axis)
-        elif any(len(points) > 2 for points in path_points(axis).values()):
-            found["families"] = family_figure(axis)
-        elif len(axis.groups) > 1:
-            found["settings"] = setting_figure(axis)
-        else:
-            found["training"] = training_figure(axis)
-        if has_energies(axis):
-            found["energies"] = energy_figure(axis)
+    measured = any(_measured(axis, key) for key, *_ in _PANELS)
+    if len(axis.groups) > 1:
+        found |= {"settings": setting_figure(axis)} if measured else {}
+    elif len(plane_scales(axis)[0]) > 2:
+        found |= {"plane": plane_figure(axis)} if measured else {}
+    elif any(len(points) > 2 for points in path_points(axis).values()):
+        found |= {"families": family_figure(axis)} if measured else {}
+    elif any(cell.run for cell in axis.cells):
+        found["training"] = training_figure(axis)
+    if has_energies(axis):
+        found["energies"] = energy_figure(axis)
     return found
 
 
@@ -65,7 +66,7 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
 def setting_figure(axis: Axis) -> Figure:
     """Final loss, sharpness and stable rate of each method, setting by setting."""
     shown = [panel for panel in _PANELS if _measured(axis, panel[0])]
-    figure, panels = new_figure(1, len(shown) or 1, (10.4, 3.9))
+    figure, panels = new_figure(1, len(shown), (10.4, 3.9))
     styles = _styles(axis)
     labels = list(axis.groups)
     for axes, (key, name, log, reference) in zip(panels, shown):
@@ -74,11 +75,12 @@ def setting_figure(axis: Axis) -> Figure:
             places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
             _draw(axes, places, spreads, style, joined=axis.values is not None)
         _finish(axes, name, log, _threshold(axis, key, reference))
+        is_short = max(map(len, labels)) <= 5
         axes.set_xticks(
             range(len(labels)),
-            [plain(shorten(label, 24)) for label in labels],
-            rotation=30 if max(map(len, labels)) > 5 else 0,
-            ha="right" if max(map(len, labels)) > 5 else "center",
+            [_tick(label) for label in labels],
+            rotation=0 if is_short else 30,
+            ha="center" if is_short else "right",
         )
     figure.supxlabel(plain(_field_label(axis)), fontsize=STYLE["font.size"])
     _legend(figure, [(_arm_label(axis, arm), s) for arm, s in styles.items()])
@@ -110,16 +112,16 @@ def plane_figure(axis: Axis) -> Figure:
     """Maps over the scales (a, b): how far the loss fell, and the largest stable η."""
     label = next(iter(axis.groups))
     dominant, bulk, arms = plane_scales(axis)
-    figure, panels = new_figure(1, 2, (10.4, 4.2))
-    for axes, (key, name) in zip(
-        panels,
-        (("loss_ratio", _PANELS[0][1]), ("stable_rate", _PANELS[2][1])),
-    ):
+    maps = ("loss_ratio", _PANELS[0][1]), ("speed_up", "speed-up over SGD, steps")
+    maps = [m for m in (*maps, ("stable_rate", _PANELS[2][1])) if _measured(axis, m[0])]
+    figure, panels = new_figure(1, len(maps), (5.2 * len(maps), 4.2))
+    for axes, (key, name) in zip(panels, maps):
         values = np.full((len(bulk), len(dominant)), np.nan)
         for (a, b), arm in arms.items():
             spread = axis.spread(label, arm, key)
             values[bulk.index(b), dominant.index(a)] = spread.mean
-        image = axes.imshow(values, origin="lower", cmap="cividis", norm="log")
+        shown = np.where(values > 0, values, np.nan)  # on a log scale
+        image = axes.imshow(shown, origin="lower", cmap="cividis", norm="log")
         _annotate(axes, axis, label, arms, dominant, bulk, values)
         axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
         axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
@@ -132,7 +134,7 @@ def plane_figure(axis: Axis) -> Figure:
 
 
 def _annotate(axes, axis, label, arms, dominant, bulk, values):
-    logs = np.log10(values[np.isfinite(values)])
+    logs = np.log10(values[values > 0])
     middle = (logs.min() + logs.max()) / 2 if logs.size else 0
     for (a, b), arm in arms.items():
         value = values[bulk.index(b), dominant.index(a)]
@@ -141,8 +143,8 @@ def _annotate(axes, axis, label, arms, dominant, bulk, values):
         text = f"{value:.2g}" if known else "–"
         if diverged and axes.get_subplotspec().is_first_col():
             text = f"{text}\n({diverged:.0f} ×)" if known else "×"
-        dark = known and math.log10(value) < middle
-        color = "white" if dark else INK
+        dark = value > 0 and math.log10(value) < middle
+        color = "white" if dark else INK  # NaN compares as False
         place = (dominant.index(a), bulk.index(b))
         axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
 
@@ -223,13 +225,18 @@ def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:
 
 
 def plane_scales(axis: Axis):
-    """The values of a and of b in arms named `scales(a,b)`, and the arms by (a, b)."""
-    named = {s: arm for arm, s in _scales(axis).items() if arm.startswith("scales")}
-    return (
-        sorted({a for a, _ in named}),
-        sorted({b for _, b in named}),
-        named,
-    )
+    """The values of a and of b in a grid of arms, and the arms by (a, b).
+
+    The arms named `scales(a,b)` span the grid; SGD, Dom-SGD and Bulk-SGD are points of
+    it where they lie on it.
+    """
+    scales = _scales(axis)
+    named = [point for arm, point in scales.items() if arm.startswith("scales")]
+    dominant, bulk = (sorted({point[i] for point in named}) for i in (0, 1))
+    arms = {
+        (a, b): arm for arm, (a, b) in scales.items() if a in dominant and b in bulk
+    }
+    return dominant, bulk, arms
 
 
 def _scales(axis):
@@ -256,23 +263,23 @@ def _arm_label(axis, arm):
     return plain(runs[0].summary(arm).label)
 
 
+def _tick(label):
+    """A label of several fields in as many lines."""
+    return "\n".join(plain(shorten(part, 24)) for part in label.split(", "))
+
+
 def _field_label(axis):
     names = [field.split(".")[-1].replace("_", " ") for field in axis.fields]
     return ", ".join(names)
 
 
 def _threshold(axis, key, reference):
-    """The line of reference of a panel, where it means something on this axis.
-
-    2 is the threshold of ηλ₁ for plain SGD, not for momentum or Adam.
-    """
-    configs = [cell.run.info.get("config") or {} for cell in axis.cells if cell.run]
-    optimizers = [config.get("optimizer") or {} for config in configs]
-    plain_sgd = all(
-        found.get("name", "sgd") == "sgd" and not found.get("momentum")
-        for found in optimizers
-    )
-    return reference if key != "sharpness_ratio" or plain_sgd else None
+    """The line of reference of a panel; of ηλ₁ the threshold that all cells share."""
+    if key != "sharpness_ratio":
+        return reference
+    found = {cell.run.stability for cell in axis.cells if cell.run}
+    threshold = found.pop() if len(found) == 1 else math.nan
+    return threshold if math.isfinite(threshold) else None
 
 
 def _measured(axis, key):

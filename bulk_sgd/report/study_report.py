@@ -10,55 +10,25 @@ import json
 import math
 import pathlib
 
-import numpy as np
-
-from bulk_sgd.curvature import CURVATURES
-from bulk_sgd.report import page
+from bulk_sgd.report import page, study_tables
 from bulk_sgd.report.claims import Claim, claims
-from bulk_sgd.report.narrative import number, percent
-from bulk_sgd.report.results import last_finite
 from bulk_sgd.report.study import (
-    SGD,
     TARGET,
     Axis,
-    Spread,
     has_energies,
     read_study,
 )
-from bulk_sgd.report.study_figures import figures_of, has_trace
-from bulk_sgd.report.style import arm_styles, save
+from bulk_sgd.report.study_figures import figures_of
+from bulk_sgd.report.study_tables import show
+from bulk_sgd.report.style import save
 
-# Columns of an axis' table: heading and key of `Cell.outcome`.
-_COLUMNS = (
-    ("loss / loss at fork", "loss_ratio"),
-    ("progress", "progress"),
-    ("speed-up in steps", "speed_up"),
-    ("in matvecs", "matvec_speed_up"),
-    ("test accuracy", "test_accuracy"),
-    ("χ of updates", "alignment"),
-    ("descent ratio", "descent_ratio"),
-    ("ηλ₁", "sharpness_ratio"),
-    ("η batch sharpness", "batch_sharpness"),
-    ("largest stable η", "stable_rate"),
-)
 # Fields that tell the setting of an axis.
 _SETTING = (
     *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
     *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
+    *("optimizer.momentum", "optimizer.projection"),
     *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
     *("subspace.solver", "subspace.refresh_every"),
-)
-_SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}
-_ENERGY_COLUMNS = (
-    ("tr M", "trace"),
-    ("its standard error", "trace_error"),
-    ("trace share", "trace_share"),
-    ("‖M‖²_F", "frobenius"),
-    ("its standard error", "frobenius_error"),
-    ("Frobenius share", "frobenius_share"),
-    ("block share", "block_share"),
-    ("form along Pu", "form_dominant"),
-    ("form along u − Pu", "form_bulk"),
 )
 
 
@@ -99,25 +69,10 @@ def claims_markdown(table: list[Claim]) -> str:
     """The claims table as Markdown."""
     lines = ["| claim | holds if | measured | verdict |", "|---|---|---|---|"]
     lines += [
-        f"| {c.text} | {c.criterion} | {show(c.measured)} | {c.verdict} |"
+        f"| {c.text} | {c.criterion} | {show(c.measured, c.seeds)} | {c.verdict} |"
         for c in table
     ]
     return "\n".join(lines) + "\n"
-
-
-def show(spread: Spread) -> str:
-    """Mean ± deviation, and over how many seeds; a dash where there is none."""
-    if not spread.count:
-        return "–"
-    return f"{_plus_minus(spread)} (n = {spread.count})"
-
-
-def _plus_minus(spread):
-    if spread.count < 2:
-        return number(spread.mean)
-    rounding = 1e-12 * abs(spread.mean)  # of equal numbers
-    deviation = spread.deviation if spread.deviation > rounding else 0.0
-    return f"{number(spread.mean)} ± {number(deviation)}"
 
 
 def _head(axes):
@@ -141,15 +96,26 @@ scaled by a in the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SG
 <em>speed-up</em> the steps (or matvecs) that SGD took to {TARGET:.0%} of its decrease
 over those the arm took to the same loss, 0 where it never got there; the
 <em>descent ratio</em> the part of the first-order decrease of the batch loss that the
-scaling leaves; χ the part of an update's length in the dominant subspace; ηλ₁ is that
-of the Hessian of the whole training loss at the last step. A claim is undecided where
-the mean is within two standard errors of the threshold. Where fewer seeds gave a number
-than ran, n tells how many.</p>
+scaling leaves; χ the part of a vector's length in the dominant subspace; ηλ₁ is that
+of the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
+whose subspace is kept to measure it alone: their speed-up is that at equal refreshes.
+A claim is undecided where the mean is within two standard errors of the threshold
+(of three seeds that is right in four cases of five), where a seed gave no number, and
+of a single seed. Where fewer seeds gave a number than ran, n tells how many.</p>
 {notes}"""
 
 
 def _claims_section(table):
-    rows = [[c.text, c.criterion, show(c.measured), c.verdict, c.source] for c in table]
+    rows = [
+        [
+            c.text,
+            c.criterion,
+            show(c.measured, c.seeds),
+            c.verdict,
+            c.source,
+        ]
+        for c in table
+    ]
     heads = ["claim", "holds if", "measured", "verdict", "cells"]
     return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
 
@@ -164,14 +130,14 @@ def _section(axis: Axis, folder):
         image = save(figure, folder / f"{axis.name}-{name}")
         caption = _caption(axis, name)
         parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
-    parts.append(_table(axis))
+    parts.append(study_tables.of_axis(axis))
     if has_energies(axis):
-        parts.append(_energy_table(axis))
+        parts.append(study_tables.of_energies(axis))
     return "\n".join(parts)
 
 
 def _setting(axis):
-    """What all cells of an axis have in common, in a line, and the whole config."""
+    """The fields that no cell sets, in a line, and the whole config of the first."""
     run = next((cell.run for cell in axis.cells if cell.run), None)
     config = run.info.get("config") if run else None
     if not config:
@@ -181,12 +147,18 @@ def _setting(axis):
         value = functools.reduce(dict.get, field.split("."), config)
         if field not in axis.fields:
             facts.append(f"{field} = {json.dumps(value, ensure_ascii=False)}")
-    facts.append(f"{run.info.get('num_params'):,} parameters")
-    facts.append(f"fork at step {run.switch_step}")
+    runs = [cell.run for cell in axis.cells if cell.run]
+    for name, found in (
+        ("parameters", {each.info.get("num_params") for each in runs}),
+        ("step of the fork", {each.switch_step for each in runs}),
+    ):
+        if len(found) == 1:
+            facts.append(f"{name} = {found.pop()}")
     whole = json.dumps(config, indent=2, ensure_ascii=False)
     return (
-        f'<p class="note">Setting of the first cell: {page.text("; ".join(facts))}.</p>'
-        f"<details><summary>Its whole config</summary>\n<pre>{page.text(whole)}</pre>"
+        f'<p class="note">In all cells: {page.text("; ".join(facts))}.</p>'
+        "<details><summary>The whole config of the first cell</summary>\n"
+        f"<pre>{page.text(whole)}</pre>"
         "</details>\n"
     )
 
@@ -196,105 +168,16 @@ def _caption(axis, name):
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return {
         "settings": f"Each method over the settings of the axis; {over}. Dashed: the "
-        "loss at the fork, and for plain SGD its stability threshold ηλ₁ = 2.",
+        "loss at the fork, and the optimizer's stability threshold of ηλ₁.",
         "families": f"Along the families of scales (a, b); {over}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
         "diverged; points without a number were not run.",
         "training": f"Along training, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
-        f"subspace of H, along SGD; {over}. A trace within three standard errors of "
-        "zero has no share.",
+        f"subspace of H, along SGD; {over}. Of an operator whose trace is within three "
+        "standard errors of zero in most rows no share of it is shown.",
     }[name]
-
-
-def _table(axis):
-    shown = [
-        (head, key)
-        for head, key in _COLUMNS
-        if any(
-            axis.spread(label, arm, key).count
-            for label in axis.groups
-            for arm in axis.arms
-        )
-    ]
-    runs = [cell.run for cell in axis.cells if cell.run]
-    if not runs:
-        return '<p class="note">No cell has begun.</p>'
-    labels = {arm: run.summary(arm) for run in reversed(runs) for arm in run.arms}
-    styles = arm_styles([labels[arm] for arm in axis.arms])
-    rows, colors = [], []
-    for label in axis.groups:
-        for arm in axis.arms:
-            diverged = axis.over_seeds(label, arm, "diverged")
-            if not diverged:
-                continue
-            rows.append(
-                [
-                    labels[arm].label,
-                    label,
-                    f"{np.nansum(diverged):.0f} of {len(diverged)}",
-                    *(
-                        _cell(axis.spread(label, arm, key), key, len(diverged))
-                        for _, key in shown
-                    ),
-                ]
-            )
-            colors.append(styles[arm].color)
-    heads = ["method", "setting", "diverged", *(head for head, _ in shown)]
-    return page.table(f"{axis.title}: all numbers", heads, rows, colors)
-
-
-def _cell(spread, key, count):
-    if not spread.count:
-        return "–"
-    if key == "test_accuracy":
-        return percent(spread.mean, 1)
-    known = f" (n = {spread.count})" if spread.count < count else ""
-    return _plus_minus(spread) + known
-
-
-def _energy_table(axis):
-    rows = []
-    for label, cells in axis.groups.items():
-        for operator in CURVATURES:
-            rows.append(
-                [
-                    _SYMBOLS[operator],
-                    label,
-                    *(
-                        "–"
-                        if key == "trace_share" and not has_trace(cells, operator)
-                        else _plus_minus(_last(cells, f"{operator}/{key}"))
-                        for _, key in _ENERGY_COLUMNS
-                    ),
-                ]
-            )
-    heads = ["operator M", "setting", *(head for head, _ in _ENERGY_COLUMNS)]
-    facts = [
-        f"{label}: overlap of the eigenspaces of H and G "
-        f"{show(_last(cells, 'eigenspace_overlap'))}, largest error of H = G + F "
-        f"{_worst(cells, 'sum_rule_error'):.1e}."
-        for label, cells in axis.groups.items()
-    ]
-    title = f"{axis.title}: energies at the end of SGD"
-    told = "".join(f"<li>{page.text(fact)}</li>\n" for fact in facts)
-    return f"{page.table(title, heads, rows)}<ul>\n{told}</ul>"
-
-
-def _last(cells, key):
-    return Spread.of(
-        last_finite(cell.run.series(SGD, key)) for cell in cells if SGD in cell.arms
-    )
-
-
-def _worst(cells, key):
-    errors = [
-        cell.run.series(arm, key) for cell in cells if cell.run for arm in cell.arms
-    ]
-    errors = np.concatenate([*errors, []])
-    errors = errors[np.isfinite(errors)]
-    return errors.max() if errors.size else math.nan
 
 
 def _numbers(axes):
@@ -324,6 +207,7 @@ def _plain_claim(claim):
         "mean": _finite(measured.mean),
         "deviation": _finite(measured.deviation),
         "seeds": measured.count,
+        "of": claim.seeds,
         "verdict": claim.verdict,
         "cells": claim.source,
     }
@@ -337,17 +221,16 @@ def _provenance(axes):
     infos = [cell.run.info for axis in axes for cell in axis.cells if cell.run]
     if not infos:
         return ""
-    seconds = sum(info.get("seconds") or 0 for info in infos)
 
     def distinct(key):
-        return "; ".join(dict.fromkeys(str(info.get(key)) for info in infos))
+        return dict.fromkeys(str(info.get(key)) for info in infos)
 
     versions = infos[-1].get("versions") or {}
     entries = {
-        "device": distinct("device"),
-        "git": distinct("git"),
+        "device": "; ".join(distinct("device")),
+        "git": "; ".join(distinct("git")),
         "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
-        "training": f"{seconds:,.0f} seconds in all, without compilation",
+        "commands": "\n".join(distinct("command")),
     }
     items = "".join(
         f"<dt>{name}</dt><dd>{page.text(value)}</dd>\n"

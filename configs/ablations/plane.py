@@ -19,7 +19,10 @@ def get_config(preset: str = "cpu"):
     """The base config of the axis."""
     config = base_config(preset, "Plane of scales (a, b)")
     grid_points = [(a, b) for a in (0, 0.25, 0.5, 1, 2) for b in (0, 0.5, 1, 2, 4)]
-    config.arms = tuple(f"scales({a}, {b})" for a, b in grid_points if a or b)
+    names = {(1, 1): "sgd", (1, 0): "dom_sgd", (0, 1): "bulk_sgd"}
+    config.arms = tuple(
+        names.get(point, f"scales{point}") for point in grid_points if any(point)
+    )
     config.num_steps = 1_000 if is_small(preset) else 15_000
     return config
 
