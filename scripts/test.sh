@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, lints and tests. Arguments go to pytest.
+# Sets up, lints and tests, two files at a time. Arguments go to pytest.
 #
 #   scripts/test.sh            everyday suite
 #   scripts/test.sh -m ''      with the slow tests, as CI runs it
@@ -8,4 +8,4 @@ source "$(dirname "$0")/environment.sh"
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist=loadfile "$@"
