@@ -189,7 +189,7 @@ class Checkpoints:
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
-        changed = record.differences(earlier["config"], self._config)
+        changed = record.changes(earlier["config"], self._config)
         if changed:
             what = f"of another config, which differs in {', '.join(changed)}"
         elif earlier["num_params"] != num_params:

@@ -18,6 +18,9 @@ RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
 DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
 ENDED = (COMPLETE, DIVERGED)  # what is left as it is
 
+# Fields that change no result: who goes on with a run may set them anew.
+_IMMATERIAL = ("check_memory", "checkpoint", "progress", "tensorboard")
+
 
 def plain(config) -> dict:
     """A ConfigDict as JSON holds it: nested dicts, lists for tuples."""
@@ -35,6 +38,15 @@ def differences(left, right, path="config") -> list[str]:
         else:
             found.append(f"{path}.{name}")
     return found
+
+
+def changes(earlier, config, path="config") -> list[str]:
+    """Dotted names of the fields that matter in which two plain configs differ."""
+    return [
+        name
+        for name in differences(earlier, config, path)
+        if name.split(".")[1] not in _IMMATERIAL
+    ]
 
 
 def provenance() -> dict:
@@ -122,7 +134,7 @@ def claim(workdir, config: dict) -> dict | None:
     earlier = read(workdir)
     if earlier is None:
         return None
-    changed = differences(earlier["config"], config)
+    changed = changes(earlier["config"], config)
     if changed and not failed_at_once(workdir):
         raise ValueError(
             f"workdir {str(workdir)!r} holds a run of another config, which differs in "

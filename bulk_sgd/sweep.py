@@ -29,8 +29,6 @@ from bulk_sgd.steps import Programs
 from bulk_sgd.train import train_together
 
 FILE = "sweep.json"
-# What may differ between the jobs of a sweep: no result depends on it.
-_FREE = ("check_memory", "checkpoint", "progress", "sharding", "tensorboard")
 
 
 def cell_folder(workdir, index: int) -> pathlib.Path:
@@ -161,12 +159,9 @@ def _change(earlier, content) -> str | None:
     """How the sweep of a workdir differs from the one that is to run."""
     if earlier["cells"] != content["cells"]:
         return "another sweep"
-    bases = [
-        {field: value for field, value in sweep["config"].items() if field not in _FREE}
-        for sweep in (earlier, content)
-        if "config" in sweep  # it was not always kept
-    ]
-    changed = record.differences(*bases) if len(bases) == 2 else []
+    # It was not always kept.
+    bases = [sweep["config"] for sweep in (earlier, content) if "config" in sweep]
+    changed = record.changes(*bases) if len(bases) == 2 else []
     if not changed:
         return None
     before, now = (_value(base, changed[0]) for base in bases)
@@ -257,9 +252,8 @@ class _Sweep:
     def _record_failure(self, index):
         folder = cell_folder(self._workdir, index)
         (folder / "error.txt").write_text(traceback.format_exc())
-        if record.read(folder) is None:
-            plain = record.plain(self._configs[index])
-            record.write(folder, {"status": record.FAILED, "config": plain})
+        found = record.read(folder) or {"config": record.plain(self._configs[index])}
+        record.write(folder, found | {"status": record.FAILED})
 
     def _tell(self, index, start, reason=""):
         now = time.perf_counter()

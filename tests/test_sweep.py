@@ -26,6 +26,7 @@ from bulk_sgd import (
     train,
     trainer,
 )
+from bulk_sgd.report import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 CELLS = grid.product(
@@ -282,8 +283,12 @@ def test_another_base_is_refused(swept, tmp_path):
         sweep.run_sweep(tiny(num_steps=30), CELLS, swept, only=1, say=quiet)
     assert (swept / sweep.FILE).read_text() == before
     content = json.loads(before)
-    changed = {**content, "config": {**content["config"], "progress": True}}
-    assert sweep._change(content, changed) is None
+    sharding = {"data": 1, "fsdp": 2}
+    changed = {**content, "config": {**content["config"], "sharding": sharding}}
+    assert "config.sharding.data" in sweep._change(content, changed)
+    # What no result depends on may be set anew, and cells that have ended stay.
+    statuses = sweep.run_sweep(tiny(progress=True), CELLS, swept, say=quiet)
+    assert statuses == ["complete"] * 4
     # Sweeps from before bases were kept.
     del content["config"]
     assert sweep._change(content, changed) is None
@@ -421,15 +426,30 @@ def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
         "import conftest, test_sweep, test_train; from bulk_sgd import sweep\n"
         f"sweep.run_sweep(test_train.tiny(), test_sweep.CELLS, {str(tmp_path)!r})"
     )
-    moments = random.Random(0)
+    moments, killed = random.Random(0), 0
+
+    def num_rows():
+        files = tmp_path.glob("cells/**/metrics.jsonl")
+        return sum(file.read_text().count("\n") for file in files)
+
     for attempt in range(6):
         process = subprocess.Popen(
             [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
         )
+        wanted = num_rows() + moments.randint(1, 9)
+        while attempt < 5 and process.poll() is None and num_rows() < wanted:
+            time.sleep(0.01)
         if attempt < 5:
-            time.sleep(moments.uniform(2, 12))
+            time.sleep(moments.uniform(0, 0.5))
             os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() in (0, -signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 3
+    assert list(tmp_path.glob("cells/*/attempts/*"))  # in the middle of a cell
+    tables = [
+        study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
+    ]
+    one, other = (json.dumps(list(table.values())) for table in tables)
+    assert one == other
     for index in range(4):
         assert record.read(sweep.cell_folder(tmp_path, index))["status"] == "complete"
         assert numbers(sweep.cell_folder(tmp_path, index)) == numbers(

@@ -12,7 +12,7 @@ About 10 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reprod
 """
 
 from bulk_sgd import grid
-from configs.ablations.base import SEEDS, base_config
+from configs.ablations.base import SEEDS, base_config, is_small
 
 
 def get_config(preset: str = "cpu"):
@@ -27,7 +27,7 @@ def get_config(preset: str = "cpu"):
 
 def get_sweep(preset: str = "cpu"):
     """The cells of the axis."""
-    del preset
+    is_small(preset)
     cells = [
         {"subspace.solver": "lanczos"},
         {"subspace.solver": "lanczos", "subspace.refresh_every": 50},
