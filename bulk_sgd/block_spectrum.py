@@ -53,7 +53,7 @@ def block_eigenpairs(
         key, start_key = jax.random.split(key)
         block = masking.select(params, mask)
         found[name] = _leading(
-            blocks.restrict(matvec, params, mask),
+            blocks.diagonal_block(matvec, params, mask),
             basis.random_normal(start_key, block),
             key,
             tol,

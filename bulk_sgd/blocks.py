@@ -3,8 +3,8 @@ r"""Blocks of parameters: which leaves belong together, and the curvature within
 The *path* of a leaf is what leads to it, joined by slashes: `dense_0/kernel`. A
 *grouping* `by` names the block of each leaf from its path:
 
-- None: its layer, the path without its last part, so that a kernel and its bias are
-  one block; a leaf at the top is a block of its own;
+- None or "layer": its layer, the path without its last part, so that a kernel and its
+  bias are one block; a leaf at the top is a block of its own;
 - a regular expression: what it finds in the path, or its first group if it has one;
   `"block_\d+"`, or `".*"` for each leaf by itself;
 - a function from the path to a name.
@@ -98,7 +98,7 @@ def masks(params, by: By = None) -> dict[str, Any]:
     }
 
 
-def restrict(matvec, params, mask):
+def diagonal_block(matvec, params, mask):
     """Matvec with a diagonal block: embeds, multiplies, and keeps the block.
 
     A product costs as much as one with the whole matrix. Where the loss is at hand,
@@ -123,7 +123,7 @@ def restrict(matvec, params, mask):
       >>> params = {"a": jnp.ones(2), "b": jnp.ones(1)}
       >>> matvec = bulk_sgd.hessian(lambda p: jnp.sum(p["a"] ** 2) * p["b"][0], params)
       >>> mask = blocks.masks(params)["a"]
-      >>> block = blocks.restrict(matvec, params, mask)
+      >>> block = blocks.diagonal_block(matvec, params, mask)
       >>> block(masking.select(params, mask))["a"].tolist()
       [2.0, 2.0]
     """
@@ -163,7 +163,7 @@ class _Block:
 
 
 def _namer(by: By) -> Callable[[str], Any]:
-    if by is None:
+    if by is None or by == "layer":
         return lambda path: path.rpartition("/")[0] or path
     if callable(by):
         return by
@@ -171,8 +171,8 @@ def _namer(by: By) -> Callable[[str], Any]:
         pattern = re.compile(by)
     except (re.error, TypeError):
         raise ValueError(
-            f"by is {by!r}; it must be None, a regular expression or a function from a "
-            "path to a name."
+            f"by is {by!r}; it must be None, 'layer', a regular expression or a "
+            "function from a path to a name."
         ) from None
 
     def find(path):

@@ -130,8 +130,9 @@ def default() -> ConfigDict:
     # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
     # alignment below), and is meant for data = "batch". With "full" or "subset" it
     # follows as well, and its product costs so many images. "krylov_filter" takes a few
-    # steps of Lanczos from every update. "update_pca" and "streaming_pca" take the
-    # principal components of updates and no product; they need every step, too.
+    # steps of Lanczos from every update, for that one alone. "update_pca" and
+    # "streaming_pca" take the principal components of updates and no product. These
+    # three need every step, too.
     config.subspace.solver = "lanczos"
     config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
     # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
@@ -141,7 +142,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    config.subspace.num_matvecs = 10  # krylov_filter: steps from an update
+    config.subspace.length = 10  # krylov_filter: of the sequence from an update
     config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
     config.subspace.window = 50  # update_pca: number of updates
     config.subspace.update_gain = 0.01  # streaming_pca: weight of a new update
@@ -266,7 +267,8 @@ def validate(config: ConfigDict):
         if space.solver in solvers.EVERY_STEP and interval != 1:
             raise ValueError(
                 f"config.{name} is {interval}; it must be 1 with "
-                f"config.subspace.solver = {space.solver!r}, which averages over steps."
+                f"config.subspace.solver = {space.solver!r}, which "
+                f"{solvers.EVERY_STEP[space.solver]}."
             )
     arms.parse_all(config.arms)
     sharding.validate(config.sharding)

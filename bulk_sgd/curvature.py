@@ -75,9 +75,10 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
     Args:
       objective: an `Objective`; G depends on where the model ends and the loss begins.
       params: pytree of floating point arrays, the point θ.
-      mode: as in `hessian`, for ∇²ℓ and for J v, which a model with a
-        `jax.custom_vjp` has no forward mode for: reverse over reverse differentiates
-        u ↦ Jᵀ u backwards instead.
+      mode: as in `hessian`, for J v, which a model with a `jax.custom_vjp` has no
+        forward mode for: reverse over reverse differentiates u ↦ Jᵀ u backwards
+        instead. ∇²ℓ follows, but is exact with finite differences too, where the
+        loss has an exact mode.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -196,6 +197,9 @@ def _hessian_map(part, params, mode):
 
 def _gauss_newton_map(part, params, mode):
     outputs, push, pull = hvp.first_derivative(part.outputs, params, mode)
+    if mode == hvp.DIFFERENCES:  # for the sake of the model, as a rule
+        second = lambda mode: hvp.second_derivative(part.loss, outputs, mode)
+        mode, _ = hvp.first_allowed(lambda mode: jax.make_jaxpr(second(mode))(outputs))
     loss_hessian = hvp.second_derivative(part.loss, outputs, mode)
     return lambda vector: pull(loss_hessian(push(vector)))
 

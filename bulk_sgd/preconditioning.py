@@ -5,7 +5,8 @@ w = P^½ θ that is plain momentum on a loss whose Hessian is P^{−½} H P^{−
 largest eigenvalue of this *preconditioned Hessian*, not of H, that Adam brings to the
 edge of stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
 arXiv 2207.14484). Its eigenvectors are orthonormal in w. An update u is projected
-there as well, P^½ u, and taken back by P^{−½}.
+there as well, P^½ u, and taken back by P^{−½}. P changes from step to step, and a basis
+that is kept over steps does not follow it.
 """
 
 import dataclasses
@@ -40,17 +41,25 @@ def preconditioned(matvec, preconditioner):
     return _Preconditioned(as_pytree(matvec), root(preconditioner), _conjugate)
 
 
-def adam_preconditioner(state, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+def adam_preconditioner(
+    state,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+):
     """The diagonal of P in the last step θ ← θ − η P⁻¹ m of `optax.adam` or `adamw`.
 
     With m the average of gradients before its bias correction, and v̂ that of their
-    squares after it, P = (1 − b1^t) (√v̂ + eps).
+    squares after it, P = (1 − b1^t) (√(v̂ + eps_root) + eps). `optax.nadam` steps
+    along another average than m, for which this is not meant.
 
     Args:
       state: state of the optimizer after its update; others may be around it.
-      b1: as given to the optimizer, as are b2 and eps.
+      b1: as given to the optimizer, as are the others.
       b2: see b1.
       eps: see b1.
+      eps_root: see b1.
 
     Returns:
       A pytree like the parameters, in their dtypes.
@@ -77,7 +86,7 @@ def adam_preconditioner(state, b1: float = 0.9, b2: float = 0.999, eps: float = 
     corrected = optax.tree.bias_correction(found[0].nu, b2, count)
     average = 1 - b1**count
     return jax.tree.map(
-        lambda v: (average * (jnp.sqrt(v) + eps)).astype(v.dtype), corrected
+        lambda v: (average * (jnp.sqrt(v + eps_root) + eps)).astype(v.dtype), corrected
     )
 
 

@@ -215,11 +215,11 @@ class Run(contextlib.AbstractContextManager):
         if taken:
             row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
         if int(space.refreshes) > int(space.failed_refreshes):
-            values = np.asarray(space.subspace.eigenvalues)
-            order = np.argsort(-values)  # those of several blocks follow each other
             row["kept"] = int(found.kept)
             row["alignment_gradient"] = float(found.alignment_gradient)
-            if self._config.subspace.solver not in solvers.HESSIAN_FREE:
+            if solvers.finds_leading(self._config.subspace):
+                values = np.asarray(space.subspace.eigenvalues)
+                order = np.argsort(-values)
                 row["eigenvalues"] = values[order]
                 row["residuals"] = np.asarray(space.subspace.residuals)[order]
             if taken:

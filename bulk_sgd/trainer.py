@@ -168,7 +168,7 @@ class Trainer:
         self._progress.advance(taken, **facts)
         if job.entry["status"] == record.DIVERGED:
             self._progress.say(f"{job.name} diverged at step {row['step']}.")
-        if failed and row["eigenvalues"] is None and job.name not in self._warned:
+        if failed and row["kept"] is None and job.name not in self._warned:
             self._warned.add(job.name)
             space = job.experiment.config.subspace
             limit = space.max_matvecs or "10 rank + 50 by default"

@@ -15,6 +15,7 @@ import optax
 
 from bulk_sgd import basis, checks, masking, preconditioning, subspace
 from bulk_sgd.curvature import CURVATURES, sharded
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
@@ -80,7 +81,9 @@ def scale_by_subspace(
     params such as `bulk_sgd.adam_preconditioner` returns, the subspace is that of
     P^{−½} H P^{−½}, and what is projected is P^½ u, in the coordinates of its
     eigenvectors: u ← b·u + P^{−½} U ((a − b) Uᵀ P^½ u). Meant for updates, not for
-    gradients; the alignment is that of P^½ u.
+    gradients; the alignment is that of P^½ u. A basis that is older than P, of a solver
+    with a memory or with `refresh_every` above 1, is one of the coordinates of its own
+    time: it errs by how much P has changed since, which is least once v̂ is settled.
 
     Args:
       rank: number of leading eigenvectors k, from 1 to the number of (masked)
@@ -231,7 +234,7 @@ def scale_by_subspace(
         if always:
             state = refresh()
         else:
-            state = jax.lax.cond(_any_lane(due), refresh, lambda: state)
+            state = jax.lax.cond(any_lane(due), refresh, lambda: state)
         rows = basis.place_rows(state.subspace.eigenvectors, layout)
         state = state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
@@ -359,21 +362,6 @@ def _layout(sharding, updates, mask):
 def _all_finite(found: Subspace):
     # A vector that is not finite shows in its eigenvalue or residual.
     return jnp.all(jnp.isfinite(found.eigenvalues) & jnp.isfinite(found.residuals))
-
-
-@jax.custom_batching.custom_vmap
-def _any_lane(predicate):
-    """The predicate, or under `vmap` whether it holds in any lane, unbatched.
-
-    A batched predicate would turn `lax.cond` into a select that solves at every step.
-    """
-    return predicate
-
-
-@_any_lane.def_vmap
-def _any_lane_of_batch(axis_size, in_batched, predicate):
-    del axis_size
-    return _any_lane(jnp.any(predicate) if in_batched[0] else predicate), False
 
 
 def _bind(value_fn, extra_args):

@@ -157,4 +157,4 @@ def test_ranks_out_of_range_are_refused():
     with pytest.raises(ValueError, match="sketch is 4; it must be from 0 to 3"):
         bulk_sgd.trace(matvec, jnp.ones(3), jax.random.key(0), sketch=4)
     with pytest.raises(ValueError, match="mask selects no parameter"):
-        blocks.restrict(matvec, jnp.ones(3), False)
+        blocks.diagonal_block(matvec, jnp.ones(3), False)

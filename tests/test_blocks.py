@@ -48,6 +48,11 @@ def test_blocks_hold_their_leaves(by, sums):
         assert sum(jax.tree.leaves(masking.select(PARAMS, mask))) == sums[name]
 
 
+def test_layer_is_the_default():
+    assert blocks.names(PARAMS, "layer") == blocks.names(PARAMS)
+    assert blocks.names({"layers": {"w": 1.0}}, "layer") == ["layers"]
+
+
 def test_every_leaf_by_itself():
     assert blocks.names(PARAMS, ".*") == blocks.paths(PARAMS)
     assert blocks.paths(jnp.ones(2)) == blocks.names(jnp.ones(2)) == ["params"]
@@ -63,8 +68,8 @@ def test_variables_of_flax_are_named_like_their_layer():
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        ("(", "it must be None, a regular expression or a function"),
-        (3, "by is 3; it must be None, a regular expression"),
+        ("(", "it must be None, 'layer', a regular expression or a fun"),
+        (3, "by is 3; it must be None, 'layer', a regular expression"),
         ("conv", "by is 'conv', which puts no parameter in a block; .* head/kernel"),
         (lambda path: 0, "by gave 0; it must give a name or None"),
     ],
@@ -84,13 +89,15 @@ def test_restricted_product_is_the_dense_block(x64):
     found = blocks.names(params, ".*")
     owner = np.repeat(np.arange(len(sizes)), sizes)
     prefix = {"hidden": True, "out": False}
-    got = dense(blocks.restrict(matvec, params, prefix), masking.select(params, prefix))
+    got = dense(
+        blocks.diagonal_block(matvec, params, prefix), masking.select(params, prefix)
+    )
     np.testing.assert_allclose(got, matrix[:16, :16], atol=1e-13)
     for by in (".*", lambda path: "ends" if path in (found[0], found[-1]) else "rest"):
         labels = blocks.names(params, by)
         for name, mask in blocks.masks(params, by).items():
             inside = np.array([label == name for label in labels])[owner]
-            block = blocks.restrict(matvec, params, mask)
+            block = blocks.diagonal_block(matvec, params, mask)
             got = dense(block, masking.select(params, mask))
             # One matrix by two programs: rounding alone.
             np.testing.assert_allclose(got, matrix[inside][:, inside], atol=1e-13)
@@ -108,6 +115,6 @@ def test_a_block_at_other_parameters_is_the_same_program(x64):
 
     for shift in (0.0, 1.0):
         moved = jax.tree.map(lambda x, shift=shift: x + shift, params)
-        matvec = blocks.restrict(bulk_sgd.hessian(objective, moved), moved, mask)
+        matvec = blocks.diagonal_block(bulk_sgd.hessian(objective, moved), moved, mask)
         apply(matvec, masking.select(params, mask))
     assert len(traces) == 1

@@ -78,7 +78,7 @@ def test_default_is_locked():
         ("subspace.columns", 3, r"columns is 3; it must divide config\.subspace\.rank"),
         ("subspace.columns", 11, r"columns is 11; it must be from 0 to 10"),
         ("subspace.gain", 0.0, r"gain is 0\.0"),
-        ("subspace.num_matvecs", 1, r"num_matvecs is 1; it must be at least 2"),
+        ("subspace.length", 1, r"subspace\.length is 1; it must be at least 2"),
         ("subspace.calibrate_every", 0, r"calibrate_every is 0"),
         ("subspace.window", 9, r"window is 9; .*at least 10 \(config\.subspace\.rank"),
         ("subspace.update_gain", 0.0, r"update_gain is 0\.0"),
@@ -119,7 +119,7 @@ def test_wrong_values_are_named(field, value, match):
         "columns": "streaming",
         "gain": "streaming",
         "along": "power",
-        "num_matvecs": "krylov_filter",
+        "length": "krylov_filter",
         "calibrate_every": "krylov_filter",
         "window": "update_pca",
         "update_gain": "streaming_pca",
@@ -178,6 +178,27 @@ def test_full_solves_of_the_krylov_filter_find_one_more():
     fields = config.default()
     fields.subspace.update(solver="krylov_filter", max_matvecs=10)
     with pytest.raises(ValueError, match=r"max_matvecs is 10; it must be at least 11"):
+        config.validate(fields)
+
+
+def test_krylov_filter_serves_one_update_alone():
+    fields = config.default()
+    fields.subspace.solver = "krylov_filter"
+    fields.subspace.blocks = "layer"
+    config.validate(fields)
+    fields.subspace.refresh_every = 2
+    with pytest.raises(ValueError, match=r"every is 2; .* which knows nothing but the"):
+        config.validate(fields)
+    fields.subspace.refresh_every = 1
+    fields.switch.update(alignment=0.9, measure_every=2)
+    with pytest.raises(ValueError, match=r"measure_every is 2; it must be 1 with"):
+        config.validate(fields)
+    fields.switch.measure_every = 1
+    fields.subspace.drift = 0.1
+    with pytest.raises(ValueError, match=r"drift is 0.1; .* none to drift from\."):
+        config.validate(fields)
+    fields.subspace.update(drift=0.0, keep="gap")
+    with pytest.raises(ValueError, match=r"keep is 'gap'; .* Ritz values of one upd"):
         config.validate(fields)
 
 
@@ -278,7 +299,7 @@ def test_optimizers_are_optax_with_their_fields():
         ("lanczos", {"drift": 0.5}, 1),
         ("power", {"drift": 0.5, "probe_every": 2}, 1),
         ("power", {"blocks": "layer"}, 3),
-        ("krylov_filter", {"num_matvecs": 2}, 4),  # the first call, all of four
+        ("krylov_filter", {"length": 2}, 4),  # the first call, all of four
         ("update_pca", {"window": 3}, 0),
         ("streaming_pca", {}, 0),
     ],

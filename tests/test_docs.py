@@ -84,6 +84,43 @@ def test_links_lead_to_files(page):
             assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+def test_everything_public_has_a_page_of_the_reference():
+    text = "".join(
+        path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md")
+    )
+    shown = re.findall(r"^::: (\S+)(?:\n    options: (.*))?", text, re.MULTILINE)
+    for name in bulk_sgd.__all__:
+        module = getattr(bulk_sgd, name).__module__
+        places = {f"{module}.{name}", module, module.rpartition(".")[0]} - {"bulk_sgd"}
+        members = [
+            re.search(r"members: \[(.*?)\]", options)
+            for target, options in shown
+            if target in places
+        ]
+        assert any(m is None or name in m[1].split(", ") for m in members), name
+
+
+def test_dependencies_point_downwards():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = [re.findall(r"`(\w+)(?:\.py|/)`", row.split("|")[1])
+             for row in text.splitlines() if row.startswith("| `")]  # fmt: skip
+    level = {name: index for index, row in enumerate(table) for name in row}
+    paths = [p for p in (ROOT / "bulk_sgd").rglob("*.py") if p.stem != "__init__"]
+    for path in paths:
+        name = path.relative_to(ROOT / "bulk_sgd").parts[0].removesuffix(".py")
+        imports = re.findall(
+            r"^(?:from bulk_sgd import (.*)|from bulk_sgd\.(\w+)[\w.]* import .*)",
+            path.read_text("utf-8"),
+            re.MULTILINE,
+        )
+        for several, one in imports:
+            found = (
+                [x.split(" as ")[0] for x in several.split(", ")] if several else [one]
+            )
+            for other in found:
+                assert level[other] <= level[name], f"{name} imports {other}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_name_files_and_fields_that_exist(page):
     for block in blocks(page, "bash"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bulk_sgd
-from bulk_sgd import subspace
+from bulk_sgd import basis, subspace
+from bulk_sgd.solvers import krylov
 
 SIZE, RANK = 30, 4
 SPECTRUM = np.array([20, 12, 8, 6, *np.linspace(2, -3, SIZE - 4)])
@@ -112,6 +113,26 @@ def test_full_solves_come_at_every_so_many_calls():
     assert [count > 3 for count in spent] == [True, False, False, True, False]
 
 
+def test_start_of_a_full_solve_is_no_other_random_vector(monkeypatch):
+    given = []
+
+    def spy(matvec, start, *args, key, **options):
+        given.append((start, key))
+        return solve(matvec, start, *args, key=key, **options)
+
+    solve = krylov.top_eigenpairs
+    monkeypatch.setattr(krylov, "top_eigenpairs", spy)
+    update, solver = jnp.ones(SIZE), bulk_sgd.krylov_filter(3)
+    before = subspace.empty(update, RANK), solver.init(update, RANK)
+    with jax.disable_jit():
+        solver.solve(lambda v: MATRIX @ v, *before, update, jax.random.key(0))
+    ((start, key),) = given
+    own = basis.random_normal(key, update)
+    cosine = start @ own / jnp.linalg.norm(start) / jnp.linalg.norm(own)
+    assert abs(cosine) < 0.9
+    assert (key != jax.random.key(0)).all()
+
+
 def test_fewer_steps_than_the_rank_leave_rows_of_zeros():
     found = calls(bulk_sgd.krylov_filter(2), [MATRIX] * 2)[1]
     assert int(found.kept) <= 2
@@ -133,7 +154,7 @@ def test_negative_spectrum_and_all_vectors():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: bulk_sgd.krylov_filter(1), "num_matvecs is 1; it must be at least 2"),
+        (lambda: bulk_sgd.krylov_filter(1), "length is 1; it must be at least 2"),
         (lambda: bulk_sgd.krylov_filter(calibrate_every=0), "calibrate_every is 0"),
         (lambda: bulk_sgd.krylov_filter(max_matvecs=0), "max_matvecs is 0"),
         (

@@ -140,9 +140,9 @@ def test_a_mask_selects_of_the_preconditioner_too(x64):
     np.testing.assert_array_equal(found["a"], updates["a"])
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_adam_steps_by_the_inverse_of_its_preconditioner(x64, decay):
-    constants = 0.8, 0.95, 1e-3
+@pytest.mark.parametrize(("decay", "eps_root"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3)])
+def test_adam_steps_by_the_inverse_of_its_preconditioner(x64, decay, eps_root):
+    constants = 0.8, 0.95, 1e-3, eps_root
     inner = optax.adamw(0.1, *constants, weight_decay=decay)
     tx = optax.chain(optax.clip_by_global_norm(1e9), inner)
     params = jax.tree.map(jnp.asarray, PARAMS)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import bulk_sgd
+from bulk_sgd import subspace
 
 SIZE, RANK = 12, 4
 MATRIX = helpers.symmetric([9, 7, 5, 3, *np.linspace(0.5, -1, SIZE - 4)])
@@ -140,6 +141,51 @@ def test_update_that_is_not_finite_keeps_the_subspace(name):
     np.testing.assert_array_equal(vectors(states[6]), vectors(states[5]))
     for leaf in jax.tree.leaves(states[-1]):
         assert np.isfinite(leaf).all()
+
+
+EVERY = {
+    "krylov_filter": bulk_sgd.krylov_filter(6, calibrate_every=2),
+    "update_pca": bulk_sgd.update_pca(6, every=2),
+    "streaming_pca": bulk_sgd.streaming_pca(),
+    "streaming": bulk_sgd.streaming(every=2),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_due_by_a_count_stays_a_branch_under_vmap(name):
+    solver = EVERY[name]
+    matrix = jnp.asarray(MATRIX, jnp.float32)
+    updates = jnp.asarray(np.random.default_rng(2).standard_normal((4, SIZE)) @ matrix)
+
+    def call(found, state, update):
+        key = jax.random.key(0)
+        return solver.solve(lambda v: matrix @ v, found, state, update, key)
+
+    lanes = []
+    for count in (2, 3):  # two lanes out of step
+        carry = subspace.empty(updates[0], RANK), solver.init(updates[0], RANK)
+        for update in updates[:count]:
+            carry = jax.jit(call)(*carry, update)
+        lanes.append((*carry, updates[count % 2]))
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *lanes)
+    jaxpr = jax.make_jaxpr(jax.vmap(call))(*batch)
+    assert sum(e.primitive.name == "cond" for e in jaxpr.eqns) == 1
+    found, state = jax.jit(jax.vmap(call))(*batch)
+    if name == "krylov_filter":  # a full solve of one is one of all
+        assert (found.num_matvecs > 6).all()
+        return
+    for lane, arguments in enumerate(lanes):
+        alone, own = jax.jit(call)(*arguments)
+        at = lambda x, lane=lane: x[lane]
+        # One computation by two programs: rounding of float32.
+        np.testing.assert_allclose(
+            helpers.projector(helpers.rows(at(found.eigenvectors))),
+            helpers.projector(helpers.rows(alone.eigenvectors)),
+            atol=1e-4,
+        )
+        np.testing.assert_allclose(at(found.eigenvalues), alone.eigenvalues, rtol=1e-3)
+        assert int(at(found.num_matvecs)) == int(alone.num_matvecs)
+        assert int(at(state.count)) == int(own.count)
 
 
 @ALL

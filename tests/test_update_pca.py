@@ -78,6 +78,40 @@ def test_an_update_is_not_in_its_own_subspace():
     assert_spans(found[2], components(updates[:2], 2)[1], 1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_eigenvalues_are_means_over_the_updates_that_are_known(count):
+    updates = draw(count + 1)
+    found = follow(bulk_sgd.update_pca(8), updates, rank=2)[-1]
+    values, _ = components(updates[max(count - 8, 0) : count], 2)
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=1e-5)
+
+
+def test_update_that_is_not_finite_is_not_counted():
+    updates = draw(5)
+    updates[2] = np.nan
+    found = follow(bulk_sgd.update_pca(8), updates)
+    assert [bool(each.converged) for each in found] == [True, True, False, True, True]
+    rows = [helpers.rows(each.eigenvectors) for each in found]
+    np.testing.assert_array_equal(rows[2], rows[1])
+    values, expected = components(updates[[0, 1, 3]])
+    assert_spans(found[4], expected, 1e-5)
+    np.testing.assert_allclose(found[4].eigenvalues, values, rtol=1e-5)
+
+
+def test_no_select_between_two_windows_or_bases():
+    tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.update_pca(8))
+    like = shaped(draw(1)[0])
+    step = lambda state: tx.update(like, state, like, value_fn=lambda p: p["b"][0])[1]
+    jaxpr = jax.make_jaxpr(step)(tx.init(like))
+    chosen = {
+        equation.outvars[0].aval.shape
+        for equation in helpers.equations(jaxpr)
+        if equation.primitive.name == "select_n"
+    }
+    assert (8, 8) in chosen  # the inner products
+    assert not chosen & {(rows, *x.shape) for rows in (RANK, 8) for x in like.values()}
+
+
 def test_components_of_very_different_length_are_orthonormal():
     updates = draw(9) / SCALES[0]
     updates = updates @ FRAME.T * np.array([1, 1e-2, 1e-2, *[0] * 17]) @ FRAME

@@ -24,7 +24,7 @@ _BUILDERS = {
     "power": lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
     "streaming": lambda c: streaming(c.columns, gain=c.gain),
     "krylov_filter": lambda c: krylov_filter(
-        c.num_matvecs,
+        c.length,
         calibrate_every=c.calibrate_every,
         max_matvecs=c.max_matvecs or None,
     ),
@@ -32,11 +32,24 @@ _BUILDERS = {
     "streaming_pca": lambda c: streaming_pca(c.update_gain),
 }
 
-# These average over steps, so that they must see every one.
-EVERY_STEP = ("streaming", "streaming_pca", "update_pca")
+# These must see every step, for this reason.
+EVERY_STEP = {
+    "streaming": "averages over steps",
+    "streaming_pca": "averages over steps",
+    "update_pca": "averages over steps",
+    "krylov_filter": "knows nothing but the update that it is called with",
+}
 # Their eigenvalues are variances of updates, and their residuals nothing.
 HESSIAN_FREE = ("streaming_pca", "update_pca")
 
+# What may not be around a solver, and why.
+_NO_CURVATURE = dict.fromkeys(("drift", "keep"), "which knows no curvature")
+_BARE = dict.fromkeys(HESSIAN_FREE, _NO_CURVATURE) | {
+    "krylov_filter": {
+        "drift": "whose basis serves one update and has none to drift from",
+        "keep": "whose eigenvalues are Ritz values of one update, cut by itself",
+    }
+}
 _KEEP = ("all", "gap", "eigenvalue", "rate")
 
 
@@ -47,26 +60,34 @@ def validate(config):
     checks.between("config.subspace.drift", config.drift, 0, 1)
     checks.integer("config.subspace.probe_every", config.probe_every, 1)
     checks.one_of("config.subspace.keep", config.keep, _KEEP)
-    if config.blocks and config.blocks != "layer":
-        try:
-            re.compile(config.blocks)
-        except re.error:
-            raise ValueError(
-                f"config.subspace.blocks is {config.blocks!r}; it must be '', 'layer' "
-                "or a regular expression."
-            ) from None
+    try:
+        re.compile(config.blocks)
+    except re.error:
+        raise ValueError(
+            f"config.subspace.blocks is {config.blocks!r}; it must be '', 'layer' "
+            "or a regular expression."
+        ) from None
     checks.at_least("config.subspace.threshold", config.threshold, 0)
-    if config.solver in HESSIAN_FREE:
-        for name, plain in (("drift", 0.0), ("keep", "all")):
-            if config[name] != plain:
-                raise ValueError(
-                    f"config.subspace.{name} is {config[name]!r}; it must be {plain!r} "
-                    f"with config.subspace.solver = {config.solver!r}, which knows no "
-                    "curvature."
-                )
+    for name, plain in (("drift", 0.0), ("keep", "all")):
+        why = _BARE.get(config.solver, {}).get(name)
+        if why and config[name] != plain:
+            raise ValueError(
+                f"config.subspace.{name} is {config[name]!r}; it must be {plain!r} "
+                f"with config.subspace.solver = {config.solver!r}, {why}."
+            )
     if config.keep == "gap":
         why = "config.subspace.keep is 'gap'"
         checks.integer("config.subspace.rank", config.rank, 2, why=why)
+
+
+def finds_leading(config) -> bool:
+    """Whether eigenvalues with `config.subspace` are λ_1 … λ_k of the curvature.
+
+    They are not where they are variances of updates, Ritz values of one update, or
+    eigenvalues of diagonal blocks.
+    """
+    others = (*HESSIAN_FREE, "krylov_filter")
+    return config.solver not in others and not config.blocks
 
 
 def build(config, learning_rate=1.0) -> Solver:
@@ -75,7 +96,7 @@ def build(config, learning_rate=1.0) -> Solver:
     if config.drift:
         solver = on_drift(solver, config.drift, every=config.probe_every)
     if config.blocks:
-        solver = blockwise(solver, None if config.blocks == "layer" else config.blocks)
+        solver = blockwise(solver, config.blocks)
     if config.keep == "gap":
         return adaptive(solver)
     if config.keep != "all":
@@ -116,7 +137,7 @@ def _check_krylov(config):
         checks.integer(
             "config.subspace.max_matvecs", config.max_matvecs, config.rank + 1, why=why
         )
-    checks.integer("config.subspace.num_matvecs", config.num_matvecs, 2)
+    checks.integer("config.subspace.length", config.length, 2)
     checks.integer("config.subspace.calibrate_every", config.calibrate_every, 1)
 
 

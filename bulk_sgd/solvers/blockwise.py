@@ -27,9 +27,9 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     Args:
       solver: what is called for each block, such as `bulk_sgd.lanczos()`.
-      by: how parameters are grouped: None by layer, a regular expression searched in
-        the paths of the leaves, such as `"^[^/]*"`, or a function from a path to a name
-        or None. Parameters in no block are in the bulk.
+      by: how parameters are grouped: None or "layer" by layer, a regular
+        expression searched in the paths of the leaves, such as `"^[^/]*"`, or a
+        function from a path to a name or None. Parameters in no block are in the bulk.
 
     Returns:
       A `Solver` whose state is the tuple of the states of the blocks.
@@ -80,7 +80,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
                 residuals=subspace.residuals[own],
             )
             returned, after = solver.solve(
-                blocks.restrict(matvec, updates, mask),
+                blocks.diagonal_block(matvec, updates, mask),
                 part,
                 known,
                 masking.select(updates, mask),

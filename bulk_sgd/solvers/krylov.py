@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.subspace import Solver, Subspace
 
@@ -30,14 +31,14 @@ class KrylovState(NamedTuple):
 
 
 def krylov_filter(
-    num_matvecs: int = 10,
+    length: int = 10,
     *,
     calibrate_every: int = 100,
     max_matvecs: int | None = None,
 ) -> Solver:
     """Solver that serves the incoming update alone, and keeps no basis.
 
-    Lanczos takes `num_matvecs` steps from the update u, and of its Ritz vectors those
+    Lanczos takes `length` steps from the update u, and of its Ritz vectors those
     are kept, k at most, whose Ritz values are above the threshold (λ_k + λ_{k+1}) / 2.
     The others are rows of zeros, and `Subspace.kept` counts the rest. The threshold
     comes from a full solve for k + 1 eigenpairs, at the first call and at one in
@@ -45,15 +46,16 @@ def krylov_filter(
 
     The result projects u; of another vector, such as the gradient where u is an update
     of Adam, it knows little. A basis that is kept gives more for the same price,
-    `power` and `streaming`; this needs none, and follows any jump of the Hessian.
+    `power` and `streaming`; this needs none, and follows any jump of the Hessian. Use
+    it with `refresh_every=1`: on the updates in between it knows nothing.
 
     Attributes of the result: `eigenvalues` are Ritz values, those of left out vectors
-    too, and zeros where `num_matvecs` is below k; `residuals` accordingly.
+    too, and zeros where `length` is below k; `residuals` accordingly.
 
     Error and cost along training: `docs/solvers.md`.
 
     Args:
-      num_matvecs: steps of Lanczos per call, at least 2.
+      length: of the Krylov sequence, the steps of Lanczos per call, at least 2.
       calibrate_every: calls from one full solve to the next.
       max_matvecs: bound on the matvecs of a full solve, as in `top_eigenpairs`.
 
@@ -67,7 +69,7 @@ def krylov_filter(
       >>> import bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.krylov_filter(20))
     """
-    checks.integer("num_matvecs", num_matvecs, 2)
+    checks.integer("length", length, 2)
     checks.integer("calibrate_every", calibrate_every, 1)
     if max_matvecs is not None:
         checks.integer("max_matvecs", max_matvecs, 1)
@@ -84,17 +86,18 @@ def krylov_filter(
 
         def calibrate():
             # From a random vector: the update may be orthogonal to an eigenvector.
-            start = basis.random_normal(key, updates)
+            start_key, solve_key = jax.random.split(key)
+            start = basis.random_normal(start_key, updates)
             more = min(rank + 1, dimension)
             found = top_eigenpairs(
-                matvec, start, more, max_matvecs=max_matvecs, key=key
+                matvec, start, more, max_matvecs=max_matvecs, key=solve_key
             )
             values = found.eigenvalues
             edge = values[-2:].mean() / jnp.where(values[0] == 0, 1, abs(values[0]))
             return _rows(found, rank), edge.astype(state.threshold.dtype)
 
         def expand():
-            steps = min(num_matvecs, dimension)
+            steps = min(length, dimension)
             found = top_eigenpairs(
                 matvec, updates, min(rank, steps), 0.0, steps, max_basis=steps, key=key
             )
@@ -110,7 +113,8 @@ def krylov_filter(
             return _rows(found, rank), state.threshold
 
         due = state.count % calibrate_every == 0
-        found, threshold = jax.lax.cond(due, calibrate, expand)
+        # A full solve that is due in one lane serves the others as well.
+        found, threshold = jax.lax.cond(any_lane(due), calibrate, expand)
         return found, KrylovState(threshold, state.count + 1)
 
     return Solver(init, solve)

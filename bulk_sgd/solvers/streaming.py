@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.subspace import Solver, Subspace
 
 
@@ -107,7 +108,14 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
             turning = (turn // sweep) % width
             block = basis.block(rows, start, width)
             seeded = _seeded(block, rows, updates, key)
-            return _move(matvec, rows, seeded, start, turning, state, weight)
+            moved = _move(matvec, rows, seeded, start, turning, state, weight)
+            if every == 1:
+                return moved
+            *moved, finite, quotients, noise = moved
+            # The lanes that only join in under `vmap` keep what they have.
+            quotients = jnp.where(acts, quotients, state.quotients)
+            noise = jnp.where(acts, noise, state.noise)
+            return *moved, finite & acts, quotients, noise
 
         def rest():
             old = basis.block(rows, start, width)
@@ -115,7 +123,7 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
             nothing = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
             return old, other, *nothing, state.quotients, state.noise
 
-        moved = move() if every == 1 else jax.lax.cond(acts, move, rest)
+        moved = move() if every == 1 else jax.lax.cond(any_lane(acts), move, rest)
         block, other, partner, finite, quotients, noise = moved
         rows = basis.put(rows, start, block, finite)
         if width < rank:

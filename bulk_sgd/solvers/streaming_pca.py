@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
 from bulk_sgd.subspace import Rows, Solver
 
@@ -90,7 +91,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         )
         # Each turn loses a rounding of orthogonality.
         vectors = jax.lax.cond(
-            state.count % _TURNS == 0, basis.orthonormal, lambda x: x, vectors
+            any_lane(state.count % _TURNS == 0), basis.orthonormal, lambda x: x, vectors
         )
         update = basis.widen(updates)
         found = hessian_free(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.subspace import Rows, Solver, Subspace
 
 
@@ -21,7 +22,7 @@ class UpdatePCAState(NamedTuple):
     Attributes:
       window: `Rows`, the last updates.
       products: `(m, m)`, their inner products.
-      count: int32, calls so far.
+      count: int32, finite updates so far.
     """
 
     window: Rows
@@ -36,8 +37,8 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
     part of its own dominant subspace. While fewer than k of them are known the missing
     rows are zeros. Use it with `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are mean squares of the updates along each
-    vector, not of any Hessian, of which nothing is known: no spectral filter and no
+    Attributes of the result: `eigenvalues` are mean squares of the updates in
+    the window along each vector, not of any Hessian: no spectral filter and no
     `adaptive` threshold can go by them. `residuals` are zero and say nothing.
 
     Error: several times that of `streaming`, which costs one matvec; measured along
@@ -72,7 +73,10 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
 
     def solve(matvec, subspace, state, updates, key):
         del matvec, key
-        rows, products = state.window.rows, state.products
+        rows, products, count = state.window.rows, state.products, state.count
+        update = basis.widen(updates)
+        finite = jnp.isfinite(basis.norm(update))
+        due = finite & (count % every == 0)
 
         def components():
             values, vectors = jnp.linalg.eigh(products)
@@ -83,25 +87,22 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
             found = basis.combine(jnp.where(keep[:, None], weights, 0), rows)
             # Inner products square the ratio of the components: float32 leaves little
             # of the orthogonality of the last.
-            return jnp.where(keep, values, 0) / window, basis.orthonormal(found)
+            means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
+            vectors = basis.put(previous[1], 0, basis.orthonormal(found), due)
+            return jnp.where(due, means, previous[0]), vectors
 
-        values, vectors = jax.lax.cond(
-            state.count % every == 0,
-            components,
-            lambda: (subspace.eigenvalues, subspace.eigenvectors),
-        )
-        update = basis.widen(updates)
-        finite = jnp.isfinite(basis.norm(update))
-        slot = state.count % window
+        previous = subspace.eigenvalues, subspace.eigenvectors
+        values, vectors = jax.lax.cond(any_lane(due), components, lambda: previous)
+        slot = count % window
         written = jax.tree.map(lambda x: x[None], update)
         rows = basis.put(rows, slot, written, finite)
         column = basis.inner(rows, update)
         products = products.at[slot].set(column).at[:, slot].set(column)
         products = jnp.where(finite, products, state.products)
         found = hessian_free(subspace, values, vectors, finite)
-        return found, UpdatePCAState(Rows(rows), products, state.count + 1)
+        return found, UpdatePCAState(Rows(rows), products, count + finite)
 
-    return Solver(init, solve)
+    return Solver(init, solve, guarded=True)
 
 
 def rounding(values):
