@@ -200,6 +200,21 @@ def test_exact_modes_share_one_primal_pass():
     assert len(calls) == 1
 
 
+def test_differences_of_the_model_leave_the_loss_exact(monkeypatch, x64):
+    taken = []
+
+    def spy(fn, point):
+        taken.append(jax.tree.structure(point))
+        return central_difference(fn, point)
+
+    central_difference = hvp.central_difference
+    monkeypatch.setattr(hvp, "central_difference", spy)
+    made, params = problem("all on the host")
+    matvec = bulk_sgd.gauss_newton(made, params, mode=hvp.DIFFERENCES)
+    matvec.linearize()(params)
+    assert taken == [jax.tree.structure(params)]  # J v alone, not the outputs
+
+
 def test_modes_never_share_a_program():
     made, params = problem("plain", dtype=jnp.float32)
     matvecs = [bulk_sgd.hessian(made, params, mode=mode) for mode in hvp.MODES[1:]]
