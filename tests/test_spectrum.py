@@ -42,7 +42,7 @@ def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
     matvec = curvature.CURVATURES[name](objective, params)
     matrix = dense(matvec, params)
     basis = rows(found.eigenvectors)
-    energies = spectrum.energies(matvec, found, jax.random.key(0), PROBES)
+    energies = spectrum.energies(matvec, found, PROBES, key=jax.random.key(0))
 
     block = basis @ matrix @ basis.T
     np.testing.assert_allclose(energies.rayleigh, np.diag(block), rtol=1e-9)
@@ -68,7 +68,9 @@ def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
 def test_standard_errors_are_those_of_repeated_estimates(x64, point):
     objective, params, found = point
     matvec = bulk_sgd.hessian(objective, params)
-    repeat = jax.jit(jax.vmap(lambda key: spectrum.energies(matvec, found, key, 20)))
+    repeat = jax.jit(
+        jax.vmap(lambda key: spectrum.energies(matvec, found, 20, key=key))
+    )
     energies = repeat(jax.random.split(jax.random.key(1), 200))
     for values, errors in (
         (energies.trace, energies.trace_error),
@@ -83,7 +85,7 @@ def test_share_of_nothing_is_unknown():
     pairs = bulk_sgd.top_eigenpairs(
         jax.tree_util.Partial(jnp.multiply, jnp.arange(3.0)), jnp.ones(3), rank=1
     )
-    energies = spectrum.energies(zero, pairs, jax.random.key(0))
+    energies = spectrum.energies(zero, pairs)
     assert np.isnan(energies.trace_share)
     assert np.isnan(energies.frobenius_share)
 
