@@ -66,6 +66,16 @@ def test_a_negative_block_is_not_taken_for_zero(x64):
     np.testing.assert_allclose(found.eigenvalues, [-1, -2, -3], rtol=1e-8)
 
 
+def test_no_key_is_used_twice():
+    objective, params = helpers.objective(
+        helpers.mlp(), helpers.squared_error, dtype=jnp.float32
+    )
+    with jax.debug_key_reuse(True):
+        bulk_sgd.block_eigenpairs(
+            bulk_sgd.hessian(objective, params), params, key=jax.random.key(1)
+        )
+
+
 @pytest.mark.parametrize("sketch", [0, 6])
 def test_trace_and_its_error(x64, sketch):
     eigenvalues = np.append(np.linspace(-1, 1, 47), [30, -20, 50])
