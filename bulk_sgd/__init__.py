@@ -22,7 +22,7 @@ from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import StreamingState, streaming
 from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
 from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
-from bulk_sgd.spectrum import Estimate, trace
+from bulk_sgd.spectrum import Energies, Estimate, energies, trace
 from bulk_sgd.subsampling import SubsamplingError, subsampling_error
 from bulk_sgd.subspace import Rows, Solver, Subspace
 from bulk_sgd.switch import Switch
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveState",
+    "Energies",
     "Estimate",
     "KrylovState",
     "Objective",
@@ -57,6 +58,7 @@ __all__ = [
     "bulk_sgd",
     "check_deterministic",
     "dom_sgd",
+    "energies",
     "functional_hessian",
     "gauss_newton",
     "hessian",

@@ -26,7 +26,7 @@ def main(argv):
     from bulk_sgd.analysis.checkpoints import RunPoints
 
     values = flags.FLAGS
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = {field.name for field in dataclasses.fields(Settings)} - {"mode"}
     given = {name: values[name].value for name in names}
     with cli.refusing(), cli.reporting(values.workdir):
         settings = Settings(
@@ -34,12 +34,12 @@ def main(argv):
         )
         points = RunPoints(values.workdir, values.arm, values.every, values.checkpoints)
         folder = pathlib.Path(values.output or pathlib.Path(values.workdir) / FOLDER)
-        about = {"run": points.record, **record.provenance()}
+        about = {"run": points.record, "notes": points.notes, **record.provenance()}
         analyze(
             points,
             points.objective,
             folder,
-            settings,
+            dataclasses.replace(settings, mode=points.mode),
             progress=values.progress,
             about=about,
         )

@@ -50,12 +50,12 @@ def block_eigenpairs(
     key = jax.random.key(0) if key is None else key
     found = {}
     for name, mask in blocks.masks(params, by).items():
-        key, start_key = jax.random.split(key)
+        key, start_key, solve_key = jax.random.split(key, 3)
         block = masking.select(params, mask)
         found[name] = _leading(
             blocks.diagonal_block(matvec, params, mask),
             basis.random_normal(start_key, block),
-            key,
+            solve_key,
             tol,
             rank=min(rank, basis.size(block)),
         )

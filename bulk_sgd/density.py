@@ -133,7 +133,7 @@ class SpectralDensity(NamedTuple):
 
 
 def spectral_density(
-    matvec, params, key, num_probes: int = 10, num_steps: int | None = None
+    matvec, params, num_probes: int = 10, num_steps: int | None = None, *, key=None
 ) -> SpectralDensity:
     """Spectral density of a symmetric operator by stochastic Lanczos quadrature.
 
@@ -145,10 +145,10 @@ def spectral_density(
       matvec: symmetric linear callable from pytree to pytree, such as
         `bulk_sgd.hessian(value_fn, params)`.
       params: pytree of floating point arrays like the vectors of `matvec`.
-      key: PRNG key of the probes.
       num_probes: number of random start vectors; errors take two.
       num_steps: nodes per probe, up to the dimension; by default 80, or the dimension
         if that is less.
+      key: PRNG key of the probes; by default a fixed one.
 
     Returns:
       A `SpectralDensity` in float32, or float64 if the params are; NaN in the rows of
@@ -161,7 +161,7 @@ def spectral_density(
       >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> diagonal = jnp.concatenate([jnp.linspace(0, 1, 198), jnp.full(2, 9.0)])
       >>> matvec = jax.tree_util.Partial(jnp.multiply, diagonal)
-      >>> found = bulk_sgd.spectral_density(matvec, jnp.ones(200), jax.random.key(0))
+      >>> found = bulk_sgd.spectral_density(matvec, jnp.ones(200))
       >>> value, error = found.trace  # 99 + 18
       >>> bool(abs(value - 117) < 3 * error), int(found.num_matvecs)
       (True, 800)
@@ -178,7 +178,7 @@ def spectral_density(
     nodes, weights, spent = _quadratures(
         curvature.as_pytree(matvec),
         like,
-        key,
+        jax.random.key(0) if key is None else key,
         num_probes=num_probes,
         num_steps=num_steps,
     )

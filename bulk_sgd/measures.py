@@ -57,8 +57,17 @@ class Measures(NamedTuple):
     batch_sharpness: jax.Array
 
 
+@jax.default_matmul_precision("highest")
 def measure(
-    params, subspace: Subspace, objective: Objective, batches, key, num_probes: int
+    params,
+    subspace: Subspace,
+    objective: Objective,
+    batches,
+    key,
+    num_probes: int,
+    *,
+    mode: str = "auto",
+    sharding=None,
 ) -> Measures:
     """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
 
@@ -70,13 +79,16 @@ def measure(
         number.
       key: PRNG key of the probes.
       num_probes: number m of random vectors per operator.
+      mode: as in `curvature.hessian`, of all products.
+      sharding: layout of vectors over devices, as in `curvature.sharded`.
 
     Returns:
       The `Measures`.
     """
     probe_key, vector_key, solve_key = jax.random.split(key, 3)
     operators = {
-        name: make(objective, params) for name, make in curvature.CURVATURES.items()
+        name: curvature.sharded(make(objective, params, mode=mode), sharding)
+        for name, make in curvature.CURVATURES.items()
     }
     gradient = basis.widen(jax.grad(objective)(params))
     inside = subspace.project(gradient)
@@ -87,7 +99,7 @@ def measure(
         def form(vector):
             return basis.dot(vector, operator(vector)) / squared
 
-        found = spectrum.energies(operator, subspace, probe_key, num_probes)
+        found = spectrum.energies(operator, subspace, num_probes, key=probe_key)
         return Curvatures(found, form(inside), form(outside))
 
     vector = basis.random_normal(vector_key, gradient)
@@ -107,15 +119,15 @@ def measure(
         curvatures={name: examine(operator) for name, operator in operators.items()},
         eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
         sum_rule_error=basis.norm(gap) / basis.norm(whole),
-        batch_sharpness=_batch_sharpness(params, *batches),
+        batch_sharpness=_batch_sharpness(params, *batches, mode),
     )
 
 
-def _batch_sharpness(params, batch, num_batches):
+def _batch_sharpness(params, batch, num_batches, mode):
     def along_gradient(index):
         loss = batch(index)
         gradient = jax.grad(loss)(params)
-        image = curvature.hessian(loss, params).linearize()(gradient)
+        image = curvature.hessian(loss, params, mode=mode).linearize()(gradient)
         return basis.dot(gradient, image) / basis.dot(gradient, gradient)
 
     return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

@@ -102,28 +102,33 @@ class Energies(NamedTuple):
         return _share(self.frobenius_block, self.frobenius)
 
 
-def energies(matvec, subspace: Subspace, key, num_probes: int = 30) -> Energies:
+@jax.default_matmul_precision("highest")
+def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> Energies:
     """Trace and Frobenius norm of an operator, in a subspace and as a whole.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree, such as
         `bulk_sgd.hessian(value_fn, params)`.
       subspace: the dominant subspace, whose rows are orthonormal or zero.
-      key: PRNG key of the probes.
       num_probes: number m of random vectors; k + m products in all. Static.
+      key: PRNG key of the probes; by default a fixed one.
 
     Returns:
       The `Energies`, in the dtype of the basis.
 
+    Raises:
+      ValueError: if `num_probes` is not at least 1.
+
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
-      >>> from bulk_sgd import spectrum
       >>> matvec = jax.tree_util.Partial(jnp.multiply, jnp.array([8.0, 1.0, 1.0]))
       >>> top = bulk_sgd.top_eigenpairs(matvec, jnp.ones(3), rank=1, tol=1e-5)
-      >>> found = spectrum.energies(matvec, top, jax.random.key(0))
+      >>> found = bulk_sgd.energies(matvec, top)
       >>> print(found.trace_share.round(3), found.frobenius_share.round(3))
       0.8 0.97
     """
+    checks.integer("num_probes", num_probes, 1)
+    key = jax.random.key(0) if key is None else key
     apply = curvature.linearize(matvec)
     rows = subspace.eigenvectors
     images = jax.lax.map(apply, rows)
@@ -136,9 +141,7 @@ def energies(matvec, subspace: Subspace, key, num_probes: int = 30) -> Energies:
         return basis.dot(vector, image), basis.dot(image, image)
 
     traces, squares = jax.lax.map(probe, jax.random.split(key, num_probes))
-    inside = jax.tree.reduce(
-        jnp.add, jax.tree.map(lambda x: jnp.vdot(x, x), images), jnp.zeros(())
-    )
+    inside = basis.dot(images, images)
     trace, square = Estimate.of(traces), Estimate.of(squares)
     return Energies(
         trace=jnp.sum(rayleigh) + trace.value,
@@ -152,7 +155,9 @@ def energies(matvec, subspace: Subspace, key, num_probes: int = 30) -> Energies:
     )
 
 
-def trace(matvec, params, key, num_probes: int = 30, sketch: int = 10) -> Estimate:
+def trace(
+    matvec, params, num_probes: int = 30, sketch: int = 10, *, key=None
+) -> Estimate:
     """The trace of a symmetric operator, by Hutch++ or Hutchinson's estimator.
 
     The range of A S, for S of `sketch` random sign vectors, takes out most of what is
@@ -162,9 +167,9 @@ def trace(matvec, params, key, num_probes: int = 30, sketch: int = 10) -> Estima
     Args:
       matvec: symmetric linear callable from pytree to pytree.
       params: pytree of floating point arrays like the vectors of `matvec`.
-      key: PRNG key of the sketch and the probes.
       num_probes: number of random vectors; an error takes two.
       sketch: rank of the sketch, up to the dimension; 0 is Hutchinson's estimator.
+      key: PRNG key of the sketch and the probes; by default a fixed one.
 
     Returns:
       An `Estimate`, whose error is that of the probes.
@@ -178,7 +183,7 @@ def trace(matvec, params, key, num_probes: int = 30, sketch: int = 10) -> Estima
       >>> matrix = frame * jnp.arange(50.0).at[-1].set(1e3) @ frame.T
       >>> matvec = jax.tree_util.Partial(jnp.matmul, matrix)
       >>> found, plain = (  # of 2176
-      ...     bulk_sgd.trace(matvec, jnp.ones(50), jax.random.key(1), sketch=rank)
+      ...     bulk_sgd.trace(matvec, jnp.ones(50), sketch=rank)
       ...     for rank in (10, 0))
       >>> bool(abs(found.value - 2176) < 4 * found.error < 4 * plain.error)
       True
@@ -189,6 +194,7 @@ def trace(matvec, params, key, num_probes: int = 30, sketch: int = 10) -> Estima
     most = basis.size(like)
     checks.integer("sketch", sketch, 0, most, "the number of parameters")
     matvec = curvature.as_pytree(matvec)
+    key = jax.random.key(0) if key is None else key
     return _trace(matvec, like, key, num_probes=num_probes, sketch=sketch)
 
 
@@ -202,7 +208,7 @@ def _trace(matvec, like, key, *, num_probes, sketch):
             image = lambda key: apply(_signs(key, like))
             images = jax.lax.map(image, jax.random.split(sketch_key, sketch))
             subspace = subspace._replace(eigenvectors=_range(images))
-        found = energies(apply, subspace, key, num_probes)
+        found = energies(apply, subspace, num_probes, key=key)
         return Estimate(found.trace, found.trace_error)
 
 

@@ -108,11 +108,13 @@ class Task:
       train: objective of the full training set, or of the part on the devices.
       test: objective of the test set.
       curvature: objective whose curvature counts; None for that of the batch.
+      num_train: examples of the training set; by default `train` is all of it.
     """
 
     train: Objective
     test: Objective
     curvature: Objective | None
+    num_train: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def with_curvature(self, curvature: Objective) -> "Task":
         """The same data with the curvature of another objective."""
@@ -330,18 +332,19 @@ class Programs:
     def _sharpness(self, state: TrainState, task: Task):
         """λ_1 of the Hessian of the training loss to a hundredth, or NaN.
 
-        Of the preconditioned one where the subspace is.
+        Of the preconditioned one where the subspace is; there is none before a step.
         """
         layout = self._layout.parameters(state.params)
         mode = self._config.subspace.mode
         matvec = hessian(task.train, state.params, mode=mode)
-        scale = self._preconditioner(state.inner)
+        scale, known = self._preconditioner(state.inner), True
         if scale is not None:
             matvec = preconditioning.preconditioned(matvec, scale)
+            known = state.step > 0
         matvec = sharded(matvec, layout)
         # Warm, but from all of the subspace: eigenvalues change places.
         found = top_eigenpairs(matvec, state.subspace.subspace, 1, tol=1e-2)
-        return jnp.where(found.converged, found.eigenvalues[0], jnp.nan)
+        return jnp.where(found.converged & known, found.eigenvalues[0], jnp.nan)
 
     def _measure(self, state: TrainState, task: Task, feed, key):
         """`measures.measure` on the data of the curvature, and `_fidelity`."""
@@ -353,6 +356,8 @@ class Programs:
             (lambda i: task.batch(feed, i), len(jax.tree.leaves(feed)[0])),
             key,
             self._config.measures.num_probes,
+            mode=self._config.subspace.mode,
+            sharding=self._layout.parameters(state.params),
         )
         return found, self._fidelity(state, task, objective)
 
@@ -369,7 +374,7 @@ class Programs:
         gradient = jax.grad(task.train)(params)
         found = state.subspace.subspace
         layout = self._layout.parameters(params)
-        matvec = sharded(hessian(objective, params), layout)
+        matvec = sharded(hessian(objective, params, mode=space.mode), layout)
         # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
         exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
         valid = exact.converged
@@ -378,8 +383,11 @@ class Programs:
             "exact_alignment": jnp.where(valid, exact.alignment(gradient), jnp.nan),
         }
         if space.data == "subset":
-            total = task.train.num_examples
-            missed = subsampling_error(objective, params, gradient, space.rank, total)
+            total = task.num_train or task.train.num_examples
+            ways = {"mode": space.mode, "sharding": layout}
+            missed = subsampling_error(
+                objective, params, gradient, space.rank, total, **ways
+            )
             for name in ("eigenvalues", "overlap", "projection"):
                 value = jnp.where(missed.converged, getattr(missed, name), jnp.nan)
                 facts[f"subsampling_{name}"] = value

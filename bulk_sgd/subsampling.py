@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks
-from bulk_sgd.curvature import CURVATURES
+from bulk_sgd.curvature import CURVATURES, sharded
 from bulk_sgd.objective import Objective
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 
@@ -51,8 +51,10 @@ def subsampling_error(
     num_examples: int,
     *,
     curvature: str = "hessian",
+    mode: str = "auto",
     tol: float = 1e-3,
     max_matvecs: int | None = None,
+    sharding=None,
 ) -> SubsamplingError:
     """Estimates what the curvature of a sample misses, without the rest of the data.
 
@@ -69,8 +71,10 @@ def subsampling_error(
       rank: number of leading eigenvectors k.
       num_examples: N, of which n were drawn.
       curvature: "hessian", "gauss_newton" or "functional_hessian".
+      mode: as in `hessian`.
       tol: as in `top_eigenpairs`.
       max_matvecs: as in `top_eigenpairs`.
+      sharding: layout of the solves over devices, as in `sharded`.
 
     Returns:
       A `SubsamplingError`.
@@ -112,7 +116,7 @@ def subsampling_error(
             objective, inputs=inputs, targets=targets, num_groups=1
         )
         start = basis.random_normal(jax.random.key(first), params)
-        matvec = CURVATURES[curvature](half, params)
+        matvec = sharded(CURVATURES[curvature](half, params, mode=mode), sharding)
         return top_eigenpairs(matvec, start, rank, tol, max_matvecs)
 
     one, other = solve(0), solve(1)

@@ -1,5 +1,6 @@
 """An analysis of points and of runs: its numbers, its files, its page."""
 
+import dataclasses
 import json
 import pathlib
 import signal
@@ -15,7 +16,7 @@ from helpers import dense, flat, top
 from test_train import tiny
 
 import bulk_sgd
-from bulk_sgd import signals, train
+from bulk_sgd import hvp, record, signals, train
 from bulk_sgd.analysis import Point, Settings, analyze, report, store
 from bulk_sgd.analysis import point as point_lib
 from bulk_sgd.analysis.checkpoints import RunPoints
@@ -160,6 +161,35 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
         analyze(points, objective, tmp_path, Settings(rank=3))
 
 
+def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
+    loss = lambda p: jnp.sum(p**4)
+    settings = Settings(rank=1, density_steps=3, slice_points=0)
+    about = lambda seed: {"run": {"config": {"seed": seed}}}
+
+    def found(*scales, seed=0):
+        points = [(f"p{i}", jnp.arange(1.0, 4) * s) for i, s in enumerate(scales)]
+        results = analyze(points, loss, tmp_path, settings, about=about(seed))
+        return [r["eigenvalues"][0] for r in results], results[1]["change"]["distance"]
+
+    first, distance = found(1, 2)
+    assert first == pytest.approx([108, 432])
+    assert distance == pytest.approx(14**0.5)
+    again, nearer = found(1.5, 2)
+    assert again == pytest.approx([243, 432])
+    assert nearer == pytest.approx(14**0.5 / 2)  # the second point has not changed
+    with pytest.raises(ValueError, match=r"differ in settings\.config\.seed; choose"):
+        found(1.5, 2, seed=1)
+    by_function = Settings(rank=1, by=lambda path: path)
+    with pytest.raises(ValueError, match=r"settings\.by is a function; with a folder"):
+        analyze([], loss, tmp_path / "new", by_function)
+
+
+def test_no_key_is_used_twice():
+    settings = Settings(1, 1e-3, 2, 3, 2, 1, slice_points=3)
+    with jax.debug_key_reuse(True):
+        analyze([("a", jnp.arange(1.0, 4))], lambda p: jnp.sum(p**4), None, settings)
+
+
 def test_a_signal_ends_it_after_the_part_under_way(x64, measured, monkeypatch):
     objective, points, _ = measured
     monkeypatch.setattr(signals, "wanted", lambda: signal.SIGTERM)
@@ -185,17 +215,17 @@ def test_names_are_unlike_and_plain(tmp_path, names, message):
 
 def test_what_is_not_finite_is_null():
     value = {"a": jnp.array([1.0, jnp.nan]), "b": [True, None, "x", jnp.inf]}
-    assert point_lib.plain({"a": value["a"], "b": value["b"][3]}) == {
-        "a": [1.0, None],
-        "b": None,
-    }
+    assert point_lib.plain(value) == {"a": [1.0, None], "b": [True, None, "x", None]}
 
 
 def test_page_of_points(tmp_path, measured):
     results = measured[2]
-    store.Store(tmp_path, SMALL).finish(results, {"run": {"name": "A & B"}})
+    store.Store(tmp_path, SMALL).finish(
+        results, {"run": {"name": "A & B"}, "notes": ["Of a part < all."]}
+    )
     page = report.write_report(tmp_path).read_text()
     assert "A &amp; B" in page
+    assert "Of a part &lt; all." in page
     assert page.count("data:image/png;base64") == 6
     assert "http" not in page
     for name in ("eigenvalues", "density", "energies", "change", "blocks", "slices"):
@@ -240,6 +270,35 @@ def test_points_of_a_run(run):
     gradient = flat(jax.grad(batch)(point.params))
     rate = experiment.config.optimizer.learning_rate
     np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
+
+
+def test_a_run_that_streams_and_forks_by_alignment(tmp_path):
+    config = tiny(
+        eval_every=2, checkpoint__every=2, checkpoint__keep=0, num_steps=4,
+        switch__step=3, switch__alignment=1e-6, arms=("sgd",), data__streaming=True,
+        subspace__data="subset", subspace__subset_size=30, subspace__mode=hvp.FORWARD,
+    )  # fmt: skip
+    train.train_and_evaluate(config, tmp_path)
+    written = record.read(tmp_path)
+    written["config"]["sharding"] = {"data": 2, "fsdp": 4}  # of devices not here
+    record.write(tmp_path, written)
+    found = RunPoints(tmp_path)
+    assert found.mode == hvp.FORWARD
+    assert found.notes == [
+        "The loss is that of 30 of 60 training examples, the seeded subset of the run."
+    ]
+    point = next(point for point in found if point.name == "fork@1")
+    experiment = found._experiment
+    batch = experiment.dataset.train_inputs, experiment.dataset.train_targets
+    inputs, targets = (jnp.asarray(x[experiment.indices(1)[0]]) for x in batch)
+    loss = dataclasses.replace(experiment.task.train, inputs=inputs, targets=targets)
+    gradient = flat(jax.grad(loss)(point.params))
+    rate = experiment.config.optimizer.learning_rate
+    np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
+    written["config"]["optimizer"]["name"] = "adam"
+    written["config"]["subspace"]["preconditioned"] = True
+    record.write(tmp_path, written)
+    assert "of the Hessian itself" in RunPoints(tmp_path).notes[1]
 
 
 def test_a_damaged_checkpoint_is_left_as_it_is(run, capsys):

@@ -66,13 +66,23 @@ def test_a_negative_block_is_not_taken_for_zero(x64):
     np.testing.assert_allclose(found.eigenvalues, [-1, -2, -3], rtol=1e-8)
 
 
+def test_no_key_is_used_twice():
+    objective, params = helpers.objective(
+        helpers.mlp(), helpers.squared_error, dtype=jnp.float32
+    )
+    with jax.debug_key_reuse(True):
+        bulk_sgd.block_eigenpairs(
+            bulk_sgd.hessian(objective, params), params, key=jax.random.key(1)
+        )
+
+
 @pytest.mark.parametrize("sketch", [0, 6])
 def test_trace_and_its_error(x64, sketch):
     eigenvalues = np.append(np.linspace(-1, 1, 47), [30, -20, 50])
     matvec = operator(symmetric(eigenvalues))
 
     def estimate(key):
-        return bulk_sgd.trace(matvec, jnp.zeros(50), key, 20, sketch)
+        return bulk_sgd.trace(matvec, jnp.zeros(50), 20, sketch, key=key)
 
     keys = jax.random.split(jax.random.key(0), 300)
     found = jax.jit(lambda keys: jax.lax.map(estimate, keys))(keys)
@@ -92,7 +102,7 @@ def test_trace_of_low_rank_is_exact(x64, dtype):
     for eigenvalues in (np.append(np.zeros(40), [3.0, 5.0]), np.zeros(42)):
         matvec = operator(symmetric(eigenvalues), dtype)
         like = jnp.zeros(42, dtype)
-        found = bulk_sgd.trace(matvec, like, jax.random.key(0), 5, 10)
+        found = bulk_sgd.trace(matvec, like, 5, 10)
         # Directions within sqrt(eps) of the largest are rounding to a sketch.
         slack = 100 * float(jnp.finfo(dtype).eps) ** 0.5
         assert found.value == pytest.approx(eigenvalues.sum(), abs=slack)
@@ -155,6 +165,6 @@ def test_ranks_out_of_range_are_refused():
     with pytest.raises(ValueError, match="rank is 0; it must be at least 1"):
         bulk_sgd.block_eigenpairs(matvec, jnp.ones(3), 0)
     with pytest.raises(ValueError, match="sketch is 4; it must be from 0 to 3"):
-        bulk_sgd.trace(matvec, jnp.ones(3), jax.random.key(0), sketch=4)
+        bulk_sgd.trace(matvec, jnp.ones(3), sketch=4)
     with pytest.raises(ValueError, match="mask selects no parameter"):
         blocks.diagonal_block(matvec, jnp.ones(3), False)

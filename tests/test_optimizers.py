@@ -215,46 +215,6 @@ def test_a_run_is_a_loop_of_optax(data_file, name, where):
     assert_equal_runs(made, *ran, *by_hand(made, optimizer, where, extra))
 
 
-def preconditioned(vector, hessian, state):
-    """The same in the coordinates P^½ θ of Adam, with its numbers from its state."""
-    scale = state[0]
-    count = int(scale.count)
-    corrected = np.asarray(ravel_pytree(scale.nu)[0], np.float64) / (1 - 0.9**count)
-    root = np.sqrt((1 - 0.8**count) * (np.sqrt(corrected) + 1e-3))
-    flat, unravel = ravel_pytree(vector)
-    scaled, chi = scale_parts(flat * root, hessian / np.outer(root, root))
-    return unravel(jnp.asarray(scaled / root, jnp.float32)), chi
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_preconditioned_run_is_a_loop_of_optax(data_file, name):
-    fields, optimizer, extra = OPTIMIZERS[name]
-    config = make_config(data_file, **fields)
-    config.subspace.preconditioned = True
-    made, state, trace = run(config)
-    expected = by_hand(made, optimizer, "update", extra, preconditioned)
-    assert_equal_runs(made, state, trace, *expected)
-
-
-def test_alignment_of_the_gradient_is_measured_in_the_same_coordinates(data_file):
-    config = make_config(data_file, name="adam", **ADAM)
-    config.subspace.preconditioned = True
-    made, state, _ = run(config)
-    found = steps.Programs(config).evaluate(state, made.task)
-    scale = optax.tree_utils.tree_get(state.inner, "nu")
-    power = 1 - 0.9**STEPS, 1 - 0.8**STEPS
-    root = jax.tree.map(
-        lambda v: jnp.sqrt(power[1] * (jnp.sqrt(v / power[0]) + 1e-3)), scale
-    )
-    gradient = jax.tree.map(jnp.divide, jax.grad(made.task.train)(state.params), root)
-    vectors = (
-        ravel_pytree(gradient)[0],
-        jax.vmap(lambda v: ravel_pytree(v)[0])(state.subspace.subspace.eigenvectors),
-    )
-    expected = np.linalg.norm(vectors[1] @ vectors[0]) / np.linalg.norm(vectors[0])
-    assert float(found.alignment_gradient) == pytest.approx(expected, rel=1e-4)
-
-
 def hand_schedules():
     half = lambda t: 0.5 * (1 + np.cos(np.pi * t))
     ramp = lambda n: lambda s: min(s / n, 1) if n else 1
@@ -387,32 +347,4 @@ def test_fields_that_do_not_fit_together_are_named(changes, message):
     config = config_lib.default()
     config.optimizer.update(changes)
     with pytest.raises(ValueError, match=rf"^config\.optimizer\.{message}"):
-        config_lib.validate(config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, r"name 'sgd', not 'adam' or 'adamw', .*: SGD has none"),
-        ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
-        ({"name": "muon"}, "name 'muon', .*: that of Muon is no diagonal"),
-        ({"name": "sam"}, "name 'sam', .*: SAM has none"),
-        ({"name": "adam", "projection": "gradient"}, "projection 'gradient': Adam's p"),
-    ],
-)
-def test_preconditioned_is_refused_without_a_preconditioner(changes, message):
-    config = config_lib.default()
-    config.subspace.preconditioned = True
-    config.optimizer.update(changes)
-    start = r"^config\.subspace\.preconditioned is True; it must be False with config"
-    with pytest.raises(ValueError, match=rf"{start}\.optimizer\.{message}"):
-        config_lib.validate(config)
-
-
-def test_energies_are_of_the_subspace_of_the_hessian():
-    config = config_lib.default()
-    config.optimizer.name, config.subspace.preconditioned = "adam", True
-    config_lib.validate(config)
-    config.measures.every = config.eval_every
-    with pytest.raises(ValueError, match=r"preconditioned is True; .*must be False, "):
         config_lib.validate(config)

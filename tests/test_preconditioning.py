@@ -22,8 +22,22 @@ from helpers import (
     symmetric,
     top,
 )
+from jax.flatten_util import ravel_pytree
+from test_optimizers import (
+    ADAM,
+    OPTIMIZERS,
+    STEPS,
+    assert_equal_runs,
+    by_hand,
+    data_file,  # noqa: F401
+    make_config,
+    run,
+    scale_parts,
+)
 
 import bulk_sgd
+from bulk_sgd import config as config_lib
+from bulk_sgd import steps
 
 MATRIX = symmetric([9.0, 5.0, 2.0, 1.0, 0.5], seed=1)
 P = np.array([4.0, 0.25, 1.0, 100.0, 0.01])
@@ -181,3 +195,93 @@ def test_it_wraps_any_matvec():
         bulk_sgd.preconditioned(operator(MATRIX), jnp.asarray(P)), jnp.ones(5)
     )
     np.testing.assert_allclose(found, SCALED, rtol=1e-5)
+
+
+def scale_parts_preconditioned(vector, hessian, state):
+    """The same in the coordinates P^½ θ of Adam, with its numbers from its state."""
+    scale = state[0]
+    count = int(scale.count)
+    corrected = np.asarray(ravel_pytree(scale.nu)[0], np.float64) / (1 - 0.9**count)
+    root = np.sqrt((1 - 0.8**count) * (np.sqrt(corrected) + 1e-3))
+    flat, unravel = ravel_pytree(vector)
+    scaled, chi = scale_parts(flat * root, hessian / np.outer(root, root))
+    return unravel(jnp.asarray(scaled / root, jnp.float32)), chi
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_preconditioned_run_is_a_loop_of_optax(data_file, name):  # noqa: F811
+    fields, optimizer, extra = OPTIMIZERS[name]
+    config = make_config(data_file, **fields)
+    config.subspace.preconditioned = True
+    made, state, trace = run(config)
+    expected = by_hand(made, optimizer, "update", extra, scale_parts_preconditioned)
+    assert_equal_runs(made, state, trace, *expected)
+
+
+@pytest.fixture(scope="module")
+def ran(data_file):  # noqa: F811
+    """A preconditioned experiment, its state at the end, and P^½ by its formula."""
+    config = make_config(data_file, name="adam", **ADAM)
+    config.subspace.preconditioned = True
+    made, state, _ = run(config)
+    scale = optax.tree_utils.tree_get(state.inner, "nu")
+    power = 1 - 0.9**STEPS, 1 - 0.8**STEPS
+    root = jax.tree.map(
+        lambda v: jnp.sqrt(power[1] * (jnp.sqrt(v / power[0]) + 1e-3)), scale
+    )
+    return made, steps.Programs(config), state, root
+
+
+def test_alignment_of_the_gradient_is_measured_in_the_same_coordinates(ran):
+    made, programs, state, root = ran
+    found = programs.evaluate(state, made.task)
+    gradient = jax.tree.map(jnp.divide, jax.grad(made.task.train)(state.params), root)
+    vectors = (
+        ravel_pytree(gradient)[0],
+        jax.vmap(lambda v: ravel_pytree(v)[0])(state.subspace.subspace.eigenvectors),
+    )
+    expected = np.linalg.norm(vectors[1] @ vectors[0]) / np.linalg.norm(vectors[0])
+    assert float(found.alignment_gradient) == pytest.approx(expected, rel=1e-4)
+
+
+def test_sharpness_is_that_of_the_dense_preconditioned_hessian(ran):
+    made, programs, state, root = ran
+    matrix = dense(bulk_sgd.hessian(made.task.train, state.params), state.params)
+    exact = np.linalg.eigvalsh(matrix / np.outer(flat(root), flat(root)))[-1]
+    assert exact > 2 * np.linalg.eigvalsh(matrix)[-1]  # not that of H
+    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
+    found = programs.sharpness(state, made.task)
+    assert float(found) == pytest.approx(exact, rel=1e-2)
+
+
+def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
+    made, programs, _, _ = ran
+    assert np.isnan(programs.sharpness(made.start(programs), made.task))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"name 'sgd', not 'adam' or 'adamw', .*: SGD has none"),
+        ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
+        ({"name": "muon"}, "name 'muon', .*: that of Muon is no diagonal"),
+        ({"name": "sam"}, "name 'sam', .*: SAM has none"),
+        ({"name": "adam", "projection": "gradient"}, "projection 'gradient': Adam's p"),
+    ],
+)
+def test_preconditioned_is_refused_without_a_preconditioner(changes, message):
+    config = config_lib.default()
+    config.subspace.preconditioned = True
+    config.optimizer.update(changes)
+    start = r"^config\.subspace\.preconditioned is True; it must be False with config"
+    with pytest.raises(ValueError, match=rf"{start}\.optimizer\.{message}"):
+        config_lib.validate(config)
+
+
+def test_energies_are_of_the_subspace_of_the_hessian():
+    config = config_lib.default()
+    config.optimizer.name, config.subspace.preconditioned = "adam", True
+    config_lib.validate(config)
+    config.measures.every = config.eval_every
+    with pytest.raises(ValueError, match=r"preconditioned is True; .*must be False, "):
+        config_lib.validate(config)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import dense, flat, rows, top
+from helpers import count_equations, dense, equations, flat, rows, top
 
 import bulk_sgd
-from bulk_sgd import curvature, measures, spectrum
+from bulk_sgd import curvature, hvp, measures, spectrum
 from bulk_sgd.stability import Bisection
 
 RANK, PROBES = 3, 4_000
@@ -42,7 +42,7 @@ def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
     matvec = curvature.CURVATURES[name](objective, params)
     matrix = dense(matvec, params)
     basis = rows(found.eigenvectors)
-    energies = spectrum.energies(matvec, found, jax.random.key(0), PROBES)
+    energies = spectrum.energies(matvec, found, PROBES, key=jax.random.key(0))
 
     block = basis @ matrix @ basis.T
     np.testing.assert_allclose(energies.rayleigh, np.diag(block), rtol=1e-9)
@@ -68,7 +68,9 @@ def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
 def test_standard_errors_are_those_of_repeated_estimates(x64, point):
     objective, params, found = point
     matvec = bulk_sgd.hessian(objective, params)
-    repeat = jax.jit(jax.vmap(lambda key: spectrum.energies(matvec, found, key, 20)))
+    repeat = jax.jit(
+        jax.vmap(lambda key: spectrum.energies(matvec, found, 20, key=key))
+    )
     energies = repeat(jax.random.split(jax.random.key(1), 200))
     for values, errors in (
         (energies.trace, energies.trace_error),
@@ -83,7 +85,7 @@ def test_share_of_nothing_is_unknown():
     pairs = bulk_sgd.top_eigenpairs(
         jax.tree_util.Partial(jnp.multiply, jnp.arange(3.0)), jnp.ones(3), rank=1
     )
-    energies = spectrum.energies(zero, pairs, jax.random.key(0))
+    energies = spectrum.energies(zero, pairs)
     assert np.isnan(energies.trace_share)
     assert np.isnan(energies.frobenius_share)
 
@@ -142,6 +144,59 @@ def test_sum_rule_catches_a_wrong_part(x64, point, monkeypatch):
         params, found, objective, (batch, 1), jax.random.key(0), 2
     )
     assert result.sum_rule_error > 0.1
+
+
+def no_choice(*args, **kwargs):
+    raise AssertionError("a mode was asked for")
+
+
+def whole(objective, params, found):
+    matvec = bulk_sgd.hessian(objective, params, mode=hvp.REVERSE)
+    return spectrum.energies(matvec, found, 2)
+
+
+def measured_on(objective, params, found, sharding=None):
+    batch = lambda i: objective.take(jnp.arange(2))
+    key = jax.random.key(0)
+    return measures.measure(
+        params,
+        found,
+        objective,
+        (batch, 1),
+        key,
+        2,
+        mode=hvp.REVERSE,
+        sharding=sharding,
+    )
+
+
+def missed(objective, params, found, sharding=None):
+    return bulk_sgd.subsampling_error(
+        objective, params, params, RANK, 100, mode=hvp.REVERSE, sharding=sharding
+    )
+
+
+@pytest.mark.parametrize("measure", [whole, measured_on, missed])
+def test_products_are_exact_and_in_the_mode_asked_for(point, monkeypatch, measure):
+    monkeypatch.setattr(hvp, "choose", no_choice)
+    with jax.enable_x64(True):
+        jaxpr = jax.make_jaxpr(measure)(*point)
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert products
+    assert {e.params["precision"] for e in products} == {highest}
+
+
+@pytest.mark.parametrize("measure", [measured_on, missed])
+def test_solves_are_laid_out(x64, point, measure):
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P())
+    count = lambda *more: count_equations(
+        jax.make_jaxpr(lambda *args: measure(*args, *more))(*point),
+        "sharding_constraint",
+    )
+    assert count() == 0
+    assert count(sharding) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training on data that are read while it goes on, against data in memory."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from test_data import prepared  # noqa: F401
 from test_sharding import python
 from test_train import rows_of, strip_times, tiny
 
-from bulk_sgd import data, train
+from bulk_sgd import data, hvp, train
 from bulk_sgd.data.stream import Stream
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.steps import Programs
@@ -161,6 +162,27 @@ def test_states_are_equal_bit_for_bit():
             )
         found[way] = state
     jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
+
+
+def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
+    def no_choice(*args, **kwargs):
+        raise AssertionError("config.subspace.mode was not passed on")
+
+    monkeypatch.setattr(hvp, "choose", no_choice)
+    found = {}
+    for way in (False, True):
+        changes = {"measures__every": 5, "measures__num_probes": 2}
+        config = streaming(data__streaming=way, subspace__mode=hvp.FORWARD, **changes)
+        experiment, programs = Experiment(config), Programs(config)
+        task = dataclasses.replace(experiment.task, num_train=60)
+        state = programs.init(experiment.params)
+        _, facts = programs.measure(state, task, experiment.feed(0), jax.random.key(0))
+        found[way] = {k: float(v) for k, v in facts.items() if "subsampling" in k}
+    assert found[True]["subsampling_overlap"] < 1
+    assert found[True]["subsampling_eigenvalues"] > 0
+    # Their gradients, along which the projections differ, are not of the same data.
+    for name in ("subsampling_overlap", "subsampling_eigenvalues"):
+        assert found[True][name] == found[False][name]
 
 
 def test_a_killed_streaming_run_goes_on_bit_for_bit(tmp_path):

@@ -40,18 +40,20 @@ def analyze(
       value_fn: the loss at params, an `Objective` or any scalar function. Only an
         `Objective` has Gauss-Newton and functional parts.
       folder: where each point is kept as it is finished, and not looked at again by a
-        later call, and where all of them end up in `analysis.json`; None keeps nothing.
+        later call unless its parameters have changed, and where all of them end up in
+        `analysis.json`; None keeps nothing. The loss must stay the same.
       settings: the `Settings`.
       total: number of points, for the time left, where `points` has no length.
       progress: whether to show it.
-      about: more top level keys of `analysis.json`.
+      about: more top level keys of `analysis.json`, such as the record of a `run`.
 
     Returns:
       One dict per point, see `docs/analysis.md`.
 
     Raises:
       ValueError: if two points have one name, a setting is out of its range, or the
-        folder holds points of other settings.
+        folder holds points of other settings or of a run of another config, or there
+        is one and `settings.by` is a function.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd.analysis
@@ -66,7 +68,8 @@ def analyze(
       (0.5, 'step 0')
     """
     settings = settings or Settings()
-    store = folder and Store(folder, settings)
+    about = about or {}
+    store = folder and Store(folder, settings, about.get("run", {}).get("config"))
     if total is None:
         total = len(points) if hasattr(points, "__len__") else None
     operators = len(curvature.CURVATURES) if isinstance(value_fn, Objective) else 1
@@ -92,7 +95,7 @@ def analyze(
             before, known = lasts.get(point.path) or next(
                 iter(lasts.values()), (None, None)
             )
-            result = store and store.load(point.name, before and before.name)
+            result = store and store.load(point, before)
             if result:
                 lasts[point.path] = point, None
                 for part in costs:
@@ -103,8 +106,8 @@ def analyze(
                 result, known = examine(point, value_fn, settings, known, tick)
                 lasts[point.path] = point, known
                 if store:
-                    store.save(result)
+                    store.save(result, point, before)
             results.append(result)
     if store:
-        store.finish(results, about or {})
+        store.finish(results, about)
     return results

@@ -50,6 +50,8 @@ class RunPoints:
     Attributes:
       objective: the loss whose curvature counts: that of the run, or of the full
         training set where the run took that of the batch.
+      mode: how its products differentiate twice.
+      notes: sentences about what is analyzed that is not what the run trained with.
       record: what `run.json` holds.
       saved: list of the `Saved`, the prefix first.
 
@@ -72,6 +74,8 @@ class RunPoints:
         self._checkpoints = Checkpoints(workdir, read_only=True)
         task = self._experiment.task
         self.objective = task.curvature or task.train
+        self.mode = config.subspace.mode
+        self.notes = self._notes()
         known = self._all(arms)
         if not known:
             raise ValueError(
@@ -86,6 +90,21 @@ class RunPoints:
             if (not names or saved.name in names)
             and (not every or saved.step % every == 0 or saved.position is None)
         ]
+
+    def _notes(self):
+        config, notes = self._experiment.config, []
+        if self.objective.num_examples < self.record["num_train"]:
+            notes.append(
+                f"The loss is that of {self.objective.num_examples:,} of "
+                f"{self.record['num_train']:,} training examples, the seeded subset "
+                "of the run."
+            )
+        if config.subspace.preconditioned:
+            notes.append(
+                "The subspace of the run is that of the preconditioned Hessian; here "
+                "everything is of the Hessian itself."
+            )
+        return notes
 
     def __len__(self):
         return len(self.saved)
@@ -123,19 +142,22 @@ class RunPoints:
         state, _ = self._programs.train(
             jax.tree.map(jnp.copy, state),  # the program takes its buffers
             self._experiment.task,
-            jnp.asarray(self._experiment.indices(int(state.step))),
+            jax.tree.map(jnp.asarray, self._experiment.feed(int(state.step))),
             1,
-            self._experiment.scalars(),
+            # An alignment that has ended the prefix would end this step as well.
+            self._experiment.scalars()._replace(threshold=jnp.inf),
             projected=False,
         )
         return basis.subtract(state.params, before)
 
 
 def _config(plain: dict) -> ConfigDict:
-    """The config of which `record.plain` made `plain`."""
+    """The config of which `record.plain` made `plain`, for the devices at hand."""
     config = config_lib.default()
     with config.unlocked():
         _fill(config, plain)
+    config.sharding.data, config.sharding.fsdp = 0, 1
+    config.check_memory = False
     return config
 
 

@@ -35,15 +35,17 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
     started, tick = time.perf_counter(), tick or (lambda part: None)
     value_fn = curvature.as_pytree(value_fn)
     params = jax.tree.map(jnp.asarray, point.params)
-    keys = jax.random.split(jax.random.key(settings.seed), 4)
+    keys = _keys(settings)
     found = _spectrum(
         value_fn,
         params,
         point.update,
-        keys[0],
+        keys["eigenpairs"],
+        keys["energies"],
         settings.tol,
         rank=settings.rank,
         num_probes=settings.trace_probes,
+        mode=settings.mode,
     )
     subspace = found["subspace"]
     result = {
@@ -64,23 +66,30 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
     spent = subspace.num_matvecs + num_probed * len(found["energies"])
     tick("spectrum")
 
-    matvec = curvature.hessian(value_fn, params)
+    matvec = curvature.hessian(value_fn, params, mode=settings.mode)
     steps = min(settings.density_steps, basis.size(params))
-    density = spectral_density(matvec, params, keys[1], settings.density_probes, steps)
+    density = spectral_density(
+        matvec, params, settings.density_probes, steps, key=keys["density"]
+    )
     spent = spent + density.num_matvecs
     result["density"] = {"nodes": density.nodes, "weights": density.weights}
     result["trace"] = density.trace._asdict()
     tick("density")
 
     pairs = block_eigenpairs(
-        matvec, params, settings.block_rank, settings.tol, by=settings.by, key=keys[2]
+        matvec,
+        params,
+        settings.block_rank,
+        settings.tol,
+        by=settings.by,
+        key=keys["blocks"],
     )
     result["blocks"] = _blocks(pairs, params, subspace, settings.by)
     spent = spent + sum(found.num_matvecs for found in pairs.values())
     tick("blocks")
 
     if settings.slice_points:
-        result["slices"] = slices(value_fn, params, found, settings, keys[3])
+        result["slices"] = slices(value_fn, params, found, settings, keys["slices"])
     tick("slices")
     result["matvecs"] = spent
     result["seconds"] = round(time.perf_counter() - started, 3)
@@ -90,30 +99,42 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
 def locate(point: Point, value_fn, settings: Settings) -> Known:
     """The `Known` of a point whose measurements there are already."""
     params = jax.tree.map(jnp.asarray, point.params)
-    key = jax.random.split(jax.random.key(settings.seed), 4)[0]
-    value_fn = curvature.as_pytree(value_fn)
-    subspace = _eigenpairs(value_fn, params, key, settings.tol, rank=settings.rank)
+    subspace = _eigenpairs(
+        curvature.as_pytree(value_fn),
+        params,
+        _keys(settings)["eigenpairs"],
+        settings.tol,
+        rank=settings.rank,
+        mode=settings.mode,
+    )
     return Known(point.name, params, subspace)
 
 
-def _hessian_eigenpairs(value_fn, params, key, tol, *, rank):
-    matvec = curvature.hessian(value_fn, params)
+def _keys(settings):
+    """A PRNG key for each part."""
+    parts = "eigenpairs", "energies", "density", "blocks", "slices"
+    keys = jax.random.split(jax.random.key(settings.seed), len(parts))
+    return dict(zip(parts, keys))
+
+
+def _hessian_eigenpairs(value_fn, params, key, tol, *, rank, mode):
+    matvec = curvature.hessian(value_fn, params, mode=mode)
     start_key, key = jax.random.split(key)
     start = basis.random_normal(start_key, params)
     return top_eigenpairs(matvec, start, rank, tol, key=key)
 
 
-_eigenpairs = jax.jit(_hessian_eigenpairs, static_argnames="rank")
+_eigenpairs = jax.jit(_hessian_eigenpairs, static_argnames=("rank", "mode"))
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "num_probes"))
-def _spectrum(value_fn, params, update, key, tol, *, rank, num_probes):
+@functools.partial(jax.jit, static_argnames=("rank", "num_probes", "mode"))
+def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes, mode):
     with jax.default_matmul_precision("highest"):
         loss, gradient = jax.value_and_grad(value_fn)(params)
-        subspace = _hessian_eigenpairs(value_fn, params, key, tol, rank=rank)
+        subspace = _hessian_eigenpairs(value_fn, params, key, tol, rank=rank, mode=mode)
         names = [*curvature.CURVATURES] if isinstance(value_fn, Objective) else []
         operators = {
-            name: curvature.CURVATURES[name](value_fn, params)
+            name: curvature.CURVATURES[name](value_fn, params, mode=mode)
             for name in names or ["hessian"]
         }
         vectors = {"gradient": gradient, "update": update}
@@ -129,7 +150,7 @@ def _spectrum(value_fn, params, update, key, tol, *, rank, num_probes):
                 if vector is not None
             },
             "energies": {
-                name: energies(operator, subspace, key, num_probes)
+                name: energies(operator, subspace, num_probes, key=probe_key)
                 for name, operator in operators.items()
             },
         }

@@ -1,11 +1,13 @@
 """Points of a training, and how closely they are looked at."""
 
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from bulk_sgd import blocks, checks
+from bulk_sgd import blocks, checks, hvp
 from bulk_sgd.subspace import Subspace
 
 
@@ -26,6 +28,16 @@ class Point(NamedTuple):
     step: int | None = None
     update: Any = None
 
+    @property
+    def digest(self) -> str:
+        """Names the parameters by a hash of their paths, dtypes and bytes."""
+        found = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            array = np.ascontiguousarray(leaf)
+            facts = jax.tree_util.keystr(path), array.dtype.name, array.shape
+            found.update(repr(facts).encode() + array.tobytes())
+        return found.hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -42,6 +54,7 @@ class Settings:
       slice_points: points of a slice along each axis; 0 leaves the slices out.
       radius: how far the slices go, see `docs/analysis.md`.
       seed: of all random vectors.
+      mode: how products differentiate twice, see `bulk_sgd.hessian`.
     """
 
     rank: int = 10
@@ -54,6 +67,7 @@ class Settings:
     slice_points: int = 21
     radius: float = 1.0
     seed: int = 0
+    mode: str = hvp.AUTO
 
     def __post_init__(self):
         checks.integer("rank", self.rank, 1)
@@ -65,6 +79,7 @@ class Settings:
         checks.integer("slice_points", self.slice_points, 0)
         checks.at_least("radius", self.radius, 0)
         checks.integer("seed", self.seed, 0)
+        checks.one_of("mode", self.mode, hvp.MODES)
 
     def costs(self, num_blocks: int, num_operators: int) -> dict[str, int]:
         """About how many products each part takes, for the time left."""

@@ -101,12 +101,13 @@ def _facts(found):
         f"{sum(point['seconds'] for point in points):,.0f} seconds",
         found.get("device") or "",
     ]
-    note = ""
+    notes = list(found.get("notes", ()))
     if failed:
-        text = f"The eigenpairs did not converge at {', '.join(failed)}."
-        note = f'<p class="note">{page.text(text)}</p>'
+        notes.append(f"The eigenpairs did not converge at {', '.join(failed)}.")
     shown = " · ".join(filter(None, facts))
-    return f'<p class="facts">{page.text(shown)}</p>{note}'
+    return f'<p class="facts">{page.text(shown)}</p>' + "".join(
+        f'<p class="note">{page.text(note)}</p>' for note in notes
+    )
 
 
 def _table(points):

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from bulk_sgd import record
-from bulk_sgd.analysis.point import Settings
+from bulk_sgd.analysis.point import Point, Settings
 
 FILE = "analysis.json"
 _SETTINGS = "settings.json"
@@ -19,18 +19,28 @@ class Store:
     Args:
       folder: where; made if missing.
       settings: the `Settings` of all its points.
+      config: plain, of the run whose points they are; None for any other training.
 
     Raises:
-      ValueError: if the folder holds points of other settings.
+      ValueError: if the folder holds points of other settings or of another config, or
+        `settings.by` is a function, of which nothing tells that it is the same.
     """
 
     folder: pathlib.Path
     settings: Settings
+    config: dict | None = None
 
     def __post_init__(self):
+        if callable(self.settings.by):
+            raise ValueError(
+                "settings.by is a function; with a folder it must be None or a regular "
+                "expression, which a later call can compare."
+            )
         self.folder = pathlib.Path(self.folder)
         (self.folder / _POINTS).mkdir(parents=True, exist_ok=True)
         path, wanted = self.folder / _SETTINGS, self.settings.plain()
+        if self.config:
+            wanted["config"] = self.config
         if not path.exists():
             _write(path, wanted)
             return
@@ -41,17 +51,20 @@ class Store:
                 f"which differ in {', '.join(changed)}; choose another folder."
             )
 
-    def load(self, name: str, before: str | None) -> dict | None:
-        """The measurements at a point, compared with that named `before`, or None."""
-        path = self._path(name)
+    def load(self, point: Point, before: Point | None) -> dict | None:
+        """The measurements at a point, compared with that before, or None.
+
+        Those of other parameters, here or before, do not count.
+        """
+        path = self._path(point.name)
         if not path.exists():
             return None
         found = json.loads(path.read_text())
-        return found if (found["change"] or {}).get("since") == before else None
+        return found["result"] if found["of"] == _names(point, before) else None
 
-    def save(self, result: dict):
+    def save(self, result: dict, point: Point, before: Point | None):
         """Keeps the measurements at a point."""
-        _write(self._path(result["name"]), result)
+        _write(self._path(point.name), {"of": _names(point, before), "result": result})
 
     def finish(self, results: list[dict], about: dict) -> pathlib.Path:
         """Writes all points into one file, and returns its path."""
@@ -77,6 +90,11 @@ def read(folder) -> dict:
             f"No {FILE} in {folder}: expected the folder of an analysis."
         )
     return json.loads(path.read_text())
+
+
+def _names(*points):
+    """What tells points from others of their names, as JSON holds it."""
+    return [point and [point.name, point.digest] for point in points]
 
 
 def _write(path, value):
