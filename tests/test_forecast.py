@@ -87,7 +87,6 @@ def test_a_forecast_reads_no_example():
 def test_parts_shrink_with_the_mesh_as_they_are_split(fields, num_rows):
     config = small(**{f"subspace.{name}": x for name, x in fields.items()})
     one, data_, fsdp = (forecast_of(config, m) for m in ((1, 1), (4, 1), (1, 4)))
-    print(one, fsdp, data_, sep="\n")
     assert one.solver >= num_rows * 4 * 784 * 20
     for name in ("parameters", "basis", "solver"):
         assert getattr(data_, name) == getattr(one, name)
