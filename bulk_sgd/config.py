@@ -113,7 +113,7 @@ def default() -> ConfigDict:
 
     config.subspace = ConfigDict()
     config.subspace.rank = 10
-    config.subspace.curvature = "hessian"  # or "gauss_newton"
+    config.subspace.curvature = "hessian"  # or "gauss_newton", "functional_hessian"
     # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
     # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
     config.subspace.preconditioned = False
@@ -134,7 +134,8 @@ def default() -> ConfigDict:
     # "streaming_pca" take the principal components of updates and no product. These
     # three need every step, too.
     config.subspace.solver = "lanczos"
-    config.subspace.tol = 1e-3  # lanczos: residuals relative to λ_1
+    # lanczos, but not where power and krylov_filter call it: residuals relative to λ_1
+    config.subspace.tol = 1e-3
     # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
     config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
@@ -182,7 +183,7 @@ def default() -> ConfigDict:
     config.measures.num_probes = 30  # random vectors per operator
 
     # From the fork, each arm is trained at other learning rates, halving the interval
-    # between stable and unstable ones on a log scale.
+    # between stable and unstable ones on a log scale; needs a constant schedule.
     config.stability = ConfigDict()
     config.stability.rounds = 0  # of the bisection; 0: none
     config.stability.low = 0.1  # times optimizer.learning_rate, the interval to search
@@ -296,8 +297,18 @@ def _validate_measures(config):
             )
     checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
     checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
+    if config.measures.every and config.subspace.data == "subset":
+        why = "config.measures.every compares halves of the subset"
+        size = config.subspace.subset_size
+        checks.integer("config.subspace.subset_size", size, 2, why=why)
     stability = config.stability
     checks.integer("config.stability.rounds", stability.rounds, 0)
+    if stability.rounds and config.optimizer.schedule != "constant":
+        raise ValueError(
+            f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
+            "config.stability.rounds is not 0 it must be 'constant', for a rate that "
+            "changes after the fork is not one rate that is stable or not."
+        )
     checks.integer("config.stability.num_steps", stability.num_steps, 1)
     checks.at_least("config.stability.low", stability.low, 1e-9)
     checks.at_least("config.stability.high", stability.high, stability.low)

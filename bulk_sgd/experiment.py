@@ -46,7 +46,6 @@ _AFTER_PREFIX = (
     "optimizer.projection",
     "progress",
     "stability",
-    "subspace",
     "switch.alignment",
     "switch.decay",
     "switch.measure_every",
@@ -171,8 +170,16 @@ class Experiment:
     @property
     def prefix(self) -> str:
         """Names the prefix: equal for experiments that fork from the same state."""
-        later = _ALWAYS_AFTER_PREFIX if self.ends_by_alignment else _AFTER_PREFIX
-        return _without(self.config, later)
+        if self.ends_by_alignment:
+            return _without(self.config, _ALWAYS_AFTER_PREFIX)
+        later = [f"subspace.{name}" for name in self.config.subspace]
+        # Its rows of metrics depend on these.
+        if self.config.measures.sharpness_every:
+            later.remove("subspace.mode")
+            later.remove("subspace.preconditioned")
+        if self.config.data.streaming:
+            later.remove("subspace.subset_size")
+        return _without(self.config, (*_AFTER_PREFIX, *later))
 
     def indices(self, first_step: int, num_steps: int | None = None):
         """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
@@ -198,6 +205,11 @@ class Experiment:
         if self._stream is None:
             return self.indices(first_step)
         return self.layout.put_batches(self._stream.read(first_step))
+
+    def close(self):
+        """Ends what reads ahead; `feed` starts it anew."""
+        if self._stream is not None:
+            self._stream.close()
 
     def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
         """`Scalars` of an arm, or of the prefix, at another learning rate if given."""
@@ -236,7 +248,9 @@ class Experiment:
         else:
             train = shared.train
         curvature["full"] = train
-        return Task(train, test, curvature[config.subspace.data])
+        return Task(
+            train, test, curvature[config.subspace.data], len(set_.train_targets)
+        )
 
     def _subset(self) -> Objective:
         set_, size = self.dataset, self.config.subspace.subset_size

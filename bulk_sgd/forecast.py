@@ -25,7 +25,11 @@ _REMEDIES = {
     "solver": ("config.subspace.max_basis", "config.sharding.fsdp"),
     "gradients": ("config.model", "config.sharding.fsdp"),
     "activations": ("config.batch_size, config.microbatch_size (0 is all)", ""),
-    "data": ("config.data.num_train", "config.sharding.data"),
+    "data": (
+        "config.data.num_train (with config.data.streaming config.eval_every, "
+        "config.subspace.subset_size)",
+        "config.sharding.data",
+    ),
 }
 
 
@@ -36,7 +40,8 @@ class Forecast(NamedTuple):
       parameters: θ.
       optimizer: moments and the like.
       basis: the k eigenvectors, and what else the transform and its solver carry.
-      data: training, test and curvature examples.
+      data: training, test and curvature examples, each once, and those that one
+        dispatch of a streaming run is fed.
       solver: rows that a solve works with.
       gradients: other vectors like the parameters, whole where a product needs them.
       activations: everything else that a step or a product of the solver works with.
@@ -55,7 +60,11 @@ class Forecast(NamedTuple):
 
     @property
     def program(self) -> int:
-        """What the training program takes, as XLA's memory analysis counts it."""
+        """What the training program takes.
+
+        XLA's memory analysis counts the examples once more where the curvature is that
+        of the training set: they are two arguments, and one array.
+        """
         return sum(self) - self.kept
 
     @property
@@ -80,7 +89,8 @@ def abstract(config, layout, dataset):
       dataset: `data.Dataset`, of which shapes and types are used.
 
     Returns:
-      The `steps.TrainState` and the `steps.Task`, of `ShapeDtypeStruct`s.
+      The `steps.TrainState`, the `steps.Task`, and the feed of a dispatch as
+      `steps.Programs.train` takes it, of `ShapeDtypeStruct`s.
     """
     model_fn, params = layout.abstract(
         lambda: models.build(
@@ -97,7 +107,7 @@ def abstract(config, layout, dataset):
     def objective(inputs, targets, length=None):
         shapes = [
             jax.ShapeDtypeStruct(
-                (length or len(x), *x.shape[1:]), x.dtype, sharding=layout.examples
+                (length or x.shape[0], *x.shape[1:]), x.dtype, sharding=layout.examples
             )
             for x in (inputs, targets)
         ]
@@ -111,7 +121,13 @@ def abstract(config, layout, dataset):
     task = steps.Task(train, test, curvature)
     state = jax.eval_shape(steps.Programs(config, layout).init, params)
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(place, state, layout.state(state)), task
+    state = jax.tree.map(place, state, layout.state(state))
+    shape = config.eval_every, config.batch_size
+    feed = jax.ShapeDtypeStruct(shape, np.int32, sharding=layout.replicated)
+    if config.data.streaming:
+        fed = lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
+        feed = Batches(*(place(fed(x), layout.batches) for x in examples))
+    return state, task, feed
 
 
 def forecast(config, layout, dataset) -> Forecast:
@@ -134,10 +150,12 @@ def forecast(config, layout, dataset) -> Forecast:
       >>> found.basis // found.parameters
       10
     """
-    state, task = abstract(config, layout, dataset)
+    state, task, feed = abstract(config, layout, dataset)
     share = lambda tree: sum(
         _size(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)
     )
+    # Curvature of the training set is that of the very same arrays.
+    own = None if task.curvature is task.train else task.curvature
     arms = max(1, len(config.arms))
     working = _working(config, layout, dataset, state)
     known = {"rows": 0, "vectors": 0, "gathered": 0} | working.kinds
@@ -147,7 +165,7 @@ def forecast(config, layout, dataset) -> Forecast:
         parameters=share(state.params),
         optimizer=share(state.inner),
         basis=share((state.subspace, state.step, state.loss)),
-        data=share(task),
+        data=share((task.train, task.test, own, feed)),
         solver=solver,
         gradients=gradients,
         activations=max(0, working.num_bytes - solver - gradients),
@@ -199,23 +217,15 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
     local.microbatch_size //= size
     local.subspace.subset_size = max(1, local.subspace.subset_size // size)
     part = dataset._replace(
-        train_inputs=dataset.train_inputs[: len(dataset.train_inputs) // size],
-        train_targets=dataset.train_targets[: len(dataset.train_targets) // size],
-        test_inputs=dataset.test_inputs[: len(dataset.test_inputs) // size],
-        test_targets=dataset.test_targets[: len(dataset.test_targets) // size],
+        **{
+            name: jax.ShapeDtypeStruct((x.shape[0] // size, *x.shape[1:]), x.dtype)
+            for name, x in dataset._asdict().items()
+            if hasattr(x, "shape")
+        }
     )
     alone = ConfigDict({"data": 1, "fsdp": 1})
     one = sharding.Layout(sharding.make_mesh(alone, jax.local_devices()[:1]))
-    local_state, task = abstract(local, one, part)
-    shape = config.eval_every, local.batch_size
-    feed = jax.ShapeDtypeStruct(shape, np.int32)
-    if config.data.streaming:
-        feed = Batches(
-            *(
-                jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
-                for x in (dataset.train_inputs, dataset.train_targets)
-            )
-        )
+    local_state, task, feed = abstract(local, one, part)
     traced = steps.Programs(local, one).train.trace(
         local_state,
         task,
@@ -224,18 +234,22 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
         steps.Scalars(0.1),
         projected=True,
     )
-    space = config.subspace
-    rows = {space.rank, (space.max_basis or 2 * space.rank + 10) + 1}
+    # Along an axis before a parameter's shape are rows, however many a solver takes, or
+    # else examples. Those of a bias are small, and look like the transpose of a kernel.
+    examples = {x.shape[0] for x in jax.tree.leaves(task)}
+    examples |= {n % local.microbatch_size for n in examples if local.microbatch_size}
+    examples |= {local.batch_size, local.microbatch_size}
+    examples -= {config.subspace.rank}  # by far the likelier of two
     parts = {
         x.shape: x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(state.params)
     }
 
     def measure(aval):
         shape = aval.shape
-        if shape[1:] in parts and shape[0] in rows:
-            return "rows", _size((shape[0], *parts[shape[1:]]), aval.dtype)
         if shape in parts:
             return "vectors", _size(parts[shape], aval.dtype)
+        if len(shape) > 2 and shape[1:] in parts and shape[0] not in examples:
+            return "rows", _size((shape[0], *parts[shape[1:]]), aval.dtype)
         return "activations", _size(shape, aval.dtype)
 
     def gathered(aval):

@@ -34,7 +34,7 @@ class Resumed(NamedTuple):
 class Run(contextlib.AbstractContextManager):
     """One execution of an experiment in a workdir, as a context manager.
 
-    On the way out it closes its files and records how it ended.
+    On the way out it closes its files and its experiment, and records how it ended.
 
     Args:
       experiment: what to run.
@@ -145,6 +145,7 @@ class Run(contextlib.AbstractContextManager):
             self.end(record.INTERRUPTED if interrupted else record.FAILED)
         self._writer.close()
         self._checkpoints.close()
+        self.experiment.close()
 
     def end(self, status: str):
         """Records how the run ended, unless it already has."""

@@ -129,6 +129,11 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec((DATA, FSDP)))
 
     @property
+    def batches(self) -> NamedSharding:
+        """The examples of each of several steps, the second axis, over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(None, *self.examples.spec))
+
+    @property
     def num_groups(self) -> int:
         """`Objective.num_groups` for one all-reduce per product."""
         return self.mesh.size if self.mesh.shape[FSDP] == 1 else 1
@@ -171,7 +176,7 @@ class Layout:
         Args:
           array: the same on all processes; indexed once, with the numbers of the rows
             that the devices of this process hold. It has `shape`, as numpy arrays and
-            `data.rows.Rows` do.
+            `data.rows.LazyRows` do.
           order: int `(n,)`, the rows that are wanted; by default all of them in order.
 
         Returns:
@@ -191,8 +196,8 @@ class Layout:
 
     def put_batches(self, batches):
         """Host arrays `(n, batch_size, ...)` with the examples of each step split."""
-        examples = NamedSharding(self.mesh, PartitionSpec(None, *self.examples.spec))
-        put = lambda x: jax.make_array_from_callback(x.shape, examples, x.__getitem__)
+        place = self.batches
+        put = lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__)
         return jax.tree.map(put, batches)
 
     def abstract(self, build):
@@ -241,15 +246,16 @@ class Layout:
 
         Args:
           config: a validated config.
-          num_train: number of training examples.
+          num_train: number of training examples; streamed ones need not split.
           num_test: number of test examples.
         """
         counts = {
             "config.batch_size": (config.batch_size, "examples"),
-            "config.data.num_train": (num_train, "training examples"),
             "config.data.num_test": (num_test, "test examples"),
             "config.microbatch_size": (config.microbatch_size, "examples"),
         }
+        if not config.data.streaming:
+            counts["config.data.num_train"] = num_train, "training examples"
         if config.subspace.data == "subset" or config.data.streaming:
             size = config.subspace.subset_size
             counts["config.subspace.subset_size"] = (size, "examples")

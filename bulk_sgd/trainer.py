@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bulk_sgd import record, signals
+from bulk_sgd import record, signals, solvers
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.metrics import Progress
 from bulk_sgd.run import Run
@@ -75,15 +75,14 @@ class Trainer:
     def calibrate(self, run: Run):
         """Compiles all programs and times a step without curvature."""
         start_state = run.experiment.start(self._programs)
-        seconds = []
+        seconds, feeds = [], [_feed(run.experiment, start_state)] * self._lanes
         for projected, steps in ((False, 0), *[(False, None)] * 3, (True, 0)):
             scalars = run.experiment.scalars()
             jobs = [Job(run, None, start_state, 0, scalars, projected)] * self._lanes
             wanted = run.experiment.config.eval_every if steps is None else steps
             start = time.perf_counter()
-            jax.block_until_ready(
-                self._dispatch(jobs, [_copy(start_state)] * self._lanes, [wanted])
-            )
+            states = [_copy(start_state)] * self._lanes
+            jax.block_until_ready(self._dispatch(jobs, states, feeds, [wanted]))
             if wanted:
                 seconds.append((time.perf_counter() - start) / wanted)
         self.plain_step_seconds = statistics.median(seconds)
@@ -99,12 +98,15 @@ class Trainer:
         while any(job.running for job in jobs):
             wanted = [account.wanted for account in accounts]
             start = time.perf_counter()
-            states, traces = self._dispatch(jobs, states, wanted)
+            feeds = [_feed(job.experiment, state) for job, state in zip(jobs, states)]
+            fed = time.perf_counter()
+            states, traces = self._dispatch(jobs, states, feeds, wanted)
             jax.block_until_ready(states)
-            seconds = (time.perf_counter() - start) / np.count_nonzero(wanted)
+            times = np.array([fed - start, time.perf_counter() - fed])
+            times /= np.count_nonzero(wanted)
             for account, state, trace in zip(accounts, states, traces):
                 if account.job.running:
-                    row = account.add(state, trace, seconds)
+                    row = account.add(state, trace, *times.tolist())
                     self._report(account.job, int(trace.num_steps), row)
             self._keep(accounts, states)
         for job, state in zip(jobs, states):
@@ -122,12 +124,8 @@ class Trainer:
         if signal:
             sys.exit(128 + signal)
 
-    def _dispatch(self, jobs, states, wanted):
+    def _dispatch(self, jobs, states, feeds, wanted):
         """Calls the training program, always in the same form: it compiles once."""
-        feeds = [
-            jax.tree.map(jnp.asarray, job.experiment.feed(int(state.step)))
-            for job, state in zip(jobs, states)
-        ]
         projected = jobs[0].projected
         if self._lanes == 1:
             state, trace = self._programs.train(
@@ -170,12 +168,10 @@ class Trainer:
             self._progress.say(f"{job.name} diverged at step {row['step']}.")
         if failed and row["kept"] is None and job.name not in self._warned:
             self._warned.add(job.name)
-            space = job.experiment.config.subspace
-            limit = space.max_matvecs or "10 rank + 50 by default"
+            advice = _advice(job.experiment.config.subspace)
             self._progress.say(
-                f"{job.name}: no refresh has converged, so there is no subspace yet; "
-                f"raise config.subspace.max_matvecs ({limit}) or "
-                f"config.subspace.tol ({space.tol:g})."
+                f"{job.name}: no refresh has converged, so there is no subspace "
+                f"yet{advice}."
             )
 
 
@@ -217,13 +213,13 @@ class _Account:
         """Whether a checkpoint is due after the last dispatch."""
         return self.job.run.is_checkpoint(self._previous_step, self._step)
 
-    def add(self, state: TrainState, trace, seconds: float) -> dict | None:
-        """Counts a dispatch and writes its row, which it returns."""
+    def add(self, state: TrainState, trace, waited, seconds) -> dict | None:
+        """Counts a dispatch, after a wait for data, and writes the row it returns."""
         job, entry = self.job, self.job.entry
         taken = int(trace.num_steps)
         self._previous_step = self._step
         self._step += taken
-        entry["seconds"] += seconds
+        entry["seconds"] += waited + seconds
         if job.projected:
             plain = taken * self._plain_step_seconds
             entry["seconds_curvature"] += max(0.0, seconds - plain)
@@ -248,6 +244,21 @@ class _Account:
             self.job.entry["status"] = record.COMPLETE
         if self.job.name and not self.job.running:
             self.job.run.save()
+
+
+def _advice(space) -> str:
+    """What to raise where solves fail; nothing for a solver that does none."""
+    if space.solver in solvers.EVERY_STEP:
+        return ""
+    limit = space.max_matvecs or "10 rank + 50 by default"
+    advice = f"; raise config.subspace.max_matvecs ({limit})"
+    if space.solver == "lanczos":
+        advice += f" or config.subspace.tol ({space.tol:g})"
+    return advice
+
+
+def _feed(experiment, state):
+    return jax.tree.map(jnp.asarray, experiment.feed(int(state.step)))
 
 
 def _unstack(tree, count):

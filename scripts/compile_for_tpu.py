@@ -93,7 +93,6 @@ def devices_of(name: str):
 def compile_programs(config, devices):
     """The forecast, and the compiled program, {"plain": …, "with the solver": …}."""
     import jax
-    import numpy as np
 
     from bulk_sgd import config as config_lib
     from bulk_sgd import data, forecast, steps
@@ -103,17 +102,16 @@ def compile_programs(config, devices):
     layout = Layout(make_mesh(config.sharding, devices))
     dataset = data.load(config.data)
     layout.check(config, len(dataset.train_targets), len(dataset.test_targets))
-    indices = np.zeros((config.eval_every, config.batch_size), np.int32)
     programs = steps.Programs(config, layout)
     compiled = {}
     # The models ask for it, and would choose what is fast on this machine.
     with mock.patch.object(jax, "default_backend", return_value="tpu"):
         told = forecast.forecast(config, layout, dataset)
         print(told, flush=True)
-        state, task = forecast.abstract(config, layout, dataset)
+        state, task, feed = forecast.abstract(config, layout, dataset)
         for name, projected in (("plain", False), ("with the solver", True)):
             lowered = programs.train.lower(
-                state, task, indices, 1, steps.Scalars(0.1), projected=projected
+                state, task, feed, 1, steps.Scalars(0.1), projected=projected
             )
             compiled[name] = lowered.compile()
     return told, compiled

@@ -174,6 +174,26 @@ def test_hessian_free_solvers_know_no_curvature(solver):
         config.validate(fields)
 
 
+def test_halves_of_a_subset_need_an_example_each():
+    fields = config.default()
+    fields.subspace.update(data="subset", subset_size=1)
+    config.validate(fields)
+    fields.measures.every = fields.eval_every
+    with pytest.raises(ValueError, match=r"subset_size is 1; it must be at least 2 \("):
+        config.validate(fields)
+    fields.subspace.data = "full"  # the field is not looked at
+    config.validate(fields)
+
+
+def test_stable_rates_need_a_constant_schedule():
+    fields = config.default()
+    fields.optimizer.update(schedule="cosine", decay_steps=100)
+    config.validate(fields)
+    fields.stability.rounds = 2
+    with pytest.raises(ValueError, match=r"schedule is 'cosine'.*rounds.*'constant'"):
+        config.validate(fields)
+
+
 def test_full_solves_of_the_krylov_filter_find_one_more():
     fields = config.default()
     fields.subspace.update(solver="krylov_filter", max_matvecs=10)

@@ -4,11 +4,11 @@ import collections
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from bulk_sgd import config as config_lib
 from bulk_sgd import data, forecast, liveness, steps, train
+from bulk_sgd.data.rows import LazyRows
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.sharding import Layout
 
@@ -41,25 +41,67 @@ def bytes_of(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def test_parameters_optimizer_basis_and_data_are_exact():
-    config = small(**{"optimizer.name": "adam", "subspace.data": "subset"})
-    config.subspace.subset_size = 32
+@pytest.mark.parametrize("curvature", ["full", "subset", "batch", "streamed subset"])
+def test_parameters_optimizer_basis_and_data_are_exact(curvature):
+    config = small(**{"optimizer.name": "adam", "subspace.subset_size": 32})
+    config.data.streaming = curvature.startswith("streamed")
+    config.subspace.data = curvature.split()[-1]
     experiment = Experiment(config)
     state = steps.Programs(config).init(experiment.params)
     found = experiment.forecast
     assert found.parameters == bytes_of(state.params)
     assert found.optimizer == bytes_of(state.inner)
     assert found.basis == bytes_of((state.subspace, state.step, state.loss))
-    assert found.data == bytes_of(experiment.task)
+    arrays = jax.tree.leaves((experiment.task, experiment.feed(0)))
+    experiment.close()
+    # As much as lies there: the training set may be that of the curvature too.
+    assert found.data == bytes_of(list({id(x): x for x in arrays}.values()))
 
 
-def test_parts_shrink_with_the_mesh_as_they_are_split():
-    one, data_, fsdp = (forecast_of(small(), m) for m in ((1, 1), (4, 1), (1, 4)))
+def test_a_forecast_reads_no_example():
+    def read(numbers):
+        raise AssertionError(f"{len(numbers)} examples are read")
+
+    config = small()
+    dataset = data.load(config.data)
+    lazy = {
+        name: LazyRows(x.shape, x.dtype, read)
+        for name, x in dataset._asdict().items()
+        if hasattr(x, "shape")
+    }
+    layout = Layout.of(config)
+    found = forecast.forecast(config, layout, dataset._replace(**lazy))
+    assert found == forecast.forecast(config, layout, dataset)
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_rows"),
+    [
+        ({}, 19),  # 2 rank + 10 and one more
+        ({"solver": "krylov_filter", "num_matvecs": 7}, 21),  # a solve for rank + 1
+        ({"solver": "update_pca", "window": 12}, 12),
+        ({"blocks": "layer"}, 15),  # half of the rank in the larger layer
+    ],
+    ids=["lanczos", "krylov_filter", "update_pca", "blocks"],
+)
+def test_parts_shrink_with_the_mesh_as_they_are_split(fields, num_rows):
+    config = small(**{f"subspace.{name}": x for name, x in fields.items()})
+    one, data_, fsdp = (forecast_of(config, m) for m in ((1, 1), (4, 1), (1, 4)))
+    assert one.solver >= num_rows * 4 * 784 * 20
     for name in ("parameters", "basis", "solver"):
         assert getattr(data_, name) == getattr(one, name)
         # The bias of 10 classes has no axis that 4 divides.
         assert getattr(fsdp, name) == pytest.approx(getattr(one, name) / 4, rel=0.01)
-    assert fsdp.data == data_.data == one.data / 4
+    indices = 4 * 5 * 16  # whole on every device
+    assert fsdp.data == data_.data == (one.data - indices) / 4 + indices
+
+
+def test_streamed_batches_are_split_over_the_devices():
+    config = small(**{"data.streaming": True, "subspace.data": "subset"})
+    config.subspace.subset_size = 32
+    one, four = (forecast_of(config, mesh).data for mesh in ((1, 1), (2, 2)))
+    # Test examples, the subset, and five batches of 16.
+    assert one == 4 * four == (16 + 32 + 5 * 16) * (4 * 784 + 4)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +117,15 @@ def test_parts_shrink_with_the_mesh_as_they_are_split():
 def test_forecast_is_near_what_the_compiler_takes(config, tolerance):
     layout, dataset = Layout.of(config), data.load(config.data)
     found = forecast.forecast(config, layout, dataset)
-    state, task = forecast.abstract(config, layout, dataset)
-    indices = jax.ShapeDtypeStruct((config.eval_every, config.batch_size), np.int32)
+    state, task, feed = forecast.abstract(config, layout, dataset)
     program = steps.Programs(config, layout).train.lower(
-        state, task, indices, 1, steps.Scalars(0.1), projected=True
+        state, task, feed, 1, steps.Scalars(0.1), projected=True
     )
     memory = program.compile().memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes
     taken += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    if task.curvature is task.train:  # two arguments, one array
+        taken -= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task.train))
     assert found.program == pytest.approx(taken, rel=tolerance)
 
 
@@ -106,7 +149,7 @@ PARTS = dict.fromkeys(forecast.Forecast._fields, GIGA)
         ("activations", r"lower config\.batch_size, config\.microbatch_size"),
         ("solver", r"config\.subspace\.max_basis.* or raise .*config\.sharding\.fsdp"),
         ("basis", r"lower config\.subspace\.rank"),
-        ("data", r"lower config\.data\.num_train"),
+        ("data", r"lower config\.data\.num_train .*streaming config\.eval_every"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_fields_to_lower(part, fields):

@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10_000, 3, 4, 2), np.uint8)
 
 
 def rows_of(array):
-    return rows.Rows(array.shape, array.dtype, array.__getitem__)
+    return rows.LazyRows(array.shape, array.dtype, array.__getitem__)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

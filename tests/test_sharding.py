@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd import sharding
+from bulk_sgd import config, sharding
 from bulk_sgd.collectives import collectives
-from bulk_sgd.data.rows import Rows
+from bulk_sgd.data.rows import LazyRows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RANK, WINDOW = 6, 9
@@ -173,6 +173,17 @@ def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
     assert not (tmp_path / "run").exists()
 
 
+def test_streamed_training_sets_need_not_split():
+    fields = config.default()
+    fields.batch_size, fields.subspace.data = 52, "subset"
+    with pytest.raises(ValueError, match=r"data\.num_train gives 4998 training exampl"):
+        layout_of(2, 2).check(fields, 4998, 1000)
+    fields.data.streaming = True
+    layout_of(2, 2).check(fields, 4998, 1000)
+    with pytest.raises(ValueError, match=r"data\.num_test gives 998 test examples"):
+        layout_of(2, 2).check(fields, 4998, 998)
+
+
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [
@@ -212,7 +223,7 @@ def test_each_device_reads_its_own_examples():
         return numbers[:, None] * np.ones(2)
 
     layout = sharding.Layout(sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1})))
-    array = Rows((6, 2), np.float64, rows)
+    array = LazyRows((6, 2), np.float64, rows)
     np.testing.assert_array_equal(layout.put_examples(array), rows(np.arange(6)))
     order = np.array([4, 1, 1])
     found = layout.put_examples(array, order)

@@ -1,6 +1,5 @@
 """Training on data that are read while it goes on, against data in memory."""
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -72,6 +71,24 @@ def test_only_two_dispatches_are_in_memory():
             assert STEPS * BATCH <= ahead <= (STEPS + 4) * BATCH
 
 
+def test_the_last_batches_are_at_hand():
+    source = Source()
+    with Stream(source, np.arange(SIZE), indices, STEPS) as stream:
+        first = stream.read(0)
+        assert stream.read(0) is first
+        stream.read(STEPS)
+        assert stream.read(STEPS).targets.tolist() == indices(STEPS, STEPS).tolist()
+        time.sleep(0.3)  # time to read as far ahead as it ever does
+        assert source.read <= (3 * STEPS + 4) * BATCH
+
+
+def wait_for_the_end(threads):
+    deadline = time.monotonic() + 20
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not threads()
+
+
 def test_threads_end_with_the_stream():
     before = set(threading.enumerate())
     started = lambda: set(threading.enumerate()) - before
@@ -79,10 +96,25 @@ def test_threads_end_with_the_stream():
         stream.read(0)
         assert started()
         stream.read(300)  # ends those of the first reader too
-    deadline = time.monotonic() + 20
-    while started() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not started()
+    wait_for_the_end(started)
+
+
+def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monkeypatch):
+    opened, open_ = [], Stream._open
+    monkeypatch.setattr(
+        Stream, "_open", lambda self, step: opened.append(step) or open_(self, step)
+    )
+    config = streaming(data__streaming=True, measures__every=5, measures__num_probes=2)
+    config.arms, config.switch.step = ("bulk_sgd",), 0
+    experiment = Experiment(config)
+    tmp_path.joinpath("run").mkdir()
+    result = train.train_together([experiment], [tmp_path / "run"])
+    assert result[0]["status"] == "complete"
+    assert "sum_rule_error" in rows_of(tmp_path / "run")[-1]
+    # To calibrate and to train: neither a second run of a program nor a row of measures
+    # takes the reader back.
+    assert opened == [0]
+    assert experiment._stream._iterator is None
 
 
 def test_errors_of_the_source_reach_the_caller():
@@ -174,7 +206,7 @@ def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
         changes = {"measures__every": 5, "measures__num_probes": 2}
         config = streaming(data__streaming=way, subspace__mode=hvp.FORWARD, **changes)
         experiment, programs = Experiment(config), Programs(config)
-        task = dataclasses.replace(experiment.task, num_train=60)
+        task = experiment.task
         state = programs.init(experiment.params)
         _, facts = programs.measure(state, task, experiment.feed(0), jax.random.key(0))
         found[way] = {k: float(v) for k, v in facts.items() if "subsampling" in k}

@@ -26,6 +26,7 @@ from bulk_sgd import (
     train,
     trainer,
 )
+from bulk_sgd.experiment import Experiment
 from bulk_sgd.report import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -121,6 +122,26 @@ def test_shared_prefix_is_trained_once_and_equal_for_all(tmp_path, monkeypatch):
     alone = tmp_path / "alone"
     train.train_and_evaluate(grid.apply(tiny(), cells[0]), alone)
     assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, 0))
+
+
+@pytest.mark.parametrize(
+    ("read", "field", "value"),
+    [
+        ({"measures__sharpness_every": 5}, "subspace.mode", "reverse_over_reverse"),
+        ({"measures__sharpness_every": 5}, "subspace.preconditioned", True),
+        ({"data__streaming": True}, "subspace.subset_size", 30),
+    ],
+)
+def test_prefixes_whose_rows_differ_have_other_names(read, field, value):
+    def names(**changes):
+        base = tiny(subspace__data="subset", subspace__subset_size=20, **changes)
+        base.optimizer.name = "adam"
+        cells = {}, {field: value}, {"subspace.rank": 2}
+        return [Experiment(grid.apply(base, cell)).prefix for cell in cells]
+
+    plain, other, rank = names(**read)
+    assert plain == rank != other
+    assert len(set(names())) == 1
 
 
 def test_prefix_that_an_alignment_ends_is_shared_whole(tmp_path):

@@ -184,6 +184,15 @@ def test_token_ids_are_examples_as_bytes_are(written, tmp_path):
     assert smallest.vocab_size == ids.max() + 1
 
 
+@pytest.mark.parametrize("kind", ["", "tokens:"])
+def test_ids_to_test_on_are_of_the_kind_of_those_to_train_on(tmp_path, kind):
+    np.save(tmp_path / "a.npy", np.arange(9))
+    np.save(tmp_path / "b.npy", np.arange(300, 305))
+    dataset = load(f"tokens:{tmp_path}/a.npy", f"{kind}{tmp_path}/b.npy", length=4)
+    assert dataset.test_inputs.tolist() == [[300, 301, 302, 303]]
+    assert (len(dataset.train_inputs), dataset.vocab_size) == (2, 305)
+
+
 def test_random_tokens_are_as_many_as_asked_for():
     sizes = {"length": 4, "num_train": 50, "num_test": 3, "vocab_size": 7}
     dataset = load("random", **sizes)

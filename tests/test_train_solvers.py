@@ -1,11 +1,14 @@
 """What the rows of a run say about its solver."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_train import RANK, STEPS, SWITCH, rows_of, tiny
 
 from bulk_sgd import experiment as experiment_lib
 from bulk_sgd import steps, train
+from bulk_sgd.trainer import Trainer
 
 
 @pytest.mark.parametrize("solver", ["update_pca", "streaming_pca"])
@@ -30,6 +33,36 @@ def test_eigenvalues_of_something_else_are_not_claimed(tmp_path, changes):
     assert row["kept"] > 0
     assert row["eigenvalues"] is row["residuals"] is None
     assert row["sharpness"] > 0
+
+
+@pytest.mark.parametrize(
+    ("solver", "fields"),
+    [
+        ("lanczos", ["max_matvecs (200)", "tol (1e-05)"]),
+        ("power", ["max_matvecs (200)"]),
+        ("krylov_filter", ["max_matvecs (200)"]),
+        ("streaming", []),
+    ],
+)
+def test_without_a_subspace_the_fields_to_raise_are_named_once(solver, fields):
+    job = SimpleNamespace(
+        name="bulk_sgd",
+        entry={"failed_refreshes": 3, "status": "running"},
+        experiment=SimpleNamespace(config=tiny(subspace__solver=solver)),
+    )
+    said = []
+    progress = SimpleNamespace(advance=lambda *_, **__: None, say=said.append)
+    trainer = Trainer(None, progress)
+    row = {"train_loss": 1.0, "eigenvalues": None, "kept": 2}
+    trainer._report(job, 5, row)  # one that claims no eigenvalues
+    assert not said
+    for _ in range(2):
+        trainer._report(job, 5, row | {"kept": None})
+    advice = " or ".join(f"config.subspace.{field}" for field in fields)
+    end = f"yet; raise {advice}." if fields else "yet."
+    assert said == [
+        f"bulk_sgd: no refresh has converged, so there is no subspace {end}"
+    ]
 
 
 def test_kept_counts_the_vectors_in_use(tmp_path):

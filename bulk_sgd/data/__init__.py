@@ -13,7 +13,7 @@ import numpy as np
 
 from bulk_sgd.data import npz, text
 from bulk_sgd.data.dataset import Dataset, count, wrong
-from bulk_sgd.data.rows import Rows
+from bulk_sgd.data.rows import LazyRows
 
 _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 
@@ -37,7 +37,7 @@ def load(config) -> Dataset:
     """
     found = find(config)
     return found._replace(
-        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, Rows)}
+        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, LazyRows)}
     )
 
 
@@ -46,8 +46,8 @@ def find(config) -> Dataset:
 
     What is known about all examples, such as the number of classes and the statistics
     of a normalization, is read here. Inputs and targets are numpy arrays or, where the
-    format lets single examples be read, `rows.Rows`; labelled sentences are read whole,
-    for the vocabulary is that of all of them.
+    format lets single examples be read, `rows.LazyRows`; labelled sentences are read
+    whole, for the vocabulary is that of all of them.
 
     Args:
       config: has
@@ -140,7 +140,7 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
-def _scaled(config, part: str, images: Rows) -> Rows:
+def _scaled(config, part: str, images: LazyRows) -> LazyRows:
     """Images as inputs (N, height, width, depth) or (N, dimension), float32."""
     problem = None
     if images.ndim not in (2, 3, 4):
@@ -168,13 +168,15 @@ def _scaled(config, part: str, images: Rows) -> Rows:
             raise wrong(config, "normalization", problem)
         return inputs
 
-    return Rows((count(config, part, len(images)), *shape[1:]), np.float32, read)
+    return LazyRows((count(config, part, len(images)), *shape[1:]), np.float32, read)
 
 
 def _read_npz(config, part: str):
     path = _EMBEDDED if config.name == "mnist5k" else config.name
     images, labels = npz.open_arrays(config, path, [f"{x}_{part}" for x in "xy"])
-    inputs = _scaled(config, part, Rows(images.shape, images.dtype, images.__getitem__))
+    inputs = _scaled(
+        config, part, LazyRows(images.shape, images.dtype, images.__getitem__)
+    )
     problem = None
     if labels.shape != images.shape[:1]:
         problem = f"labels have shape {labels.shape} for {len(images)} images"
@@ -200,7 +202,7 @@ def _read_tfds(config, part: str):
         sentences = [record["sentence"].decode() for record in records]
         return sentences, labels, num_classes or int(labels.max()) + 1
     undecoded = _open_tfds(config, part, named)
-    labels = Rows(
+    labels = LazyRows(
         (number,),
         np.int32,
         lambda numbers: _labels(config, part, _records(undecoded, numbers)),
@@ -215,7 +217,7 @@ def _read_tfds(config, part: str):
                 raise wrong(config, "name", problem)
         return np.stack(images)
 
-    images = Rows((len(source), *first.shape), first.dtype, read)
+    images = LazyRows((len(source), *first.shape), first.dtype, read)
     inputs = _scaled(config, part, images)
     return inputs, labels, num_classes or int(labels[:].max()) + 1
 

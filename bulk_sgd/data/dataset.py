@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bulk_sgd.data.rows import Rows
+from bulk_sgd.data.rows import LazyRows
 
 
 class Dataset(NamedTuple):
@@ -18,10 +18,10 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    train_inputs: np.ndarray | Rows
-    train_targets: np.ndarray | Rows
-    test_inputs: np.ndarray | Rows
-    test_targets: np.ndarray | Rows
+    train_inputs: np.ndarray | LazyRows
+    train_targets: np.ndarray | LazyRows
+    test_inputs: np.ndarray | LazyRows
+    test_targets: np.ndarray | LazyRows
     num_classes: int
     vocab_size: int = 0
 

@@ -38,7 +38,7 @@ def open_arrays(config, path, names) -> list[np.ndarray]:
     [memmap([0, 1, 2])]
     """
     if not pathlib.Path(path).exists():
-        known = "mnist5k, sonnets, tfds:NAME, tsv:PATH, text:PATH"
+        known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
         raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")

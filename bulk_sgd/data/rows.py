@@ -1,7 +1,7 @@
 """Arrays whose rows are read when they are asked for.
 
-Of several processes each needs the examples of its own devices alone; a `Rows` stands
-for all of them and holds none.
+Of several processes each needs the examples of its own devices alone; a `LazyRows`
+stands for all of them and holds none.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ _BLOCK = 4096  # rows at a time, where all are needed one after the other
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class LazyRows:
     """An array that is not in memory; indexing it with a slice or int array reads.
 
     Attributes:
@@ -23,8 +23,9 @@ class Rows:
 
     Example:
       >>> import numpy as np
-      >>> from bulk_sgd.data.rows import Rows
-      >>> rows = Rows((1_000, 2), np.dtype(int), lambda n: np.stack([n, n**2], axis=1))
+      >>> from bulk_sgd.data.rows import LazyRows
+      >>> squares = lambda n: np.stack([n, n**2], axis=1)
+      >>> rows = LazyRows((1_000, 2), np.dtype(int), squares)
       >>> rows[3:5].tolist(), len(rows)
       ([[3, 9], [4, 16]], 1000)
     """
@@ -47,9 +48,11 @@ class Rows:
             index = np.arange(chosen.start, chosen.stop, chosen.step)
         return self.read(index)
 
-    def map(self, fn, dtype) -> "Rows":
+    def map(self, fn, dtype) -> "LazyRows":
         """The rows after `fn`, which keeps their shape and takes any number of them."""
-        return Rows(self.shape, np.dtype(dtype), lambda numbers: fn(self.read(numbers)))
+        return LazyRows(
+            self.shape, np.dtype(dtype), lambda numbers: fn(self.read(numbers))
+        )
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation along the last axis, in float64.

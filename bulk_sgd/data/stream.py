@@ -52,20 +52,27 @@ class Stream:
     def __init__(self, inputs, targets, indices: Callable, num_steps: int):
         self._inputs, self._targets, self._indices = inputs, targets, indices
         self._num_steps = num_steps
-        self._next_step, self._iterator = None, None
+        self._last, self._iterator = None, None
 
     def read(self, first_step: int) -> Batches:
         """The batches of `num_steps` steps, at once where they follow on the last ones.
 
+        The last ones themselves are at hand: a state is measured on what it is then
+        trained on.
+
         Args:
           first_step: steps taken before.
         """
-        if first_step != self._next_step:
+        last_step, last = self._last or (None, None)
+        if first_step == last_step:
+            return last
+        if last is None or first_step != last_step + self._num_steps:
             self.close()
             self._iterator = self._open(first_step)
-        self._next_step = first_step + self._num_steps
+        self._last = last = None  # room for the next ones
         read = [next(self._iterator) for _ in range(self._num_steps)]
-        return Batches(*map(np.stack, zip(*read)))
+        self._last = first_step, Batches(*map(np.stack, zip(*read)))
+        return self._last[1]
 
     def _open(self, first_step: int):
         # Here, because importing takes a second and most runs do without.
@@ -84,7 +91,7 @@ class Stream:
         """Ends the threads; the next `read` starts them anew."""
         if self._iterator is not None:
             self._iterator.close()
-        self._next_step, self._iterator = None, None
+        self._last, self._iterator = None, None
 
     def __enter__(self):
         return self

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from bulk_sgd.data.dataset import Dataset, count, wrong
-from bulk_sgd.data.rows import Rows
+from bulk_sgd.data.rows import LazyRows
 from bulk_sgd.models.transformer import PADDING
 
 UNKNOWN = 1
@@ -120,8 +120,8 @@ def running(config) -> Dataset:
       config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
         package, or 'text:' and the path of a file, both as bytes, or 'tokens:' and the
         path of an .npy of integer ids `(n,)`, or 'random', `num_train` and `num_test`
-        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, or
-        '' for the last tenth of the text; `length`; `vocab_size`.
+        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, of
+        the same kind, or '' for the last tenth of the text; `length`; `vocab_size`.
 
     Raises:
       ValueError: a file cannot be read or is shorter than an example; length is 0; the
@@ -139,17 +139,19 @@ def running(config) -> Dataset:
     _check_normalization(config)
     if not config.length:
         raise wrong(config, "length", "running text needs 1 or more")
-    if config.name == "random":
+    kind, _, path = config.name.partition(":")
+    if kind == "random":
         streams = _random(config)
     else:
-        path = config.name.removeprefix("text:")
-        train = _tokens(config, "name", _EMBEDDED if path == "sonnets" else path)
+        read = _map_ids if kind == "tokens" else _map_bytes
+        train = read(config, "name", _EMBEDDED if kind == "sonnets" else path)
         if config.test_path:
-            streams = train, _tokens(config, "test_path", config.test_path)
+            test_path = config.test_path.removeprefix(f"{kind}:")
+            streams = train, read(config, "test_path", test_path)
         else:
             streams = np.split(train, [len(train) - len(train) // 10])
     seen = max(int(stream.max()) + 1 for stream in streams if len(stream))
-    if config.name.partition(":")[0] in ("sonnets", "text"):
+    if kind in ("sonnets", "text"):
         seen = 256
     vocab_size = config.vocab_size or seen
     if vocab_size < seen:
@@ -165,7 +167,7 @@ def running(config) -> Dataset:
         for start in (0, 1):
             piece = tokens[start : start + number * config.length]
             piece = piece.reshape(number, config.length)
-            rows = Rows(piece.shape, piece.dtype, piece.__getitem__)
+            rows = LazyRows(piece.shape, piece.dtype, piece.__getitem__)
             arrays.append(rows.map(lambda x: x.astype(np.int32), np.int32))
     return Dataset(config.name, *arrays, num_classes=vocab_size, vocab_size=vocab_size)
 
@@ -180,12 +182,10 @@ def _random(config) -> list[np.ndarray]:
     return [draw(config.vocab_size, size=n * config.length + 1) for n in sizes]
 
 
-def _tokens(config, field: str, path) -> np.ndarray:
-    """Token ids of a file, the bytes of one that is no .npy, read where indexed."""
-    if not str(path).startswith("tokens:"):
-        return _map_bytes(config, field, path)
+def _map_ids(config, field: str, path) -> np.ndarray:
+    """The token ids of an .npy, of which only those that are used are read."""
     try:
-        tokens = np.load(path.removeprefix("tokens:"), mmap_mode="r")
+        tokens = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         problem = f"there is no such .npy of numbers to read ({error})"
         raise wrong(config, field, problem) from error
