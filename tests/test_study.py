@@ -207,9 +207,9 @@ def test_what_governs_stability_and_paths(tmp_path):
 )
 def test_verdicts_within_two_standard_errors_are_open(values, verdict):
     assert claims._claim("", "x", (">", 1.5), values, "").verdict == verdict
-    mirrored = claims._claim("", "x", ("<", -1.5), [-v for v in values], "")
+    mirrored = claims._claim("", "Bulk-SGD", ("<", -1.5), [-v for v in values], "")
     assert mirrored.verdict == verdict
-    assert mirrored.criterion == "x < −1.5"
+    assert mirrored.criterion == "Bulk-SGD < −1.5"
 
 
 def test_ratios_are_judged_by_their_logs():

@@ -77,7 +77,7 @@ def claims(axes: list[Axis]) -> list[Claim]:
         _of_arm(
             seeds,
             "Dom-SGD stalls",
-            "progress of Dom-SGD, that of SGD being 1",
+            "progress of Dom-SGD (SGD: 1)",
             DOM_SGD,
             "progress",
             ("<", 0.1),
@@ -85,7 +85,7 @@ def claims(axes: list[Axis]) -> list[Claim]:
         _of_arm(
             seeds,
             "Bulk-SGD matches SGD",
-            "progress of Bulk-SGD, that of SGD being 1",
+            "progress of Bulk-SGD (SGD: 1)",
             BULK_SGD,
             "progress",
             (">", 0.9),
@@ -145,7 +145,8 @@ def claims(axes: list[Axis]) -> list[Claim]:
 def _claim(text, quantity, comparison, values, source, ratio=False):
     """The row of a claim, from one value per seed; of a ratio the logs are compared."""
     sign, threshold = comparison
-    criterion = f"{quantity} {sign} {threshold:g}".replace("-", "−")
+    shown = f"{threshold:g}".replace("-", "−")
+    criterion = f"{quantity} {sign} {shown}"
     values = list(values)
     measured = Spread.of_ratios(values) if ratio else Spread.of(values)
     row = functools.partial(Claim, text, criterion, measured, len(values))

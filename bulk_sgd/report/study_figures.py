@@ -66,21 +66,22 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
 def setting_figure(axis: Axis) -> Figure:
     """Final loss, sharpness and stable rate of each method, setting by setting."""
     shown = [panel for panel in _PANELS if _measured(axis, panel[0])]
-    figure, panels = new_figure(1, len(shown), (10.4, 3.9))
-    styles = _styles(axis)
     labels = list(axis.groups)
+    height = 3.9 if max(map(len, labels)) <= 24 else 6.2
+    figure, panels = new_figure(1, len(shown), (10.4, height))
+    styles = _styles(axis)
     for axes, (key, name, log, reference) in zip(panels, shown):
         for i, (arm, style) in enumerate(styles.items()):
             spreads = [axis.spread(label, arm, key) for label in labels]
             places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
             _draw(axes, places, spreads, style, joined=axis.values is not None)
         _finish(axes, name, log, _threshold(axis, key, reference))
-        is_short = max(map(len, labels)) <= 5
+        longest = max(map(len, labels))
         axes.set_xticks(
             range(len(labels)),
-            [_tick(label) for label in labels],
-            rotation=0 if is_short else 30,
-            ha="center" if is_short else "right",
+            [plain(shorten(label, 52)) for label in labels],
+            rotation=0 if longest <= 5 else 30 if longest <= 24 else 90,
+            ha="right" if 5 < longest <= 24 else "center",
         )
     figure.supxlabel(plain(_field_label(axis)), fontsize=STYLE["font.size"])
     _legend(figure, [(_arm_label(axis, arm), s) for arm, s in styles.items()])
@@ -261,11 +262,6 @@ def _styles(axis):
 def _arm_label(axis, arm):
     runs = [cell.run for cell in axis.cells if arm in cell.arms]
     return plain(runs[0].summary(arm).label)
-
-
-def _tick(label):
-    """A label of several fields in as many lines."""
-    return "\n".join(plain(shorten(part, 24)) for part in label.split(", "))
 
 
 def _field_label(axis):
