@@ -78,7 +78,7 @@ def test_a_forecast_reads_no_example():
     ("fields", "num_rows"),
     [
         ({}, 19),  # 2 rank + 10 and one more
-        ({"solver": "krylov_filter", "num_matvecs": 7}, 21),  # a solve for rank + 1
+        ({"solver": "krylov_filter", "length": 7}, 21),  # a solve for rank + 1
         ({"solver": "update_pca", "window": 12}, 12),
         ({"blocks": "layer"}, 15),  # half of the rank in the larger layer
     ],

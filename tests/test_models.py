@@ -151,7 +151,7 @@ def test_hessian_products_agree_with_finite_differences(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vit"}, r"^config\.model\.name is 'vit'.*'mlp', 'cnn', 'vgg"),
+        ({"name": "vat"}, r"^config\.model\.name is 'vat'.*'mlp', 'cnn', 'vgg"),
         (
             {"activation": "elu"},
             r"^config\.model\.activation is 'elu'.*'tanh', 'relu', 'gelu'",

@@ -82,7 +82,7 @@ def by_hand(made, optimizer, where, extra, scale=scale_parts):
         outputs = hidden @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
         return jnp.mean(jnp.sum((outputs - jax.nn.one_hot(y, 3)) ** 2, axis=1))
 
-    data = made.dataset.train_inputs, made.dataset.train_targets
+    data = made.dataset.train_inputs[:], made.dataset.train_targets
     hessian = jax.jit(jax.hessian(lambda flat: loss(unravel(flat), *data)))
     gradient = jax.jit(jax.grad(loss))
     state, alignments = optimizer.init(params), []

@@ -45,6 +45,7 @@ def row(arm, step, loss, **others):
         "alignment_gradient": 0.9,
         # Eigenvalues are rarer than losses.
         "eigenvalues": None if step % 20 else [top, top / 2, top / 4],
+        "sharpness": None if step % 20 else top,
         "sharpness_ratio": None if step % 20 else 0.01 * top,
         "matvecs": 12 * (step - start),
         "failed_refreshes": 0,
@@ -639,7 +640,7 @@ def test_arms_that_never_had_a_subspace_lead_to_no_conclusion(tmp_path):
     assert "did the training" in " ".join(happened(read_run(tmp_path)))
     for each in rows:
         if each["arm"] != PREFIX:
-            each |= {"eigenvalues": None, "sharpness_ratio": None}
+            each |= {"eigenvalues": None, "sharpness": None, "sharpness_ratio": None}
             each["failed_refreshes"] = 4
     file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     record = json.loads((tmp_path / "run.json").read_text())
