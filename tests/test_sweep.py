@@ -451,22 +451,25 @@ def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
     moments, killed = random.Random(0), 0
 
     def num_rows():
-        files = tmp_path.glob("cells/**/metrics.jsonl")
-        return sum(file.read_text().count("\n") for file in files)
+        count = 0
+        for file in tmp_path.glob("cells/**/metrics.jsonl"):
+            with contextlib.suppress(FileNotFoundError):  # moved to attempts just now
+                count += file.read_text().count("\n")
+        return count
 
     for attempt in range(6):
         process = subprocess.Popen(
             [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
         )
-        wanted = num_rows() + moments.randint(1, 9)
+        wanted = num_rows() + moments.randint(1, 4)
         while attempt < 5 and process.poll() is None and num_rows() < wanted:
             time.sleep(0.01)
         if attempt < 5:
-            time.sleep(moments.uniform(0, 0.5))
+            time.sleep(moments.uniform(0, 0.1))
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-    assert killed >= 3
+    assert killed == 5
     assert list(tmp_path.glob("cells/*/attempts/*"))  # in the middle of a cell
     tables = [
         study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
