@@ -248,7 +248,7 @@ class _Account:
 
 def _advice(space) -> str:
     """What to raise where solves fail; nothing for a solver that does none."""
-    if space.solver in solvers.EVERY_STEP:
+    if space.solver in ("streaming", *solvers.HESSIAN_FREE):
         return ""
     limit = space.max_matvecs or "10 rank + 50 by default"
     advice = f"; raise config.subspace.max_matvecs ({limit})"
