@@ -59,7 +59,7 @@ class MetricWriter:
         Returns:
           The row as written.
         """
-        row = {name: _plain(value) for name, value in row.items()}
+        row = plain(row)
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._tensorboard:
@@ -138,11 +138,14 @@ class Progress:
         self.close()
 
 
-def _plain(value):
+def plain(value):
+    """A nest of arrays as JSON holds it, with null for what is not finite."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (str, bool)) or value is None:
         return value
     array = np.asarray(value)
     if array.ndim:
-        return [_plain(item) for item in array]
+        return [plain(item) for item in array]
     number = array.item()
     return number if math.isfinite(number) else None

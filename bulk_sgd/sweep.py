@@ -81,7 +81,8 @@ def run_sweep(
         distributed.check_agreement(record.plain(config))
     chosen = list(range(len(cells))) if only is None else [only]
     statuses = _statuses(workdir, chosen)
-    _check_data(configs, [i for i, s in zip(chosen, statuses) if s not in record.ENDED])
+    open_ = [i for i, s in zip(chosen, statuses) if s not in record.ENDED]
+    like = _check_data(configs, open_)
     distributed.on_first(lambda: _claim(workdir, record.plain(base), cells, about))
     todo = []
     for index in chosen:
@@ -91,7 +92,7 @@ def run_sweep(
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
     store = PrefixStore(prefixes or workdir / "prefixes")
-    sweep = _Sweep(cells, configs, workdir, lanes, store, say, len(todo))
+    sweep = _Sweep(cells, configs, workdir, lanes, store, say, len(todo), like)
     sweep.run(todo)
     return _statuses(workdir, range(len(cells)))
 
@@ -122,13 +123,18 @@ def _configs(base, cells):
 
 
 def _check_data(configs, indices):
-    """Builds, of each program, the first experiment: the data fit all or none."""
+    """Builds, of each program, the first experiment: the data fit all or none.
+
+    Returns:
+      The last one, with data for others to use again, or None.
+    """
     like = None
     for group in _groups(configs, indices):
         try:
             like = Experiment(configs[group[0]], like)
         except ValueError as error:
             raise ValueError(f"cell {group[0]}: {error}") from error
+    return like
 
 
 def _claim(workdir, base, cells, about):
@@ -202,11 +208,11 @@ def _statuses(workdir, indices) -> list[str]:
 class _Sweep:
     """Runs cells, as many together as there are lanes, and tells how each ended."""
 
-    def __init__(self, cells, configs, workdir, lanes, store, say, left):
+    def __init__(self, cells, configs, workdir, lanes, store, say, left, like):
         self._cells, self._configs, self._workdir = cells, configs, workdir
         self._lanes, self._store, self._say = lanes, store, say
         self._left, self._start, self._done = left, time.perf_counter(), 0
-        self._like = None  # the experiment whose data the next one uses again
+        self._like = like  # the experiment whose data the next one uses again
 
     def run(self, todo):
         groups = _groups(self._configs, todo)

@@ -16,9 +16,8 @@ from helpers import dense, flat, top
 from test_train import tiny
 
 import bulk_sgd
-from bulk_sgd import hvp, record, signals, train
+from bulk_sgd import hvp, metrics, record, signals, train
 from bulk_sgd.analysis import Point, Settings, analyze, report, store
-from bulk_sgd.analysis import point as point_lib
 from bulk_sgd.analysis.checkpoints import RunPoints
 from bulk_sgd.checkpoint import Checkpoints
 
@@ -215,7 +214,7 @@ def test_names_are_unlike_and_plain(tmp_path, names, message):
 
 def test_what_is_not_finite_is_null():
     value = {"a": jnp.array([1.0, jnp.nan]), "b": [True, None, "x", jnp.inf]}
-    assert point_lib.plain(value) == {"a": [1.0, None], "b": [True, None, "x", None]}
+    assert metrics.plain(value) == {"a": [1.0, None], "b": [True, None, "x", None]}
 
 
 def test_page_of_points(tmp_path, measured):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
 from bulk_sgd import models, train
@@ -101,23 +102,11 @@ def test_seeds_share_a_function(name, norm):
 
 def test_hessian_products_agree_with_finite_differences():
     model_fn, params = build("resnet8", (8, 8, 3), activation="tanh")
-
-    @jax.jit
-    def products(params, vector, x):
-        grad = jax.grad(lambda p: jnp.sum(model_fn(p, x) ** 2))
-        _, product = jax.linearize(grad, params)
-        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
-        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
-        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
-        return product(vector), difference
-
-    with jax.enable_x64(True):
-        x = images(side=8).astype(jnp.float64)
-        params = exact(params)
-        left, right = products(params, jax.tree.map(np.cos, params), x)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
-        assert a.dtype == np.float64
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert_products_are_differences(
+        lambda p, x: jnp.sum(model_fn(p, x) ** 2),
+        params,
+        np.asarray(images(side=8), np.float64),
+    )
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_linearize_leaves_other_callables_alone():
     assert curvature.linearize(matvec) is matvec
 
 
-def test_linearize_runs_the_primal_pass_once():
+@pytest.mark.parametrize("mode", ["auto", "reverse_over_reverse"])
+def test_linearize_runs_the_primal_pass_once(mode):
     calls = []
 
     def value_fn(x):
@@ -163,7 +164,7 @@ def test_linearize_runs_the_primal_pass_once():
 
     @jax.jit
     def two_products(params):
-        matvec = bulk_sgd.hessian(value_fn, params).linearize()
+        matvec = bulk_sgd.hessian(value_fn, params, mode=mode).linearize()
         return matvec(matvec(params))
 
     # 12 x² twice, at x = 1.

@@ -183,23 +183,6 @@ def test_unknown_modes_are_refused():
         bulk_sgd.hessian(jnp.sum, jnp.ones(2), mode="forward")
 
 
-def test_exact_modes_share_one_primal_pass():
-    calls = []
-
-    def value_fn(x):
-        jax.debug.callback(lambda: calls.append(1))
-        return jnp.sum(x**4)
-
-    @jax.jit
-    def two_products(params):
-        matvec = bulk_sgd.hessian(value_fn, params, mode=hvp.REVERSE).linearize()
-        return matvec(matvec(params))
-
-    np.testing.assert_array_equal(two_products(jnp.ones(3)), 144)
-    jax.effects_barrier()
-    assert len(calls) == 1
-
-
 def test_differences_of_the_model_leave_the_loss_exact(monkeypatch, x64):
     taken = []
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
 from bulk_sgd import models
@@ -128,22 +129,9 @@ def test_seeds_share_a_function():
 @pytest.mark.parametrize("name", ["transformer", "decoder"])
 def test_hessian_products_agree_with_finite_differences(name):
     model_fn, params = build(name, activation="gelu")
-
-    @jax.jit
-    def products(params, vector):
-        grad = jax.grad(lambda p: jnp.sum(model_fn(p, TOKENS) ** 2))
-        _, product = jax.linearize(grad, params)
-        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
-        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
-        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
-        return product(vector), difference
-
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-        exact, difference = products(params, jax.tree.map(np.cos, params))
-    for left, right in zip(jax.tree.leaves(exact), jax.tree.leaves(difference)):
-        assert left.dtype == np.float64
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+    assert_products_are_differences(
+        lambda p, x: jnp.sum(model_fn(p, x) ** 2), params, TOKENS
+    )
 
 
 @pytest.mark.parametrize(

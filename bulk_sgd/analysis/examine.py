@@ -6,9 +6,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, blocks, curvature
+from bulk_sgd import basis, blocks, curvature, metrics
 from bulk_sgd.analysis.landscape import slices
-from bulk_sgd.analysis.point import Known, Point, Settings, plain
+from bulk_sgd.analysis.point import Known, Point, Settings
 from bulk_sgd.block_spectrum import block_eigenpairs
 from bulk_sgd.density import spectral_density
 from bulk_sgd.objective import Objective
@@ -93,7 +93,7 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
     tick("slices")
     result["matvecs"] = spent
     result["seconds"] = round(time.perf_counter() - started, 3)
-    return plain(result), Known(point.name, params, subspace)
+    return metrics.plain(result), Known(point.name, params, subspace)
 
 
 def locate(point: Point, value_fn, settings: Settings) -> Known:

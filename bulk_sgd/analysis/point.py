@@ -103,16 +103,3 @@ class Known(NamedTuple):
     name: str
     params: Any
     subspace: Subspace
-
-
-def plain(value):
-    """A nest of arrays as JSON holds it, with null for what is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(x) for key, x in value.items()}
-    if value is None or isinstance(value, str | bool):
-        return value
-    array = np.asarray(value)
-    if array.ndim:
-        return [plain(x) for x in array]
-    number = array.item()
-    return number if np.isfinite(number) else None

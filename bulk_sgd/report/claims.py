@@ -18,6 +18,7 @@ from bulk_sgd.report.study import (
     BULK_SGD,
     DOM_SGD,
     SGD,
+    SYMBOLS,
     TARGET,
     Axis,
     Spread,
@@ -27,11 +28,6 @@ from bulk_sgd.report.study import (
 HOLDS, FAILS = "holds", "does not hold"
 UNDECIDED, UNKNOWN = "undecided", "not measured"
 AMPLIFIED = "scales(0.5,2)"
-_OPERATORS = (
-    ("H", "hessian"),
-    ("G", "gauss_newton"),
-    ("F", "functional_hessian"),
-)
 # What the cells of an axis vary, where its title tells something else.
 _SUBJECTS = {"curvature": "activation and loss", "rank": "rank k"}
 
@@ -299,7 +295,7 @@ def _shares(axes):
         for label, cells in axis.groups.items()
     ] or [(None, "", [])]
     rows = []
-    for symbol, operator in _OPERATORS:
+    for operator, symbol in SYMBOLS.items():
         for axis, label, cells in groups:
             where = f"{symbol} ({label})" if len(groups) > 1 else symbol
             key = f"{operator}/frobenius_share"

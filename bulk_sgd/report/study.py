@@ -30,6 +30,7 @@ from bulk_sgd.report.results import Run, last_finite, read_run
 from bulk_sgd.sweep import FILE, cell_folder
 
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
+SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}
 # The share of SGD's decrease where speed is compared: SGD's last loss is passed late,
 # and by chance.
 TARGET = 0.9
@@ -143,20 +144,12 @@ class Axis:
             for field in self.fields
             if len({json.dumps(c.settings.get(field)) for c in self.cells}) > 1
         ]
-        shown = [field for field in varied if field in cell.settings]
-        # A name where another field could be meant.
-        several = len(varied) > 1 and any(
-            type(cell.settings[field]) is not str for field in shown
-        )
-        return (
-            ", ".join(
-                f"{_short(field)} {_show(cell.settings[field])}"
-                if several
-                else _show(cell.settings[field])
-                for field in shown
-            )
-            or "base"
-        )
+        shown = {f: cell.settings[f] for f in varied if f in cell.settings}
+        told = [_show(value) for value in shown.values()]
+        # With its name where another field could be meant.
+        if len(varied) > 1 and any(type(value) is not str for value in shown.values()):
+            told = [f"{short_name(f)} {text}" for f, text in zip(shown, told)]
+        return ", ".join(told) or "base"
 
 
 def read_study(workdir) -> list[Axis]:
@@ -292,7 +285,8 @@ def _ratio(above, below):
     return above / below if below else math.nan
 
 
-def _short(field):
+def short_name(field: str) -> str:
+    """The last part of a dotted field, in words."""
     return field.split(".")[-1].replace("_", " ")
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bulk_sgd.aliases import PATHS, path_scales
-from bulk_sgd.report.study import SGD, Axis, has_energies
+from bulk_sgd.report.study import SGD, Axis, has_energies, short_name
 from bulk_sgd.report.style import (
     INK,
     MUTED,
@@ -265,8 +265,7 @@ def _arm_label(axis, arm):
 
 
 def _field_label(axis):
-    names = [field.split(".")[-1].replace("_", " ") for field in axis.fields]
-    return ", ".join(names)
+    return ", ".join(map(short_name, axis.fields))
 
 
 def _threshold(axis, key, reference):

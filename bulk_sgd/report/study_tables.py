@@ -8,7 +8,7 @@ from bulk_sgd.curvature import CURVATURES
 from bulk_sgd.report import page
 from bulk_sgd.report.narrative import number, percent
 from bulk_sgd.report.results import last_finite
-from bulk_sgd.report.study import SGD, Axis, Spread
+from bulk_sgd.report.study import SGD, SYMBOLS, Axis, Spread
 from bulk_sgd.report.study_figures import has_trace
 from bulk_sgd.report.style import arm_styles
 
@@ -27,7 +27,6 @@ _COLUMNS = (
     ("largest stable η", "stable_rate"),
 )
 
-_SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}
 _ENERGY_COLUMNS = (
     ("tr M", "trace"),
     ("its standard error", "trace_error"),
@@ -116,7 +115,7 @@ def of_energies(axis: Axis) -> str:
         for operator in CURVATURES:
             rows.append(
                 [
-                    _SYMBOLS[operator],
+                    SYMBOLS[operator],
                     label,
                     *(
                         "–"
@@ -136,7 +135,7 @@ def of_energies(axis: Axis) -> str:
     title = f"{axis.title}: energies at the end of SGD"
     told = "".join(f"<li>{page.text(fact)}</li>\n" for fact in facts)
     forms = [
-        [_SYMBOLS[operator], label, *map(number, _rayleigh(cells, operator))]
+        [SYMBOLS[operator], label, *map(number, _rayleigh(cells, operator))]
         for label, cells in groups.items()
         for operator in CURVATURES
     ]
