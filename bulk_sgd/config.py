@@ -69,6 +69,10 @@ def default() -> ConfigDict:
     config.model.num_groups = 8  # vgg11, resnet8: must divide the width
     config.model.num_layers = 2  # vit, transformer, decoder
     config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
+    # vit, transformer, decoder: one loop over stacked layers, for fast compilations.
+    config.model.scan_layers = False
+    # vit, transformer, decoder: keep the activations of one layer only, to save memory.
+    config.model.remat = False
     config.model.tied = False  # decoder: outputs are products with the embeddings
     config.model.patch = 7  # vit: side of a patch, must divide those of the images
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
@@ -239,6 +243,11 @@ def validate(config: ConfigDict):
     checks.integer("config.eval_every", config.eval_every, 1)
     checks.integer("config.microbatch_size", config.microbatch_size, 0)
     optimizers.validate(config.optimizer)
+    if config.model.scan_layers and config.optimizer.name == "muon":
+        raise ValueError(
+            "config.model.scan_layers is True; with config.optimizer.name 'muon' it "
+            "must be False, for Muon orthogonalises matrices, not stacks of them."
+        )
     space = config.subspace
     checks.integer("config.subspace.rank", space.rank, 1)
     checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)

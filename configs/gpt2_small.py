@@ -39,6 +39,7 @@ def get_config(variant: str = ""):
     config.model.width = 768
     config.model.num_layers = 12
     config.model.num_heads = 12
+    config.model.scan_layers = config.model.remat = True
     config.model.tied = True
     config.model.activation = "gelu"
     config.loss.name = "cross_entropy"

@@ -37,6 +37,13 @@ def test_quick_variant_of_song_does_not_shrink_the_data_of_others():
     assert module.get_config("quick").data == module.get_config().data
 
 
+def test_muon_takes_no_stacks_of_matrices():
+    fields = config.default()
+    fields.optimizer.name, fields.model.scan_layers = "muon", True
+    with pytest.raises(ValueError, match=r"scan_layers is True; with .*'muon' it must"):
+        config.validate(fields)
+
+
 def test_default_is_locked():
     with pytest.raises(AttributeError):
         config.default().no_such_field = 1

@@ -17,7 +17,7 @@ TOKENS = np.array([[5, 2, 9, 0, 0, 0], [1, 10, 3, 4, 2, 6]], np.int32)
 def build(name="transformer", seed=0, vocab_size=VOCABULARY, **changes):
     config = {"name": name, "width": 8, "num_layers": 2, "num_heads": 2}
     config |= {"activation": "relu", "init": "lecun_normal", "hidden": (4,)}
-    config |= {"tied": False} | changes
+    config |= {"tied": False, "scan_layers": False, "remat": False} | changes
     classes = vocab_size if config["tied"] else CLASSES
     return models.build(ConfigDict(config), (LENGTH,), classes, seed, vocab_size)
 
@@ -108,6 +108,18 @@ def test_tied_outputs_are_products_with_the_embeddings():
     np.testing.assert_allclose(model_fn(params, TOKENS), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["transformer", "decoder"])
+def test_stacked_layers_are_the_same_network(name):
+    model_fn, params = build(name, num_layers=3)
+    scanned_fn, scanned = build(name, num_layers=3, scan_layers=True)
+    blocks = [params.pop(f"block_{i}") for i in range(3)]
+    stacked = params | {"blocks": jax.tree.map(lambda *x: np.stack(x), *blocks)}
+    jax.tree.map(np.testing.assert_array_equal, scanned, stacked)
+    params |= {f"block_{i}": block for i, block in enumerate(blocks)}
+    outputs, expected = scanned_fn(scanned, TOKENS), model_fn(params, TOKENS)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_gpt2_small_has_the_parameters_of_its_description():
     config = gpt2_small.get_config("quick")
     vocab_size = config.data.vocab_size
@@ -126,9 +138,12 @@ def test_seeds_share_a_function():
     assert not np.array_equal(*embedding)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("name", ["transformer", "decoder"])
-def test_hessian_products_agree_with_finite_differences(name):
-    model_fn, params = build(name, activation="gelu")
+def test_hessian_products_agree_with_finite_differences(name, scan_layers, remat):
+    ways = {"scan_layers": scan_layers, "remat": remat}
+    model_fn, params = build(name, activation="gelu", **ways)
     assert_products_are_differences(
         lambda p, x: jnp.sum(model_fn(p, x) ** 2), params, TOKENS
     )

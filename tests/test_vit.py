@@ -16,7 +16,12 @@ IMAGE = (6, 4, 3)
 
 def build(input_shape=IMAGE, seed=0, **changes):
     config = {"name": "vit", "width": 8, "num_layers": 1, "num_heads": 2, "patch": 2}
-    config |= {"activation": "relu", "init": "lecun_normal"}
+    config |= {
+        "activation": "relu",
+        "init": "lecun_normal",
+        "scan_layers": False,
+        "remat": False,
+    }
     return models.build(ConfigDict(config | changes), input_shape, 3, seed)
 
 

@@ -148,8 +148,9 @@ def build(
         `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
         `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
         `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
-        for 'transformer', 'decoder', which is causal, and 'vit' `width`, `num_layers`
-        and `num_heads`, for 'vit' also `patch`, for the first two `tied`.
+        for 'transformer', 'decoder', which is causal, and 'vit' `width`, `num_layers`,
+        `num_heads`, `scan_layers` and `remat`, for 'vit' also `patch`, for the first
+        two `tied`.
       input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11', 'resnet8'
         and 'vit', (length,) for 'transformer' and 'decoder'.
       num_classes: width of the outputs.
@@ -161,7 +162,7 @@ def build(
         (n, length, num_classes) for 'decoder'; it is pure, works under jit, grad, vmap
         and linearize, and follows the dtype of params and of inputs that are floats.
       params: a nested dict of float32 arrays, {layer: {'kernel', 'bias'}}; the blocks
-        of a transformer are dicts of layers.
+        of a transformer are dicts of layers, one by one or stacked as 'blocks'.
 
     Raises:
       ValueError: unknown name, activation, init or pool; widths or numbers that are
@@ -255,8 +256,8 @@ def _check_image(field, value, input_shape, smallest):
         )
 
 
-def _blocks(config) -> dict[str, int]:
-    """Width, number of layers and of heads."""
+def _blocks(config) -> dict[str, Any]:
+    """Width, number of layers and of heads, and how they are run."""
     names = "width", "num_layers", "num_heads"
     sizes = {name: _positive(name, getattr(config, name)) for name in names}
     if sizes["width"] % sizes["num_heads"]:
@@ -264,7 +265,7 @@ def _blocks(config) -> dict[str, int]:
             f"config.model.num_heads is {sizes['num_heads']}, but must divide "
             f"config.model.width, {sizes['width']}."
         )
-    return sizes
+    return sizes | {name: config[name] for name in ("scan_layers", "remat")}
 
 
 def _transformer(config, input_shape, num_classes, causal=False, **options):
