@@ -67,7 +67,9 @@ def setting_figure(axis: Axis) -> Figure:
     """Final loss, sharpness and stable rate of each method, setting by setting."""
     shown = [panel for panel in _PANELS if _measured(axis, panel[0])]
     labels = list(axis.groups)
-    height = 3.9 if max(map(len, labels)) <= 24 else 6.2
+    ticks = _tick_labels(axis)
+    longest = max(map(len, ticks))
+    height = 3.9 if longest <= 24 else 6.2
     figure, panels = new_figure(1, len(shown), (10.4, height))
     styles = _styles(axis)
     for axes, (key, name, log, reference) in zip(panels, shown):
@@ -76,10 +78,9 @@ def setting_figure(axis: Axis) -> Figure:
             places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
             _draw(axes, places, spreads, style, joined=axis.values is not None)
         _finish(axes, name, log, _threshold(axis, key, reference))
-        longest = max(map(len, labels))
         axes.set_xticks(
             range(len(labels)),
-            [plain(shorten(label, 52)) for label in labels],
+            [plain(shorten(tick, 52)) for tick in ticks],
             rotation=0 if longest <= 5 else 30 if longest <= 24 else 90,
             ha="right" if 5 < longest <= 24 else "center",
         )
@@ -262,6 +263,16 @@ def _styles(axis):
 def _arm_label(axis, arm):
     runs = [cell.run for cell in axis.cells if arm in cell.arms]
     return plain(runs[0].summary(arm).label)
+
+
+def _tick_labels(axis):
+    """The settings, without the names of fields where all of them set the same ones."""
+    labels = list(axis.groups)
+    if not all(len(label.split(", ")) == len(axis.fields) for label in labels):
+        return labels
+    names = [f"{short_name(field)} " for field in axis.fields]
+    bare = lambda part, name: part.removeprefix(name)
+    return [", ".join(map(bare, label.split(", "), names)) for label in labels]
 
 
 def _field_label(axis):
