@@ -360,6 +360,25 @@ def test_report_of_a_single_sweep_and_again_the_same(swept):
     assert {f.name: f.read_bytes() for f in first.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (({"rank": 1}, {"rank": 2}), ["sgd, 1", "sgd, 2"]),
+        # Which field a lone number sets must be told.
+        (({"rank": 1}, {"size": 2}), ["name sgd, rank 1", "name sgd, size 2"]),
+    ],
+)
+def test_ticks_tell_settings_apart(tmp_path, fields, expected):
+    cells = [{"name": name} | more for name in ("sgd", "sam") for more in fields]
+    write_axis(tmp_path, cells)
+    for i in range(len(cells)):
+        write_cell(tmp_path, i)
+    (axis,) = study.read_study(tmp_path)
+    (panel, *_) = study_figures.setting_figure(axis).axes
+    ticks = [tick.get_text() for tick in panel.get_xticklabels()]
+    assert ticks[:2] == expected
+
+
 def test_plane_and_family_figures(tmp_path, monkeypatch):
     write_axis(tmp_path, [{"seed": 0}])
     before = list(SCALES)
