@@ -10,11 +10,13 @@ orthogonality of a Krylov basis. Nothing here flattens or concatenates leaves, s
 sharded basis stays sharded and a contraction costs one all-reduce of m numbers.
 """
 
+import collections
 import functools
 import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -48,13 +50,27 @@ def zeros(like, num_rows: int, dtype=None):
 
 
 def random_normal(key, like, dtype=None):
-    """A vector of independent standard normal entries shaped like `like`."""
+    """A vector of independent standard normal entries shaped like `like`.
+
+    Leaves of one shape are drawn in a loop: the same numbers, but code to draw them is
+    compiled once per shape, where it would be most of what a solver takes to compile.
+    """
     dtype = dtype or working_dtype(like)
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [jax.random.normal(k, jnp.shape(x), dtype) for k, x in zip(keys, leaves)]
-    )
+    places = collections.defaultdict(list)
+    for i, leaf in enumerate(leaves):
+        places[jnp.shape(leaf)].append(i)
+    drawn = [None] * len(leaves)
+    for shape, alike in places.items():
+        draw = lambda key: jax.random.normal(key, shape, dtype)
+        if len(alike) == 1:
+            drawn[alike[0]] = draw(keys[alike[0]])
+            continue
+        rows = jax.lax.map(draw, keys[np.array(alike)])
+        for i, row in zip(alike, rows):
+            drawn[i] = row
+    return treedef.unflatten(drawn)
 
 
 def inner(basis, vector):

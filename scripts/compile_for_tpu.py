@@ -6,7 +6,8 @@
     --config.subspace.subset_size=992
 
 Prints what one device holds, computes and sends, as the real compiler lays it out, and
-how long a step takes at best by the chip's published figures. A program is compiled
+how long a step takes at best by the chip's published figures. A program reserves more
+than is alive in it at one time; the forecast is of the latter. A program is compiled
 from shapes alone: nothing is allocated. XLA counts the body of a loop once, so that
 "with the solver" is a step with one product; a step with m of them takes the plain one
 and m times the difference.
@@ -127,7 +128,8 @@ def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     lines = [
         f"memory       {_si(in_use)}B of {_si(chip.memory)}B: arguments "
         f"{_si(memory.argument_size_in_bytes)}B, temporary "
-        f"{_si(memory.temp_size_in_bytes)}B",
+        f"{_si(memory.temp_size_in_bytes)}B; alive at one time "
+        f"{_si(memory.peak_memory_in_bytes)}B",
         f"computes     {_si(costs['flops'])}FLOP, moves "
         f"{_si(costs['bytes accessed'])}B",
     ]
@@ -193,8 +195,12 @@ def main(argv):
         for name, program in compiled.items():
             lines, best[name] = describe(program, chip)
             print(f"\nOne step, {name}, on each device:", *lines, sep="\n  ")
-        share = told.program / _in_use(compiled["with the solver"])
-        print(f"\nThe forecast of this program is {share:.0%} of what it takes.")
+        whole = compiled["with the solver"]
+        alive = told.program / whole.memory_analysis().peak_memory_in_bytes
+        print(
+            f"\nThe forecast of this program is {alive:.0%} of what is alive in it at "
+            f"one time, {told.program / _in_use(whole):.0%} of what it reserves."
+        )
         product = max(0.0, best["with the solver"] - best["plain"])
         refresh = best["plain"] + values.matvecs * product
         print(

@@ -154,8 +154,7 @@ def lanczos(
 
     def solve(matvec, subspace, state, updates, key):
         start_key, key = jax.random.split(key)
-        cold = basis.random_normal(start_key, updates)
-        start = subspace if warm_start else cold
+        start = subspace if warm_start else basis.random_normal(start_key, updates)
         pairs = top_eigenpairs(
             matvec,
             start,
@@ -387,8 +386,8 @@ def _restart(state: _State, *, keep) -> _State:
 
 
 def _random_direction(key, like, rows):
+    def orthogonal(_, vector):
+        return basis.unit(basis.orthogonalize(vector, rows)[0])
+
     vector = basis.unit(basis.random_normal(key, like))
-    for _ in range(2):
-        vector, _ = basis.orthogonalize(vector, rows)
-        vector = basis.unit(vector)
-    return vector
+    return jax.lax.fori_loop(0, 2, orthogonal, vector)
