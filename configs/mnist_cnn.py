@@ -6,6 +6,8 @@ networks the Hessian is that of the pieces: the trace of its functional part van
 and the eigenvectors jump where activations switch.
 
   python -m bulk_sgd.main --config=configs/mnist_cnn.py --workdir=runs/mnist_cnn
+
+`--config=configs/mnist_cnn.py:quick` takes 100 steps of 500 images, to see it run.
 """
 
 from configs.mnist_mlp import get_config as mnist_mlp
@@ -21,4 +23,9 @@ def get_config(variant: str = ""):
     config.loss.name = "cross_entropy"
     config.subspace.subset_size = 500
     config.subspace.refresh_every = 50
+    if variant:
+        config.data.num_train, config.data.num_test = 500, 200
+        config.num_steps, config.switch.step, config.eval_every = 100, 50, 25
+        config.subspace.subset_size = 100
+        config.subspace.refresh_every = 25
     return config
