@@ -63,7 +63,7 @@ def random_normal(key, like, dtype=None):
         places[jnp.shape(leaf)].append(i)
     drawn = [None] * len(leaves)
     for shape, alike in places.items():
-        draw = lambda key: jax.random.normal(key, shape, dtype)
+        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
         if len(alike) == 1:
             drawn[alike[0]] = draw(keys[alike[0]])
             continue
