@@ -211,13 +211,12 @@ def set_row(basis, index, vector):
 def dot(x, y):
     """Inner product of two vectors, in the working dtype."""
     dtype = working_dtype(x)
-    return _sum_leaves(
-        jax.tree.map(
-            lambda a, b: jnp.vdot(a.astype(dtype), b.astype(dtype), precision=_HIGHEST),
-            x,
-            y,
-        )
-    )
+
+    def contract(a, b):  # `vdot` would flatten, and so gather, a sharded leaf
+        a, b = a.astype(dtype), b.astype(dtype)
+        return jnp.tensordot(a, b, a.ndim, precision=_HIGHEST)
+
+    return _sum_leaves(jax.tree.map(contract, x, y))
 
 
 def norm(vector):

@@ -247,10 +247,19 @@ def _body(equation, sizes) -> Peak:
         body = params["body_jaxpr"].jaxpr
         return _walk(body, sizes, frozenset(range(start, len(body.invars))))
     if equation.primitive.name == "scan":
-        start = params["num_consts"]
-        carried = frozenset(range(start, start + params["num_carry"]))
-        return _walk(params["jaxpr"].jaxpr, sizes, carried)
+        body = params["jaxpr"].jaxpr
+        # Versions of JAX name the counts differently; what is sliced or stacked has one
+        # axis more outside, in every version.
+        num_sliced = _num_changed(equation.invars, body.invars)
+        num_carried = len(body.outvars) - _num_changed(equation.outvars, body.outvars)
+        end = len(body.invars) - num_sliced
+        return _walk(body, sizes, frozenset(range(end - num_carried, end)))
     return Peak(0, collections.Counter())
+
+
+def _num_changed(outside, inside) -> int:
+    """How many of the values have another number of axes in a loop than outside."""
+    return sum(x.aval.ndim != y.aval.ndim for x, y in zip(outside, inside))
 
 
 def _branches(equation, inputs, dying, sizes) -> Peak:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from helpers import exact_solver, quadratic
+from jax.sharding import NamedSharding, PartitionSpec
 
 import bulk_sgd
+from bulk_sgd import basis, distributed, steps
 from bulk_sgd import config as config_lib
-from bulk_sgd import distributed, steps
 from bulk_sgd import experiment as experiment_lib
 from bulk_sgd.collectives import collectives
 from bulk_sgd.sharding import Layout, make_mesh
@@ -152,6 +153,27 @@ def own_loop(kind, mesh, microbatch_size=None, num_groups=1):
     }
 
 
+def algebra(axis):
+    """What each operation sends, on a leaf that is split along `axis`."""
+    mesh = make_mesh(config_of("fsdp").sharding)
+    split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+    put = lambda shape, s: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=s)
+    vector = {"w": put((24, 32, 40), split)}
+    rows = {"w": put((5, 24, 32, 40), basis.row_sharding(split))}
+    calls = {
+        "dot": (basis.dot, vector, vector),
+        "unit": (basis.unit, vector),
+        "inner": (basis.inner, rows, vector),
+        "gram": (basis.gram, rows, rows),
+        "orthogonalize": (basis.orthogonalize, vector, rows),
+        "orthonormal": (basis.orthonormal, rows),
+    }
+    return {
+        name: sent(jax.jit(fn).lower(*arguments).compile())
+        for name, (fn, *arguments) in calls.items()
+    }
+
+
 def basis_of_a_solver_that_knows_no_layout():
     """Elements per device of the basis, of 3 x 8, that a dense solver leaves."""
     layout = Layout(make_mesh(config_of("fsdp").sharding))
@@ -169,6 +191,7 @@ def all_runs():
     """What test_sharding.py looks at."""
     return {
         "dense": basis_of_a_solver_that_knows_no_layout(),
+        "algebra": [algebra(axis) for axis in range(3)],
         "training": {mesh: training(mesh) for mesh in MESHES}
         | {"data, microbatches": training("data", 32)},
         "solvers": {name: training("fsdp", **SOLVERS[name]) for name in SOLVERS},

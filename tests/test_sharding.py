@@ -102,6 +102,15 @@ def test_no_collective_carries_a_basis(runs, kind):
                 assert len(shape) == 1 or set(shape) <= ROW_COUNTS | {1}, mesh
 
 
+def test_linear_algebra_sends_inner_products_alone(runs):
+    """Whatever the axis that a leaf is split along."""
+    for operations in runs["algebra"]:
+        for name, arrays in operations.items():
+            shapes = [shape for part in arrays for shape in part]
+            assert shapes, name
+            assert all(set(shape) <= {1, 5} for shape in shapes), (name, shapes)
+
+
 def test_replicated_parameters_take_one_collective_per_product(runs):
     # The loop body holds it once; the solve needs no other.
     assert len(runs["solve"]["data"]["sent"]) == 1
