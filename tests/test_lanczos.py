@@ -386,6 +386,7 @@ def decompose(matrix, num_rows, restart):
         apply=lambda vector: matrix @ vector,
         tol=0.0,
         rank=RANK,
+        max_matvecs=num_rows + 2 * restart,
         order=lambda x: x,
         dimension=len(matrix),
     )

@@ -228,6 +228,7 @@ def _solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             apply=apply,
             tol=tol,
             rank=rank,
+            max_matvecs=max_matvecs,
             order=_ORDERS[which],
             dimension=basis.size(vector),
         )
@@ -299,7 +300,9 @@ def _initial(vector, key, num_rows, rank):
     )
 
 
-def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
+def _expand(
+    state: _State, *, apply, tol, rank, max_matvecs, order, dimension
+) -> _State:
     """One step: a matvec, two orthogonalisation passes, Ritz pairs and residuals."""
     num_rows = state.projected.shape[0]
     product = apply(basis.row(state.rows, state.size))
@@ -309,20 +312,30 @@ def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
     projected = state.projected.at[:, state.size].set(column)
     projected = projected.at[state.size, :].set(column)
     beta = basis.norm(product)
-    size = state.size + 1
+    size, chain = state.size + 1, state.chain + 1
+    num_matvecs = state.num_matvecs + 1
+    complete = size == dimension
+    eps = ROUNDING_UNITS * jnp.finfo(beta.dtype).eps
+    bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))  # Gershgorin's, of max|θ|
 
-    values, vectors, magnitude = _ritz_pairs(projected, size, order)
-    rounding = ROUNDING_UNITS * jnp.finfo(beta.dtype).eps * magnitude
+    # An eigendecomposition takes a GPU longer than the rest of the step, and nothing
+    # reads it before the solve can end, V be invariant, or a restart follow.
+    open_ended = (chain < rank) & (beta > jnp.maximum(eps, tol) * bound)
+    last = complete | (size == num_rows) | (num_matvecs == max_matvecs)
+    values, vectors, magnitude = jax.lax.cond(
+        open_ended & ~last,
+        lambda: (state.ritz_values, state.ritz_vectors, bound),
+        lambda: _ritz_pairs(projected, size, bound, order),
+    )
+    rounding = eps * magnitude
     coupling = beta * jnp.abs(vectors[size - 1])
     residuals = jnp.hypot(coupling, rounding)
     small = jnp.all(residuals[:rank] <= tol * magnitude)
 
     breakdown = beta <= rounding
     exhausted = beta <= jnp.maximum(rounding, tol * magnitude)
-    complete = size == dimension
     leading = jnp.where(jnp.arange(rank) < size, values[:rank], jnp.inf)
     unchanged = jnp.all(jnp.abs(leading - state.settled) <= tol * magnitude)
-    chain = state.chain + 1
     # Never with fewer than `rank` rows, of which the missing have residuals of zero.
     trusted = jnp.where(exhausted, unchanged, chain >= rank) | complete
 
@@ -339,7 +352,7 @@ def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
         projected=projected,
         size=size,
         chain=jnp.where(exhausted, 0, chain),
-        num_matvecs=state.num_matvecs + 1,
+        num_matvecs=num_matvecs,
         ritz_values=values,
         ritz_vectors=vectors,
         residuals=residuals,
@@ -350,11 +363,13 @@ def _expand(state: _State, *, apply, tol, rank, order, dimension) -> _State:
     )
 
 
-def _ritz_pairs(projected, size, order):
-    """Ritz values and vectors of the leading block, preferred first, and max|θ|."""
+def _ritz_pairs(projected, size, bound, order):
+    """Ritz values and vectors of the leading block, preferred first, and max|θ|.
+
+    `bound` is at least max|θ|.
+    """
     index = jnp.arange(projected.shape[0])
     reached = index < size
-    bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))  # Gershgorin
     filler = jnp.where(reached, 0, -2 * bound - 1)
     values, vectors = jnp.linalg.eigh(projected + jnp.diag(filler))
     true = index >= index.size - size  # eigh ascends: fillers come first
