@@ -36,6 +36,7 @@ def get_config(variant: str = ""):
     config.loss.name = "cross_entropy"
     if variant:
         config.data.num_train, config.data.num_test = 500, 200
+        config.model.scan_layers = True  # two blocks compile as one
     config.optimizer.learning_rate = 0.1
     config.optimizer.warmup_steps = 10 if variant else 100
     config.num_steps = 60 if variant else 2_000

@@ -71,6 +71,12 @@ def trained(fields: ConfigDict) -> Problem:
     return Problem(fields, programs, task, indices, state)
 
 
+def gradient_and_matvec(loss, params):
+    """The gradient, moved a little by a product with the Hessian, to keep both."""
+    grads, product = jax.linearize(jax.grad(loss), params)
+    return jax.tree.map(lambda g, x: g + 1e-6 * x, grads, product(grads))
+
+
 def residuals(matvec, eigenvalues, eigenvectors):
     """‖H u − λ u‖ of each pair by products of its own, shape `(k,)`."""
     lengths = []

@@ -29,32 +29,32 @@ def measure(repeats: int, cifar: str, quick: bool = False) -> dict[str, dict]:
 
 
 def _cnn(path, quick):
-    """The CNN of Song et al. on 500 images of CIFAR-10 after 500 steps of SGD."""
+    """The CNN of Song et al. on 100 images of CIFAR-10 after 500 steps of SGD."""
     fields = config.default()
     fields.data.name, fields.data.normalization = path, "standard"
-    fields.data.num_train, fields.data.num_test = (40, 20) if quick else (500, 1_000)
+    fields.data.num_train, fields.data.num_test = (40, 20) if quick else (100, 1_000)
     fields.model.name, fields.model.activation = "cnn", "relu"
     if quick:
         fields.model.channels = (4, 4)
     fields.loss.reduction = "half_sum"
     fields.optimizer.learning_rate = 0.001
-    fields.batch_size = 20 if quick else 50
+    fields.batch_size = 20
     fields.num_steps = 20 if quick else 500
     return fields
 
 
 def _decoder(quick):
-    """A language model of 1,024,512 parameters on 50 pieces of 32 bytes, after 200
+    """A language model of 1,024,512 parameters on 10 pieces of 32 bytes, after 200
     steps of SGD.
     """
     fields = config.default()
     fields.data.name, fields.data.length = "sonnets", 32
     fields.data.normalization = "none"
-    fields.data.num_train = 50
+    fields.data.num_train = 10
     fields.model.name, fields.model.activation = "decoder", "gelu"
     fields.model.width, fields.model.num_layers = (16, 1) if quick else (128, 5)
     fields.loss.name = "cross_entropy"
     fields.optimizer.learning_rate = 0.1
-    fields.batch_size = 16
+    fields.batch_size = 10
     fields.num_steps = 20 if quick else 200
     return fields

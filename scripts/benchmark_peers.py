@@ -71,8 +71,14 @@ def measure(problem, repeats: int, peers: Sequence[str] = ()) -> dict[str, dict]
     """
     reference = _reference(problem)
     contestants = _installed(problem, peers or _PEERS)
+    lengths = contestants[OURS].solve(TOL)[2]  # nobody needs many more or fewer
     chosen = {
-        name: _smallest_budget(each, problem, reference)
+        name: _smallest_budget(
+            each,
+            problem,
+            reference,
+            int(lengths) - RANK if each.knob == "length" else 0,
+        )
         for name, each in contestants.items()
     }
     jax.clear_caches()  # so that first calls compile
@@ -156,12 +162,26 @@ def _reference(problem):
     return bulk_sgd.top_eigenpairs(problem.matvec, start, RANK, 1e-5, length)
 
 
-def _smallest_budget(each, problem, reference):
-    def reaches(budget):
-        return _is_good(*_quality(each, each.solve(budget), problem, reference))
+def _smallest_budget(each, problem, reference, near=0):
+    """The first budget that reaches the quality, searched outwards from place `near`.
+
+    Each that is tried may be a program to compile.
+    """
+
+    @functools.cache
+    def reaches(place):
+        found = each.solve(each.budgets[place])
+        return _is_good(*_quality(each, found, problem, reference))
 
     last = len(each.budgets) - 1
-    return each.budgets[min(bisect.bisect_left(each.budgets, True, key=reaches), last)]
+    low = high = min(near, last)
+    step = 1
+    while low > 0 and reaches(low):
+        low, step = max(low - step, 0), 2 * step
+    while high < last and not reaches(high):
+        high, step = min(high + step, last), 2 * step
+    found = bisect.bisect_left(range(last), True, low, high, key=reaches)
+    return each.budgets[found]
 
 
 def _quality(each, found, problem, reference):

@@ -6,7 +6,7 @@ import statistics
 import jax
 import jax.numpy as jnp
 import optax
-from benchmark_common import RANK, interleaved, median_ratio, timed
+from benchmark_common import RANK, gradient_and_matvec, interleaved, median_ratio, timed
 
 import bulk_sgd
 from bulk_sgd import basis, data
@@ -60,7 +60,7 @@ def _loops(problem, batch_size):
         "SGD with momentum": loop(optax.sgd(_RATE, momentum=0.9)),
         "Adam": loop(optax.adam(1e-3)),
         "SAM": loop(optax.sgd(_RATE), gradient=_sharpness_aware),
-        "SGD and one matvec": loop(optax.sgd(_RATE), gradient=_and_product),
+        "SGD and one matvec": loop(optax.sgd(_RATE), gradient=gradient_and_matvec),
         "Bulk-SGD, projection alone": bulk(_idle()),
         _STREAMING: bulk(bulk_sgd.streaming()),
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
@@ -106,12 +106,6 @@ def _sharpness_aware(loss, params, radius=0.05):
     grads = jax.grad(loss)(params)
     uphill = basis.scale(radius / basis.norm(grads), grads)
     return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill))
-
-
-def _and_product(loss, params):
-    """The gradient, moved a little by a product with the Hessian, to keep both."""
-    grads, product = jax.linearize(jax.grad(loss), params)
-    return jax.tree.map(lambda g, x: g + 1e-6 * x, grads, product(grads))
 
 
 def _idle():

@@ -132,12 +132,13 @@ def test_every_contestant_has_to_find_the_eigenpairs(problem, monkeypatch, fault
             benchmark_peers.measure(problem, repeats=1)
 
 
-def test_the_smallest_budget_that_reaches_the_quality(problem):
+@pytest.mark.parametrize("near", [0, 2, 3, 9])
+def test_the_smallest_budget_that_reaches_the_quality(problem, near):
     import benchmark_peers
 
     contestant = benchmark_peers._ours(problem)._replace(budgets=(1, 1e-1, 1e-3, 1e-5))
     reference = benchmark_peers._reference(problem)
-    found = benchmark_peers._smallest_budget(contestant, problem, reference)
+    found = benchmark_peers._smallest_budget(contestant, problem, reference, near)
     assert found == 1e-3
 
 
