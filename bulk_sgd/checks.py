@@ -101,9 +101,9 @@ def floating(name: str, tree: Any):
     if not leaves:
         raise ValueError(f"{name} has no arrays; it must have at least one.")
     for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            kind = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            kind = getattr(dtype, "name", dtype) or type(leaf).__name__
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is of type {kind}; it must be a "
                 "floating point array."

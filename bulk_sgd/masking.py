@@ -32,7 +32,7 @@ def select(tree, mask):
         )
     if mask is None:
         return tree
-    flags = mask(tree) if callable(mask) else mask
+    flags = resolve(mask, tree)
     try:
         selected = jax.tree.map(_select_branch, flags, tree)
     except (TypeError, ValueError):  # a leaf that is no bool, or another structure
@@ -43,6 +43,16 @@ def select(tree, mask):
     if not jax.tree.leaves(selected):
         raise ValueError("mask selects no parameter; it must select at least one.")
     return selected
+
+
+def resolve(option, tree):
+    """`option` itself, or what it returns for `tree` if it is a function.
+
+    A network that is a callable pytree, as in equinox, gives masks and layouts that can
+    be called as it can: a function has leaves that can be called, as in optax.
+    """
+    leaves = jax.tree.leaves(option)
+    return option(tree) if leaves and all(map(callable, leaves)) else option
 
 
 def merge(selected, tree):

@@ -75,7 +75,12 @@ def scale_by_subspace(
     `update` takes the keyword argument `value_fn`, a scalar function of the params
     (an `Objective` for `curvature="gauss_newton"`): the loss whose curvature counts,
     in the paper the one of the full training set. Further keyword arguments that
-    `value_fn` names are passed on to it, as in optax line searches.
+    `value_fn` names are passed on to it, as in optax line searches: arrays and numbers
+    as data; flags, strings and functions as they are.
+
+    `optax.inject_hyperparams` takes every function for a schedule of the step. Under it
+    name those that are none in `static_args`, along with what fixes shapes: of `rank`,
+    `dominant_scale` as a filter, and `curvature`, `mask` and `sharding` as functions.
 
     With the keyword argument `preconditioner` of `update`, a positive pytree like the
     params such as `bulk_sgd.adam_preconditioner` returns, the subspace is that of
@@ -161,6 +166,7 @@ def scale_by_subspace(
     )
 
     def init(params):
+        masking.select(params, None)  # raises if a wrapper hides them
         if jax.tree.leaves(params):  # none in what optax.tree_map_params passes
             params = masking.select(params, mask)
             checks.floating("params", params)
@@ -189,6 +195,7 @@ def scale_by_subspace(
                 "update of a bulk_sgd transform needs params: "
                 "tx.update(grads, state, params, value_fn=loss)."
             )
+        masking.select(params, None)  # raises if a wrapper hides them
         if not jax.tree.leaves(params):
             raise ValueError("params has no arrays; it must have at least one.")
         value_fn = _bind(value_fn, extra_args)
@@ -341,8 +348,11 @@ def _factors(name, scale, state: ScaleBySubspaceState):
 
 
 def _check_like(preconditioner, updates):
-    shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (preconditioner, updates))
-    if shapes != wanted:
+    def form(tree):  # a node of the user's need not know what equals it
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    if form(preconditioner) != form(updates):
+        shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (preconditioner, updates))
         raise ValueError(
             f"preconditioner has the shapes {shapes}; it must be like the params, "
             f"{wanted}."
@@ -353,9 +363,8 @@ def _layout(sharding, updates, mask):
     """The shardings of the selected parameters, None where nothing was asked for."""
     if sharding is None:
         return None
-    if callable(sharding):
-        sharding = sharding(updates)
-    flags = mask(updates) if callable(mask) else mask
+    sharding = masking.resolve(sharding, updates)
+    flags = masking.resolve(mask, updates)
     return masking.select(jax.tree.broadcast(sharding, updates), flags)
 
 
@@ -381,4 +390,23 @@ def _bind(value_fn, extra_args):
         return value_fn
     names = list(inspect.signature(value_fn).parameters)[1:]
     bound = {name: extra_args[name] for name in names if name in extra_args}
-    return jax.tree_util.Partial(value_fn, **bound) if bound else value_fn
+    options = {name: x for name, x in bound.items() if _is_option(x)}
+    data = {name: x for name, x in bound.items() if name not in options}
+    if options:
+        value_fn = _WithOptions(value_fn, tuple(options.items()))
+    return jax.tree_util.Partial(value_fn, **data) if bound else value_fn
+
+
+class _WithOptions(NamedTuple):
+    """A function with arguments that are no data: equal where these are."""
+
+    fn: Callable
+    options: tuple
+
+    def __call__(self, params, **data):
+        return self.fn(params, **dict(self.options), **data)
+
+
+def _is_option(x):
+    """Whether `x` is what a program is compiled for, rather than compiled to take."""
+    return isinstance(x, bool | str) or (callable(x) and jax.tree.leaves(x) == [x])

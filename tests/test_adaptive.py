@@ -4,6 +4,7 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bulk_sgd
@@ -85,7 +86,7 @@ def test_lanczos_goes_on_from_all_vectors():
     for one, other in zip(alone, wrapped):
         assert int(one.total_matvecs) == int(other.total_matvecs)
         np.testing.assert_array_equal(
-            one.subspace.eigenvectors, other.solver_state.subspace.eigenvectors
+            one.subspace.eigenvectors, other.solver_state.whole.eigenvectors
         )
         assert int(other.solver_state.kept) == 2
 
@@ -126,6 +127,14 @@ def test_failed_solve_keeps_subspace_and_state():
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_subspace_that_is_kept_can_be_read_by_name():
+    _, state = states(bulk_sgd.adaptive(bulk_sgd.lanczos(), 7.0), [MATRIX])[0]
+    for name in ("subspace", "solver_state", *bulk_sgd.Subspace._fields):
+        optax.tree_utils.tree_get(state, name)
+    rows = helpers.rows(optax.tree_utils.tree_get(state, "eigenvectors"))
+    assert (rows.any(axis=1)).sum() == 2
+
+
 def test_both_bases_are_laid_out_as_such():
     fields = config.default()
     fields.subspace.update(rank=RANK, keep="gap")
@@ -136,7 +145,7 @@ def test_both_bases_are_laid_out_as_such():
     rows = layout.basis(state.subspace.subspace.eigenvectors)
     assert rows.spec != layout.replicated.spec
     assert parts.subspace.eigenvectors == rows
-    assert parts.solver_state.subspace.eigenvectors == rows
+    assert parts.solver_state.all_rows.rows == rows
     assert parts.solver_state.kept == layout.replicated
 
 

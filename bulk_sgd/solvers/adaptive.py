@@ -6,21 +6,30 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.subspace import Solver, Subspace, empty
+from bulk_sgd.subspace import Rows, Solver, Subspace, empty
 
 
 class AdaptiveState(NamedTuple):
     """State of an `adaptive` solver.
 
     Attributes:
-      solver_state: that of the wrapped solver.
-      subspace: the `Subspace` of all k vectors, from which that one goes on.
+      inner: state of the wrapped solver.
+      all_rows: basis of all k vectors, from which that one goes on.
+      all_values: the other fields of their `Subspace`, without names, lest those of the
+        transform's own be found twice by `optax.tree_utils.tree_get`.
       kept: int32, number of vectors kept at the last solve.
     """
 
-    solver_state: Any
-    subspace: Subspace
+    inner: Any
+    all_rows: Rows
+    all_values: tuple
     kept: jax.Array
+
+    @property
+    def whole(self) -> Subspace:
+        """The `Subspace` of all k vectors."""
+        values, *others = self.all_values
+        return Subspace(values, self.all_rows.rows, *others)
 
 
 def adaptive(
@@ -71,13 +80,11 @@ def adaptive(
         if threshold is None:
             checks.integer("rank", rank, 2, why="threshold is None: the largest gap")
         state = solver.init(params, rank)
-        return AdaptiveState(state, empty(params, rank), jnp.zeros((), jnp.int32))
+        return _state(state, empty(params, rank), jnp.zeros((), jnp.int32))
 
     def solve(matvec, subspace, state, updates, key):
         del subspace  # has rows of zeros
-        found, inner = solver.solve(
-            matvec, state.subspace, state.solver_state, updates, key
-        )
+        found, inner = solver.solve(matvec, state.whole, state.inner, updates, key)
         values = found.eigenvalues
         if threshold is None:
             keep = before_gap(values)
@@ -88,9 +95,14 @@ def adaptive(
             found.eigenvectors,
         )
         kept = jnp.sum(keep, dtype=jnp.int32)
-        return found._replace(eigenvectors=rows), AdaptiveState(inner, found, kept)
+        return found._replace(eigenvectors=rows), _state(inner, found, kept)
 
     return Solver(init, solve, guarded=solver.guarded)
+
+
+def _state(inner, found: Subspace, kept) -> AdaptiveState:
+    values, rows, *others = found
+    return AdaptiveState(inner, Rows(rows), (values, *others), kept)
 
 
 def before_gap(values):

@@ -321,6 +321,7 @@ def _expand(
     # An eigendecomposition takes a GPU longer than the rest of the step, and nothing
     # reads it before the solve can end, V be invariant, or a restart follow.
     open_ended = (chain < rank) & (beta > jnp.maximum(eps, tol) * bound)
+    open_ended &= jnp.isfinite(beta)
     last = complete | (size == num_rows) | (num_matvecs == max_matvecs)
     values, vectors, magnitude = jax.lax.cond(
         open_ended & ~last,
