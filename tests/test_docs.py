@@ -136,12 +136,16 @@ def test_commands_name_files_and_fields_that_exist(page):
             assert path.with_suffix(".py").exists() or path.is_dir(), module
 
 
-def test_readme_moves_only_the_flat_parameter():
-    after, printed = run("README.md")
-    params = after[-1]["params"]
+def test_readme_moves_the_flat_parameter_alone_and_learns_by_mini_batches():
+    (small, minibatch), printed = run("README.md")
+    params = small["params"]
     assert abs(float(params["flat"])) < 0.1
     assert float(params["sharp"]) == pytest.approx(1, abs=1e-3)
     assert "[100.]" in printed
+    loss = minibatch["data"]
+    start = {"in": 0.5 * jnp.eye(4, 8), "out": 0.1 * jnp.ones((8, 2))}
+    assert loss(minibatch["params"]) < 0.95 * loss(start)
+    assert optax.tree_utils.tree_get(minibatch["state"], "refreshes") == 2
 
 
 def test_getting_started_learns_and_its_config_is_valid():
