@@ -23,13 +23,7 @@ def select(tree, mask):
       ValueError: if a leaf is an `optax.MaskedNode`, which stands for a parameter that
         a wrapper hides, if the mask is not one, or if nothing is selected.
     """
-    leaves = jax.tree.leaves(tree, is_leaf=_is_masked_node)
-    if any(map(_is_masked_node, leaves)):
-        raise ValueError(
-            "params are hidden behind optax.MaskedNode, so that value_fn cannot be "
-            "evaluated: instead of wrapping a bulk_sgd transform in optax.masked or "
-            "optax.partition, pass it mask=... and chain it outside the wrapper."
-        )
+    refuse_hidden(tree)
     if mask is None:
         return tree
     flags = resolve(mask, tree)
@@ -43,6 +37,17 @@ def select(tree, mask):
     if not jax.tree.leaves(selected):
         raise ValueError("mask selects no parameter; it must select at least one.")
     return selected
+
+
+def refuse_hidden(tree):
+    """Raises ValueError if a leaf is an `optax.MaskedNode`."""
+    leaves = jax.tree.leaves(tree, is_leaf=_is_masked_node)
+    if any(map(_is_masked_node, leaves)):
+        raise ValueError(
+            "params are hidden behind optax.MaskedNode, so that value_fn cannot be "
+            "evaluated: instead of wrapping a bulk_sgd transform in optax.masked or "
+            "optax.partition, pass it mask=... and chain it outside the wrapper."
+        )
 
 
 def resolve(option, tree):

@@ -166,7 +166,7 @@ def scale_by_subspace(
     )
 
     def init(params):
-        masking.select(params, None)  # raises if a wrapper hides them
+        masking.refuse_hidden(params)
         if jax.tree.leaves(params):  # none in what optax.tree_map_params passes
             params = masking.select(params, mask)
             checks.floating("params", params)
@@ -195,7 +195,7 @@ def scale_by_subspace(
                 "update of a bulk_sgd transform needs params: "
                 "tx.update(grads, state, params, value_fn=loss)."
             )
-        masking.select(params, None)  # raises if a wrapper hides them
+        masking.refuse_hidden(params)
         if not jax.tree.leaves(params):
             raise ValueError("params has no arrays; it must have at least one.")
         value_fn = _bind(value_fn, extra_args)

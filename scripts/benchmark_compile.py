@@ -49,8 +49,10 @@ def _compile(widths, name):
     like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     params = [(like(m, n), like(n)) for m, n in itertools.pairwise(widths)]
     if name == _FLOOR:
-        tx = optax.sgd(0.01)
+        tx = optax.with_extra_args_support(optax.sgd(0.01))
+        gradient = gradient_and_matvec
     else:
+        gradient = lambda loss, params: jax.grad(loss)(params)
         tx = bulk_sgd.bulk_sgd(0.01, RANK, solver=getattr(bulk_sgd, name)())
 
     def step(params, state, inputs):
@@ -60,12 +62,8 @@ def _compile(widths, name):
                 hidden = jnp.tanh(hidden @ kernel + bias)
             return jnp.mean(hidden**2)
 
-        if name == _FLOOR:
-            grads = gradient_and_matvec(loss, params)
-            updates, state = tx.update(grads, state)
-        else:
-            grads = jax.grad(loss)(params)
-            updates, state = tx.update(grads, state, params, value_fn=loss)
+        grads = gradient(loss, params)
+        updates, state = tx.update(grads, state, params, value_fn=loss)
         return optax.apply_updates(params, updates), state
 
     state = jax.eval_shape(tx.init, params)

@@ -46,10 +46,7 @@ def test_blocks_and_layouts_of_a_network_that_can_be_called(network):
 
 
 def test_flags_strings_and_functions_reach_value_fn_as_they_are():
-    traces = []
-
     def loss(x, twice, name, apply, shift):
-        traces.append(name)
         assert name == "a name"
         return (2 if twice else 1) * apply(x - shift)
 

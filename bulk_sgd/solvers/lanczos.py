@@ -318,10 +318,10 @@ def _expand(
     eps = ROUNDING_UNITS * jnp.finfo(beta.dtype).eps
     bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))  # Gershgorin's, of max|θ|
 
-    # An eigendecomposition takes a GPU longer than the rest of the step, and nothing
-    # reads it before the solve can end, V be invariant, or a restart follow.
-    open_ended = (chain < rank) & (beta > jnp.maximum(eps, tol) * bound)
-    open_ended &= jnp.isfinite(beta)
+    # On a GPU an eigendecomposition is many small kernels, and nothing reads it before
+    # the solve can end, V be invariant, or a restart follow.
+    coupled = jnp.isfinite(beta) & (beta > jnp.maximum(eps, tol) * bound)
+    open_ended = coupled & (chain < rank)
     last = complete | (size == num_rows) | (num_matvecs == max_matvecs)
     values, vectors, magnitude = jax.lax.cond(
         open_ended & ~last,
