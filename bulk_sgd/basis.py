@@ -63,14 +63,16 @@ def random_normal(key, like, dtype=None):
         places[jnp.shape(leaf)].append(i)
     drawn = [None] * len(leaves)
     for shape, alike in places.items():
-        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
-        if len(alike) == 1:
-            drawn[alike[0]] = draw(keys[alike[0]])
-            continue
-        rows = jax.lax.map(draw, keys[np.array(alike)])
-        for i, row in zip(alike, rows):
+        for i, row in zip(alike, _draw(keys[np.array(alike)], shape, dtype)):
             drawn[i] = row
     return treedef.unflatten(drawn)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _draw(keys, shape, dtype):
+    """One array of `shape` per key."""
+    draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
+    return [draw(keys[0])] if len(keys) == 1 else jax.lax.map(draw, keys)
 
 
 def inner(basis, vector):

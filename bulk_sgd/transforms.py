@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import basis, checks, masking, preconditioning, subspace
+from bulk_sgd import basis, binding, checks, masking, preconditioning, subspace
 from bulk_sgd.curvature import CURVATURES, sharded
 from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.lanczos import lanczos
@@ -198,7 +198,7 @@ def scale_by_subspace(
         masking.refuse_hidden(params)
         if not jax.tree.leaves(params):
             raise ValueError("params has no arrays; it must have at least one.")
-        value_fn = _bind(value_fn, extra_args)
+        value_fn = binding.bind(value_fn, extra_args)
         selected = masking.select(updates, mask)
         layout = _layout(sharding, updates, mask)
         incoming, scale = selected, None
@@ -371,42 +371,3 @@ def _layout(sharding, updates, mask):
 def _all_finite(found: Subspace):
     # A vector that is not finite shows in its eigenvalue or residual.
     return jnp.all(jnp.isfinite(found.eigenvalues) & jnp.isfinite(found.residuals))
-
-
-def _bind(value_fn, extra_args):
-    """`value_fn` with the extra arguments that it names."""
-    if value_fn is None:
-        raise TypeError(
-            "update of a bulk_sgd transform needs the keyword argument value_fn, a "
-            "scalar function of the params: tx.update(grads, state, params, "
-            "value_fn=loss). Wrappers that drop keyword arguments, such as flax's "
-            "TrainState.apply_gradients, cannot be used; call tx.update yourself."
-        )
-    if not callable(value_fn):
-        raise TypeError(
-            f"value_fn is {value_fn!r}; it must be a scalar function of the params."
-        )
-    if not extra_args:
-        return value_fn
-    names = list(inspect.signature(value_fn).parameters)[1:]
-    bound = {name: extra_args[name] for name in names if name in extra_args}
-    options = {name: x for name, x in bound.items() if _is_option(x)}
-    data = {name: x for name, x in bound.items() if name not in options}
-    if options:
-        value_fn = _WithOptions(value_fn, tuple(options.items()))
-    return jax.tree_util.Partial(value_fn, **data) if bound else value_fn
-
-
-class _WithOptions(NamedTuple):
-    """A function with arguments that are no data: equal where these are."""
-
-    fn: Callable
-    options: tuple
-
-    def __call__(self, params, **data):
-        return self.fn(params, **dict(self.options), **data)
-
-
-def _is_option(x):
-    """Whether `x` is what a program is compiled for, rather than compiled to take."""
-    return isinstance(x, bool | str) or (callable(x) and jax.tree.leaves(x) == [x])

@@ -79,12 +79,19 @@ def gradient_and_matvec(loss, params):
 
 def residuals(matvec, eigenvalues, eigenvectors):
     """‖H u − λ u‖ of each pair by products of its own, shape `(k,)`."""
-    lengths = []
-    for i, value in enumerate(eigenvalues):
-        row = basis.row(eigenvectors, i)
+    return _residuals(
+        curvature.as_pytree(matvec), jnp.asarray(eigenvalues), eigenvectors
+    )
+
+
+@jax.jit
+def _residuals(matvec, eigenvalues, eigenvectors):
+    def length(pair):
+        value, row = pair
         error = basis.subtract(matvec(row), basis.scale(value, row))
-        lengths.append(basis.norm(error) / basis.norm(row))
-    return jnp.stack(lengths)
+        return basis.norm(error) / basis.norm(row)
+
+    return jax.lax.map(length, (eigenvalues, eigenvectors))
 
 
 def bare_products(matvec, vector, count):

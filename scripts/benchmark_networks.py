@@ -53,6 +53,7 @@ def _decoder(quick):
     fields.data.num_train = 10
     fields.model.name, fields.model.activation = "decoder", "gelu"
     fields.model.width, fields.model.num_layers = (16, 1) if quick else (128, 5)
+    fields.model.scan_layers = True
     fields.loss.name = "cross_entropy"
     fields.optimizer.learning_rate = 0.1
     fields.batch_size = 10

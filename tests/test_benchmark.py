@@ -92,7 +92,7 @@ def test_other_networks_and_sizes(scripts, tmp_path, capsys):
 def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
     for _ in range(2):  # the second one could come from the cache
         rows = run(tmp_path, "compile")["compile"]
-        assert len(rows) == 3
+        assert len(rows) == 4  # three solvers and the floor
         for name, row in rows.items():
             assert name.startswith("4 arrays, ")
             assert row["processor seconds"] > 1

@@ -87,11 +87,8 @@ def top_eigenpairs(
       ([100.0, 99.0], True)
     """
     warm = isinstance(start, Subspace)
-    like = (
-        jax.tree.map(lambda x: x[0], start.eigenvectors)
-        if warm
-        else jax.tree.map(jnp.asarray, start)
-    )
+    like = basis.row(start.eigenvectors, 0) if warm else start
+    like = jax.tree.map(jnp.asarray, like)
     checks.floating("start", like)
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
@@ -146,6 +143,7 @@ def lanczos(
     for name, bound in (("max_matvecs", max_matvecs), ("max_basis", max_basis)):
         if bound is not None:
             checks.integer(name, bound, 1)
+    options = {"max_basis": max_basis, "which": which}
 
     def init(params, rank):
         # optax.tree_map_params passes a tree without leaves.
@@ -155,17 +153,10 @@ def lanczos(
     def solve(matvec, subspace, state, updates, key):
         start_key, key = jax.random.split(key)
         start = subspace if warm_start else basis.random_normal(start_key, updates)
-        pairs = top_eigenpairs(
-            matvec,
-            start,
-            subspace.rank,
-            tol,
-            max_matvecs,
-            max_basis=max_basis,
-            which=which,
-            key=key,
+        found = top_eigenpairs(
+            matvec, start, subspace.rank, tol, max_matvecs, key=key, **options
         )
-        return pairs, state
+        return found, state
 
     return Solver(init, solve)
 
@@ -266,7 +257,7 @@ def _solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
 def _start_vector(start, key):
     """The normalised start vector, random where there is nothing better."""
     if isinstance(start, Subspace):
-        like = jax.tree.map(lambda x: x[0], start.eigenvectors)
+        like = basis.row(start.eigenvectors, 0)
         # A Krylov sequence favours large eigenvalues: the inverse weights even it out.
         size = jnp.abs(start.eigenvalues)
         weights = 1 / jnp.maximum(size, 1e-2 * jnp.max(size) + jnp.finfo(size).tiny)

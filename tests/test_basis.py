@@ -1,0 +1,36 @@
+"""Random vectors; the rest of the linear algebra is tested through what uses it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bulk_sgd import basis
+
+LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4), "c": jnp.zeros((2, 3))}
+
+
+def test_every_leaf_has_random_numbers_of_its_own():
+    key = jax.random.key(3)
+    drawn = basis.random_normal(key, LIKE)
+    for own, (name, leaf) in zip(jax.random.split(key, 3), LIKE.items()):
+        expected = jax.random.normal(own, leaf.shape)
+        np.testing.assert_array_equal(drawn[name], expected)
+
+
+def test_random_vectors_are_compiled_once_outside_of_jit():
+    compilations = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(duration)
+
+    basis.random_normal(jax.random.key(0), LIKE)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for seed in (1, 2):
+            basis.random_normal(jax.random.key(seed), LIKE)
+        assert not compilations
+        jax.jit(lambda x: 3 * x + 1)(LIKE["b"])
+        assert compilations  # the listener hears them
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
