@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import dense, flat, top
-from test_train import tiny
+from tiny_runs import tiny
 
 import bulk_sgd
 from bulk_sgd import hvp, metrics, record, signals, train
@@ -185,8 +185,11 @@ def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
 
 def test_no_key_is_used_twice():
     settings = Settings(1, 1e-3, 2, 3, 2, 1, slice_points=3)
-    with jax.debug_key_reuse(True):
-        analyze([("a", jnp.arange(1.0, 4))], lambda p: jnp.sum(p**4), None, settings)
+    with jax.debug_key_reuse(True):  # JAX raises a KeyReuseError
+        (found,) = analyze([("a", jnp.arange(1.0, 4))], lambda p: jnp.sum(p**4), None,
+                           settings)  # fmt: skip
+    # Every part that takes a key has been measured.
+    assert {"eigenvalues", "energies", "density", "blocks", "slices"} <= found.keys()
 
 
 def test_a_signal_ends_it_after_the_part_under_way(x64, measured, monkeypatch):

@@ -70,10 +70,11 @@ def test_no_key_is_used_twice():
     objective, params = helpers.objective(
         helpers.mlp(), helpers.squared_error, dtype=jnp.float32
     )
-    with jax.debug_key_reuse(True):
-        bulk_sgd.block_eigenpairs(
+    with jax.debug_key_reuse(True):  # JAX raises a KeyReuseError
+        found = bulk_sgd.block_eigenpairs(
             bulk_sgd.hessian(objective, params), params, key=jax.random.key(1)
         )
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("sketch", [0, 6])

@@ -12,7 +12,7 @@ import time
 
 import orbax.checkpoint as ocp
 import pytest
-from test_train import rows_of, strip_times, tiny
+from tiny_runs import numbers, rows_of, tiny
 
 from bulk_sgd import checkpoint, metrics, record, signals, train
 
@@ -32,10 +32,6 @@ BY_ALIGNMENT = {"switch__alignment": 0.3, "switch__step": 15}
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train.train_and_evaluate(config(), workdir)
-
-
-def numbers(workdir):
-    return strip_times(rows_of(workdir))
 
 
 def without_times(result):

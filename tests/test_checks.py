@@ -57,8 +57,14 @@ def test_only_the_dominant_scale_filters_eigenvalues():
 
 @pytest.mark.parametrize("value", [0, np.float32(0.5), jnp.float32(2), True])
 def test_numbers_of_any_kind_are_scales(value):
-    transform(dominant_scale=value, bulk_scale=value)
-    bulk_sgd.interpolated_sgd(0.1, 2, value)
+    scaled, _ = update(transform(dominant_scale=value, bulk_scale=value))
+    for found, leaf in zip(jax.tree.leaves(scaled), jax.tree.leaves(PARAMS)):
+        np.testing.assert_allclose(found, float(value) * leaf, atol=1e-6)
+    # Of three directions the first two are the subspace, which α scales.
+    tx = bulk_sgd.interpolated_sgd(0.1, 2, value, solver=exact_solver())
+    plane = lambda x: jnp.sum(jnp.array([3.0, 2, 1]) * x**2)
+    found, _ = update(tx, jnp.ones(3), plane)
+    np.testing.assert_allclose(found, [-0.1 * value] * 2 + [-0.1], atol=1e-6)
 
 
 def test_traced_scales_must_be_scalars():

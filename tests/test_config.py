@@ -19,7 +19,8 @@ CONFIGS = sorted(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_is_valid(name):
-    config.validate(importlib.import_module(f"configs.{name}").get_config())
+    made = importlib.import_module(f"configs.{name}").get_config()
+    assert config.validate(made) is None
 
 
 @pytest.mark.parametrize("name", sorted({*CONFIGS} - {"default"}))
@@ -143,11 +144,11 @@ def test_fields_of_the_other_solver_are_not_checked():
     fields.subspace.solver = "streaming"
     fields.subspace.rank = fields.subspace.columns = 100
     fields.subspace.max_matvecs = fields.subspace.max_basis = 60
-    config.validate(fields)
+    assert config.validate(fields) is None
     fields.subspace.solver = "lanczos"
     fields.subspace.max_matvecs, fields.subspace.max_basis = 100, 102
     fields.subspace.columns = 3
-    config.validate(fields)
+    assert config.validate(fields) is None
 
 
 def test_streaming_needs_every_step_and_takes_any_data():

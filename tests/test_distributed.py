@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from test_train import rows_of
+from tiny_runs import rows_of
 
 from bulk_sgd import distributed, record
 

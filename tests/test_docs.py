@@ -73,7 +73,10 @@ def run(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page):
-    run(page)
+    after, _ = run(page)
+    # However a page writes it: none is left out.
+    text = (ROOT / page).read_text("utf-8")
+    assert len(after) == len(re.findall(r"(```|~~~)[ {.]*py", text, re.IGNORECASE))
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE)

@@ -1,40 +1,32 @@
+"""Eigenpairs against float64, whatever the spectrum, the start and the operator."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import equations, operator, projector, rows, symmetric, top
+from helpers import operator, projector, rows, symmetric, top
+from lanczos_spectra import (
+    BUDGET,
+    BULK,
+    RANK,
+    SIZE,
+    SPECTRA,
+    TOL,
+    assert_leading_pairs,
+    matrices,
+    normal,
+    solve,
+    true_residuals,
+)
 
 import bulk_sgd
-from bulk_sgd.curvature import as_pytree
-from bulk_sgd.solvers.lanczos import _expand, _initial, _restart, _solve
+from bulk_sgd.solvers.lanczos import _expand, _initial, _restart
 from bulk_sgd.subspace import empty
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
-# One size, rank and budget for almost every test, so that they share programs. The
-# basis of 2 · 4 + 10 = 18 rows is far smaller than the budget: restarts happen.
-SIZE, RANK, BUDGET = 40, 4, 300
-TOL = 1e-5  # a hundred units of float32 rounding
-
-BULK = np.linspace(0.5, -0.5, SIZE)
-SPECTRA = {
-    "gaps": [10, 8, 6, 4, *np.linspace(1, 0, 36)],
-    "geometric": 10 * 0.7 ** np.arange(SIZE),
-    "cluster": [10, 9.99, 9.98, 9.97, *np.linspace(5, 0, 36)],
-    "multiple": [5, 5, 5, 3, *np.linspace(1, 0, 36)],
-    "three values": [5, 5, 5, 3, *[1] * 36],
-    "five values": [5, 5, 5, 4, 3, 2, *[1] * 34],
-    "negative largest": [3, 2, 1.5, 1.2, *BULK[:33], -20, -10, -5],
-    "all negative": -np.linspace(1, 10, SIZE),
-    "zeros": [5, 3, *[0] * 38],
-    "low rank": [5, 3, 2, 1, 0.5, *[0] * 35],
-    "indefinite low rank": [2, 1, *[0] * 36, -3, -5],
-    "rank 1": [7, *[0] * 39],
-    "zero": [0] * SIZE,
-    "identity": [1] * SIZE,
-}
 # The small end of a geometric spectrum is below rounding: no solver finds it.
 CASES = [
     (spectrum, which)
@@ -42,60 +34,6 @@ CASES = [
     for which in ("largest", "smallest", "magnitude")
     if (spectrum, which) != ("geometric", "smallest")
 ]
-
-
-def matrices(spectrum):
-    """The float32 operator in a random frame and in the coordinate one."""
-    eigenvalues = np.asarray(SPECTRA[spectrum], np.float64)
-    frames = symmetric(eigenvalues), np.diag(eigenvalues)
-    return [matrix.astype(np.float32) for matrix in frames]
-
-
-def normal(seed, size=SIZE):
-    return jax.random.normal(jax.random.key(seed), (size,))
-
-
-def solve(matrix, seed=0, tol=TOL, which="largest", **options):
-    return bulk_sgd.top_eigenpairs(
-        operator(matrix),
-        normal(seed),
-        RANK,
-        tol,
-        BUDGET,
-        which=which,
-        key=jax.random.key(seed),
-        **options,
-    )
-
-
-def true_residuals(matrix, pairs):
-    """‖A u − λ u‖ in float64, row by row."""
-    vectors = rows(pairs.eigenvectors)
-    values = np.asarray(pairs.eigenvalues, np.float64)[:, None]
-    return np.linalg.norm(
-        vectors @ matrix.astype(np.float64) - values * vectors, axis=1
-    )
-
-
-def assert_leading_pairs(matrix, pairs, which="largest", tol=TOL):
-    """Eigenvalues, orthonormality, residuals and projectors, against float64."""
-    rank = pairs.rank
-    expected, _ = top(matrix, rank, which)
-    scale = np.linalg.norm(matrix.astype(np.float64), 2)
-    vectors = rows(pairs.eigenvectors)
-    assert bool(pairs.converged)
-    np.testing.assert_allclose(pairs.eigenvalues, expected, rtol=0, atol=tol * scale)
-    # 18 rows, combined at each restart: some ten units of float32 rounding.
-    np.testing.assert_allclose(vectors @ vectors.T, np.eye(rank), rtol=0, atol=5e-6)
-    assert true_residuals(matrix, pairs).max() <= tol * scale
-    # Every leading part with a gap below it. Davis and Kahan: the error of a projector
-    # is at most the norm of the residuals over the gap.
-    values, _ = top(matrix, len(matrix), which)
-    for k in range(1, min(rank + 1, len(matrix))):
-        gap = np.abs(values[:k, None] - values[None, k:]).min() - tol * scale
-        if gap > 10 * tol * scale:
-            error = projector(vectors[:k]) - top(matrix, k, which)[1]
-            assert np.linalg.norm(error, 2) < np.sqrt(k) * tol * scale / gap
 
 
 @pytest.mark.parametrize(("spectrum", "which"), CASES)
@@ -270,85 +208,6 @@ def test_operator_that_turns_bad_later_does_not_converge():
     assert not pairs.converged
 
 
-def test_scan_jit_and_vmap_equal_single_solves():
-    # Dense products of a batch round differently, by units of 1e-7: what is compared
-    # are counts, eigenvalues and projectors.
-    stack = np.stack(matrices("gaps") + matrices("low rank"))
-    starts = jnp.stack([normal(seed) for seed in range(len(stack))])
-
-    def one(matrix, start):
-        return bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, 1e-3, BUDGET)
-
-    @jax.jit
-    def scanned(stack, starts):
-        return jax.lax.scan(lambda _, pair: (None, one(*pair)), None, (stack, starts))[
-            1
-        ]
-
-    singles = [one(*pair) for pair in zip(stack, starts)]
-    counts = [int(single.num_matvecs) for single in singles]
-    assert len(set(counts)) > 1
-    for run in (jax.jit(jax.vmap(one)), scanned):
-        batch = run(stack, starts)
-        assert batch.num_matvecs.tolist() == counts
-        assert batch.converged.all()
-        for lane, single in enumerate(singles):
-            found = jax.tree.map(lambda x, lane=lane: x[lane], batch)
-            np.testing.assert_allclose(
-                found.eigenvalues, single.eigenvalues, rtol=0, atol=1e-5
-            )
-            # The residual, 1e-3, over a gap of a tenth of λ_1, squared by chance.
-            np.testing.assert_allclose(
-                projector(rows(found.eigenvectors)),
-                projector(rows(single.eigenvectors)),
-                rtol=0,
-                atol=1e-3,
-            )
-
-
-def test_solves_with_other_arrays_share_one_program():
-    solve(matrices("gaps")[0])
-    before = _solve._cache_size()
-    for seed, name in enumerate(SPECTRA):
-        solve(matrices(name)[1], seed, tol=10.0 ** (-seed))
-    assert _solve._cache_size() == before
-
-
-def test_vectors_are_any_pytree():
-    weights = {"a": np.arange(1.0, 7).reshape(2, 3), "b": 9.0, "c": (np.full(2, 4.0),)}
-    weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights)
-
-    def matvec(vector):
-        assert vector["empty"] is None
-        products = {
-            k: jax.tree.map(jnp.multiply, weights[k], vector[k]) for k in weights
-        }
-        return {**products, "empty": None}
-
-    start = jax.tree.map(jnp.ones_like, weights) | {"empty": None}
-    pairs = bulk_sgd.top_eigenpairs(matvec, start, rank=3, tol=TOL)
-    np.testing.assert_allclose(pairs.eigenvalues, [9, 6, 5], rtol=TOL)
-    shapes = jax.tree.map(jnp.shape, pairs.eigenvectors)
-    assert shapes == {"a": (3, 2, 3), "b": (3,), "c": ((3, 2),), "empty": None}
-    expected = np.zeros((9, 9))
-    expected[[4, 5, 6], [4, 5, 6]] = 1  # a[1, 1], a[1, 2] and b
-    np.testing.assert_allclose(
-        projector(rows(pairs.eigenvectors)), expected, rtol=0, atol=1e-4
-    )
-
-
-def test_bfloat16_vectors_are_widened():
-    seen = []
-
-    def matvec(vector):
-        seen.append(vector.dtype)
-        return jnp.arange(1.0, 9.0) * vector
-
-    pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones(8, jnp.bfloat16), 2, TOL)
-    assert {*seen, pairs.eigenvectors.dtype} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(pairs.eigenvalues, [8, 7], rtol=TOL)
-
-
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("spectrum", ["gaps", "geometric", "low rank", "identity"])
 def test_lanczos_decomposition_holds(x64, spectrum, restart):
@@ -406,96 +265,3 @@ def test_basis_stays_orthonormal_in_float32_where_beta_is_small():
     basis = np.asarray(state.rows, np.float64)
     # Some units of float32 rounding; one pass alone leaves 1e-7 ‖A‖ / β, about 0.01.
     np.testing.assert_allclose(basis @ basis.T, np.eye(13), rtol=0, atol=2e-6)
-
-
-def test_every_product_has_highest_precision():
-    jaxpr = jax.make_jaxpr(lambda matrix: solve(matrix))(matrices("gaps")[0])
-    highest = jax.lax.Precision.HIGHEST
-    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
-    assert len(products) > 4
-    assert all(e.params["precision"] == (highest, highest) for e in products)
-
-
-def test_functional_curvature_is_solved_at_every_call_afresh():
-    # A matvec of data that is an argument, not a constant of the compiled program.
-    value_fn = jax.tree_util.Partial(
-        lambda data, x: 0.5 * jnp.sum(data * x**2), jnp.arange(1.0, 9.0)
-    )
-    x = jnp.ones(8)
-    first = bulk_sgd.top_eigenpairs(bulk_sgd.hessian(value_fn, x), x, 1, TOL)
-    value_fn = jax.tree_util.Partial(value_fn.func, 2 * value_fn.args[0])
-    before = _solve._cache_size()
-    second = bulk_sgd.top_eigenpairs(bulk_sgd.hessian(value_fn, x), x, 1, TOL)
-    assert _solve._cache_size() == before
-    np.testing.assert_allclose([first.eigenvalues[0], second.eigenvalues[0]], [8, 16])
-
-
-def test_plain_functions_are_matvecs():
-    matvec = as_pytree(lambda v: 2 * v)
-    assert as_pytree(matvec) is matvec
-    assert jax.tree.leaves(matvec) == []
-    pairs = bulk_sgd.top_eigenpairs(lambda v: 2 * v, jnp.ones(3), 1, TOL)
-    np.testing.assert_allclose(pairs.eigenvalues, [2], rtol=TOL)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 0}, r"rank is 0; it must be from 1 to 8 \(the number of parameters"),
-        ({"rank": 9}, "rank is 9; it must be from 1 to 8"),
-        ({"rank": 2.0}, "rank is 2.0; it must be an integer"),
-        ({"rank": True}, "rank is True; it must be an integer"),
-        ({"tol": -1e-3}, "tol is -0.001; it must be a number, at least 0"),
-        ({"tol": float("nan")}, "tol is nan; it must be"),
-        ({"tol": "tight"}, "tol is 'tight'; it must be"),
-        ({"max_matvecs": 1}, "max_matvecs is 1; it must be at least 2"),
-        ({"max_basis": 3}, "max_basis is 3; it must be at least 4"),
-        ({"which": "LA"}, "which is 'LA'; .* largest, magnitude, smallest"),
-    ],
-)
-def test_arguments_out_of_range(options, message):
-    options = {"rank": 2} | options
-    with pytest.raises(ValueError, match=message):
-        bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tol": -1}, "tol is -1; it must be a number, at least 0"),
-        ({"max_matvecs": 0}, "max_matvecs is 0; it must be at least 1"),
-        ({"which": "top"}, "which is 'top'; it must be one of"),
-    ],
-)
-def test_solver_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        bulk_sgd.lanczos(**options)
-
-
-def test_traced_rank_names_the_remedy():
-    solve_at = lambda rank: bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), rank)
-    with pytest.raises(ValueError, match=r"rank is a traced array.*static_args"):
-        jax.jit(solve_at)(2)
-
-
-def test_memory_is_that_of_one_basis_and_three_vectors():
-    """The next vector is a row of that basis; the result is not among temporaries."""
-    width, rank, max_basis = 256, 4, 20
-    params = [jnp.ones((width, width))] * 4
-
-    def loss(params):
-        return jnp.mean(functools.reduce(jnp.matmul, params, jnp.ones((2, width))) ** 2)
-
-    def solve(params, start):
-        matvec = bulk_sgd.hessian(loss, params)
-        return bulk_sgd.top_eigenpairs(matvec, start, rank, max_basis=max_basis)
-
-    def product(params, vector):
-        return bulk_sgd.hessian(loss, params).linearize()(vector)
-
-    temporaries = [
-        jax.jit(fn).lower(params, params).compile().memory_analysis().temp_size_in_bytes
-        for fn in (solve, product)
-    ]
-    vectors = (temporaries[0] - temporaries[1]) / (4 * len(params) * width**2)
-    assert max_basis < vectors <= max_basis + 1 + 3

@@ -10,9 +10,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_data import prepared  # noqa: F401
+from data_sets import prepared_fixture  # noqa: F401
 from test_sharding import python
-from test_train import rows_of, strip_times, tiny
+from tiny_runs import rows_of, strip_times, tiny
 
 from bulk_sgd import data, hvp, train
 from bulk_sgd.data.stream import Stream
@@ -129,7 +129,7 @@ def test_errors_of_the_source_reach_the_caller():
         stream.read(0)
 
 
-def test_array_records_of_tfds_stream(prepared):  # noqa: F811
+def test_array_records_of_tfds_stream(prepared):
     tfds = pytest.importorskip("tensorflow_datasets")
     source = tfds.builder("tiny", data_dir=prepared).as_data_source("train")
 

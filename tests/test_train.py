@@ -1,57 +1,16 @@
 """The experiment end to end, on a tiny task, against loops written by hand."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import dense
+from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, strip_times, tiny
 
 import bulk_sgd
-from bulk_sgd import config as config_lib
 from bulk_sgd import data, losses, metrics, models, record, steps, train
-from bulk_sgd.experiment import Experiment
-
-RATE, RANK, SWITCH, STEPS, EVERY = 0.05, 3, 8, 20, 5
-
-
-def tiny(**changes):
-    """60 images, 10 hidden units; keywords set fields, `__` for dots."""
-    config = config_lib.default()
-    config.data.num_train, config.data.num_test = 60, 20
-    config.model.hidden = (6,)
-    config.batch_size, config.num_steps, config.eval_every = 10, STEPS, EVERY
-    config.optimizer.learning_rate = RATE
-    config.subspace.rank = RANK
-    # Tight, so that two solves from other random directions agree to rounding.
-    config.subspace.tol, config.subspace.max_matvecs = 1e-5, 200
-    config.switch.step = SWITCH
-    config.arms = ("sgd", "bulk_sgd")
-    config.tensorboard = config.progress = False
-    for name, value in changes.items():
-        *groups, field = name.split("__")
-        holder = config
-        for group in groups:
-            holder = holder[group]
-        holder[field] = value
-    return config
-
-
-def rows_of(workdir, arm=None):
-    lines = (workdir / metrics.FILE).read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [row for row in rows if arm in (None, row["arm"])]
-
-
-def strip_times(rows):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -134,47 +93,6 @@ def test_rows_hold_what_was_measured(finished):
     assert [row["sharpness"] is None for row in (first, *later)] == [True] * 3 + [False]
     last = later[-1]
     assert last["sharpness_ratio"] == pytest.approx(RATE * last["sharpness"])
-
-
-@pytest.mark.parametrize("source", ["full", "batch"])
-def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
-    config = tiny(subspace__data=source, subspace__refresh_every=5)
-    experiment, programs = Experiment(config), steps.Programs(config)
-    blank, task = programs.init(experiment.params), experiment.task
-    scalars = experiment.scalars(experiment.arms[0])
-    state, _ = programs.train(
-        blank, task, experiment.indices(0), 5, scalars, projected=True
-    )
-    matrix = dense(bulk_sgd.hessian(task.train, state.params), state.params)
-    exact = np.linalg.eigvalsh(matrix)[-1]
-    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
-    assert float(programs.sharpness(state, task)) == pytest.approx(exact, rel=1e-2)
-    # The eigenvalue in the state is four steps old, or of one batch.
-    stale = float(state.subspace.subspace.eigenvalues[0])
-    assert stale != pytest.approx(exact, rel=2e-2)
-
-
-def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
-    train.train_and_evaluate(tiny(measures__sharpness_every=10), tmp_path)
-    known = {
-        arm: [r["step"] for r in rows_of(tmp_path, arm) if r["sharpness"] is not None]
-        for arm in ("prefix", "sgd")
-    }
-    assert known == {"prefix": [0], "sgd": [20]}
-
-
-def test_sharpness_is_at_the_rate_of_the_last_step(tmp_path):
-    config = tiny(arms=("sgd",), optimizer__momentum=0.5)
-    schedule = {"schedule": "step", "boundaries": (13,), "decay": 0.1}
-    config.optimizer.update(schedule)
-    result = train.train_and_evaluate(config, tmp_path)
-    assert result["stability_threshold"] == 3.0
-    _, *later = rows_of(tmp_path, "sgd")
-    assert [row["step"] for row in later] == [13, 18, 20]
-    for row, rate in zip(later, (RATE, 0.1 * RATE, 0.1 * RATE)):
-        assert row["learning_rate"] == pytest.approx(rate)
-    last = later[-1]
-    assert last["sharpness_ratio"] == pytest.approx(0.1 * RATE * last["sharpness"])
 
 
 def test_record_says_what_ran(finished):
@@ -275,66 +193,6 @@ def test_programs_compile_once_for_all_arms(tmp_path, monkeypatch):
     assert programs.train._cache_size() == 2
 
 
-def test_diverged_arm_is_recorded_and_the_others_go_on(tmp_path):
-    names = ("scales(1, 1e6)", "sgd")
-    result = train.train_and_evaluate(tiny(arms=names), tmp_path)
-    assert result["status"] == "complete"
-    assert result["arms"]["scales(1,1e6)"]["status"] == "diverged"
-    assert result["arms"]["scales(1,1e6)"]["last_step"] < STEPS
-    assert result["arms"]["sgd"]["status"] == "complete"
-    assert rows_of(tmp_path, "scales(1,1e6)")[-1]["train_loss"] is None
-    assert np.isfinite(rows_of(tmp_path, "sgd")[-1]["train_loss"])
-
-
-def test_diverged_prefix_ends_the_run(tmp_path):
-    result = train.train_and_evaluate(tiny(optimizer__learning_rate=1e9), tmp_path)
-    assert result["status"] == result["prefix"]["status"] == "diverged"
-    assert result["arms"]["sgd"]["status"] == "pending"
-
-
-def test_failed_refreshes_are_counted_and_the_update_stays(tmp_path):
-    # Tolerance 0 is below rounding: no solve converges, and the empty subspace stays.
-    config = tiny(subspace__tol=0.0, arms=("bulk_sgd", "sgd"))
-    result = train.train_and_evaluate(config, tmp_path)
-    bulk = rows_of(tmp_path, "bulk_sgd")[-1]
-    assert bulk["failed_refreshes"] == bulk["refreshes"] == STEPS - SWITCH
-    assert result["arms"]["bulk_sgd"]["failed_refreshes"] == STEPS - SWITCH
-    assert bulk["eigenvalues"] is None
-    assert bulk["train_loss"] == rows_of(tmp_path, "sgd")[-1]["train_loss"]
-
-
-def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
-    write = metrics.MetricWriter.write
-
-    def interrupt(self, row):
-        if (row["arm"], row["step"]) == ("bulk_sgd", 13):
-            raise KeyboardInterrupt
-        write(self, row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.MetricWriter, "write", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_and_evaluate(tiny(), tmp_path)
-    stored = record.read(tmp_path)
-    assert stored["status"] == stored["arms"]["bulk_sgd"]["status"] == "interrupted"
-    assert stored["arms"]["sgd"]["status"] == "complete"
-    kept = rows_of(tmp_path)
-    assert train.train_and_evaluate(tiny(), tmp_path)["status"] == "complete"
-    assert rows_of(tmp_path / "attempts" / "1") == kept
-    assert rows_of(tmp_path, "bulk_sgd")[-1]["step"] == STEPS
-
-
-def test_streaming_takes_one_matvec_a_step(tmp_path):
-    config = tiny(
-        subspace__solver="streaming", subspace__data="batch", arms=("bulk_sgd",)
-    )
-    result = train.train_and_evaluate(config, tmp_path)
-    assert result["arms"]["bulk_sgd"]["matvecs"] == STEPS - SWITCH
-    row = rows_of(tmp_path, "bulk_sgd")[-1]
-    assert row["failed_refreshes"] == 0
-    assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
-
-
 @pytest.mark.parametrize("data_name", ["subset", "batch"])
 def test_curvature_data(finished, tmp_path, data_name):
     workdir, _ = finished
@@ -373,24 +231,6 @@ def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
     assert last["gradient"] != last["update"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"batch_size": 61}, r"batch_size is 61; it must be from 1 to 60"),
-        ({"subspace__rank": 10**6, "subspace__max_matvecs": 10**6}, "rank is 1000000"),
-        ({"subspace__data": "subset"}, r"subset_size is 1000.*1 to 60"),
-        ({"model__name": "mpl"}, r"model\.name is 'mpl'"),
-        ({"loss__name": "hinge"}, r"loss\.name is 'hinge'"),
-        ({"data__name": "mnist6k"}, r"config\.data\.name is 'mnist6k'"),
-        ({"data__name": "none.npz"}, r"config\.data\.name is 'none\.npz'"),
-    ],
-)
-def test_wrong_input_is_refused_before_anything_is_made(tmp_path, changes, match):
-    with pytest.raises(ValueError, match=match):
-        train.train_and_evaluate(tiny(**changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     # The program is asked for 3 of 5 steps and must not take the rest.
     config = tiny()
@@ -407,41 +247,3 @@ def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     assert np.all(np.asarray(trace.batch_losses[:3]) > 0)
     assert np.all(np.asarray(trace.batch_losses[3:]) == 0)
     assert isinstance(state, steps.TrainState)
-
-
-def command(workdir, *more):
-    return [
-        *(sys.executable, "-m", "bulk_sgd.main", "--config=configs/mnist_mlp.py:quick"),
-        *(f"--workdir={workdir}", "--config.progress=False", *more),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (["--config.rang=3"], "no field 'rang'"),
-        (["--config.batch_size=x"], "config.batch_size is 'x'"),
-        (["--config.subspace.rank=0"], "config.subspace.rank is 0"),
-        (["extra"], "Unexpected arguments"),
-    ],
-)
-def test_binary_refuses_with_one_sentence(tmp_path, arguments, match):
-    result = subprocess.run(
-        command(tmp_path / "run", *arguments), capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert match in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_binary_ended_by_sigterm_leaves_an_interrupted_record(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(command(tmp_path), env=environment)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / record.FILE).exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    assert record.read(tmp_path)["status"] == "interrupted"

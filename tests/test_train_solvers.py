@@ -1,14 +1,79 @@
-"""What the rows of a run say about its solver."""
+"""What the rows of a run say about its solver, and about sharpness."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_train import RANK, STEPS, SWITCH, rows_of, tiny
+from helpers import dense
+from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, tiny
 
-from bulk_sgd import experiment as experiment_lib
+import bulk_sgd
 from bulk_sgd import steps, train
+from bulk_sgd.experiment import Experiment
 from bulk_sgd.trainer import Trainer
+
+
+@pytest.mark.parametrize("source", ["full", "batch"])
+def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
+    config = tiny(subspace__data=source, subspace__refresh_every=5)
+    experiment, programs = Experiment(config), steps.Programs(config)
+    blank, task = programs.init(experiment.params), experiment.task
+    scalars = experiment.scalars(experiment.arms[0])
+    state, _ = programs.train(
+        blank, task, experiment.indices(0), 5, scalars, projected=True
+    )
+    matrix = dense(bulk_sgd.hessian(task.train, state.params), state.params)
+    exact = np.linalg.eigvalsh(matrix)[-1]
+    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
+    assert float(programs.sharpness(state, task)) == pytest.approx(exact, rel=1e-2)
+    # The eigenvalue in the state is four steps old, or of one batch.
+    stale = float(state.subspace.subspace.eigenvalues[0])
+    assert stale != pytest.approx(exact, rel=2e-2)
+
+
+def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
+    train.train_and_evaluate(tiny(measures__sharpness_every=10), tmp_path)
+    known = {
+        arm: [r["step"] for r in rows_of(tmp_path, arm) if r["sharpness"] is not None]
+        for arm in ("prefix", "sgd")
+    }
+    assert known == {"prefix": [0], "sgd": [20]}
+
+
+def test_sharpness_is_at_the_rate_of_the_last_step(tmp_path):
+    config = tiny(arms=("sgd",), optimizer__momentum=0.5)
+    schedule = {"schedule": "step", "boundaries": (13,), "decay": 0.1}
+    config.optimizer.update(schedule)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["stability_threshold"] == 3.0
+    _, *later = rows_of(tmp_path, "sgd")
+    assert [row["step"] for row in later] == [13, 18, 20]
+    for row, rate in zip(later, (RATE, 0.1 * RATE, 0.1 * RATE)):
+        assert row["learning_rate"] == pytest.approx(rate)
+    last = later[-1]
+    assert last["sharpness_ratio"] == pytest.approx(0.1 * RATE * last["sharpness"])
+
+
+def test_failed_refreshes_are_counted_and_the_update_stays(tmp_path):
+    # Tolerance 0 is below rounding: no solve converges, and the empty subspace stays.
+    config = tiny(subspace__tol=0.0, arms=("bulk_sgd", "sgd"))
+    result = train.train_and_evaluate(config, tmp_path)
+    bulk = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert bulk["failed_refreshes"] == bulk["refreshes"] == STEPS - SWITCH
+    assert result["arms"]["bulk_sgd"]["failed_refreshes"] == STEPS - SWITCH
+    assert bulk["eigenvalues"] is None
+    assert bulk["train_loss"] == rows_of(tmp_path, "sgd")[-1]["train_loss"]
+
+
+def test_streaming_takes_one_matvec_a_step(tmp_path):
+    config = tiny(
+        subspace__solver="streaming", subspace__data="batch", arms=("bulk_sgd",)
+    )
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["arms"]["bulk_sgd"]["matvecs"] == STEPS - SWITCH
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["failed_refreshes"] == 0
+    assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
 
 
 @pytest.mark.parametrize("solver", ["update_pca", "streaming_pca"])
@@ -96,7 +161,7 @@ def test_measures_compare_blocks_and_a_subset_with_what_they_stand_for(tmp_path)
 
 def test_a_solved_subspace_is_the_exact_one():
     config = tiny(measures__every=5)
-    experiment = experiment_lib.Experiment(config)
+    experiment = Experiment(config)
     programs = steps.Programs(config)
     state = programs.init(experiment.params)
     arm = experiment.scalars(experiment.arms[0])

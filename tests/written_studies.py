@@ -1,0 +1,70 @@
+"""Cells and axes of studies as files, written by hand; shared by the tests."""
+
+import json
+
+from bulk_sgd import sweep
+
+SCALES = {
+    "sgd": (1.0, 1.0),
+    "dom_sgd": (1.0, 0.0),
+    "bulk_sgd": (0.0, 1.0),
+    "bulk_path(0.5)": (0.5, 1.0),
+    "scales(0.5,2)": (0.5, 2.0),
+}
+# Losses at steps 10, 20, …, 50; the fork is at step 10.
+LOSSES = {
+    "sgd": [1.0, 0.8, 0.6, 0.5, 0.4],
+    "dom_sgd": [1.0, 1.0, 1.0, 1.0, 0.97],
+    "bulk_sgd": [1.0, 0.7, 0.5, 0.3, 0.2],
+    "bulk_path(0.5)": [1.0, 0.8, 0.5, 0.4, 0.3],
+    "scales(0.5,2)": [1.0, 0.5, 0.4, 0.3, 0.1],
+}
+
+
+def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rates):
+    folder = sweep.cell_folder(workdir, index)
+    folder.mkdir(parents=True)
+    rows = [{"arm": "prefix", "step": 10, "train_loss": 1.0}]
+    for i, arm in enumerate(arms):
+        for j, loss in enumerate(LOSSES[arm]):
+            top = sharpness * (1 + i)
+            rows.append(
+                {
+                    "arm": arm,
+                    "step": 10 * (j + 1),
+                    "train_loss": loss,
+                    "eigenvalues": [top, 1.0],
+                    "sharpness_ratio": 0.1 * top,
+                    "alignment_gradient": 0.8,
+                    "matvecs": 20 * j * (2 if arm == "bulk_sgd" else 1),
+                    "hessian/frobenius_share": 0.9,
+                    "hessian/trace_share": 0.4,
+                }
+            )
+    info = {
+        "status": "complete",
+        "learning_rate": 0.1,
+        "rank": 2,
+        "switch": {"step": 10, "reason": "step 10"},
+        "arms": {
+            arm: {
+                "label": arm,
+                "formula": "",
+                "dominant_scale": SCALES[arm][0],
+                "bulk_scale": SCALES[arm][1],
+                "status": (statuses or {}).get(arm, "complete"),
+                "stable_rate": rates.get(arm, 0.1),
+                "unstable_rate": rates.get(arm, 0.1),
+            }
+            for arm in arms
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+
+
+def write_axis(workdir, cells, name="Axis"):
+    workdir.mkdir(parents=True, exist_ok=True)
+    content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells}
+    (workdir / sweep.FILE).write_text(json.dumps(content))
