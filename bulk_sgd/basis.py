@@ -87,6 +87,7 @@ def inner(basis, vector):
     return _sum_leaves(jax.tree.map(contract, basis, vector))
 
 
+@functools.partial(jax.jit, inline=True)
 def gram(basis, other):
     """Inner products of all rows, shape `(m, p)`: entry ij is <basis_i, other_j>."""
 

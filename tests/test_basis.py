@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bulk_sgd import basis
 
 LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4), "c": jnp.zeros((2, 3))}
+ROWS = basis.zeros(LIKE, 3)
 
 
 def test_every_leaf_has_random_numbers_of_its_own():
@@ -17,18 +19,25 @@ def test_every_leaf_has_random_numbers_of_its_own():
         np.testing.assert_array_equal(drawn[name], expected)
 
 
-def test_random_vectors_are_compiled_once_outside_of_jit():
+CALLS = {
+    "random_normal": lambda seed: basis.random_normal(jax.random.key(seed), LIKE),
+    "gram": lambda seed: basis.gram(ROWS, basis.scale(seed, ROWS)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_loops_are_compiled_once_outside_of_jit(call):
     compilations = []
 
     def listen(event, duration, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(duration)
 
-    basis.random_normal(jax.random.key(0), LIKE)
+    call(0)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for seed in (1, 2):
-            basis.random_normal(jax.random.key(seed), LIKE)
+            call(seed)
         assert not compilations
         jax.jit(lambda x: 3 * x + 1)(LIKE["b"])
         assert compilations  # the listener hears them
