@@ -129,6 +129,11 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
     """
     checks.integer("num_probes", num_probes, 1)
     key = jax.random.key(0) if key is None else key
+    return _energies(curvature.as_pytree(matvec), subspace, key, num_probes)
+
+
+@functools.partial(jax.jit, static_argnames="num_probes", inline=True)
+def _energies(matvec, subspace, key, num_probes):
     apply = curvature.linearize(matvec)
     rows = subspace.eigenvectors
     images = jax.lax.map(apply, rows)

@@ -1,11 +1,14 @@
-"""Random vectors; the rest of the linear algebra is tested through what uses it."""
+"""Random vectors, and what is compiled outside of `jit`; the rest of the linear algebra
+is tested through what uses it.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bulk_sgd import basis
+import bulk_sgd
+from bulk_sgd import basis, subspace
 
 LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4), "c": jnp.zeros((2, 3))}
 ROWS = basis.zeros(LIKE, 3)
@@ -22,6 +25,9 @@ def test_every_leaf_has_random_numbers_of_its_own():
 CALLS = {
     "random_normal": lambda seed: basis.random_normal(jax.random.key(seed), LIKE),
     "gram": lambda seed: basis.gram(ROWS, basis.scale(seed, ROWS)),
+    "energies": lambda seed: bulk_sgd.energies(
+        jax.tree_util.Partial(basis.scale, jnp.float32(seed)), subspace.empty(LIKE, 3)
+    ),
 }
 
 
