@@ -55,24 +55,26 @@ def random_normal(key, like, dtype=None):
     Leaves of one shape are drawn in a loop: the same numbers, but code to draw them is
     compiled once per shape, where it would be most of what a solver takes to compile.
     """
-    dtype = dtype or working_dtype(like)
     leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
+    shapes = tuple(jnp.shape(x) for x in leaves)
+    return treedef.unflatten(_draw(key, shapes, dtype or working_dtype(like)))
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "dtype"))
+def _draw(key, shapes, dtype):
+    keys = jax.random.split(key, len(shapes))
     places = collections.defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        places[jnp.shape(leaf)].append(i)
-    drawn = [None] * len(leaves)
+    for i, shape in enumerate(shapes):
+        places[shape].append(i)
+    drawn = [None] * len(shapes)
     for shape, alike in places.items():
-        for i, row in zip(alike, _draw(keys[np.array(alike)], shape, dtype)):
+        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
+        if len(alike) == 1:
+            drawn[alike[0]] = draw(keys[alike[0]])
+            continue
+        for i, row in zip(alike, jax.lax.map(draw, keys[np.array(alike)])):
             drawn[i] = row
-    return treedef.unflatten(drawn)
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _draw(keys, shape, dtype):
-    """One array of `shape` per key."""
-    draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
-    return [draw(keys[0])] if len(keys) == 1 else jax.lax.map(draw, keys)
+    return drawn
 
 
 def inner(basis, vector):
