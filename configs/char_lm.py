@@ -27,6 +27,7 @@ def get_config(variant: str = ""):
     config.model.width = 64
     config.model.num_layers = 2
     config.model.num_heads = 8
+    config.model.scan_layers = bool(variant)  # two layers compile as one
     config.model.activation = "gelu"
     config.loss.name = "cross_entropy"
     config.batch_size = 16

@@ -24,7 +24,8 @@ The data are an .npz with x_train, y_train, x_test, y_test:
 
 or, in another order, what `scripts/prepare_data.py` prepares, `tfds:cifar10`.
 
-`--config=configs/song_cifar10.py:quick` takes 16 steps of 50 images, to see it run.
+`--config=configs/song_cifar10.py:quick` takes 16 steps of 20 images with a solve at
+every fourth, to see it run.
 """
 
 from configs.song_mnist5k import get_config as song_mnist5k
@@ -43,7 +44,8 @@ def get_config(variant: str = ""):
     config.optimizer.learning_rate = 0.001
     config.microbatch_size = 500
     if variant:
-        config.data.num_train = config.data.num_test = 50
+        config.data.num_train = config.data.num_test = 20
         config.num_steps, config.switch.step, config.eval_every = 16, 8, 4
-        config.microbatch_size = 0
+        config.batch_size, config.microbatch_size = 10, 0
+        config.subspace.refresh_every = 4
     return config

@@ -46,6 +46,7 @@ def get_config(variant: str = ""):
     config.subspace.rank = 2
     config.microbatch_size = 250
     if variant:
+        config.model.scan_layers = True  # two layers compile as one
         config.data.num_train, config.data.length = 100, 16
         config.microbatch_size = 0
     return config
