@@ -93,11 +93,9 @@ def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
     for _ in range(2):  # the second one could come from the cache
         rows = run(tmp_path, "compile")["compile"]
         assert len(rows) == 4  # three solvers and the floor
-        for name, row in rows.items():
-            assert name.startswith("4 arrays, ")
-            # Less where it comes from the cache; the floor is below that on fast cores.
-            floor = name.endswith("SGD and one matvec")
-            assert row["processor seconds"] > (0 if floor else 1)
+        assert all(name.startswith("4 arrays, ") for name in rows)
+        floor, *solvers = (row["processor seconds"] for row in rows.values())
+        assert min(solvers) > max(1, floor)
 
 
 def test_an_absent_peer_is_named(problem, capsys, monkeypatch):

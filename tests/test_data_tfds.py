@@ -92,7 +92,6 @@ def test_unsound_tfds_is_refused(prepared, changes, message):
 
 @pytest.mark.parametrize("name", ["mnist", "tiny", "mnist:9.9.9", "emnist/absent"])
 def test_tfds_that_is_not_prepared_says_at_once_how_to_prepare(tmp_path, name):
-    pytest.importorskip("tensorflow_datasets")
     start = time.monotonic()
     message = rf"'tfds:{name}', but is not prepared in config\.data\.data_dir "
     message += rf"'{tmp_path}': run "

@@ -130,7 +130,8 @@ def test_errors_of_the_source_reach_the_caller():
 
 
 def test_array_records_of_tfds_stream(prepared):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     source = tfds.builder("tiny", data_dir=prepared).as_data_source("train")
 
     class Images:

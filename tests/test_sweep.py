@@ -285,8 +285,9 @@ def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
     """SIGKILL at random moments; the same command goes on."""
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "import conftest, test_sweep, test_train; from bulk_sgd import sweep\n"
-        f"sweep.run_sweep(test_train.tiny(), test_sweep.CELLS, {str(tmp_path)!r})"
+        "import conftest; from tiny_runs import CELLS, tiny\n"
+        "from bulk_sgd import sweep\n"
+        f"sweep.run_sweep(tiny(), CELLS, {str(tmp_path)!r})"
     )
     moments, killed = random.Random(0), 0
 
