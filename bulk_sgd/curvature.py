@@ -171,6 +171,20 @@ def sharded(matvec, sharding):
     return _Sharded(as_pytree(matvec), (tuple(leaves), structure))
 
 
+def spans_devices(matvec) -> bool:
+    """Whether the vectors of a matvec may lie on several devices, for all one can see.
+
+    Args:
+      matvec: from `sharded`, or a wrapper with such a one as its `matvec`: whether its
+        mesh has several devices. Any other one: whether there are several here.
+    """
+    if isinstance(matvec, _Sharded):
+        return any(sharding.mesh.size > 1 for sharding in matvec.flat_sharding[0])
+    if hasattr(matvec, "matvec"):
+        return spans_devices(matvec.matvec)
+    return jax.device_count() > 1
+
+
 def as_pytree(fn):
     """`fn` itself if it is a callable pytree, else wrapped so that it is one."""
     is_leaf = jax.tree_util.all_leaves([fn])

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
-from bulk_sgd.solvers.lanczos import ROUNDING_UNITS
+from bulk_sgd.solvers.thick_restart import ROUNDING_UNITS
 from bulk_sgd.spectrum import Estimate
 
 

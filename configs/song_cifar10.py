@@ -25,7 +25,7 @@ The data are an .npz with x_train, y_train, x_test, y_test:
 or, in another order, what `scripts/prepare_data.py` prepares, `tfds:cifar10`.
 
 `--config=configs/song_cifar10.py:quick` takes 16 steps of 20 images with a solve at
-every fourth, to see it run.
+every fourth, and VGG-11 and ResNet-8 of width 8, to see it run.
 """
 
 from configs.song_mnist5k import get_config as song_mnist5k
@@ -45,7 +45,8 @@ def get_config(variant: str = ""):
     config.microbatch_size = 500
     if variant:
         config.data.num_train = config.data.num_test = 20
-        config.num_steps, config.switch.step, config.eval_every = 16, 8, 4
+        config.num_steps, config.switch.step, config.eval_every = 16, 8, 8
+        config.model.width = 8  # vgg11, resnet8
         config.batch_size, config.microbatch_size = 10, 0
         config.subspace.refresh_every = 4
     return config

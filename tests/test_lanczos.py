@@ -22,7 +22,7 @@ from lanczos_spectra import (
 )
 
 import bulk_sgd
-from bulk_sgd.solvers.lanczos import _expand, _initial, _restart
+from bulk_sgd.solvers.thick_restart import _expand, _initial, _restart
 from bulk_sgd.subspace import empty
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -243,6 +243,7 @@ def decompose(matrix, num_rows, restart):
     step = functools.partial(
         _expand,
         apply=lambda vector: matrix @ vector,
+        draw=lambda key: jax.random.normal(key, (len(matrix),), float),
         tol=0.0,
         rank=RANK,
         max_matvecs=num_rows + 2 * restart,

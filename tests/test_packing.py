@@ -1,0 +1,105 @@
+"""Packed vectors: nothing is lost, nothing is added, and solves are the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import projector, rows, symmetric
+
+import bulk_sgd
+from bulk_sgd import basis, curvature, packing
+
+LIKE = {"bias": jnp.zeros(3), "kernel": jnp.zeros((3, 50)), "scale": jnp.zeros(())}
+
+
+@pytest.fixture
+def form():
+    return packing.Packed(LIKE)
+
+
+def test_unpacked_again_a_vector_is_itself(form):
+    vector = basis.random_normal(jax.random.key(0), LIKE)
+    packed = form.pack(vector)
+    assert packed.shape == (2, 128)
+    np.testing.assert_array_equal(np.ravel(packed)[basis.size(LIKE) :], 0)
+    again = form.unpack(packed)
+    jax.tree.map(np.testing.assert_array_equal, again, vector)
+
+
+def test_combinations_are_those_of_unpacked_rows(form):
+    vectors = [basis.random_normal(jax.random.key(i), LIKE) for i in range(4)]
+    packed = jnp.stack([form.pack(vector) for vector in vectors])
+    coefficients = jax.random.normal(jax.random.key(9), (2, 4))
+    unpacked = jax.tree.map(lambda *x: jnp.stack(x), *vectors)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
+        form.combine(coefficients, packed),
+        basis.combine(coefficients, unpacked),
+    )
+
+
+def test_random_vectors_are_normal_and_stay_in_the_space():
+    like = [jnp.zeros((100, 100)), jnp.zeros(1)]
+    form = packing.Packed(like)
+    entries = np.ravel(form.random_normal(jax.random.key(0)))
+    np.testing.assert_array_equal(entries[10_001:], 0)
+    entries = entries[:10_001]
+    assert len(np.unique(entries)) > 9_990  # no part is drawn twice
+    # Four standard errors, of the mean and of the variance.
+    assert abs(entries.mean()) < 4 / 100
+    assert abs(entries.var() - 1) < 4 * np.sqrt(2) / 100
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {**LIKE, "kernel": jnp.zeros((50, 3))},
+        {"bias": LIKE["bias"], "kernel": LIKE["kernel"]},
+    ],
+)
+def test_a_product_of_other_shapes_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"matvec returned arrays .*\(3, 50\)"):
+        bulk_sgd.top_eigenpairs(lambda vector: wrong, LIKE, 1)
+
+
+def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
+    with jax.enable_x64(True):
+        like = jax.tree.map(lambda x: x.astype(float), LIKE)
+        values = np.concatenate([np.linspace(20, 11, 10), np.linspace(1, 0, 144)])
+        matrix = jnp.asarray(symmetric(values))
+
+        def matvec(matrix, vector):
+            flat, unravel = jax.flatten_util.ravel_pytree(vector)
+            return unravel(matrix @ flat)
+
+        found = []
+        for spans in (False, True):
+            monkeypatch.setattr(
+                curvature, "spans_devices", lambda _, spans=spans: spans
+            )
+            operator = jax.tree_util.Partial(lambda m, v: matvec(m, v), matrix)
+            start = basis.random_normal(jax.random.key(0), like)
+            found.append(bulk_sgd.top_eigenpairs(operator, start, 5, tol=1e-10))
+        np.testing.assert_allclose(found[0].eigenvalues, values[:5], rtol=1e-10)
+        np.testing.assert_allclose(*[x.eigenvalues for x in found], rtol=1e-10)
+        # Squared residuals over gaps of a twentieth of λ_1; rounding is 1e-15.
+        first, second = (projector(rows(x.eigenvectors)) for x in found)
+        np.testing.assert_allclose(first, second, rtol=0, atol=1e-8)
+
+
+def test_vectors_that_may_lie_on_several_devices_stay_as_they_are():
+    one, two = (jax.sharding.AbstractMesh((n,), ("fsdp",)) for n in (1, 2))
+    matvec = lambda vector: vector
+
+    def on(mesh):
+        return curvature.sharded(matvec, jax.NamedSharding(mesh, jax.P("fsdp")))
+
+    assert curvature.spans_devices(on(two))
+    assert not curvature.spans_devices(on(one))
+    assert curvature.spans_devices(matvec) == (jax.device_count() > 1)
+    outer = bulk_sgd.preconditioned(on(two), jnp.ones(4))
+    assert curvature.spans_devices(outer)
+    assert isinstance(packing.choose(LIKE, True), packing.Unpacked)
+    assert isinstance(packing.choose(LIKE, False), packing.Packed)
+    assert isinstance(packing.choose(jnp.ones((2, 3)), False), packing.Unpacked)
+    assert isinstance(packing.choose(jnp.ones(3), False), packing.Packed)
