@@ -175,13 +175,14 @@ def spans_devices(matvec) -> bool:
     """Whether the vectors of a matvec may lie on several devices, for all one can see.
 
     Args:
-      matvec: from `sharded`, or a wrapper with such a one as its `matvec`: whether its
-        mesh has several devices. Any other one: whether there are several here.
+      matvec: a callable pytree. With one of `sharded` in it: whether its layout has
+        several devices; else whether there are several here.
     """
-    if isinstance(matvec, _Sharded):
-        return any(sharding.mesh.size > 1 for sharding in matvec.flat_sharding[0])
-    if hasattr(matvec, "matvec"):
-        return spans_devices(matvec.matvec)
+    is_sharded = lambda x: isinstance(x, _Sharded)
+    found = filter(is_sharded, jax.tree.leaves(matvec, is_leaf=is_sharded))
+    layouts = [layout for x in found for layout in x.flat_sharding[0]]
+    if layouts:
+        return any(layout.num_devices > 1 for layout in layouts)
     return jax.device_count() > 1
 
 

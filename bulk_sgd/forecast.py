@@ -226,7 +226,7 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
     alone = ConfigDict({"data": 1, "fsdp": 1})
     one = sharding.Layout(sharding.make_mesh(alone, jax.local_devices()[:1]))
     local_state, task, feed = abstract(local, one, part)
-    traced = steps.Programs(local, one).train.trace(
+    traced = steps.Programs(local, _LeafByLeaf(one.mesh)).train.trace(
         local_state,
         task,
         feed,
@@ -258,6 +258,20 @@ def _working(config, layout, dataset, state) -> liveness.Peak:
 
     donated = range(len(jax.tree.leaves(local_state)))
     return liveness.peak(traced.jaxpr, measure, donated, gathered)
+
+
+class _LeafByLeaf(sharding.Layout):
+    """A layout on one device whose vectors count as spread over several.
+
+    Those on a single one a solver packs, into arrays of other shapes than parameters
+    have, and of one or two vectors more.
+    """
+
+    def parameters(self, tree):
+        """A copy on each of two devices, which need not be there."""
+        mesh = jax.sharding.AbstractMesh((2,), ("anywhere",))
+        copies = jax.NamedSharding(mesh, jax.P())
+        return jax.tree.map(lambda _: copies, tree)
 
 
 def _size(shape, dtype) -> int:

@@ -17,6 +17,7 @@ from bulk_sgd import basis
 # The last axis of packed vectors. They have two axes because XLA's CPU compiler takes
 # the product of a matrix with an array of one axis for a sum, many times as slow.
 _WIDTH = 128
+_MAX_SIZE = 2**31 - 2**12  # places are int32
 # Random bits take several times the memory of the numbers that are made of them.
 _NUM_DRAWS = 16
 
@@ -25,7 +26,7 @@ def choose(like, spans_devices: bool):
     """How a solver holds vectors shaped like `like`.
 
     Args:
-      like: a vector whose leaves have one dtype.
+      like: a vector whose leaves have one dtype; their shapes and dtypes will do.
       spans_devices: True keeps them as they are, since packing would gather them.
 
     Returns:
@@ -33,7 +34,8 @@ def choose(like, spans_devices: bool):
     """
     leaves = jax.tree.leaves(like)
     one = len(leaves) == 1 and leaves[0].ndim > 1
-    return Unpacked(like) if spans_devices or one else Packed(like)
+    too_long = basis.size(like) > _MAX_SIZE
+    return (Unpacked if spans_devices or one or too_long else Packed)(like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +83,13 @@ class Packed:
     like: Any
 
     def pack(self, vector):
-        """The array of a vector.
-
-        Raises:
-          ValueError: if the vector has another structure or other shapes.
-        """
-        leaves, treedef = jax.tree.flatten(vector)
-        like, expected = jax.tree.flatten(self.like)
-        shapes = [jnp.shape(x) for x in leaves]
-        if (treedef, shapes) != (expected, [x.shape for x in like]):
-            raise ValueError(
-                f"matvec returned arrays {jax.tree.map(jnp.shape, vector)}; it must "
-                f"return some like its vector's, {jax.tree.map(jnp.shape, self.like)}."
-            )
+        """The array of a vector."""
+        leaves = jax.tree.leaves(vector)
         # One after the other, in place: XLA's CPU compiler makes a slow loop with a
         # branch per element of a concatenation that it fuses with what reads it.
-        array = jnp.zeros(self._num_rows * _WIDTH, like[0].dtype)
+        array = jnp.zeros(self._num_rows * _WIDTH, leaves[0].dtype)
         for x, start in zip(leaves, self._starts):
-            x = jnp.ravel(x).astype(array.dtype)
-            array = jax.lax.dynamic_update_slice(array, x, (start,))
+            array = jax.lax.dynamic_update_slice(array, x.ravel(), (start,))
         return array.reshape(-1, _WIDTH)
 
     def unpack(self, array):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import projector, rows, symmetric
+from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
 from bulk_sgd import basis, curvature, packing
@@ -55,22 +56,42 @@ def test_random_vectors_are_normal_and_stay_in_the_space():
     [
         {**LIKE, "kernel": jnp.zeros((50, 3))},
         {"bias": LIKE["bias"], "kernel": LIKE["kernel"]},
+        {**LIKE, "bias": 1j * LIKE["bias"]},
     ],
+    ids=["shape", "structure", "dtype"],
 )
-def test_a_product_of_other_shapes_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"matvec returned arrays .*\(3, 50\)"):
+@pytest.mark.parametrize("spans", [False, True])
+def test_a_product_that_is_no_vector_is_refused(wrong, spans, monkeypatch):
+    monkeypatch.setattr(curvature, "spans_devices", lambda _: spans)
+    with pytest.raises(ValueError, match=r"matvec returned .*float32\[3, 50\]"):
         bulk_sgd.top_eigenpairs(lambda vector: wrong, LIKE, 1)
+
+
+def test_a_warm_start_of_less_precision_is_widened():
+    weights = jnp.arange(1.0, 41.0)
+    matvec = jax.tree_util.Partial(jnp.multiply, weights)
+    found = bulk_sgd.top_eigenpairs(matvec, jnp.ones(40), 3, 1e-4)
+    coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16), found.eigenvectors)
+    again = bulk_sgd.top_eigenpairs(
+        matvec, found._replace(eigenvectors=coarse), 3, 1e-4
+    )
+    assert again.eigenvectors.dtype == jnp.float32
+    vectors = np.asarray(again.eigenvectors)
+    residuals = vectors * np.asarray(weights) - vectors * again.eigenvalues[:, None]
+    assert again.converged
+    assert np.all(np.linalg.norm(residuals, axis=1) <= 2e-4 * 40)
 
 
 def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
     with jax.enable_x64(True):
         like = jax.tree.map(lambda x: x.astype(float), LIKE)
+        start = basis.random_normal(jax.random.key(0), like)
+        unravel = ravel_pytree(start)[1]
         values = np.concatenate([np.linspace(20, 11, 10), np.linspace(1, 0, 144)])
         matrix = jnp.asarray(symmetric(values))
 
         def matvec(matrix, vector):
-            flat, unravel = jax.flatten_util.ravel_pytree(vector)
-            return unravel(matrix @ flat)
+            return unravel(matrix @ ravel_pytree(vector)[0])
 
         found = []
         for spans in (False, True):
@@ -78,7 +99,6 @@ def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
                 curvature, "spans_devices", lambda _, spans=spans: spans
             )
             operator = jax.tree_util.Partial(lambda m, v: matvec(m, v), matrix)
-            start = basis.random_normal(jax.random.key(0), like)
             found.append(bulk_sgd.top_eigenpairs(operator, start, 5, tol=1e-10))
         np.testing.assert_allclose(found[0].eigenvalues, values[:5], rtol=1e-10)
         np.testing.assert_allclose(*[x.eigenvalues for x in found], rtol=1e-10)
@@ -99,7 +119,13 @@ def test_vectors_that_may_lie_on_several_devices_stay_as_they_are():
     assert curvature.spans_devices(matvec) == (jax.device_count() > 1)
     outer = bulk_sgd.preconditioned(on(two), jnp.ones(4))
     assert curvature.spans_devices(outer)
+    hidden = jax.tree_util.Partial(lambda inner, vector: inner(vector), on(two))
+    assert curvature.spans_devices(hidden)
+    here = jax.tree.map(lambda x: x.sharding, jnp.ones(4))
+    assert not curvature.spans_devices(curvature.sharded(matvec, here))
     assert isinstance(packing.choose(LIKE, True), packing.Unpacked)
     assert isinstance(packing.choose(LIKE, False), packing.Packed)
     assert isinstance(packing.choose(jnp.ones((2, 3)), False), packing.Unpacked)
     assert isinstance(packing.choose(jnp.ones(3), False), packing.Packed)
+    vast = [jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)] * 2
+    assert isinstance(packing.choose(vast, False), packing.Unpacked)

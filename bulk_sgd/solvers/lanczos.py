@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
-from bulk_sgd.solvers.thick_restart import ORDERS, bounds
-from bulk_sgd.solvers.thick_restart import solve as run
+from bulk_sgd.solvers import thick_restart
 from bulk_sgd.subspace import Solver, Subspace
 
 
@@ -41,7 +40,8 @@ def top_eigenpairs(
       max_basis: number of basis vectors kept between restarts, at least `rank + 2`
         unless it spans the whole space; by default `2 * rank + 10`.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
-      key: PRNG key of the random directions; by default a fixed one.
+      key: PRNG key of the random directions, which are others on several devices than
+        on one; by default a fixed one.
 
     Returns:
       A `Subspace` of `rank` orthonormal rows in float32 (float64 if `start` is), with
@@ -50,7 +50,8 @@ def top_eigenpairs(
       the numbers are NaN.
 
     Raises:
-      ValueError: if an argument is out of its range.
+      ValueError: if an argument is out of its range, or `matvec` returns arrays of
+        other shapes, or dtypes that those of its argument do not hold.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -67,10 +68,11 @@ def top_eigenpairs(
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
     checks.at_least("tol", tol, 0)
-    checks.one_of("which", which, ORDERS)
-    max_matvecs, num_rows = bounds(rank, dimension, max_matvecs, max_basis)
+    checks.one_of("which", which, thick_restart.ORDERS)
+    limits = max_matvecs, max_basis
+    max_matvecs, num_rows = thick_restart.bounds(rank, dimension, *limits)
     key = jax.random.key(0) if key is None else key
-    return run(
+    return thick_restart.solve(
         curvature.as_pytree(matvec),
         start if warm else basis.widen(like),
         key,
@@ -113,7 +115,7 @@ def lanczos(
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.lanczos(tol=1e-2))
     """
     checks.at_least("tol", tol, 0)
-    checks.one_of("which", which, ORDERS)
+    checks.one_of("which", which, thick_restart.ORDERS)
     for name, bound in (("max_matvecs", max_matvecs), ("max_basis", max_basis)):
         if bound is not None:
             checks.integer(name, bound, 1)
@@ -121,7 +123,7 @@ def lanczos(
 
     def init(params, rank):
         # optax.tree_map_params passes a tree without leaves.
-        bounds(rank, basis.size(params) or rank, max_matvecs, max_basis)
+        thick_restart.bounds(rank, basis.size(params) or rank, max_matvecs, max_basis)
         return ()
 
     def solve(matvec, subspace, state, updates, key):

@@ -84,6 +84,7 @@ class _State(NamedTuple):
     jax.jit, static_argnames=("rank", "max_matvecs", "num_rows", "which")
 )
 def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
+    """`lanczos.top_eigenpairs` without its defaults and checks; with `bounds`."""
     with jax.default_matmul_precision("highest"):
         start_key, key = jax.random.split(key)
         like = _like(start)
@@ -92,7 +93,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
         product = curvature.linearize(matvec)
         step = functools.partial(
             _expand,
-            apply=lambda vector: form.pack(product(form.unpack(vector))),
+            apply=lambda vector: form.pack(_applied(product, form.unpack(vector))),
             draw=form.random_normal,
             tol=tol,
             rank=rank,
@@ -132,12 +133,39 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
 
 
 def _like(start):
-    """A vector like those of a solve from `start`."""
-    return basis.row(start.eigenvectors, 0) if isinstance(start, Subspace) else start
+    """Shapes and dtypes of the vectors of a solve from `start`."""
+    warm = isinstance(start, Subspace)
+    dtype = basis.working_dtype(start.eigenvectors if warm else start)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:] if warm else x.shape, dtype),
+        start.eigenvectors if warm else start,
+    )
+
+
+def _applied(product, vector):
+    """`product(vector)`; raises ValueError if that is not a vector like `vector`."""
+    result = product(vector)
+
+    def fits(x, y):
+        dtype = jnp.promote_types(jnp.result_type(x), y.dtype)
+        return jnp.shape(x) == y.shape and dtype == y.dtype
+
+    trees = result, vector
+    same = jax.tree.structure(result) == jax.tree.structure(vector)
+    if not same or not all(map(fits, *map(jax.tree.leaves, trees))):
+        found, expected = (
+            jax.tree.map(lambda x: f"{jnp.result_type(x)}{[*jnp.shape(x)]}", tree)
+            for tree in trees
+        )
+        raise ValueError(
+            f"matvec returned {found}; it must return a vector like its argument, "
+            f"{expected}."
+        )
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), result, vector)
 
 
 def _start_vector(start, form, key):
-    """The normalised start vector, packed, random where there is nothing better."""
+    """The normalised start vector in its form, random where nothing is better."""
     if isinstance(start, Subspace):
         # A Krylov sequence favours large eigenvalues: the inverse weights even it out.
         size = jnp.abs(start.eigenvalues)
@@ -145,7 +173,7 @@ def _start_vector(start, form, key):
         vector = basis.combine(weights / jnp.linalg.norm(weights), start.eigenvectors)
     else:
         vector = start
-    vector = form.pack(vector)
+    vector = form.pack(basis.widen(vector))
     noise = basis.unit(form.random_normal(key))
     length = basis.norm(vector)
     usable = jnp.isfinite(length) & (length > 0)
