@@ -211,7 +211,8 @@ def test_hessian_that_is_not_finite_keeps_the_previous_subspace():
     assert (int(bad.refreshes), int(bad.failed_refreshes)) == (2, 1)
     # What the failed attempt cost counts: the first product is enough to see it.
     assert int(bad.total_matvecs) == int(good.total_matvecs) + 1
-    np.testing.assert_allclose(flat(out), flat(UPDATES) - P @ flat(UPDATES), **CLOSE)
+    expected = good.subspace.complement(UPDATES)
+    np.testing.assert_allclose(flat(out), flat(expected), **CLOSE)
     _, again = step(bad, 0.0)
     assert int(again.failed_refreshes) == 1
     assert int(again.total_matvecs) > int(bad.total_matvecs)
