@@ -24,7 +24,6 @@ from transform_runs import (
     RANK,
     UPDATES,
     VALUES,
-    P,
     assert_same,
     exact,
     first_update,
