@@ -32,8 +32,7 @@ def choose(like, spans_devices: bool):
     Returns:
       `Packed` or `Unpacked`.
     """
-    leaves = jax.tree.leaves(like)
-    one = len(leaves) == 1 and leaves[0].ndim > 1
+    one = len(jax.tree.leaves(like)) == 1
     too_long = basis.size(like) > _MAX_SIZE
     return (Unpacked if spans_devices or one or too_long else Packed)(like)
 

@@ -78,7 +78,6 @@ def test_a_solve_is_compiled_once_for_one_flag():
 
 def solves():
     """Number of programs that the Lanczos solver has compiled."""
-
     return thick_restart.solve._cache_size()
 
 

@@ -126,6 +126,6 @@ def test_vectors_that_may_lie_on_several_devices_stay_as_they_are():
     assert isinstance(packing.choose(LIKE, True), packing.Unpacked)
     assert isinstance(packing.choose(LIKE, False), packing.Packed)
     assert isinstance(packing.choose(jnp.ones((2, 3)), False), packing.Unpacked)
-    assert isinstance(packing.choose(jnp.ones(3), False), packing.Packed)
+    assert isinstance(packing.choose(jnp.ones(3), False), packing.Unpacked)
     vast = [jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)] * 2
     assert isinstance(packing.choose(vast, False), packing.Unpacked)

@@ -24,6 +24,7 @@ from transform_runs import (
     RANK,
     UPDATES,
     VALUES,
+    P,
     assert_same,
     exact,
     first_update,
@@ -197,7 +198,7 @@ def bad_value_fn(params, poison):
 
 
 def test_hessian_that_is_not_finite_keeps_the_previous_subspace():
-    tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.lanczos(tol=1e-5))
+    tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.lanczos(tol=3e-6))
 
     @jax.jit
     def step(state, poison):
@@ -210,8 +211,7 @@ def test_hessian_that_is_not_finite_keeps_the_previous_subspace():
     assert (int(bad.refreshes), int(bad.failed_refreshes)) == (2, 1)
     # What the failed attempt cost counts: the first product is enough to see it.
     assert int(bad.total_matvecs) == int(good.total_matvecs) + 1
-    expected = good.subspace.complement(UPDATES)
-    np.testing.assert_allclose(flat(out), flat(expected), **CLOSE)
+    np.testing.assert_allclose(flat(out), flat(UPDATES) - P @ flat(UPDATES), **CLOSE)
     _, again = step(bad, 0.0)
     assert int(again.failed_refreshes) == 1
     assert int(again.total_matvecs) > int(bad.total_matvecs)
