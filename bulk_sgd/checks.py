@@ -96,7 +96,11 @@ def is_filter(value: Any) -> bool:
 
 
 def floating(name: str, tree: Any):
-    """Raises ValueError unless `tree` has leaves, all of them of real floats."""
+    """Raises ValueError unless `tree` has leaves, all of them of real floats.
+
+    Raises it too where JAX's type of a leaf has mesh axes: XLA, and not the caller of
+    each operation, decides how what is computed here lies on the devices.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{name} has no arrays; it must have at least one.")
@@ -107,6 +111,13 @@ def floating(name: str, tree: Any):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is of type {kind}; it must be a "
                 "floating point array."
+            )
+        spec = getattr(getattr(getattr(leaf, "aval", None), "sharding", None), "spec", ())
+        if any(axis is not None for axis in spec):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is split over Explicit axes of a "
+                f"mesh, {spec}; they must be Auto axes, as of jax.make_mesh(…, "
+                "axis_types=(jax.sharding.AxisType.Auto, …))."
             )
 
 

@@ -269,7 +269,9 @@ class _LeafByLeaf(sharding.Layout):
 
     def parameters(self, tree):
         """A copy on each of two devices, which need not be there."""
-        mesh = jax.sharding.AbstractMesh((2,), ("anywhere",))
+        mesh = jax.sharding.AbstractMesh(
+            (2,), ("anywhere",), (jax.sharding.AxisType.Auto,)
+        )
         copies = jax.NamedSharding(mesh, jax.P())
         return jax.tree.map(lambda _: copies, tree)
 

@@ -102,7 +102,8 @@ class Layout:
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bulk_sgd import sharding
-      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+      >>> auto = (jax.sharding.AxisType.Auto,) * 2
+      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"), auto)
       >>> layout = sharding.Layout(mesh)
       >>> params = {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(6)}
       >>> {name: tuple(s.spec) for name, s in layout.parameters(params).items()}

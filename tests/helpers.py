@@ -23,6 +23,12 @@ def symmetric(eigenvalues, seed=0):
     return (frame * eigenvalues) @ frame.T
 
 
+def abstract_mesh(*sizes, names=("data", "fsdp")):
+    """A mesh without devices, with Auto axes as those of `sharding.make_mesh`."""
+    auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.sharding.AbstractMesh(sizes, names, auto)
+
+
 def operator(matrix, dtype=None):
     """A matvec as a callable pytree, so that equal shapes share one program."""
     return jax.tree_util.Partial(jnp.matmul, jnp.asarray(matrix, dtype))

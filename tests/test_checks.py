@@ -157,6 +157,19 @@ def test_params_that_are_not_floating_point(params, message):
         bulk_sgd.top_eigenpairs(lambda v: v, params, 1)
 
 
+def test_params_split_over_explicit_axes_are_refused_and_copies_are_not():
+    mesh = jax.make_mesh((1,), ("fsdp",), (jax.sharding.AxisType.Explicit,))
+    on = lambda spec: jax.device_put(jnp.ones(6), jax.NamedSharding(mesh, spec))
+    for check in (
+        transform().init,
+        lambda params: bulk_sgd.hessian(lambda p: jnp.sum(p["w"] ** 2), params),
+        jax.jit(lambda params: transform().init(params)),
+    ):
+        with pytest.raises(ValueError, match=r"^params\['w'\] .* Explicit axes .*fsdp"):
+            check({"w": on(jax.P("fsdp"))})
+        check({"w": on(jax.P())})
+
+
 @pytest.mark.parametrize("kind", ["gauss_newton", "functional_hessian"])
 def test_params_of_the_other_curvatures(kind):
     objective = bulk_sgd.Objective(

@@ -5,6 +5,7 @@ import collections
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import abstract_mesh
 
 from bulk_sgd import config as config_lib
 from bulk_sgd import data, forecast, liveness, steps, train
@@ -33,7 +34,7 @@ def language(**changes):
 
 
 def forecast_of(config, mesh=(1, 1)):
-    layout = Layout(jax.sharding.AbstractMesh(mesh, ("data", "fsdp")))
+    layout = Layout(abstract_mesh(*mesh))
     return forecast.forecast(config, layout, data.load(config.data))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import projector, rows, symmetric
+from helpers import abstract_mesh, projector, rows, symmetric
 from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
@@ -108,7 +108,7 @@ def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
 
 
 def test_vectors_that_may_lie_on_several_devices_stay_as_they_are():
-    one, two = (jax.sharding.AbstractMesh((n,), ("fsdp",)) for n in (1, 2))
+    one, two = (abstract_mesh(n, names=("fsdp",)) for n in (1, 2))
     matvec = lambda vector: vector
 
     def on(mesh):

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import abstract_mesh
 from ml_collections import ConfigDict
 
 from bulk_sgd import config, sharding
@@ -157,7 +158,7 @@ def test_meshes_that_do_not_fit_are_refused(sizes, match):
 
 
 def layout_of(data, fsdp):
-    return sharding.Layout(jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp")))
+    return sharding.Layout(abstract_mesh(data, fsdp))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def run(solver, num_steps, noise=0.0, matrix=MATRIX, rank=RANK, seed=0):
 
         def matvec(vector):
             flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(vector)])
-            return shaped((dense + wiggle + wiggle.T) @ flat)
+            # Streaming leaves precision to its user: a GPU's default is TF32.
+            noisy = dense + wiggle + wiggle.T
+            return shaped(jnp.matmul(noisy, flat, precision="highest"))
 
         gradient = shaped(jax.random.normal(key, (SIZE,)))
         found, state = solver.solve(matvec, found, state, gradient, key)

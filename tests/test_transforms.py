@@ -192,8 +192,8 @@ def test_switch_by_step_costs_no_matvec_before_it():
     [
         # 0.8 (1 − 0.9ⁿ) > 0.4 from the 7th average on, that of step 6.
         (bulk_sgd.Switch(100, alignment=0.4), 6),
-        # 0.8 (1 − 0.5ⁿ) > 0.75 from the 5th on.
-        (bulk_sgd.Switch(100, alignment=0.75, decay=0.5), 4),
+        # 0.8 (1 − 0.5ⁿ) > 0.76 from the 5th on; the 4th is 0.75, the 5th 0.775.
+        (bulk_sgd.Switch(100, alignment=0.76, decay=0.5), 4),
         # Never exceeded: 0.8 is not more than 0.8.
         (bulk_sgd.Switch(5, alignment=0.95), 5),
         (bulk_sgd.Switch(alignment=0.4), 6),

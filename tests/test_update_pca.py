@@ -183,7 +183,7 @@ def test_streaming_components_stay_orthonormal():
 
 
 def test_the_window_is_laid_out_like_a_basis():
-    layout = Layout(jax.sharding.AbstractMesh((1, 4), ("data", "fsdp")))
+    layout = Layout(helpers.abstract_mesh(1, 4))
     tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.update_pca(8))
     like = shaped(draw(1)[0])
     state = jax.eval_shape(

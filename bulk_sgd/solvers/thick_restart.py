@@ -272,11 +272,15 @@ def _ritz_pairs(projected, size, bound, order):
     index = jnp.arange(projected.shape[0])
     reached = index < size
     filler = jnp.where(reached, 0, -2 * bound - 1)
-    values, vectors = jnp.linalg.eigh(projected + jnp.diag(filler))
+    values, vectors = _eigh(projected + jnp.diag(filler))
     true = index >= index.size - size  # eigh ascends: fillers come first
     ranking = jnp.argsort(jnp.where(true, order(values), -jnp.inf), descending=True)
     magnitude = jnp.max(jnp.where(true, jnp.abs(values), 0))
     return values[ranking], vectors[:, ranking], magnitude
+
+
+def _eigh(matrix):
+    return jnp.linalg.eigh(matrix)
 
 
 def _restart(state: _State, *, keep) -> _State:
