@@ -127,13 +127,22 @@ def combine(coefficients, basis):
 def orthogonalize(vector, basis):
     """`vector` without its part along the orthonormal or zero rows, and that part.
 
-    Once leaves what rounding makes of the part removed; twice is enough.
+    Once leaves what rounding makes of the part removed; twice is enough. A loop keeps
+    XLA for GPUs from computing what the first pass leaves once per reader, each with
+    a rounding of its own, of which the second would then remove another's.
 
     Returns:
       The remaining vector, and the inner products `(m,)` with the rows.
     """
-    coefficients = inner(basis, vector)
-    return subtract(vector, combine(coefficients, basis)), coefficients
+
+    def remove(_, carry):
+        vector, total = carry
+        coefficients = inner(basis, vector)
+        vector = subtract(vector, combine(coefficients, basis))
+        return vector, total + coefficients
+
+    start = vector, jnp.zeros(num_rows(basis), working_dtype((basis, vector)))
+    return jax.lax.fori_loop(0, 2, remove, start)
 
 
 def orthonormal(basis):

@@ -230,9 +230,8 @@ def _quadrature(apply, start, num_steps):
 
     def step(state):
         product = apply(basis.row(state.rows, state.size))
-        product, first = basis.orthogonalize(product, state.rows)
-        product, second = basis.orthogonalize(product, state.rows)
-        diagonal = state.diagonal.at[state.size].set((first + second)[state.size])
+        product, along = basis.orthogonalize(product, state.rows)
+        diagonal = state.diagonal.at[state.size].set(along[state.size])
         beta = basis.norm(product)
         magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.beside)
         rounding = ROUNDING_UNITS * jnp.finfo(dtype).eps * magnitude
