@@ -42,6 +42,8 @@ _PRODUCTS = _names("dot_general gather conv_general_dilated")
 _IN_PLACE = (
     _CHEAP | _DEAR | _names("dynamic_update_slice scatter scatter-add while scan")
 )
+# What enters one is an array in memory, before its first round.
+_LOOPS = _names("while scan")
 _CALLS = _names(
     """checkpoint closed_call core_call custom_jvp_call custom_vjp_call jit pjit remat
     remat2"""
@@ -159,8 +161,15 @@ def _walk(jaxpr, sizes, donated) -> Peak:
         if i in donated:
             value.buffers = (_Buffer(*sizes.measure(value.aval)),)
     written, whole = [], {}
+    fused_values, entered = set(), collections.defaultdict(list)
     for i, (equation, inputs, results) in enumerate(equations):
         primitive = equation.primitive.name
+        for value in fused_values.intersection(inputs) if primitive in _LOOPS else ():
+            for buffer in value.buffers:
+                buffer.last = i
+            entered[i].append(_Buffer(*sizes.measure(value.aval), i))
+            value.buffers = (entered[i][-1],)
+            fused_values.discard(value)
         sources = dict.fromkeys(b for value in inputs for b in value.buffers)
         dear = primitive in _DEAR or any(value.dear for value in inputs)
         once = primitive in _VIEWS or not dear or uses[results[0]] <= 1
@@ -170,6 +179,8 @@ def _walk(jaxpr, sizes, donated) -> Peak:
             value.buffers, value.dear = tuple(sources), dear and fused
             if not fused:
                 value.buffers = (_Buffer(*sizes.measure(value.aval), i),)
+            else:
+                fused_values.add(value)
             if primitive in _VIEWS and inputs:
                 value.whole = inputs[0].whole
         if primitive in _PRODUCTS:
@@ -183,7 +194,7 @@ def _walk(jaxpr, sizes, donated) -> Peak:
     buffers = dict.fromkeys(b for value in every for b in value.buffers)
     for buffer in (*buffers, *whole):
         freed[buffer.last].append(buffer)
-    made = collections.defaultdict(list)
+    made = collections.defaultdict(list, entered)
     for buffer, first in whole.items():
         made[first].append(buffer)
     for i, (_, _, results) in enumerate(equations):

@@ -270,7 +270,7 @@ def _ritz_pairs(projected, size, bound, order):
     """
     index = jnp.arange(projected.shape[0])
     reached = index < size
-    # A GPU's Jacobi method is as exact as the whole matrix is large: no more than due.
+    # No larger than due: a decomposition is as exact as the whole matrix is large.
     filler = jnp.where(reached, 0, jnp.where(bound > 0, -1.25 * bound, -1))
     values, vectors = _eigh(projected + jnp.diag(filler))
     true = index >= index.size - size  # eigh ascends: fillers come first
@@ -280,7 +280,22 @@ def _ritz_pairs(projected, size, bound, order):
 
 
 def _eigh(matrix):
-    return jnp.linalg.eigh(matrix)
+    """`jnp.linalg.eigh`, on NVIDIA's GPUs by QR.
+
+    For up to 32 rows JAX takes Jacobi's method there, which was half as fast and left
+    residuals several times as large. QR left vectors of a multiple eigenvalue up to
+    7e-3 from orthogonal, which a step of Newton and Schulz makes 4e-5.
+    """
+
+    def by_qr(matrix):
+        vectors, values = jax.lax.linalg.eigh(
+            matrix, implementation=jax.lax.linalg.EighImplementation.QR
+        )
+        excess = vectors.T @ vectors - jnp.eye(len(values), dtype=vectors.dtype)
+        return values, vectors - vectors @ excess / 2
+
+    by_default = lambda matrix: tuple(jnp.linalg.eigh(matrix))
+    return jax.lax.platform_dependent(matrix, cuda=by_qr, default=by_default)
 
 
 def _restart(state: _State, *, keep) -> _State:
