@@ -22,6 +22,18 @@ def test_every_leaf_has_random_numbers_of_its_own():
         np.testing.assert_array_equal(drawn[name], expected)
 
 
+@pytest.mark.parametrize("outside", [1, 1e-3, 1e-6])
+def test_what_remains_is_orthogonal_however_little_it_is(outside):
+    frame = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 6)))[0].T
+    rows = jnp.asarray(frame[:5], jnp.float32)
+    vector = jnp.asarray(frame[:5].sum(0) + outside * frame[5], jnp.float32)
+    left, along = jax.jit(basis.orthogonalize)(vector, rows)
+    left, rows, vector = (np.asarray(x, np.float64) for x in (left, rows, vector))
+    # One pass leaves 1e-7 of the length of the vector, and so 0.1 of the least part.
+    assert np.linalg.norm(rows @ left) < 1e-5 * np.linalg.norm(left)
+    np.testing.assert_allclose(left + along @ rows, vector, rtol=0, atol=1e-6)
+
+
 CALLS = {
     "random_normal": lambda seed: basis.random_normal(jax.random.key(seed), LIKE),
     "gram": lambda seed: basis.gram(ROWS, basis.scale(seed, ROWS)),

@@ -200,6 +200,8 @@ X = jnp.ones((50, 50))
         (lambda x: jax.jit(lambda x: x @ x)(x) + jax.jit(lambda x: x)(x), 1),
         (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y + 1, x @ x), 1),  # in place
         (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y @ y, x @ x), 2),
+        # Computed once, before the loop that reads it.
+        (lambda x: jax.lax.fori_loop(0, 9, lambda i, s, y=x + 1: s + y[i, i], 0.0), 1),
         (lambda x: jax.lax.map(lambda i: i * x @ x, jnp.arange(5.0)), 6),
         (lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x @ x, lambda: x), 2),
         (lambda x: (x @ x, x)[1] + 1, 1),  # what nobody wants
