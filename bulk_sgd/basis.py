@@ -127,9 +127,9 @@ def combine(coefficients, basis):
 def orthogonalize(vector, basis):
     """`vector` without its part along the orthonormal or zero rows, and that part.
 
-    Once leaves what rounding makes of the part removed; twice is enough. A loop keeps
-    XLA for GPUs from computing what the first pass leaves once per reader, each with
-    a rounding of its own, of which the second would then remove another's.
+    Once leaves what rounding makes of the part removed; twice is enough. In a loop,
+    lest XLA compute what the first pass leaves once for each of its readers, with
+    other roundings: with JAX 0.11.2 on an H200 rows came out to 1e-3 of orthogonal.
 
     Returns:
       The remaining vector, and the inner products `(m,)` with the rows.
@@ -141,8 +141,9 @@ def orthogonalize(vector, basis):
         vector = subtract(vector, combine(coefficients, basis))
         return vector, total + coefficients
 
-    start = vector, jnp.zeros(num_rows(basis), working_dtype((basis, vector)))
-    return jax.lax.fori_loop(0, 2, remove, start)
+    dtype = working_dtype((basis, vector))
+    vector = jax.tree.map(lambda x: x.astype(dtype), vector)
+    return jax.lax.fori_loop(0, 2, remove, (vector, jnp.zeros(num_rows(basis), dtype)))
 
 
 def orthonormal(basis):

@@ -98,8 +98,8 @@ def is_filter(value: Any) -> bool:
 def floating(name: str, tree: Any):
     """Raises ValueError unless `tree` has leaves, all of them of real floats.
 
-    Raises it too where JAX's type of a leaf has mesh axes: XLA, and not the caller of
-    each operation, decides how what is computed here lies on the devices.
+    Raises it too where one is split over Explicit axes of a mesh: XLA, and not the
+    caller of each operation, decides how what is computed here lies on the devices.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:

@@ -194,13 +194,13 @@ def _walk(jaxpr, sizes, donated) -> Peak:
     buffers = dict.fromkeys(b for value in every for b in value.buffers)
     for buffer in (*buffers, *whole):
         freed[buffer.last].append(buffer)
-    made = collections.defaultdict(list, entered)
+    made = collections.defaultdict(list)
     for buffer, first in whole.items():
         made[first].append(buffer)
     for i, (_, _, results) in enumerate(equations):
         if written[i]:
             made[i] += [value.buffers[0] for value in results]
-    return _account(equations, made, freed, sizes)
+    return _account(equations, entered, made, freed, sizes)
 
 
 def _gather(inputs, i, sizes, whole):
@@ -218,12 +218,14 @@ def _gather(inputs, i, sizes, whole):
             yield value.whole
 
 
-def _account(equations, all_made, freed, sizes) -> Peak:
+def _account(equations, entered, all_made, freed, sizes) -> Peak:
     live = collections.Counter()
     most = Peak(0, collections.Counter())
     for buffer in freed[-1]:  # arguments that nothing reads
         live[buffer.kind] -= buffer.size
     for i, (equation, inputs, _) in enumerate(equations):
+        for buffer in entered[i]:
+            live[buffer.kind] += buffer.size
         made = all_made[i]
         dying = [buffer for buffer in freed[i] if buffer not in made]
         if equation.primitive.name == "cond":

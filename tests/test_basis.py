@@ -22,6 +22,13 @@ def test_every_leaf_has_random_numbers_of_its_own():
         np.testing.assert_array_equal(drawn[name], expected)
 
 
+def test_a_vector_of_less_precision_is_made_orthogonal_in_that_of_the_rows():
+    rows = jnp.eye(2, 5)
+    left, along = basis.orthogonalize(jnp.arange(1, 6, dtype=jnp.bfloat16), rows)
+    assert left.dtype == along.dtype == jnp.float32
+    assert [*along, *left] == [1, 2, 0, 0, 3, 4, 5]
+
+
 @pytest.mark.parametrize("outside", [1, 1e-3, 1e-6])
 def test_what_remains_is_orthogonal_however_little_it_is(outside):
     frame = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 6)))[0].T

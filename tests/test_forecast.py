@@ -199,6 +199,8 @@ X = jnp.ones((50, 50))
         (lambda x: (lambda s: s @ x @ x @ s)(x + 1), 2),  # computed again
         (lambda x: jax.jit(lambda x: x @ x)(x) + jax.jit(lambda x: x)(x), 1),
         (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y + 1, x @ x), 1),  # in place
+        (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y + 1, x + 1), 1),
+        (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y + x, jnp.zeros_like(x)), 1),
         (lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y @ y, x @ x), 2),
         # Computed once, before the loop that reads it.
         (lambda x: jax.lax.fori_loop(0, 9, lambda i, s, y=x + 1: s + y[i, i], 0.0), 1),

@@ -270,7 +270,7 @@ def _ritz_pairs(projected, size, bound, order):
     """
     index = jnp.arange(projected.shape[0])
     reached = index < size
-    # No larger than due: a decomposition is as exact as the whole matrix is large.
+    # Below -max|θ| with some room, and no further: errors grow with the largest entry.
     filler = jnp.where(reached, 0, jnp.where(bound > 0, -1.25 * bound, -1))
     values, vectors = _eigh(projected + jnp.diag(filler))
     true = index >= index.size - size  # eigh ascends: fillers come first
@@ -284,15 +284,17 @@ def _eigh(matrix):
 
     For up to 32 rows JAX takes Jacobi's method there, which was half as fast and left
     residuals several times as large. QR left vectors of a multiple eigenvalue up to
-    7e-3 from orthogonal, which a step of Newton and Schulz makes 4e-5.
+    7e-3 from orthogonal, which a step of Newton and Schulz makes 4e-5. One program for
+    CUDA and TPU, as of `jax.export`, cannot be made of it: TPU has no QR.
     """
 
     def by_qr(matrix):
         vectors, values = jax.lax.linalg.eigh(
             matrix, implementation=jax.lax.linalg.EighImplementation.QR
         )
-        excess = vectors.T @ vectors - jnp.eye(len(values), dtype=vectors.dtype)
-        return values, vectors - vectors @ excess / 2
+        product = functools.partial(jnp.matmul, precision="highest")
+        excess = product(vectors.T, vectors) - jnp.eye(len(values), dtype=vectors.dtype)
+        return values, vectors - product(vectors, excess) / 2
 
     by_default = lambda matrix: tuple(jnp.linalg.eigh(matrix))
     return jax.lax.platform_dependent(matrix, cuda=by_qr, default=by_default)
