@@ -112,9 +112,8 @@ def floating(name: str, tree: Any):
                 f"{name}{jax.tree_util.keystr(path)} is of type {kind}; it must be a "
                 "floating point array."
             )
-        spec = getattr(
-            getattr(getattr(leaf, "aval", None), "sharding", None), "spec", ()
-        )
+        aval = getattr(leaf, "aval", None)  # none in NumPy's
+        spec = aval.sharding.spec if aval is not None else ()
         if any(axis is not None for axis in spec):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is split over Explicit axes of a "
