@@ -18,6 +18,7 @@ arrays that change between calls belong in an `Objective` or a
 
 A product called by itself runs with matmul precision "highest", and so do those of
 `top_eigenpairs`: on bfloat16 or TF32 products Lanczos converges to the rounding noise.
+A loss that sets `jax.default_matmul_precision` within itself has its own all the same.
 What `linearize` returns follows the precision in force, so that a product in a training
 step can share its primal pass with the gradient.
 """

@@ -95,9 +95,11 @@ def _residuals(matvec, eigenvalues, eigenvectors):
 
 
 def bare_products(matvec, vector, count):
-    """`count` linearized products in one program, nothing else."""
-    apply = curvature.linearize(matvec)
-    return jax.lax.fori_loop(0, count, lambda _, v: basis.scale(1e-2, apply(v)), vector)
+    """`count` linearized products in one program, as exact as in a solve."""
+    with jax.default_matmul_precision("highest"):
+        apply = curvature.linearize(matvec)
+        again = lambda _, vector: basis.scale(1e-2, apply(vector))
+        return jax.lax.fori_loop(0, count, again, vector)
 
 
 def timed(fn, *args):

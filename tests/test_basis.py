@@ -41,6 +41,41 @@ def test_what_remains_is_orthogonal_however_little_it_is(outside):
     np.testing.assert_allclose(left + along @ rows, vector, rtol=0, atol=1e-6)
 
 
+@pytest.fixture
+def passes(monkeypatch):
+    """A list that gets one entry for each pass over a basis while a program runs."""
+    seen, inner = [], basis.inner
+
+    def counted(rows, vector):
+        jax.debug.callback(lambda: seen.append(basis.num_rows(rows)))
+        return inner(rows, vector)
+
+    monkeypatch.setattr(basis, "inner", counted)
+    return seen
+
+
+@pytest.mark.parametrize(("along", "expected"), [(1e-3, 1), (0.1, 2), (1e3, 2)])
+def test_a_second_pass_is_for_a_vector_that_needs_it(passes, along, expected):
+    vector = jnp.array([along, 0, 0, 0.6, 0.8])
+    basis.orthogonalize(vector, jnp.eye(2, 5))
+    jax.effects_barrier()
+    assert len(passes) == expected
+
+
+def test_one_pass_over_the_basis_does_for_nearly_every_step_of_a_solve(passes):
+    diagonal = jnp.arange(1.0, 200.0) ** 2
+
+    def matvec(vector):
+        return diagonal * vector
+
+    start = basis.random_normal(jax.random.key(0), diagonal)
+    pairs = bulk_sgd.top_eigenpairs(matvec, start, 3, 1e-5, max_basis=20)
+    jax.effects_barrier()
+    assert pairs.converged
+    assert pairs.num_matvecs > 25  # beyond a restart, after which a step takes two
+    assert pairs.num_matvecs <= len(passes) <= 1.2 * int(pairs.num_matvecs)
+
+
 CALLS = {
     "random_normal": lambda seed: basis.random_normal(jax.random.key(seed), LIKE),
     "gram": lambda seed: basis.gram(ROWS, basis.scale(seed, ROWS)),

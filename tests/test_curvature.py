@@ -1,3 +1,4 @@
+import collections
 import functools
 import itertools
 
@@ -239,6 +240,25 @@ def test_every_product_has_highest_precision(kind, network):
     ]
     assert found
     assert all(p == (highest, highest) for p in found)
+
+
+def test_a_precision_set_within_the_loss_stands():
+    made, params = objective(mlp(), squared_error, 3, dtype=jnp.float32)
+
+    def loss(params):
+        with jax.default_matmul_precision("tensorfloat32"):
+            return made(params)
+
+    solve = functools.partial(bulk_sgd.top_eigenpairs, start=params, rank=2)
+    jaxpr = jax.make_jaxpr(lambda p: solve(bulk_sgd.hessian(loss, p)))(params)
+    by_precision = collections.Counter(
+        equation.params["precision"]
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "dot_general"
+    )
+    high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+    # The products of the network in one, the solver's own in the other.
+    assert by_precision.keys() == {(high, high), (highest, highest)}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ def top_eigenpairs(
     """Leading eigenpairs of a symmetric operator on pytrees.
 
     Runs as one compiled program, inside or outside `jit`, `scan` and `vmap`; outside,
-    calls on the same kind of `matvec` share it. Work: one matvec and two
-    orthogonalisation passes per step. Memory: `max_basis + 4` vectors and the result.
+    calls on the same kind of `matvec` share it. Work: one matvec and mostly one
+    orthogonalisation pass per step. Memory: `max_basis + 4` vectors and the result.
 
     A single Krylov sequence sees one direction of an exactly repeated eigenvalue, and
     of a cluster narrower than `tol`: tighten `tol` to separate the members.
