@@ -1,4 +1,4 @@
-"""The vision transformer: by hand in NumPy, its Hessian, and the shipped config."""
+"""The vision transformer: by hand in NumPy, and its Hessian."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,7 @@ import pytest
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
-from bulk_sgd import data, experiment, models, steps
-from bulk_sgd.data import embedded
-from configs import vit_mnist
+from bulk_sgd import models
 
 IMAGE = (6, 4, 3)
 
@@ -104,39 +102,3 @@ def test_hessian_products_agree_with_finite_differences():
 def test_wrong_fields_are_named(changes, message):
     with pytest.raises(ValueError, match=rf"^config\.model\.{message}"):
         build(**changes)
-
-
-def test_the_config_trains_as_a_loop_by_hand():
-    config = vit_mnist.get_config("quick")
-    config.model.width, config.model.num_layers = 8, 1
-    config.data.num_train, config.data.num_test = 40, 10
-    config.subspace.subset_size = config.batch_size = 10
-    config.eval_every = 12
-    made = experiment.Experiment(config)
-    programs = steps.Programs(config)
-    state, trace = programs.train(
-        made.start(programs), made.task, made.indices(0), 12, projected=False
-    )
-    with np.load(embedded.__path__[0] + "/mnist_5k.npz") as arrays:
-        x = arrays["x_train"][:40].reshape(40, 28, 28, 1) / np.float32(255)
-        y = arrays["y_train"][:40]
-    model_fn, params = models.build(config.model, (28, 28, 1), 10, config.seed)
-
-    @jax.jit
-    def loss_and_gradient(params, x, y):
-        def loss(params):
-            chances = jax.nn.log_softmax(model_fn(params, x))
-            return -jnp.mean(chances[jnp.arange(10), y])
-
-        return jax.value_and_grad(loss)(params)
-
-    losses = []
-    for step, index in enumerate(data.batch_indices(config.seed, 0, 12, 40, 10)):
-        loss, grads = loss_and_gradient(params, x[index], y[index])
-        losses.append(loss)
-        rate = 0.1 * min(step / 10, 1)
-        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
-    # The same float32 operations in another program.
-    np.testing.assert_allclose(trace.batch_losses, losses, rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(params)):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,0 +1,142 @@
+"""Every shipped task trains as a loop by hand: its data, their order, its loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+
+from bulk_sgd import data, models, train
+from bulk_sgd.data import embedded
+from configs import (
+    char_lm,
+    mnist_cnn,
+    mnist_mlp,
+    song_cifar10,
+    song_mnist5k,
+    song_sst2,
+    vit_mnist,
+)
+
+FORK = 5
+
+
+def mnist(tmp_path):
+    del tmp_path
+    with np.load(embedded.__path__[0] + "/mnist_5k.npz") as arrays:
+        x = arrays["x_train"][:20].reshape(20, 28, 28, 1) / np.float32(255)
+        return {"num_train": 20, "num_test": 10}, x, arrays["y_train"][:20]
+
+
+def cifar(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(20) % 10
+    np.savez(tmp_path / "images.npz", **arrays)
+    x = arrays["x_train"] / 255
+    x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    fields = {"name": f"{tmp_path}/images.npz", "num_train": 0, "num_test": 0}
+    return fields, x.astype(np.float32), arrays["y_train"]
+
+
+def sentences(tmp_path):
+    # The rank of a word, by how often it occurs, is its number; 1 is for unknown ones.
+    words = ["", "", "a", "b", "c", "d"]
+    x = np.sort(2 + np.arange(80).reshape(20, 4) ** 2 % 13 % 4, axis=1)
+    x[:, 0] = 2
+    numbers = np.bincount(x.ravel())[2:]
+    assert sorted(numbers, reverse=True) == [*numbers]
+    y = np.arange(20) % 3 % 2
+    for part in ("train", "test"):
+        lines = [
+            f"{' '.join(words[i] for i in row)}\t{label}\n" for row, label in zip(x, y)
+        ]
+        (tmp_path / part).write_text("sentence\tlabel\n" + "".join(lines))
+    fields = {"name": f"tsv:{tmp_path}/train", "test_path": f"{tmp_path}/test"}
+    return fields | {"num_train": 0, "length": 4}, x, y
+
+
+def text(tmp_path):
+    content = np.random.default_rng(0).integers(256, size=200).astype(np.uint8)
+    (tmp_path / "text").write_bytes(content.tobytes())
+    ids = content.astype(int)
+    x, y = ids[:160].reshape(20, 8), ids[1:161].reshape(20, 8)
+    return {"name": f"text:{tmp_path}/text", "num_train": 20, "length": 8}, x, y
+
+
+def squared_error(outputs, y):
+    return 0.5 * jnp.sum((outputs - jnp.eye(outputs.shape[-1])[y]) ** 2, axis=-1)
+
+
+def cross_entropy(outputs, y):
+    chances = jnp.take_along_axis(outputs, y[..., None], -1)[..., 0]
+    return jax.scipy.special.logsumexp(outputs, axis=-1) - chances
+
+
+SMALL = {"width": 8, "num_layers": 1, "num_heads": 2}
+TASKS = {
+    "mnist_mlp": (mnist_mlp, mnist, squared_error, {"hidden": (8, 8)}),
+    "song_mnist5k": (song_mnist5k, mnist, squared_error, {"hidden": (8, 8)}),
+    "mnist_cnn": (mnist_cnn, mnist, cross_entropy, {"channels": (2, 2)}),
+    "vit_mnist": (vit_mnist, mnist, cross_entropy, SMALL),
+    "cifar10, cnn": (song_cifar10, cifar, squared_error, {"channels": (2, 2)}),
+    "cifar10, 3 convs": (song_cifar10, cifar, squared_error, {"channels": (2, 2, 2)}),
+    "cifar10, resnet8": (
+        song_cifar10, cifar, squared_error,
+        {"name": "resnet8", "width": 2, "num_groups": 2},
+    ),
+    "cifar10, vgg11": (
+        song_cifar10, cifar, squared_error,
+        {"name": "vgg11", "width": 2, "num_groups": 2},
+    ),
+    "sst2": (song_sst2, sentences, squared_error, SMALL),
+    "char_lm": (char_lm, text, cross_entropy, SMALL),
+}  # fmt: skip
+SLOW = ("cifar10, resnet8", "cifar10, vgg11", "sst2", "char_lm")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(t, marks=pytest.mark.slow if t in SLOW else []) for t in TASKS],
+)
+def test_a_task_trains_as_a_loop_by_hand(task, tmp_path):
+    module, prepare, loss_fn, model = TASKS[task]
+    fields, x, y = prepare(tmp_path)
+    config = module.get_config("quick")
+    config.data.update(fields)
+    config.model.update(model)
+    config.subspace.subset_size = config.batch_size = 6
+    config.subspace.rank = 2
+    config.num_steps, config.switch.step, config.eval_every = 2 * FORK, FORK, FORK
+    config.arms, config.tensorboard, config.progress = ("bulk_sgd",), False, False
+    record = train.train_and_evaluate(config, tmp_path / "run")
+    assert record["status"] == "complete"
+    assert record["arms"]["bulk_sgd"]["matvecs"] > 0
+    assert record["arms"]["bulk_sgd"]["failed_refreshes"] == 0
+
+    kind = config.model.name
+    vocab_size = {"transformer": int(x.max()) + 1, "decoder": 256}.get(kind, 0)
+    num_outputs = {"transformer": 2, "decoder": 256}.get(kind, 10)
+    model_fn, params = models.build(
+        config.model, x.shape[1:], num_outputs, config.seed, vocab_size
+    )
+
+    @jax.jit
+    def value_and_grad(params, x, y):
+        mean = lambda params: jnp.mean(loss_fn(model_fn(params, x), y))
+        return jax.value_and_grad(mean)(params)
+
+    losses, optimizer = [value_and_grad(params, x, y)[0]], config.optimizer
+    for step, index in enumerate(data.batch_indices(config.seed, 0, FORK, 20, 6)):
+        _, grads = value_and_grad(params, x[index], y[index])
+        rate = optimizer.learning_rate
+        if optimizer.warmup_steps:
+            rate *= step / optimizer.warmup_steps
+        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
+    losses.append(value_and_grad(params, x, y)[0])
+    rows = [row["train_loss"] for row in tiny_runs.rows_of(tmp_path / "run", "prefix")]
+    # The same float32 operations in another program.
+    np.testing.assert_allclose(rows, losses, rtol=1e-5)
+    assert abs(losses[1] - losses[0]) > 1e-3 * losses[0]
