@@ -10,8 +10,8 @@ Saad and Yang, *Approximating spectral densities of large matrices*, SIAM Review
 2016; Ghorbani, Krishnan and Xiao, *An investigation into neural net optimization via
 Hessian eigenvalue density*, ICML 2019.
 
-Every new vector is orthogonalised twice against all before it: without that T has
-copies of the outer eigenvalues, and their weights are wrong. Where the Krylov space of
+Every new vector is orthogonal to all before it, to rounding: without that T has copies
+of the outer eigenvalues, and their weights are wrong. Where the Krylov space of
 v is exhausted its quadrature is complete; what the static shapes have beyond has no
 weight, and lies within the spectrum.
 """

@@ -95,7 +95,7 @@ def _residuals(matvec, eigenvalues, eigenvectors):
 
 
 def bare_products(matvec, vector, count):
-    """`count` linearized products in one program, as exact as in a solve."""
+    """`count` linearized products and nothing else, at the precision of a solve."""
     with jax.default_matmul_precision("highest"):
         apply = curvature.linearize(matvec)
         again = lambda _, vector: basis.scale(1e-2, apply(vector))

@@ -7,7 +7,8 @@ import pytest
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
-from bulk_sgd import models
+from bulk_sgd import models, train
+from configs import song_cifar10
 
 
 def build(name, input_shape=(32, 32, 3), seed=0, **changes):
@@ -125,3 +126,31 @@ def test_hessian_products_agree_with_finite_differences():
 def test_wrong_fields_are_named(name, changes, message):
     with pytest.raises(ValueError, match=rf"^config\.model\.{message}"):
         build(name, **changes)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"channels": (4, 4, 4)},
+        {"name": "resnet8", "width": 4, "num_groups": 2},
+        pytest.param(
+            {"name": "vgg11", "width": 2, "num_groups": 2}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_song_trains_each_network(tmp_path, model):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(12) % 10
+    np.savez(tmp_path / "images.npz", **arrays)
+    config = song_cifar10.get_config("quick")
+    config.data.update(name=f"{tmp_path}/images.npz", num_train=0, num_test=0)
+    config.model.update(model)
+    config.batch_size, config.subspace.rank = 4, 2
+    config.num_steps, config.switch.step, config.eval_every = 4, 2, 2
+    config.arms, config.tensorboard, config.progress = ("bulk_sgd",), False, False
+    record = train.train_and_evaluate(config, tmp_path / "run")
+    assert record["status"] == "complete"
+    assert record["arms"]["bulk_sgd"]["failed_refreshes"] == 0

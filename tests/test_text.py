@@ -109,6 +109,17 @@ def small(config, **data_fields):
     return config
 
 
+def test_song_trains_on_a_table(tables, tmp_path):
+    name, test_path = tables()
+    config = small(song_sst2.get_config("quick"), name=name, test_path=test_path)
+    config.data.num_train = config.data.length = 0
+    config.batch_size = 2
+    record = train.train_and_evaluate(config, tmp_path / "run")
+    assert record["status"] == "complete"
+    assert record["arms"]["bulk_sgd"]["matvecs"] > 0
+    assert record["arms"]["bulk_sgd"]["failed_refreshes"] == 0
+
+
 def test_networks_of_another_kind_are_refused_before_training(tables):
     name, test_path = tables()
     config = config_lib.default()

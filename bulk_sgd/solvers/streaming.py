@@ -228,12 +228,12 @@ def _seeded(block, rows, updates, key):
             update = _over(first, noise) * (scale * update.astype(noise.dtype))
             return jnp.where(_over(missing, old) > 0, 0.1 * noise + update, old)
 
-        def orthonormal(_, fresh):
+        def outside(_, fresh):
             fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
             return basis.orthonormal(fresh)
 
         fresh = jax.tree.map(seed, block, noise, updates)
-        return jax.lax.fori_loop(0, 2, orthonormal, fresh)  # twice is enough
+        return jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
 
     return jax.lax.cond(jnp.any(missing), fill, lambda: block)
 

@@ -4,7 +4,7 @@ The method is Lanczos with full reorthogonalisation and thick restart (Wu and Si
 *Thick-restart Lanczos method for large symmetric eigenvalue problems*, SIAM J. Matrix
 Anal. Appl. 22, 2000). What float32 and `jit` ask for:
 
-- Every new vector is orthogonalised against the two before it and then against the
+- Every product A v_j is orthogonalised against v_j and v_{j−1} and then against the
   whole basis, as two dense products, and once more where that took away much, so that
   orthogonality holds to rounding ("twice is enough": Giraud, Langou, Rozložník and van
   den Eshof, 2005) and most steps read the basis twice rather than four times.
@@ -208,9 +208,9 @@ def _expand(
     """One step: a matvec, orthogonalisation, Ritz pairs and residuals."""
     num_rows = state.projected.shape[0]
     product = apply(basis.row(state.rows, state.size))
-    product, recent = _without_recent(product, state)
+    product, local = _orthogonalize_locally(product, state)
     product, column = basis.orthogonalize(product, state.rows)
-    column = (column + recent)[:num_rows]
+    column = (column + local)[:num_rows]
     projected = state.projected.at[:, state.size].set(column)
     projected = projected.at[state.size, :].set(column)
     beta = basis.norm(product)
@@ -265,23 +265,26 @@ def _expand(
     )
 
 
-def _without_recent(product, state: _State):
-    """`product` without its part along the last two rows, and that part as a column.
+def _orthogonalize_locally(product, state: _State):
+    """The three-term recurrence: A v_j without its parts along v_j and v_{j−1}.
 
     Short of rounding, and but for the step after a restart, that is all of its part
     along V, so that one pass over the whole basis then does where it would take two.
+
+    Returns:
+      The remaining vector, and the inner products with all rows, zeros but for the two.
     """
 
     def remove(index, carry):
         product, column = carry
+        index = jnp.maximum(state.size - 1 + index, 0)  # the first has none before it
         row = basis.row(state.rows, index)
         part = basis.dot(row, product)
         product = basis.subtract(product, basis.scale(part, row))
-        return product, column.at[index].set(part)
+        return product, column.at[index].add(part)
 
     nothing = jnp.zeros(basis.num_rows(state.rows), state.projected.dtype)
-    first = jnp.maximum(state.size - 1, 0)
-    return jax.lax.fori_loop(first, state.size + 1, remove, (product, nothing))
+    return jax.lax.fori_loop(0, 2, remove, (product, nothing))
 
 
 def _ritz_pairs(projected, size, bound, order):
