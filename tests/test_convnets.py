@@ -128,14 +128,13 @@ def test_wrong_fields_are_named(name, changes, message):
         build(name, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
         {"channels": (4, 4, 4)},
         {"name": "resnet8", "width": 4, "num_groups": 2},
-        pytest.param(
-            {"name": "vgg11", "width": 2, "num_groups": 2}, marks=pytest.mark.slow
-        ),
+        {"name": "vgg11", "width": 2, "num_groups": 2},
     ],
 )
 def test_song_trains_each_network(tmp_path, model):

@@ -31,6 +31,7 @@ EVERY_PAGE = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 )
+LONG = ("docs/analysis.md", "docs/getting_started.md", "docs/own_model.md")
 PAGES = [page for page in EVERY_PAGE if "```" in (ROOT / page).read_text("utf-8")]
 # What a reader has at hand where a page shows a fragment.
 AT_HAND = {
@@ -71,7 +72,10 @@ def run(page):
     return after, printed.getvalue()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if p in LONG else []) for p in PAGES],
+)
 def test_python_blocks_run(page):
     after, _ = run(page)
     # However a page writes it: none is left out.
@@ -163,6 +167,7 @@ def test_getting_started_learns_and_its_config_is_valid():
 MODELS = {"plain": 2, "nnx": 3, "linen": 4, "equinox": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_own_models_have_exact_eigenpairs_and_learn(kind):
     names = run("docs/own_model.md")[0][MODELS[kind]]
@@ -306,6 +311,7 @@ def test_sweep_of_the_study_is_valid():
     assert {grid.apply(base, cell).subspace.rank for cell in cells} == {5, 10}
 
 
+@pytest.mark.slow
 def test_notebook_says_what_it_stored():
     matplotlib.use("agg")
     after, printed = run(NOTEBOOK)

@@ -17,7 +17,13 @@ def test_modules_are_found():
     assert {"bulk_sgd.solvers.lanczos", "bulk_sgd.transforms"} <= set(MODULES)
 
 
-@pytest.mark.parametrize("name", MODULES)
+LONG = ("bulk_sgd.models.convnets", "bulk_sgd.models.transformer", "bulk_sgd.train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=pytest.mark.slow if m in LONG else []) for m in MODULES],
+)
 def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = doctest.testmod(importlib.import_module(name))

@@ -264,6 +264,7 @@ def test_modes_work_under_vmap(x64, mode):
     )
 
 
+@pytest.mark.slow
 def test_no_mode_sends_a_basis_over_the_devices():
     result = python("tests/sharded_modes.py")
     assert result.returncode == 0, result.stderr

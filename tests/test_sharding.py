@@ -51,6 +51,7 @@ def runs():
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "both", "data, microbatches"])
 @pytest.mark.parametrize("name", ["losses", "alignments", "eigenvalues"])
 def test_four_devices_train_like_one(runs, mesh, name):
@@ -60,6 +61,7 @@ def test_four_devices_train_like_one(runs, mesh, name):
     np.testing.assert_allclose(four[name], one[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_state_is_born_and_stays_split_over_fsdp(runs):
     one = runs["training"]["one"]
     parts = {"data": 1, "fsdp": 4, "both": 2}
@@ -74,6 +76,7 @@ def test_state_is_born_and_stays_split_over_fsdp(runs):
     assert fsdp["argument_bytes"] <= 0.27 * one["argument_bytes"]
 
 
+@pytest.mark.slow
 def test_every_solver_keeps_its_vectors_split(runs):
     one = runs["training"]["one"]
     rows = {"update_pca": WINDOW, "streaming_pca": 1}
@@ -86,11 +89,13 @@ def test_every_solver_keeps_its_vectors_split(runs):
         assert run["solver state"] <= 1.01 * kept + (WINDOW) ** 2 + 2
 
 
+@pytest.mark.slow
 def test_memory_of_a_solve_shrinks_with_fsdp(runs):
     solves = runs["solve"]
     assert solves["fsdp"]["temporary_bytes"] <= 0.3 * solves["one"]["temporary_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["training", "solvers", "solve", "step"])
 def test_no_collective_carries_a_basis(runs, kind):
     for mesh, run in runs[kind].items():
@@ -103,6 +108,7 @@ def test_no_collective_carries_a_basis(runs, kind):
                 assert len(shape) == 1 or set(shape) <= ROW_COUNTS | {1}, mesh
 
 
+@pytest.mark.slow
 def test_linear_algebra_sends_inner_products_alone(runs):
     """Whatever the axis that a leaf is split along."""
     for operations in runs["algebra"]:
@@ -112,6 +118,7 @@ def test_linear_algebra_sends_inner_products_alone(runs):
             assert all(set(shape) <= {1, 5} for shape in shapes), (name, shapes)
 
 
+@pytest.mark.slow
 def test_replicated_parameters_take_one_collective_per_product(runs):
     # The loop body holds it once; the solve needs no other.
     assert len(runs["solve"]["data"]["sent"]) == 1
@@ -128,6 +135,7 @@ def test_replicated_parameters_take_one_collective_per_product(runs):
     assert bytes_["data, groups"] <= bytes_["data"]
 
 
+@pytest.mark.slow
 def test_basis_is_split_whatever_the_solver(runs):
     assert runs["dense"] == 3 * 8 / 4
 

@@ -109,6 +109,7 @@ def small(config, **data_fields):
     return config
 
 
+@pytest.mark.slow
 def test_song_trains_on_a_table(tables, tmp_path):
     name, test_path = tables()
     config = small(song_sst2.get_config("quick"), name=name, test_path=test_path)
@@ -280,6 +281,7 @@ def test_the_loss_of_a_language_model_is_the_mean_over_all_positions():
     np.testing.assert_allclose(loss, -np.log(picked).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_language_model_learns_from_the_embedded_text(tmp_path):
     config = small(char_lm.get_config("quick"), num_test=4)
     config.num_steps, config.switch.step, config.eval_every = 30, 20, 10
