@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# A second pass follows where ‖Vv‖ is at least this times ‖v‖. Usual is 1/√2, with which
-# residuals after some 40 restarts of Lanczos are up to four times as large.
+# A second pass follows where ‖Vv‖ is at least this times ‖v − VᵀVv‖. With 1, which is
+# usual, residuals after some 40 restarts of Lanczos are up to four times as large.
 _REORTHOGONALIZE = 0.01
 
 
@@ -143,10 +143,10 @@ def orthogonalize(vector, basis):
 
     def remove(carry):
         vector, total, passes, _ = carry
-        coefficients, length = inner(basis, vector), norm(vector)
+        coefficients = inner(basis, vector)
         vector = subtract(vector, combine(coefficients, basis))
-        # So that what is not finite counts as long.
-        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * length
+        # Against the rest, lest `vector` be kept; what is not finite counts as long.
+        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * norm(vector)
         return vector, total + coefficients, passes + 1, ~short
 
     dtype = working_dtype((basis, vector))
