@@ -23,6 +23,17 @@ def load(name="mnist5k", **changes):
     return data.load(ConfigDict(config | changes))
 
 
+def write_images(path, count):
+    """Random images as CIFAR-10 has them, `count` in each part; returns the arrays."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(path, **arrays)
+    return arrays
+
+
 @pytest.fixture(scope="module", name="prepared")
 def prepared_fixture(tmp_path_factory):
     """A directory with TFDS data sets prepared offline and without TensorFlow."""

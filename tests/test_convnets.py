@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_sets import write_images
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
@@ -138,12 +139,7 @@ def test_wrong_fields_are_named(name, changes, message):
     ],
 )
 def test_song_trains_each_network(tmp_path, model):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part in ("train", "test"):
-        arrays[f"x_{part}"] = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
-        arrays[f"y_{part}"] = np.arange(12) % 10
-    np.savez(tmp_path / "images.npz", **arrays)
+    write_images(tmp_path / "images.npz", 12)
     config = song_cifar10.get_config("quick")
     config.data.update(name=f"{tmp_path}/images.npz", num_train=0, num_test=0)
     config.model.update(model)
