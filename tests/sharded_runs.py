@@ -45,7 +45,9 @@ def config_of(mesh, microbatch_size=0):
     config.subspace.rank = RANK
     config.subspace.tol = 1e-9 if jax.config.jax_enable_x64 else 1e-5
     config.subspace.max_matvecs = 100
-    config.optimizer.learning_rate = 0.05
+    # With a rate of 0.05 what rounding in P does to a batch loss within 50 steps comes
+    # to 5e-6 on one CPU and 1.1e-5 on another; it is proportional to the rate.
+    config.optimizer.learning_rate = 0.02
     config.optimizer.momentum = 0.5
     config.sharding.data, config.sharding.fsdp = MESHES[mesh]
     return config

@@ -106,11 +106,10 @@ def printed(said):
 def test_one_device_four_and_two_processes_train_alike(dtype):
     """50 steps of Bulk-SGD, with replicated parameters, FSDP, and both.
 
-    What differs is the order of sums over devices, so rounding, and what 50 steps make
-    of it. In float32 that is 6e-8 of each sum, times the 50 or so steps that add up to
-    the parameters: 5e-6 was measured. In float64 it is 2e-14; should a solve stop one
-    matvec earlier, it would be its tolerance of 1e-9, times λ₁ over the gap, some 10,
-    per step: below 1e-6.
+    What differs is the order of sums over devices, so rounding: 6e-8 of a sum, in P
+    times the 8 or so of λ₁ over the gap, of which 50 steps make 2e-6 of a batch loss.
+    In float64 it is 2e-14; should a solve stop one matvec earlier, it would be its
+    tolerance of 1e-9, times λ₁ over the gap, per step: below 1e-6.
     """
     more = {"JAX_ENABLE_X64": str(int(dtype == "float64"))}
     runs = {}
