@@ -12,7 +12,6 @@ compiled or built that need not be built anew.
 import bisect
 import functools
 import importlib.metadata
-import os
 import statistics
 import sys
 import unittest.mock
@@ -70,7 +69,7 @@ def measure(problem, repeats: int, peers: Sequence[str] = ()) -> dict[str, dict]
       RuntimeError: if somebody fails the quality.
     """
     reference = _reference(problem)
-    contestants = _installed(problem, peers or _PEERS)
+    contestants = _installed(problem, peers or PEERS)
     lengths = contestants[OURS].solve(TOL)[2]  # nobody needs many more or fewer
     chosen = {
         name: _smallest_budget(
@@ -148,7 +147,7 @@ def _installed(problem, peers):
     contestants = {OURS: _ours(problem)}
     for name in peers:
         try:
-            contestants[name] = _PEERS[name](problem)
+            contestants[name] = PEERS[name](problem)
         except ModuleNotFoundError as error:
             print(
                 f"{name} skipped: no module {error.name}. "
@@ -236,26 +235,28 @@ def _scipy(problem):
 
     start, unravel = ravel_pytree(problem.start)
     solve = functools.partial(_eigsh, linalg, matvec, np.asarray(start))
-    return Contestant(solve, "tol", (TOL,), jax.vmap(unravel))
+    return Contestant(solve, "tol", (TOL,), _rows_like(problem))
 
 
 def _curvlinops(problem):
+    import benchmark_torch
     import curvlinops
     from scipy.sparse import linalg
 
-    network, criterion, data = _in_torch(problem)
+    network, criterion, data = benchmark_torch.in_torch(problem)
     operator = curvlinops.HessianLinearOperator(
         network, criterion, [*network.parameters()], [data], check_deterministic=False
     ).to_scipy(np.float32)
     start = np.random.default_rng(0).standard_normal(operator.shape[0], np.float32)
     solve = functools.partial(_eigsh, linalg, operator.matvec, start)
-    return Contestant(solve, "tol", (TOL,), functools.partial(_from_torch, network))
+    return Contestant(solve, "tol", (TOL,), _rows_like(problem))
 
 
 def _eigenthings(problem):
+    import benchmark_torch
     import hessian_eigenthings as eigenthings
 
-    network, criterion, data = _in_torch(problem)
+    network, criterion, data = benchmark_torch.in_torch(problem)
     operator = eigenthings.HessianOperator(
         network, [data], eigenthings.supervised_loss(criterion)
     )
@@ -267,14 +268,15 @@ def _eigenthings(problem):
         return found.eigenvalues, found.eigenvectors, found.iterations
 
     budgets = range(RANK, 6 * RANK + 1)
-    return Contestant(solve, "length", budgets, functools.partial(_from_torch, network))
+    return Contestant(solve, "length", budgets, _rows_like(problem))
 
 
 def _pyhessian(problem):
+    import benchmark_torch
     import pyhessian
     import torch
 
-    network, criterion, data = _in_torch(problem)
+    network, criterion, data = benchmark_torch.in_torch(problem)
     module = sys.modules["pyhessian.hessian"]  # the package hides it by a class
 
     def solve(tol):
@@ -292,12 +294,10 @@ def _pyhessian(problem):
         return values, torch.stack(rows), product.calls
 
     budgets = [10 ** (-exponent / 4) for exponent in range(12, 29)]
-    return Contestant(solve, "tol", budgets, functools.partial(_from_torch, network))
+    return Contestant(solve, "tol", budgets, _rows_like(problem))
 
 
-# Those that take any network in JAX; the others need it written again in torch.
-ON_JAX = ("matfree", "scipy eigsh on a JAX matvec")
-_PEERS = {
+PEERS = {
     "matfree": _matfree,
     "scipy eigsh on a JAX matvec": _scipy,
     "hessian-eigenthings": _eigenthings,
@@ -325,39 +325,7 @@ def _eigsh(linalg, matvec, start, tol):
     return values, vectors.T, counted.calls
 
 
-def _in_torch(problem):
-    """The network at its parameters, the loss and the data, in torch on all cores."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count())
-
-    class HalfSum(torch.nn.Module):
-        reduction = "mean"  # over the examples, for curvlinops
-
-        def forward(self, outputs, targets):
-            return 0.5 * (outputs - targets).square().sum(-1).mean()
-
-    modules = []
-    for i in range(len(problem.params)):
-        layer = jax.tree.map(np.array, problem.params[f"dense_{i}"])
-        dense = torch.nn.Linear(*layer["kernel"].shape)
-        dense.weight.data = torch.from_numpy(layer["kernel"].T.copy())
-        dense.bias.data = torch.from_numpy(layer["bias"])
-        modules += [dense, torch.nn.Tanh()]
-    inputs = np.array(problem.train.inputs)
-    inputs = torch.from_numpy(inputs.reshape(len(inputs), -1))
-    labels = torch.from_numpy(np.array(problem.train.targets)).long()
-    targets = torch.nn.functional.one_hot(labels, modules[-2].out_features).float()
-    return torch.nn.Sequential(*modules[:-1]), HalfSum(), (inputs, targets)
-
-
-def _from_torch(network, rows):
-    """Rows over torch's flat parameters `(k, n)` as a basis of ours."""
-    rows, found, offset = np.asarray(rows), {}, 0
-    for i, dense in enumerate(network[::2]):
-        width, size = dense.weight.shape, dense.weight.numel()
-        kernel, bias = np.split(rows[:, offset:], [size], axis=1)
-        kernel = kernel.reshape(len(rows), *width).swapaxes(1, 2)
-        found[f"dense_{i}"] = {"kernel": kernel, "bias": bias[:, : width[0]]}
-        offset += size + width[0]
-    return jax.tree.map(jnp.asarray, found)
+def _rows_like(problem):
+    """From rows over flat parameters `(k, n)` to a basis."""
+    unravel = jax.vmap(ravel_pytree(problem.start)[1])
+    return lambda rows: unravel(jnp.asarray(np.asarray(rows)))

@@ -44,7 +44,7 @@ def test_tables_json_and_figure(scripts, tmp_path, capsys):
     peers = results["peers"]
     for name in ("eigenpairs", "peers", *results["eigenpairs"], *peers):
         assert name in printed
-    for name in benchmark_peers._PEERS:
+    for name in benchmark_peers.PEERS:
         assert (name in peers) != (f"{name} skipped: no module" in printed)
     assert "scipy eigsh on a JAX matvec" in peers  # scipy is there for the tests
     assert results["versions"]["scipy"] in printed
@@ -104,7 +104,7 @@ def test_an_absent_peer_is_named(problem, capsys, monkeypatch):
     def absent(problem):
         raise ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
 
-    monkeypatch.setattr(benchmark_peers, "_PEERS", {"a peer": absent})
+    monkeypatch.setattr(benchmark_peers, "PEERS", {"a peer": absent})
     assert list(benchmark_peers.measure(problem, repeats=1)) == ["bulk_sgd"]
     assert "a peer skipped: no module nowhere. To install" in capsys.readouterr().out
 
@@ -123,7 +123,7 @@ def test_every_contestant_has_to_find_the_eigenpairs(problem, monkeypatch, fault
         return pairs.eigenvalues[jnp.array(kept)], vectors, pairs.num_matvecs
 
     peer = benchmark_peers.Contestant(solve, "length", (5, 6))
-    monkeypatch.setattr(benchmark_peers, "_PEERS", {"a peer": lambda problem: peer})
+    monkeypatch.setattr(benchmark_peers, "PEERS", {"a peer": lambda problem: peer})
     if fault == "none":
         rows = benchmark_peers.measure(problem, repeats=1)
         assert rows["a peer"]["setting"] == "length 5"
