@@ -11,7 +11,7 @@ from written_runs import KINDS, SWITCH, write_run
 from bulk_sgd import report
 from bulk_sgd.report import figures
 from bulk_sgd.report.results import read_run
-from bulk_sgd.report.style import arm_styles, spread
+from bulk_sgd.report.style import arm_styles, log_axis, new_figure, spread
 
 
 def test_colors_do_not_depend_on_the_other_arms(tmp_path):
@@ -142,6 +142,16 @@ def test_cost_is_stacked_and_compared_per_step(tmp_path):
     assert outside.get_x() == 20
     # 150 s over 50 steps, against 0.6 s for a step without curvature.
     assert axes.texts[-1].get_text() == "600 matvecs, 5× a plain SGD step"
+
+
+@pytest.mark.parametrize("high", [3e-2, 1, 1e11])
+def test_log_axes_of_any_length_have_numbers(high):
+    _, (axes,) = new_figure(1, 1, (4, 3))
+    log_axis(axes)
+    axes.set_ylim(1e-2, high)
+    labels = axes.yaxis.get_ticklabels(which="both")
+    places = [x.get_position()[1] for x in labels if x.get_text()]
+    assert sum(1e-2 <= place <= high for place in places) >= 2
 
 
 def test_heights_are_spread_in_order():

@@ -132,12 +132,19 @@ def log_or_symlog(axes: Axes, values: np.ndarray) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A log y axis with numbers in plain figures, however short it is."""
+    """A log y axis with numbers in plain figures, however short or long it is."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(_plain_number)
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
     axes.yaxis.set_minor_formatter(_short_axis_number(axes))
+
+
+class _OneTwoFive(LogLocator):
+    def tick_values(self, low, high):
+        """Powers of ten where the base finds no room for every decade."""
+        found = super().tick_values(low, high)
+        return found if len(found) else LogLocator().tick_values(low, high)
 
 
 def _plain_number(value, _):
