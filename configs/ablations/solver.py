@@ -2,9 +2,10 @@ r"""Does a cheaper subspace change where Bulk-SGD ends?
 
 Asks whether Bulk-SGD with solvers of one matvec per step and less ends where it does
 with the exact subspace of the full data at every step: the loss 2,000 steps after the
-fork, over three seeds. Expected: within the spread of the seeds.
+fork, over three seeds. They do where Bulk-SGD is stable (learning rate 0.02). At the
+base rate of 0.1 it is not, with the exact subspace least of all: `docs/solvers.md`.
 
-About 10 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reproduce.sh`.
+About 15 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reproduce.sh`.
 
   python -m bulk_sgd.sweep --config=configs/ablations/solver.py:cpu \
       --workdir=runs/solver
