@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from tiny_runs import tiny
 from written_studies import LOSSES, SCALES, write_axis, write_cell
@@ -115,6 +116,22 @@ def test_ticks_tell_settings_apart(tmp_path, fields, expected):
     (panel, *_) = study_figures.setting_figure(axis).axes
     ticks = [tick.get_text() for tick in panel.get_xticklabels()]
     assert ticks[:2] == expected
+
+
+def test_bars_on_a_log_axis_stay_above_zero(tmp_path, monkeypatch):
+    write_axis(
+        tmp_path,
+        grid.product(grid.values("rank", (1, 2)), grid.values("seed", range(3))),
+    )
+    for index, loss in enumerate([0.04, 0.04, 4e10] * 2):
+        monkeypatch.setitem(LOSSES, "sgd", [1.0, 0.8, 0.6, 0.5, loss])
+        write_cell(tmp_path, index, arms=("sgd",))
+    (axis,) = study.read_study(tmp_path)
+    panel = study_figures.setting_figure(axis).axes[0]
+    assert panel.get_yscale() == "log"
+    (bar, _) = panel.collections[0].get_segments()
+    mean, factor = 400, 1e12 ** (1 / 3**0.5)  # of logs 0, 0 and log(1e12)
+    np.testing.assert_allclose(bar[:, 1], [mean / factor, mean * factor], rtol=1e-3)
 
 
 def test_plane_and_family_figures(tmp_path, monkeypatch):

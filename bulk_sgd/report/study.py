@@ -134,9 +134,10 @@ class Axis:
         cells = [cell for cell in self.groups[label] if arm in cell.arms]
         return [cell.outcome(arm)[key] for cell in cells]
 
-    def spread(self, label: str, arm: str, key: str) -> Spread:
-        """The same as a `Spread`."""
-        return Spread.of(self.over_seeds(label, arm, key))
+    def spread(self, label: str, arm: str, key: str, *, log=False) -> Spread:
+        """The same as a `Spread`; with `log` the geometric one."""
+        spread = Spread.of_ratios if log else Spread.of
+        return spread(self.over_seeds(label, arm, key))
 
     def _label(self, cell):
         varied = [

@@ -1,6 +1,7 @@
 """Figures of a study: one per axis, over seeds.
 
-Points and lines are means over seeds, bars and bands one standard deviation. Each
+Points and lines are means over seeds, bars and bands one standard deviation; points and
+bars on a log scale are those of the logarithms, so that no bar reaches below zero. Each
 method has the colour that it has in the figures of a run; families of them, of which a
 line holds several, have colours of their own.
 """
@@ -74,9 +75,10 @@ def setting_figure(axis: Axis) -> Figure:
     styles = _styles(axis)
     for axes, (key, name, log, reference) in zip(panels, shown):
         for i, (arm, style) in enumerate(styles.items()):
-            spreads = [axis.spread(label, arm, key) for label in labels]
+            spreads = [axis.spread(label, arm, key, log=log) for label in labels]
             places = np.arange(len(labels)) + 0.07 * (i - (len(styles) - 1) / 2)
-            _draw(axes, places, spreads, style, joined=axis.values is not None)
+            joined = axis.values is not None
+            _draw(axes, places, spreads, style, log=log, joined=joined)
         _finish(axes, name, log, _threshold(axis, key, reference))
         axes.set_xticks(
             range(len(labels)),
@@ -97,8 +99,9 @@ def family_figure(axis: Axis) -> Figure:
     label = next(iter(axis.groups))
     for axes, (key, name, log, reference) in zip(panels, shown):
         for path, points in path_points(axis).items():
-            spreads = [axis.spread(label, arm, key) for _, arm in points]
-            _draw(axes, [alpha for alpha, _ in points], spreads, _PATH_STYLES[path])
+            spreads = [axis.spread(label, arm, key, log=log) for _, arm in points]
+            places = [alpha for alpha, _ in points]
+            _draw(axes, places, spreads, _PATH_STYLES[path], log=log)
         _finish(axes, name, log, _threshold(axis, key, reference))
         axes.set_xlabel("α")
     formulas = {"bulk": "(α, 1)", "dom": "(1, α)", "cross": "(α, 1 − α)"}
@@ -297,14 +300,18 @@ def _measured(axis, key):
     )
 
 
-def _draw(axes, places, spreads, style, joined=True):
+def _draw(axes, places, spreads, style, *, log, joined=True):
     """Points with bars; settings that are no numbers are not joined by lines."""
+    means = np.array([spread.mean for spread in spreads])
+    bars = np.array([spread.deviation for spread in spreads])
+    if log:  # as far up as down on the axis
+        bars = np.abs(means * np.expm1(np.outer([-1, 1], bars / means)))
     lines = {"linewidth": min(style.linewidth, 1.7)}
     lines |= {} if joined else {"linestyle": "none"}
     axes.errorbar(
         places,
-        [spread.mean for spread in spreads],
-        [spread.deviation for spread in spreads],
+        means,
+        bars,
         marker="o",
         markersize=4,
         capsize=2,

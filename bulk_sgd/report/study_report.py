@@ -166,10 +166,11 @@ def _setting(axis):
 def _caption(axis, name):
     seeds = max(map(len, axis.groups.values()), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    logs = f"{over}, on log scales of the logarithms" if seeds > 1 else over
     return {
-        "settings": f"Each method over the settings of the axis; {over}. Dashed: the "
+        "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold of ηλ₁.",
-        "families": f"Along the families of scales (a, b); {over}. α = 1 of the bulk "
+        "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
         "diverged; points without a number were not run.",
