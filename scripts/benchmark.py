@@ -16,6 +16,7 @@ import statistics
 
 import benchmark_compile
 import benchmark_networks
+import benchmark_passes
 import benchmark_peers
 import benchmark_scaling
 import benchmark_steps
@@ -39,7 +40,7 @@ from bulk_sgd.report import style
 
 GROUPS = (
     *("eigenpairs", "training_loop", "peers", "networks", "steps"),
-    *("scaling", "sweep", "compile"),
+    *("passes", "scaling", "sweep", "compile"),
 )
 
 
@@ -102,6 +103,8 @@ def _measure(group, setup, arguments):
         return benchmark_peers.measure(setup, repeats)
     if group == "networks":
         return benchmark_networks.measure(repeats, arguments.cifar, arguments.quick)
+    if group == "passes":
+        return benchmark_passes.measure(setup, repeats)
     if group == "scaling":
         return benchmark_scaling.measure(repeats, arguments.quick)
     if group == "compile":

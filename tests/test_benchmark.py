@@ -63,8 +63,11 @@ def test_tables_json_and_figure(scripts, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_steps_and_training_loop(scripts, tmp_path):
-    results = run(tmp_path, "training_loop,steps")
+    results = run(tmp_path, "training_loop,passes,steps")
     loop, rows = results["training_loop"], results["steps"]
+    assert len(results["passes"]) == 6
+    assert results["passes"]["gradient, batch of 50"]["over a gradient"] == 1
+    assert min(row["ms"] for row in results["passes"].values()) > 0
     assert loop["relative difference of their parameters"] < 1e-5
     assert len(rows) == 10
     assert rows["batch 10: SGD"]["over SGD"] == 1
