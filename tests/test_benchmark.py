@@ -9,6 +9,8 @@ from conftest import ROOT
 
 import bulk_sgd
 
+OPTIMIZED = True
+
 
 @pytest.fixture(scope="module")
 def scripts():
