@@ -160,22 +160,28 @@ def orthogonalize(vector, basis):
 def orthonormal(basis):
     """A basis of orthonormal rows with the same span, by Cholesky QR.
 
-    A row of zeros among several stays one.
+    A row of zeros stays one. Where rows depend on those before them, their rounding is
+    what is made orthonormal.
     """
+    inverse_of = lambda length: jnp.where(length > 0, 1 / length, 0)
     if num_rows(basis) == 1:
-        return unit(basis)
+        return scale(inverse_of(norm(basis)), basis)
 
-    def factored(_, basis):
+    def factored(index, basis):
         products = gram(basis, basis)
+        # In units of their lengths, lest the shift be long for the shortest rows.
+        scales = jnp.diag(inverse_of(jnp.sqrt(jnp.diag(products))))
+        cosines = scales @ products @ scales
+        eps = jnp.finfo(products.dtype).eps
+        # It makes dependent rows factorable; what that leaves is less and less so.
+        shift = jnp.where(index < 2, 10 * len(products) * eps, 0)
         identity = jnp.eye(len(products), dtype=products.dtype)
-        # The shift keeps a nearly dependent block factorable, and one of zeros.
-        info = jnp.finfo(products.dtype)
-        shift = info.eps * jnp.trace(products) + info.tiny
-        factor = jnp.linalg.cholesky(products + shift * identity)
-        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        cosines = jnp.where(identity > 0, 1 + shift, cosines)
+        factor = jnp.linalg.cholesky(cosines.astype(products.dtype))
+        inverse = jax.scipy.linalg.solve_triangular(factor, scales, lower=True)
         return combine(inverse, basis)
 
-    return jax.lax.fori_loop(0, 2, factored, widen(basis))  # twice is enough
+    return jax.lax.fori_loop(0, 3, factored, widen(basis))  # two for independent rows
 
 
 def row(basis, index):

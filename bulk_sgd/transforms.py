@@ -199,20 +199,23 @@ def scale_by_subspace(
         if not jax.tree.leaves(params):
             raise ValueError("params has no arrays; it must have at least one.")
         value_fn = binding.bind(value_fn, extra_args)
-        selected = masking.select(updates, mask)
-        layout = _layout(sharding, updates, mask)
-        incoming, scale = selected, None
+        flags = masking.resolve(mask, params)
+        selected = masking.select(updates, flags)
+        layout = _layout(sharding, params, flags)
+        dtype = state.alignment.dtype
+        incoming = jax.tree.map(lambda x: x.astype(dtype), selected)
+        scale = None
         if preconditioner is not None:
             _check_like(preconditioner, updates)
-            block_of_it = masking.select(preconditioner, mask)
+            block_of_it = masking.select(preconditioner, flags)
             scale = preconditioning.root(block_of_it)
-            incoming = jax.tree.map(jnp.multiply, scale, selected)
+            incoming = jax.tree.map(jnp.multiply, scale, incoming)
 
         age = state.count - first_needed
         due = (age >= 0) & (age % refresh_every == 0)
 
         def refresh():
-            block_fn, block = masking.restrict(value_fn, params, mask)
+            block_fn, block = masking.restrict(value_fn, params, flags)
             key = jax.random.fold_in(jax.random.key(seed), state.count)
             before = state.subspace, state.solver_state
             matvec = curvature(block_fn, block)
@@ -359,13 +362,12 @@ def _check_like(preconditioner, updates):
         )
 
 
-def _layout(sharding, updates, mask):
+def _layout(sharding, params, flags):
     """The shardings of the selected parameters, None where nothing was asked for."""
     if sharding is None:
         return None
-    sharding = masking.resolve(sharding, updates)
-    flags = masking.resolve(mask, updates)
-    return masking.select(jax.tree.broadcast(sharding, updates), flags)
+    sharding = masking.resolve(sharding, params)
+    return masking.select(jax.tree.broadcast(sharding, params), flags)
 
 
 def _all_finite(found: Subspace):

@@ -117,3 +117,18 @@ def test_loops_are_compiled_once_outside_of_jit(call):
         assert compilations  # the listener hears them
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_orthonormal_rows_of_any_length_and_of_dependent_rows():
+    rng = np.random.default_rng(0)
+    one, two, three = rng.standard_normal((3, 50))
+    rows = np.stack([1e3 * one, 0 * one, 1e-6 * two, one + 1e-6 * three, 2 * one, two])
+    made = np.asarray(basis.orthonormal(jnp.asarray(rows, jnp.float32)))
+    expected = np.diag([1.0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(made @ made.T, expected, atol=2e-6)
+    np.testing.assert_allclose(
+        made[2] @ two, np.linalg.norm(two - one * (one @ two) / (one @ one)), rtol=1e-4
+    )
+    for row in (0 * one, 1e-6 * one):
+        made = basis.orthonormal(jnp.asarray(row[None], jnp.float32))
+        assert np.linalg.norm(made) == pytest.approx(float(row.any()), abs=1e-6)

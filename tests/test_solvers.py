@@ -143,17 +143,19 @@ def test_update_that_is_not_finite_keeps_the_subspace(name):
         assert np.isfinite(leaf).all()
 
 
-EVERY = {
-    "krylov_filter": bulk_sgd.krylov_filter(6, calibrate_every=2),
-    "update_pca": bulk_sgd.update_pca(6, every=2),
-    "streaming_pca": bulk_sgd.streaming_pca(),
-    "streaming": bulk_sgd.streaming(every=2),
+EVERY = {  # and how many branches
+    "krylov_filter": (bulk_sgd.krylov_filter(6, calibrate_every=2), 1),
+    "update_pca": (bulk_sgd.update_pca(6, every=2), 1),
+    "streaming_pca": (bulk_sgd.streaming_pca(), 1),
+    "streaming": (bulk_sgd.streaming(every=2), 1),
+    "on_drift": (bulk_sgd.on_drift(bulk_sgd.lanczos(), 1, every=2), 2),
+    "power": (bulk_sgd.power(), 2),
 }
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_due_by_a_count_stays_a_branch_under_vmap(name):
-    solver = EVERY[name]
+    solver, branches = EVERY[name]
     matrix = jnp.asarray(MATRIX, jnp.float32)
     updates = jnp.asarray(np.random.default_rng(2).standard_normal((4, SIZE)) @ matrix)
 
@@ -169,7 +171,7 @@ def test_what_is_due_by_a_count_stays_a_branch_under_vmap(name):
         lanes.append((*carry, updates[count % 2]))
     batch = jax.tree.map(lambda *x: jnp.stack(x), *lanes)
     jaxpr = jax.make_jaxpr(jax.vmap(call))(*batch)
-    assert sum(e.primitive.name == "cond" for e in jaxpr.eqns) == 1
+    assert sum(e.primitive.name == "cond" for e in jaxpr.eqns) == branches
     found, state = jax.jit(jax.vmap(call))(*batch)
     if name == "krylov_filter":  # a full solve of one is one of all
         assert (found.num_matvecs > 6).all()
@@ -185,7 +187,26 @@ def test_what_is_due_by_a_count_stays_a_branch_under_vmap(name):
         )
         np.testing.assert_allclose(at(found.eigenvalues), alone.eigenvalues, rtol=1e-3)
         assert int(at(found.num_matvecs)) == int(alone.num_matvecs)
-        assert int(at(state.count)) == int(own.count)
+        for count, its_own in zip(jax.tree.leaves(state), jax.tree.leaves(own)):
+            if count.dtype == jnp.int32:
+                assert int(at(count)) == int(its_own)
+
+
+@pytest.mark.parametrize("name", HESSIAN_FREE)
+def test_one_direction_of_the_updates(name):
+    for out, state in run(name, [MATRIX] * 4, rank=1):
+        assert np.isfinite(helpers.flat(out)).all()
+        assert np.linalg.norm(vectors(state)) in (0, pytest.approx(1, abs=1e-6))
+    assert np.linalg.norm(vectors(state)) > 0
+
+
+def test_a_block_without_curvature_does_not_hold_up_the_others():
+    matrix = np.zeros_like(MATRIX)
+    matrix[:8, :8] = helpers.symmetric([9, 7, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+    *_, (_, state) = run("blockwise streaming", [matrix] * 40)
+    assert int(state.failed_refreshes) == 0
+    np.testing.assert_allclose(state.subspace.eigenvalues, [9, 7, 0, 0], atol=0.4)
+    assert int(state.subspace.kept) == 2
 
 
 @ALL

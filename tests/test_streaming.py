@@ -120,11 +120,55 @@ def test_every_acts_on_one_call_in_so_many(columns):
     found, _, (matvecs, _) = run(bulk_sgd.streaming(columns, every=3), 9)
     width = columns or RANK
     assert matvecs.tolist() == [width, 0, 0] * 3
-    thrice, _, _ = run(bulk_sgd.streaming(columns), 3)
-    moved = np.linalg.norm(helpers.rows(found.eigenvectors), axis=1)
-    assert np.count_nonzero(moved) == np.count_nonzero(
-        np.linalg.norm(helpers.rows(thrice.eigenvectors), axis=1)
+    # Between its acts nothing moves: the third is the last of nine calls but two.
+    acted, _, _ = run(bulk_sgd.streaming(columns, every=3), 7)
+    before, _, _ = run(bulk_sgd.streaming(columns, every=3), 6)
+    rows = [helpers.rows(x.eigenvectors) for x in (found, acted, before)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert np.abs(rows[1] - rows[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_fewer_directions_than_rows(columns, directions):
+    """What is left of a product is rounding then, and must not pass for a vector."""
+    matrix = helpers.symmetric([10.0, 5.0][:directions] + [0.0] * (SIZE - directions))
+    for calls in (5, 40, 200):
+        found, _, (_, converged) = run(
+            bulk_sgd.streaming(columns), calls, matrix=matrix
+        )
+        rows = helpers.rows(found.eigenvectors)
+        rows = rows[np.linalg.norm(rows, axis=1) > 0]
+        np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
+        assert converged.all()
+    values, exact = helpers.top(matrix, directions)
+    np.testing.assert_allclose(found.eigenvalues[:directions], values, rtol=0.1)
+    assert np.linalg.norm(exact @ rows.T) ** 2 == pytest.approx(directions, abs=1e-3)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_batches_of_one_example_add_up(columns):
+    """Each has a Hessian of rank one; the average has not."""
+    solver = bulk_sgd.streaming(columns)
+    inputs = np.random.default_rng(0).standard_normal((40, SIZE)) * np.sqrt(
+        SPECTRUM + 1
     )
+    data, like = jnp.asarray(inputs, jnp.float32), jnp.zeros(SIZE)
+
+    def step(carry, index):
+        example = data[index % 40]
+        matvec = lambda v: example * (example @ v)
+        return solver.solve(matvec, *carry, example, jax.random.key(0)), carry[
+            0
+        ].converged
+
+    start = subspace.empty(like, RANK), solver.init(like, RANK)
+    (found, _), converged = jax.lax.scan(step, start, jnp.arange(400))
+    assert converged[1:].all()
+    rows = helpers.rows(found.eigenvectors)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
+    _, exact = helpers.top(inputs.T @ inputs / 40, RANK)
+    assert np.linalg.norm(exact @ rows.T) ** 2 > 0.5 * RANK
 
 
 def test_follows_a_matrix_that_turns():

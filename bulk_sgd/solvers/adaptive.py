@@ -51,7 +51,7 @@ def adaptive(
     Args:
       solver: what is called, such as `bulk_sgd.lanczos()`.
       threshold: keep where `learning_rate` · λ is above it; None for all up to the
-        largest gap, which keeps k − 1 vectors at most.
+        largest gap, k − 1 vectors at most, or all k if they are equal.
       learning_rate: η, where the threshold is meant in units of 1/η: an edge of
         stability is at 2. May be traced.
 

@@ -108,7 +108,8 @@ def _join(parts: list[Subspace], masks, like: Subspace) -> Subspace:
     start = 0
     for part, mask in zip(parts, masks):
         own = masking.select(vectors, mask)
-        own = basis.put(own, start, part.eigenvectors, jnp.ones((), bool))
+        rows = basis.cast_like(part.eigenvectors, own)
+        own = basis.put(own, start, rows, jnp.ones((), bool))
         vectors = masking.merge(own, vectors)
         start += part.rank
     return like._replace(

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks, curvature
+from bulk_sgd import basis, checks, curvature
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.power import probe
 from bulk_sgd.subspace import Solver
 
@@ -14,7 +15,8 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
     A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ that
     the basis at hand makes on the incoming update u. Above `tol`, where there is no
     basis yet and where an eigenvalue is zero, `solver` is called. Use it with
-    `refresh_every=1`.
+    `refresh_every=1`, and inside of `adaptive` rather than around it: a basis of which
+    nothing is kept has nothing to probe, and would be solved for at every call.
 
     Error: about `tol` for updates that are mostly dominant; the estimate is to first
     order, and low by up to the factor 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per
@@ -57,19 +59,22 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
             with jax.default_matmul_precision("highest"):
                 return probe(curvature.linearize(matvec), subspace, updates).drift
 
-        drift = jax.lax.cond(
-            probing, look, lambda: jnp.zeros_like(subspace.eigenvalues[0])
-        )
+        nothing = jnp.zeros_like(subspace.eigenvalues[0])
+        drift = jax.lax.cond(any_lane(probing), look, lambda: nothing)
+        drift = jnp.where(probing, drift, nothing)
         kept = subspace._replace(
             converged=jnp.ones((), bool), num_matvecs=probing.astype(jnp.int32)
         )
 
+        serves = known & (drift <= tol)  # False for NaN too
+
         def refresh():
             found, after = solver.solve(matvec, subspace, inner, updates, key)
-            return found._replace(num_matvecs=found.num_matvecs + probing), after
+            found = found._replace(num_matvecs=found.num_matvecs + probing)
+            # The lanes that only join in under `vmap` keep what they have.
+            return basis.where(serves, (kept, inner), (found, after))
 
-        serves = known & (drift <= tol)  # False for NaN too
-        found, inner = jax.lax.cond(serves, lambda: (kept, inner), refresh)
+        found, inner = jax.lax.cond(any_lane(~serves), refresh, lambda: (kept, inner))
         return found, (inner, count + 1)
 
     return Solver(init, solve)

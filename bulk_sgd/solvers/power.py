@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
+from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 
@@ -74,16 +75,18 @@ def power(
             unmoved = subspace._replace(num_matvecs=jnp.zeros((), jnp.int32))
             return unmoved, jnp.ones_like(subspace.eigenvalues[0])
 
-        moved, drift = jax.lax.cond(ready, step, skip)
-        stands = drift <= tol  # False for NaN too
+        moved, drift = jax.lax.cond(any_lane(ready), step, skip)
+        stands = ready & (drift <= tol)  # False for NaN too
+        spent = ready * moved.num_matvecs
+        kept = moved._replace(converged=stands, num_matvecs=spent)
 
         def restart():
             found, _ = full.solve(matvec, subspace, (), updates, key)
-            spent = moved.num_matvecs + found.num_matvecs
-            return found._replace(num_matvecs=spent)
+            found = found._replace(num_matvecs=spent + found.num_matvecs)
+            # The lanes that only join in under `vmap` keep what they have.
+            return basis.where(stands, kept, found)
 
-        kept = moved._replace(converged=stands)
-        return jax.lax.cond(stands, lambda: kept, restart), state
+        return jax.lax.cond(any_lane(~stands), restart, lambda: kept), state
 
     return Solver(full.init, solve)
 

@@ -24,6 +24,10 @@ from bulk_sgd import basis, checks, curvature
 from bulk_sgd.lanes import any_lane
 from bulk_sgd.subspace import Solver, Subspace
 
+# What a vector keeps of itself at least, in lengths of its product: enough for it to be
+# orthogonal to 1e-5 where the rest is rounding, and little to the first sweeps.
+_LEAST = 0.01
+
 
 class StreamingState(NamedTuple):
     """State of the `streaming` solver.
@@ -159,7 +163,8 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
         inside = jax.lax.dynamic_update_slice(
             basis.gram(product, rows), inside, (zero, start)
         )
-    outside = _squared_norms(product) - jnp.sum(inside**2, axis=1)
+    squares = _squared_norms(product)
+    outside = squares - jnp.sum(inside**2, axis=1)
 
     old = jax.lax.dynamic_slice(state.quotients, (start, zero), (width, rank))
     slab = old + weight * (inside - old)
@@ -172,16 +177,25 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     own = jnp.diag(jax.lax.dynamic_slice(old, (zero, start), (width, width)))
     # The magnitude: a negative quotient as it stands would turn its vector round at
     # every step, away from all directions of larger eigenvalues.
-    mixed = jax.tree.map(
-        lambda v, y: _over(jnp.abs(own) - weight * own, v) * v + weight * y,
-        block,
-        product,
-    )
+    stays = jnp.abs(own) - weight * own
+    # Where H has fewer directions than V, all of a product lies along other rows: what
+    # is left of it is rounding; where H has none, no row is found.
+    stays = jnp.maximum(stays, _LEAST * weight * jnp.sqrt(squares))
+    mixed = jax.tree.map(lambda v, y: _over(stays, v) * v + weight * y, block, product)
     if width < rank:
-        # The other rows are orthogonal to the block already, so that one pass, with
-        # inner products at hand, is as good as two.
         overlap = jnp.where(beyond, weight * inside, 0)
         mixed = basis.subtract(mixed, basis.combine(overlap, rows))
+        # As a rule that is little, and with inner products at hand one pass is as good
+        # as two. Where less is left than was removed, rounding has grown.
+        forms = jnp.diag(jax.lax.dynamic_slice(inside, (zero, start), (width, width)))
+        before = stays**2 + weight * (2 * stays * forms + weight * squares)
+        short = 2 * jnp.sum(overlap**2, axis=1) > before
+
+        def again():
+            part = jnp.where(short[:, None] & beyond, basis.gram(mixed, rows), 0)
+            return basis.subtract(mixed, basis.combine(part, rows))
+
+        mixed = jax.lax.cond(any_lane(jnp.any(short)), again, lambda: mixed)
     turned = basis.orthonormal(mixed)
 
     if width > 1:
@@ -196,7 +210,9 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     finite = jnp.all(jnp.isfinite(slab)) & jnp.all(jnp.isfinite(outside))
     # That both are in it also orders them before the first write, so that XLA need not
     # copy the basis for the sake of the second.
-    finite &= jnp.all(_squared_norms(turned) > 0.5) & jnp.isfinite(basis.norm(other))
+    lengths = _squared_norms(turned)
+    finite &= jnp.all((lengths > 0.5) | (lengths == 0))
+    finite &= jnp.isfinite(basis.norm(other))
     quotients = jnp.where(finite, quotients, state.quotients)
     noise = jnp.where(finite, noise, state.noise)
     return turned, other, partner, finite, quotients, noise
