@@ -191,11 +191,13 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
         before = stays**2 + weight * (2 * stays * forms + weight * squares)
         short = 2 * jnp.sum(overlap**2, axis=1) > before
 
-        def again():
+        def again(_, mixed):
             part = jnp.where(short[:, None] & beyond, basis.gram(mixed, rows), 0)
             return basis.subtract(mixed, basis.combine(part, rows))
 
-        mixed = jax.lax.cond(any_lane(jnp.any(short)), again, lambda: mixed)
+        # A loop works in place.
+        passes = jnp.any(short).astype(jnp.int32)
+        mixed = jax.lax.fori_loop(0, passes, again, mixed)
     turned = basis.orthonormal(mixed)
 
     if width > 1:
