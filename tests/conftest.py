@@ -15,18 +15,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs(request):
-    """Compiles the programs of a module in haste, and drops them at its end.
-
-    Most of a test's time is LLVM's: as in JAX's own tests, it does without the costly
-    passes, and only the rounding of loops differs. A module that is about rounding or
-    speed has `OPTIMIZED = True`, and gets the programs that a user gets.
+def few_programs():
+    """Drops the programs of a module at its end.
 
     Every loaded program keeps memory maps, of which a process may have some 65,000:
     beyond, XLA crashes. What a later module needs comes from the cache on disk.
     """
-    optimized = getattr(request.module, "OPTIMIZED", False)
-    jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.clear_caches()
 

@@ -10,8 +10,6 @@ import pytest
 import bulk_sgd
 from bulk_sgd import basis, subspace
 
-OPTIMIZED = True
-
 LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4), "c": jnp.zeros((2, 3))}
 ROWS = basis.zeros(LIKE, 3)
 

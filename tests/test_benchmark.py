@@ -9,8 +9,6 @@ from conftest import ROOT
 
 import bulk_sgd
 
-OPTIMIZED = True
-
 
 @pytest.fixture(scope="module")
 def scripts():

@@ -16,8 +16,6 @@ from tiny_runs import numbers, rows_of, tiny
 
 from bulk_sgd import checkpoint, metrics, record, signals, train
 
-OPTIMIZED = True
-
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -9,8 +9,6 @@ from helpers import cross_entropy, mlp, objective, squared_error
 
 import bulk_sgd
 
-OPTIMIZED = True
-
 INPUTS = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
 TARGETS = np.random.default_rng(1).standard_normal((6, 2)).astype(np.float32)
 CHANGES = r"changes from call to call.*relative difference.*Common causes: dropout"

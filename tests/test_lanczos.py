@@ -26,7 +26,6 @@ from bulk_sgd.solvers.thick_restart import _expand, _initial, _restart
 from bulk_sgd.subspace import empty
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
-OPTIMIZED = True
 
 # The small end of a geometric spectrum is below rounding: no solver finds it.
 CASES = [

@@ -14,7 +14,6 @@ from bulk_sgd.curvature import as_pytree
 from bulk_sgd.solvers import thick_restart
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
-OPTIMIZED = True
 
 
 def test_scan_jit_and_vmap_equal_single_solves():

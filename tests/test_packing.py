@@ -10,8 +10,6 @@ from jax.flatten_util import ravel_pytree
 import bulk_sgd
 from bulk_sgd import basis, curvature, packing
 
-OPTIMIZED = True
-
 LIKE = {"bias": jnp.zeros(3), "kernel": jnp.zeros((3, 50)), "scale": jnp.zeros(())}
 
 

@@ -16,8 +16,6 @@ from bulk_sgd import config, sharding
 from bulk_sgd.collectives import collectives
 from bulk_sgd.data.rows import LazyRows
 
-OPTIMIZED = True
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RANK, WINDOW = 6, 9
 # Rows of the bases that a step ends with and works with: of a solve for the rank, for

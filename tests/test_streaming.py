@@ -10,8 +10,6 @@ import pytest
 import bulk_sgd
 from bulk_sgd import subspace
 
-OPTIMIZED = True
-
 SIZE, RANK = 40, 4
 SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
 MATRIX = helpers.symmetric(SPECTRUM)

@@ -30,8 +30,6 @@ from bulk_sgd import (
 from bulk_sgd.experiment import Experiment
 from bulk_sgd.report import study, study_report
 
-OPTIMIZED = True
-
 ROOT = pathlib.Path(__file__).parents[1]
 
 
