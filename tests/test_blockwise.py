@@ -101,6 +101,37 @@ def test_a_block_goes_on_from_its_own_rows():
     assert int(found.num_matvecs) == RANK  # a step, no solve
 
 
+def test_repeated_eigenvalues_of_a_last_layer(x64):
+    """Under squared error each eigenvalue of its block occurs once per output."""
+    inputs = jnp.asarray(np.random.default_rng(0).standard_normal((60, 30)))
+    objective = bulk_sgd.Objective(
+        lambda p, x: jnp.tanh(x @ p["hidden"]) @ p["out"],
+        helpers.squared_error,
+        inputs,
+        jnp.ones((60, 4)),
+    )
+    hidden = jax.random.normal(jax.random.key(1), (30, 20), jnp.float64)
+    params = {"hidden": hidden / 5, "out": jnp.zeros((20, 4))}
+    features = jnp.tanh(inputs @ params["hidden"])
+    exact = np.linalg.eigvalsh(2 * features.T @ features / 60)[::-1].repeat(4)[:6]
+
+    def found(solver):
+        solver = bulk_sgd.blockwise(solver, by="out")
+        return solver.solve(
+            bulk_sgd.hessian(objective, params),
+            subspace.empty(params, 6),
+            solver.init(params, 6),
+            params,
+            jax.random.key(0),
+        )[0]
+
+    pairs = found(bulk_sgd.lanczos(repeated=True))
+    np.testing.assert_allclose(pairs.eigenvalues, exact, rtol=1e-3)
+    assert pairs.converged
+    single = found(bulk_sgd.lanczos())  # what the argument is for
+    assert single.eigenvalues[1] < 0.9 * exact[1]
+
+
 def test_states_of_the_blocks_are_kept_apart():
     solver = bulk_sgd.blockwise(bulk_sgd.adaptive(EXACT, 6.0))
     found, (encoder, head) = solve(solver)

@@ -43,6 +43,24 @@ def test_leading_eigenpairs_of_prescribed_spectra(spectrum, which):
             assert_leading_pairs(matrix, solve(matrix, seed, which=which), which)
 
 
+@pytest.mark.parametrize(("spectrum", "which"), CASES)
+def test_repeated_eigenvalues_are_all_seen_at_a_loose_tolerance(spectrum, which):
+    for matrix in matrices(spectrum):
+        loose = {"seed": 1, "tol": 1e-2, "which": which}
+        pairs = solve(matrix, **loose, repeated=True)
+        assert_leading_pairs(matrix, pairs, which, tol=1e-2)
+        # What the first solve takes, and at least one search.
+        assert int(pairs.num_matvecs) > int(solve(matrix, **loose).num_matvecs)
+
+
+def test_no_search_follows_a_solve_that_failed():
+    matrix = matrices("geometric")[0]
+    few = {"rank": RANK, "tol": 1e-6, "max_matvecs": 5, "repeated": True}
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0), **few)
+    assert not pairs.converged
+    assert int(pairs.num_matvecs) == 5
+
+
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 def test_converged_is_never_claimed_above_the_tolerance(which):
     claims = []

@@ -19,6 +19,7 @@ _BUILDERS = {
         c.tol,
         c.max_matvecs or None,
         max_basis=c.max_basis or None,
+        repeated=bool(c.blocks),  # under squared error blocks have repeated eigenvalues
         warm_start=c.warm_start,
     ),
     "power": lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
@@ -106,7 +107,7 @@ def build(config, learning_rate=1.0) -> Solver:
 
 
 def _check_lanczos(config):
-    checks.at_least("config.subspace.tol", config.tol, 0)
+    checks.between("config.subspace.tol", config.tol, 0, 1)
     for name, low, formula in (
         ("max_matvecs", config.rank, "config.subspace.rank"),
         ("max_basis", config.rank + 2, "config.subspace.rank + 2"),

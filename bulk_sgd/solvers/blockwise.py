@@ -21,12 +21,15 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     eigenvectors couple the layers (arXiv 2602.00816): `Subspace.overlap` with it tells,
     and the training binary reports it with its measures.
 
+    Under squared error the eigenvalues of a linear last layer occur once per output, of
+    which `lanczos()` finds one; `lanczos(repeated=True)` and `power()` find them all.
+
     Error: that of `solver` for the blocks; the overlap with the subspace of H along
     training is in `docs/solvers.md`. Cost: the matvecs of B solves, at about k / B
     vectors each; memory for the k rows, of which each is zero outside of its block.
 
     Args:
-      solver: what is called for each block, such as `bulk_sgd.lanczos()`.
+      solver: what is called for each block, such as `bulk_sgd.power()`.
       by: how parameters are grouped: None or "layer" by layer, a regular
         expression searched in the paths of the leaves, such as `"^[^/]*"`, or a
         function from a path to a name or None. Parameters in no block are in the bulk.
@@ -40,7 +43,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     Example:
       >>> import bulk_sgd
-      >>> solver = bulk_sgd.blockwise(bulk_sgd.lanczos(), by="^[^/]*")
+      >>> solver = bulk_sgd.blockwise(bulk_sgd.power(), by="^[^/]*")
       >>> tx = bulk_sgd.project_bulk(rank=12, solver=solver)
     """
     if not isinstance(solver, Solver):

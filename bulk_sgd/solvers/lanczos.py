@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
-from bulk_sgd.solvers import thick_restart
+from bulk_sgd.solvers import deflation, thick_restart
 from bulk_sgd.subspace import Solver, Subspace
 
 
@@ -17,6 +17,7 @@ def top_eigenpairs(
     *,
     max_basis: int | None = None,
     which: str = "largest",
+    repeated: bool = False,
     key=None,
 ) -> Subspace:
     """Leading eigenpairs of a symmetric operator on pytrees.
@@ -26,7 +27,8 @@ def top_eigenpairs(
     orthogonalisation pass per step. Memory: `max_basis + 4` vectors and the result.
 
     A single Krylov sequence sees one direction of an exactly repeated eigenvalue, and
-    of a cluster narrower than `tol`: tighten `tol` to separate the members.
+    of a cluster narrower than `tol`: `repeated` sees them all, and so does a tighter
+    `tol` where a cluster can be told apart.
 
     Args:
       matvec: symmetric linear callable from a pytree to one of the same structure,
@@ -34,12 +36,15 @@ def top_eigenpairs(
       start: the start vector, a pytree of floating point arrays, or a `Subspace` from
         a nearby point (warm start). Zero or not finite: a random vector.
       rank: number of eigenpairs k, from 1 to the dimension.
-      tol: converged when all residuals ‖A u_i − λ_i u_i‖ ≤ tol · max|λ|.
+      tol: converged when all residuals ‖A u_i − λ_i u_i‖ ≤ tol · max|λ|; at most 1.
       max_matvecs: bound on the number of matvecs, at least `rank`; by default
         `10 * rank + 50`.
       max_basis: number of basis vectors kept between restarts, at least `rank + 2`
         unless it spans the whole space; by default `2 * rank + 10`.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
+      repeated: also search what the pairs found leave over, until nothing is in it that
+        comes before the last of them by more than `tol · max|λ|`. Each search has
+        `max_matvecs` of its own and takes about ten; `num_matvecs` counts them.
       key: PRNG key of the random directions, which are others on several devices than
         on one; by default a fixed one.
 
@@ -67,12 +72,13 @@ def top_eigenpairs(
     checks.floating("start", like)
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
-    checks.at_least("tol", tol, 0)
+    checks.between("tol", tol, 0, 1)
     checks.one_of("which", which, thick_restart.ORDERS)
     limits = max_matvecs, max_basis
     max_matvecs, num_rows = thick_restart.bounds(rank, dimension, *limits)
     key = jax.random.key(0) if key is None else key
-    return thick_restart.solve(
+    solve = deflation.solve if repeated else thick_restart.solve
+    return solve(
         curvature.as_pytree(matvec),
         start if warm else basis.widen(like),
         key,
@@ -90,6 +96,7 @@ def lanczos(
     *,
     max_basis: int | None = None,
     which: str = "largest",
+    repeated: bool = False,
     warm_start: bool = True,
 ) -> Solver:
     """Solver that runs `top_eigenpairs` to its tolerance at every refresh.
@@ -102,6 +109,8 @@ def lanczos(
       max_matvecs: as in `top_eigenpairs`.
       max_basis: as in `top_eigenpairs`.
       which: as in `top_eigenpairs`.
+      repeated: as in `top_eigenpairs`; meant for `blockwise`, as blocks have repeated
+        eigenvalues.
       warm_start: start from the previous subspace rather than a random vector.
 
     Returns:
@@ -114,12 +123,12 @@ def lanczos(
       >>> import bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.lanczos(tol=1e-2))
     """
-    checks.at_least("tol", tol, 0)
+    checks.between("tol", tol, 0, 1)
     checks.one_of("which", which, thick_restart.ORDERS)
     for name, bound in (("max_matvecs", max_matvecs), ("max_basis", max_basis)):
         if bound is not None:
             checks.integer(name, bound, 1)
-    options = {"max_basis": max_basis, "which": which}
+    options = {"max_basis": max_basis, "which": which, "repeated": repeated}
 
     def init(params, rank):
         # optax.tree_map_params passes a tree without leaves.

@@ -238,7 +238,7 @@ def _seeded(block, rows, updates, key):
 
     def fill():
         keys = jax.random.split(key, missing.size)
-        noise = jax.vmap(lambda key: basis.random_normal(key, updates))(keys)
+        noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
         scale = jnp.sqrt(basis.size(updates)) / (basis.norm(updates) + 1e-30)
         first = jnp.arange(missing.size) == 0
 
