@@ -55,6 +55,8 @@ def at_least(name: str, value: Any, low: float):
 
 def between(name: str, value: Any, low: float, high: float, below: bool = False):
     """Raises ValueError unless `value` is a number from `low` to (`below`) `high`."""
+    if isinstance(value, jax.core.Tracer):
+        return  # not known before the program runs
     number = _number(value)
     if not low <= number <= high or (below and number == high):
         bound = "below" if below else "to"

@@ -101,6 +101,14 @@ class Experiment:
             num_train,
             "the number of training examples",
         )
+        if config.data.streaming or config.subspace.data == "subset":
+            checks.integer(
+                "config.subspace.subset_size",
+                config.subspace.subset_size,
+                1,
+                num_train,
+                "the number of training examples",
+            )
         self.layout.check(config, num_train, len(self.dataset.test_targets))
         build = functools.partial(
             models.build,
@@ -160,7 +168,12 @@ class Experiment:
         try:
             jax.eval_shape(lambda params: solver.init(params, space.rank), self.params)
         except ValueError as error:
-            raise ValueError(f"config.subspace: {error}") from None
+            # Arguments of solvers are called as the fields are, but for this one.
+            name, _, rest = str(error).partition(" ")
+            name = {"by": "blocks"}.get(name, name)
+            where = f"config.subspace.{name}" if name in space else "config.subspace:"
+            told = rest if name in space else error
+            raise ValueError(f"{where} {told}") from None
 
     @property
     def ends_by_alignment(self) -> bool:
@@ -254,13 +267,6 @@ class Experiment:
 
     def _subset(self) -> Objective:
         set_, size = self.dataset, self.config.subspace.subset_size
-        checks.integer(
-            "config.subspace.subset_size",
-            size,
-            1,
-            len(set_.train_targets),
-            "the number of training examples",
-        )
         order = np.random.default_rng([self.config.seed, 1])
         chosen = order.permutation(len(set_.train_targets))[:size]
         return self._objective(set_.train_inputs, set_.train_targets, chosen)

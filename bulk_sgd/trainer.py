@@ -166,13 +166,10 @@ class Trainer:
         self._progress.advance(taken, **facts)
         if job.entry["status"] == record.DIVERGED:
             self._progress.say(f"{job.name} diverged at step {row['step']}.")
-        if failed and row["kept"] is None and job.name not in self._warned:
-            self._warned.add(job.name)
-            advice = _advice(job.experiment.config.subspace)
-            self._progress.say(
-                f"{job.name}: no refresh has converged, so there is no subspace "
-                f"yet{advice}."
-            )
+        told = _trouble(job, row)
+        if told and (job.name, told[0]) not in self._warned:
+            self._warned.add((job.name, told[0]))
+            self._progress.say(f"{job.name}: {told[1]}")
 
 
 class _Account:
@@ -244,6 +241,22 @@ class _Account:
             self.job.entry["status"] = record.COMPLETE
         if self.job.name and not self.job.running:
             self.job.run.save()
+
+
+def _trouble(job, row) -> tuple[str, str] | None:
+    """What is wrong with the subspace at a row of metrics: a word and a sentence."""
+    space = job.experiment.config.subspace
+    if row["kept"] == 0:
+        return "empty", (
+            f"the subspace is empty at step {row['step']}, so that the whole update is "
+            f"bulk (config.subspace.keep is {space.keep!r}, config.subspace.threshold "
+            f"{space.threshold:g})."
+        )
+    if row["kept"] is None and job.entry["failed_refreshes"]:
+        advice = _advice(space)
+        sentence = "no refresh has converged, so there is no subspace yet"
+        return "none", f"{sentence}{advice}."
+    return None
 
 
 def _advice(space) -> str:

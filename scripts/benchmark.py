@@ -48,7 +48,8 @@ def main(argv=None):
     """Runs the groups that the command line asks for."""
     arguments = _arguments(argv)
     setup = problem(arguments.quick)
-    results = {}
+    results = {"quick": arguments.quick, "network": _describe(setup)}
+    print(results["network"], "(--quick: a toy)" if arguments.quick else "")
     for group in arguments.only:
         results[group] = _measure(group, setup, arguments)
         print(f"\n{group}")
@@ -67,9 +68,15 @@ def main(argv=None):
 
 def _arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=GROUPS, type=_groups, help=",".join(GROUPS))
-    parser.add_argument("--repeats", type=int, default=7, help="rounds")
-    parser.add_argument("--batch_sizes", type=_integers, default=(50, 250))
+    parser.add_argument(
+        "--only", default=GROUPS, type=_groups, help=f"some of {','.join(GROUPS)}"
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, default=7, help="rounds, whose median counts (7)"
+    )
+    parser.add_argument(
+        "--batch_sizes", type=_integers, default=(50, 250), help="of steps (50,250)"
+    )
     parser.add_argument("--cifar", default="", help="networks: .npz of CIFAR-10")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--figure", help="PNG file for a chart of the peers")
@@ -90,7 +97,22 @@ def _groups(text):
 
 
 def _integers(text):
-    return [int(number) for number in text.split(",")]
+    return [_positive(number) for number in text.split(",")]
+
+
+def _positive(text):
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer, at least 1")
+    return int(text)
+
+
+def _describe(setup):
+    """The network of all groups but `networks`, `scaling`, `sweep` and `compile`."""
+    count, images = basis.size(setup.params), setup.train.num_examples
+    return (
+        f"MLP of {count:,} parameters on {images:,} images of MNIST, "
+        f"{int(setup.state.step):,} steps into training"
+    )
 
 
 def _measure(group, setup, arguments):

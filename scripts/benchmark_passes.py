@@ -26,24 +26,24 @@ def measure(problem, repeats: int) -> dict[str, dict[str, float]]:
     params = problem.params
     keys = jax.random.split(jax.random.key(0), RANK)
     rows = jax.vmap(lambda key: basis.random_normal(key, params))(keys)
+    passes = {
+        _GRADIENT: lambda loss, rows, x: _moved(x, jax.grad(loss)(x)),
+        "a vector, scaled": lambda loss, rows, x: basis.scale(1 + _TINY, x),
+        "inner products of the basis with a vector": lambda loss, rows, x: _scaled(
+            x, basis.inner(rows, x)[0]
+        ),
+        "the same with two vectors at once": lambda loss, rows, x: _scaled(
+            x, jnp.sum(_inner_at_once(rows, _pair(x)))
+        ),
+        "a combination of the basis": lambda loss, rows, x: _moved(
+            x, basis.combine(_weights(x)[0], rows)
+        ),
+        "two combinations at once": lambda loss, rows, x: _moved(
+            x, *map(basis.row, [basis.combine(_weights(x), rows)] * 2, range(2))
+        ),
+    }
     contestants = {
-        name: _Loop(step, params, loss, rows)
-        for name, step in {
-            _GRADIENT: lambda loss, rows, x: _moved(x, jax.grad(loss)(x)),
-            "a vector, scaled": lambda loss, rows, x: basis.scale(1 + _TINY, x),
-            "inner products with a vector": lambda loss, rows, x: basis.scale(
-                1 + _TINY * jnp.tanh(basis.inner(rows, x)[0]), x
-            ),
-            "with two at once": lambda loss, rows, x: basis.scale(
-                1 + _TINY * jnp.tanh(jnp.sum(_inner_at_once(rows, _pair(x)))), x
-            ),
-            "a combination of its vectors": lambda loss, rows, x: _moved(
-                x, basis.combine(_weights(x)[0], rows)
-            ),
-            "two at once": lambda loss, rows, x: _moved(
-                x, *map(basis.row, [basis.combine(_weights(x), rows)] * 2, range(2))
-            ),
-        }.items()
+        name: _Loop(step, params, loss, rows) for name, step in passes.items()
     }
     for loop in contestants.values():
         timed(loop)
@@ -69,6 +69,10 @@ class _Loop:
 
     def __call__(self):
         return self.run(*self.arguments)
+
+
+def _scaled(vector, number):
+    return basis.scale(1 + _TINY * jnp.tanh(number), vector)
 
 
 def _moved(vector, *others):

@@ -1,6 +1,7 @@
 """The benchmark on a toy: its output, our own numbers, what it does not let pass."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def test_tables_json_and_figure(scripts, tmp_path, capsys):
     results = run(tmp_path, "eigenpairs,peers")
     printed = capsys.readouterr().out
     peers = results["peers"]
+    assert re.match(r"MLP of 12,\d{3} parameters on 300 images .* 60 steps", printed)
     for name in ("eigenpairs", "peers", *results["eigenpairs"], *peers):
         assert name in printed
     for name in benchmark_peers.PEERS:
@@ -59,6 +61,16 @@ def test_tables_json_and_figure(scripts, tmp_path, capsys):
         assert row["eigenvalue error"] <= 1e-3
         assert row["seconds"] > 0
     assert ours["matvecs"] <= 60
+
+
+@pytest.mark.parametrize("flag", ["--repeats=0", "--batch_sizes=50,0", "--repeats=x"])
+def test_what_cannot_be_measured_is_refused(scripts, capsys, flag):
+    import benchmark
+
+    with pytest.raises(SystemExit):
+        benchmark.main([flag])
+    value = flag.replace(",", "=").split("=")[-1]
+    assert f"'{value}' must be an integer, at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from absl import flags
+from conftest import ROOT
 from ml_collections import config_flags
 
 from bulk_sgd import cli, config, metrics, record, signals
@@ -185,6 +186,28 @@ def test_signals_are_said(capsys, number):
             signal.signal(which, handler)
     assert ended.value.code == 128 + number
     assert capsys.readouterr().err == f"interrupted by {number.name}: runs/x\n"
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_the_device():
+    """Python calls no handler before a program on the device has ended."""
+    script = (
+        "import ctypes; from bulk_sgd import signals\n"
+        "signals._GRACE = 0.1; signals.install(); print('ready', flush=True)\n"
+        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, bytes(64)\n"
+        "lock(mutex); lock(mutex)  # for ever, and no signal wakes it"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):

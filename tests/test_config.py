@@ -230,11 +230,38 @@ def test_krylov_filter_serves_one_update_alone():
         config.validate(fields)
 
 
-def test_blocks_without_parameters_are_named():
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"blocks": "attention"}, r"config\.subspace\.blocks is 'attention', which p"),
+        (
+            {"blocks": "layer", "rank": 2},
+            r"config\.subspace\.rank is 2; .* 3 \(one for",
+        ),
+        (
+            {"blocks": "bias", "rank": 250, "max_matvecs": 50},
+            r"config\.subspace\.max_matvecs is 50",
+        ),
+        (
+            {"blocks": "dense_2", "rank": 2011},
+            r"config\.subspace: the share of block 'dense_2' in the rank is 2011",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_network_is_named_by_its_field(changes, told):
     fields = config.default()
-    fields.subspace.blocks = "attention"
+    fields.subspace.update(changes)
+    with pytest.raises(ValueError, match=told):
+        experiment.Experiment(fields)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_subset_larger_than_the_data_is_refused_for_that(memory):
+    fields = config.default()
+    fields.check_memory = memory
+    fields.subspace.update(data="subset", subset_size=10**9)
     with pytest.raises(
-        ValueError, match=r"config.subspace: by is 'attention', which p"
+        ValueError, match=r"subset_size is 1000000000; it must be from 1 to 5000"
     ):
         experiment.Experiment(fields)
 

@@ -138,8 +138,8 @@ def test_arms_that_never_had_a_subspace_lead_to_no_conclusion(tmp_path):
     assert "did the training" in " ".join(happened(read_run(tmp_path)))
     for each in rows:
         if each["arm"] != PREFIX:
-            each |= {"eigenvalues": None, "sharpness": None, "sharpness_ratio": None}
-            each["failed_refreshes"] = 4
+            # The sharpness of the last row is known all the same.
+            each |= {"eigenvalues": None, "kept": None, "failed_refreshes": 4}
     file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     record = json.loads((tmp_path / "run.json").read_text())
     for arm in record["arms"].values():
@@ -174,3 +174,22 @@ def test_numbers_read_well(value, text):
 def test_small_shares_keep_two_digits():
     assert percent(0.0123).replace("\xa0", " ") == "1.2 %"
     assert percent(0.98).replace("\xa0", " ") == "98 %"
+
+
+def edit_rows(tmp_path, change):
+    metrics = tmp_path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+    return " ".join(happened(read_run(tmp_path)))
+
+
+def test_an_empty_subspace_is_told_with_its_rows(tmp_path):
+    write_run(tmp_path)
+    assert "empty subspace" not in " ".join(happened(read_run(tmp_path)))
+
+    def change(row):
+        empty = row["arm"] == "bulk_sgd" and row["step"] <= SWITCH + 30
+        return row | ({"kept": 0} if empty else {})
+
+    told = edit_rows(tmp_path, change)
+    assert "whole update is bulk: 3 of 10 (Bulk-SGD)." in told

@@ -1,5 +1,6 @@
 """What the rows of a run say about its solver, and about sharpness."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,9 +131,15 @@ def test_without_a_subspace_the_fields_to_raise_are_named_once(solver, fields):
     ]
 
 
-def test_kept_counts_the_vectors_in_use(tmp_path):
+def test_kept_counts_the_vectors_in_use(tmp_path, capsys):
     config = tiny(subspace__keep="eigenvalue", subspace__threshold=1e3)
+    config.progress = True
     train.train_and_evaluate(config, tmp_path)
+    told = re.findall(
+        r"bulk_sgd: the subspace is empty at step .*", capsys.readouterr().err
+    )
+    assert len(told) == 1  # however many rows
+    assert "config.subspace.threshold 1000)" in told[0]
     row = rows_of(tmp_path, "bulk_sgd")[-1]
     assert row["kept"] == 0
     assert row["alignment_gradient"] == 0

@@ -123,6 +123,23 @@ def test_mask_restricts_the_curvature_block_and_the_update(x64, mask):
     np.testing.assert_allclose(state.alignment, chi, rtol=1e-10)
 
 
+def test_mask_is_a_function_of_the_params_not_of_the_updates():
+    params = {"half": jnp.ones(3, jnp.bfloat16), "single": jnp.ones(4)}
+    weights = jnp.arange(1.0, 5.0)
+    loss = lambda p: (
+        jnp.sum(p["half"].astype(jnp.float32) ** 2)
+        + jnp.sum(weights * p["single"] ** 2)
+    )
+    single = lambda tree: jax.tree.map(lambda x: x.dtype == jnp.float32, tree)
+    tx = exact(2, 0.0, 1.0, mask=single)
+    u = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
+    out, state = first_update(tx, u, params, loss)
+    np.testing.assert_allclose(state.subspace.eigenvalues, [8, 6], rtol=1e-6)
+    assert state.subspace.eigenvectors["half"] is None
+    np.testing.assert_allclose(out["half"], 1)
+    np.testing.assert_allclose(out["single"], [1, 1, 0, 0], atol=1e-6)
+
+
 def test_value_fn_gets_the_extra_arguments_that_it_names():
     def value_fn(params, factor, *, offset=0.0):
         return factor * LOSS(params) + offset

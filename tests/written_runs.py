@@ -28,6 +28,7 @@ def row(arm, step, loss, **others):
         "alignment_gradient": 0.9,
         # Eigenvalues are rarer than losses.
         "eigenvalues": None if step % 20 else [top, top / 2, top / 4],
+        "kept": 3,
         "sharpness": None if step % 20 else top,
         "sharpness_ratio": None if step % 20 else 0.01 * top,
         "matvecs": 12 * (step - start),

@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self):
         checks.integer("rank", self.rank, 1)
-        checks.at_least("tol", self.tol, 0)
+        checks.between("tol", self.tol, 0, 1)
         checks.integer("density_probes", self.density_probes, 2)
         checks.integer("density_steps", self.density_steps, 1)
         checks.integer("trace_probes", self.trace_probes, 2)

@@ -38,7 +38,8 @@ def happened(run: Run) -> list[str]:
     waiting = [run.summary(arm).label for arm in run.arms if arm not in begun]
     sentences = [
         _prefix(run),
-        _blindness(arms),
+        _blindness(run, arms),
+        _emptiness(run, arms),
         *(_arm(run, arm, sgd) for arm in arms),
         f"Nothing logged past the switch by {', '.join(waiting)}." if waiting else "",
         _shares(run, arms, sgd),
@@ -153,7 +154,9 @@ def _against(run, arm, sgd):
 
 def _shares(run, arms, sgd):
     """Which part of SGD's decrease each half of its steps achieved alone."""
-    sound = [arm for arm in arms if arm.status != "diverged" and not _is_blind(arm)]
+    sound = [
+        arm for arm in arms if arm.status != "diverged" and not _is_blind(run, arm)
+    ]
     by_method = {arm.method: arm for arm in reversed(sound)}
     if not {"sgd", "dom_sgd", "bulk_sgd"} <= by_method.keys():
         return ""
@@ -217,19 +220,36 @@ def _failures(arms):
     return f"Refreshes that failed and kept the previous subspace: {listed}."
 
 
-def _is_blind(arm):
+def _is_blind(run, arm):
     """Whether refreshes failed and none ever gave the arm a subspace."""
-    return arm.failed_refreshes > 0 and not math.isfinite(arm.sharpness)
+    found = np.isfinite(run.series(arm.name, "kept"))
+    return arm.failed_refreshes > 0 and not found.any()
 
 
-def _blindness(arms):
-    blind = [arm.label for arm in arms if _is_blind(arm)]
+def _blindness(run, arms):
+    blind = [arm.label for arm in arms if _is_blind(run, arm)]
     if not blind:
         return ""
     return (
         f"Every refresh of {', '.join(blind)} failed, so that no subspace was ever "
         "found: what follows about them says nothing of sharp and flat directions. "
         "More matvecs or a larger tolerance may help."
+    )
+
+
+def _emptiness(run, arms):
+    """Where no vector was in the subspace, as with a threshold above λ₁."""
+    told = []
+    for arm in arms:
+        kept = run.series(arm.name, "kept")[run.steps(arm.name) > run.switch_step]
+        kept = kept[np.isfinite(kept)]
+        if np.any(kept == 0):
+            told.append(f"{np.sum(kept == 0):,} of {kept.size:,} ({arm.label})")
+    if not told:
+        return ""
+    return (
+        f"Rows with an empty subspace, where the whole update is bulk: "
+        f"{', '.join(told)}."
     )
 
 
