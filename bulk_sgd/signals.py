@@ -1,11 +1,11 @@
 """Signals that ask a run to end, which it does after the dispatch under way."""
 
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
-import time
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 _ENDING = signal.SIGINT, signal.SIGTERM
 _GRACE = 5.0  # seconds for a record of the end, and for what is being written
 _received: list[int] = []
+_installed = queue.SimpleQueue()
 _watch: list[socket.socket] = []
 
 
@@ -29,11 +30,12 @@ def install():
         signal.signal(number, _take)
     if not _watch:
         # Python calls `_take` when the device is done, but writes here before that.
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        _watch.extend((reader, writer))
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_end_by_force, args=(reader,), daemon=True).start()
+        _watch.extend(socket.socketpair())
+        _watch[1].setblocking(False)
+        signal.set_wakeup_fd(_watch[1].fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_watch_signals, daemon=True).start()
+    _installed.put(_received)
+    _watch[1].send(b"\0")  # in line with the signals before and after it
 
 
 def _take(number, _):
@@ -42,18 +44,24 @@ def _take(number, _):
         sys.exit(128 + number)
 
 
-def _end_by_force(reader):
-    """Ends the process where `_take` has not a while after the second signal."""
-    taken, count = None, 0
-    while received := reader.recv(1):
-        if received[0] not in _ENDING:
-            continue
-        count = count + 1 if taken is _received else 1
-        taken = _received
-        if count > 1:
-            time.sleep(_GRACE)
-            if len(taken) < 2:
-                os._exit(128 + received[0])
+def _watch_signals():
+    """Has the process ended by force a while after the second signal."""
+    taken, count = [], 0
+    while received := _watch[0].recv(1):
+        if received == b"\0":
+            taken, count = _installed.get(), 0
+        elif received[0] in _ENDING:
+            count += 1
+            if count != 2:
+                continue
+            timer = threading.Timer(_GRACE, _end, (taken, received[0]))
+            timer.daemon = True
+            timer.start()
+
+
+def _end(taken, number):
+    if len(taken) < 2:  # `_take` has not been called for the second one
+        os._exit(128 + number)
 
 
 def wanted() -> int:
