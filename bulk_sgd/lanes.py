@@ -30,3 +30,33 @@ def any_lane(predicate):
 def _of_batch(axis_size, in_batched, predicate):
     del axis_size
     return any_lane(jnp.any(predicate) if in_batched[0] else predicate), False
+
+
+@jax.custom_batching.custom_vmap
+def own_lane(predicate):
+    """Within a branch that `any_lane(predicate)` took: whether this lane asked for it.
+
+    Without `vmap` that is known, so that XLA drops what is selected by it: a select
+    between an old and a new basis would have it copy the old one.
+
+    Args:
+      predicate: bool scalar.
+
+    Returns:
+      A bool scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bulk_sgd.lanes import any_lane, own_lane
+      >>> def pick(x):
+      ...     return jax.lax.cond(any_lane(x), lambda: own_lane(x), lambda: x)
+      >>> jax.vmap(pick)(jnp.array([False, True])).tolist()
+      [False, True]
+    """
+    return jnp.ones_like(predicate)
+
+
+@own_lane.def_vmap
+def _own_of_batch(axis_size, in_batched, predicate):
+    del axis_size
+    return predicate if in_batched[0] else own_lane(predicate), in_batched[0]

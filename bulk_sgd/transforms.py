@@ -15,7 +15,7 @@ import optax
 
 from bulk_sgd import basis, binding, checks, masking, preconditioning, subspace
 from bulk_sgd.curvature import CURVATURES, sharded
-from bulk_sgd.lanes import any_lane
+from bulk_sgd.lanes import any_lane, own_lane
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.subspace import Solver, Subspace
 from bulk_sgd.switch import Switch
@@ -227,11 +227,14 @@ def scale_by_subspace(
             found, known = returned
             usable = found.converged & _all_finite(found)
             kept = basis.where(due & usable, found, state.subspace)
-            if always and solver.guarded:  # no select between two bases
-                kept = kept._replace(eigenvectors=found.eigenvectors)
-            else:
-                accepted = due & (usable | solver.guarded)
+            accepted = due & usable
+            if solver.guarded:  # no select between two bases, but for lanes
+                accepted = own_lane(due)
+            if not (always and solver.guarded):
                 known = basis.where(accepted, known, state.solver_state)
+                rows = found.eigenvectors, state.subspace.eigenvectors
+                found = found._replace(eigenvectors=basis.where(accepted, *rows))
+            kept = kept._replace(eigenvectors=found.eigenvectors)
             return state._replace(
                 subspace=kept,
                 solver_state=known,

@@ -240,3 +240,31 @@ def test_rank_near_the_dimension(name, rank):
         assert np.isfinite(vectors(state)).all()
     if name == "krylov_filter" and rank == SIZE:
         np.testing.assert_allclose(helpers.flat(out), 0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["streaming", "update_pca"])
+def test_lanes_out_of_step_keep_what_a_guarded_solver_had(name):
+    tx = bulk_sgd.project_bulk(4, refresh_every=3, solver=SOLVERS[name])
+    loss = lambda x: 0.5 * x @ jnp.asarray(MATRIX, jnp.float32) @ x
+    params = jnp.ones(SIZE)
+
+    @jax.jit
+    def update(state, u):
+        return tx.update(u, state, params, value_fn=loss)[1]
+
+    state, steps = tx.init(params), [3, 4, 5]  # of which the first is due
+    draws = jax.random.normal(jax.random.key(0), (4, SIZE))
+    for u in draws[:3]:
+        state = update(state._replace(count=jnp.int32(0)), u)
+    states = [state._replace(count=jnp.int32(step)) for step in steps]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    batch = jax.jit(jax.vmap(lambda state: update(state, draws[3])))(stacked)
+    for lane, before in enumerate(states):
+        found = jax.tree.map(lambda x, lane=lane: x[lane], batch)
+        single = update(before, draws[3])
+        for part in ("subspace", "solver_state"):
+            got, alone, old = (
+                helpers.flat(getattr(x, part)) for x in (found, single, before)
+            )
+            np.testing.assert_allclose(got, alone, rtol=1e-3, atol=1e-3)
+            assert np.array_equal(got, old) == (lane > 0)
