@@ -227,14 +227,12 @@ def scale_by_subspace(
             found, known = returned
             usable = found.converged & _all_finite(found)
             kept = basis.where(due & usable, found, state.subspace)
-            accepted = due & usable
-            if solver.guarded:  # no select between two bases, but for lanes
-                accepted = own_lane(due)
-            if not (always and solver.guarded):
-                known = basis.where(accepted, known, state.solver_state)
-                rows = found.eigenvectors, state.subspace.eigenvectors
-                found = found._replace(eigenvectors=basis.where(accepted, *rows))
-            kept = kept._replace(eigenvectors=found.eigenvectors)
+            rows = found.eigenvectors
+            if not (always and solver.guarded):  # no select between two bases there
+                accepted = own_lane(due) if solver.guarded else due & usable
+                old = state.subspace.eigenvectors, state.solver_state
+                rows, known = basis.where(accepted, (rows, known), old)
+            kept = kept._replace(eigenvectors=rows)
             return state._replace(
                 subspace=kept,
                 solver_state=known,

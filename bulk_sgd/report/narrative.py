@@ -239,9 +239,9 @@ def _blindness(run, arms):
 
 def _emptiness(run, arms):
     """Where no vector was in the subspace, as with a threshold above λ₁."""
-    told = []
+    told, start = [], run.switch_step or 0
     for arm in arms:
-        kept = run.series(arm.name, "kept")[run.steps(arm.name) > run.switch_step]
+        kept = run.series(arm.name, "kept")[run.steps(arm.name) > start]
         kept = kept[np.isfinite(kept)]
         if np.any(kept == 0):
             told.append(f"{np.sum(kept == 0):,} of {kept.size:,} ({arm.label})")
