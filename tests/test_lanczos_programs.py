@@ -132,7 +132,8 @@ def test_plain_functions_are_matvecs():
         ({"rank": 9}, "rank is 9; it must be from 1 to 8"),
         ({"rank": 2.0}, "rank is 2.0; it must be an integer"),
         ({"rank": True}, "rank is True; it must be an integer"),
-        ({"tol": -1e-3}, "tol is -0.001; it must be a number, at least 0"),
+        ({"tol": -1e-3}, "tol is -0.001; it must be a number from 0 to 1"),
+        ({"tol": 1.5}, "tol is 1.5; it must be a number from 0 to 1"),
         ({"tol": float("nan")}, "tol is nan; it must be"),
         ({"tol": "tight"}, "tol is 'tight'; it must be"),
         ({"max_matvecs": 1}, "max_matvecs is 1; it must be at least 2"),
@@ -149,7 +150,7 @@ def test_arguments_out_of_range(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tol": -1}, "tol is -1; it must be a number, at least 0"),
+        ({"tol": -1}, "tol is -1; it must be a number from 0 to 1"),
         ({"max_matvecs": 0}, "max_matvecs is 0; it must be at least 1"),
         ({"which": "top"}, "which is 'top'; it must be one of"),
     ],
