@@ -101,15 +101,18 @@ class Experiment:
             num_train,
             "the number of training examples",
         )
-        if config.data.streaming or config.subspace.data == "subset":
+        num_subset = 0
+        if self._needs_subset:
+            num_subset = config.subspace.subset_size
             checks.integer(
                 "config.subspace.subset_size",
-                config.subspace.subset_size,
+                num_subset,
                 1,
                 num_train,
                 "the number of training examples",
             )
-        self.layout.check(config, num_train, len(self.dataset.test_targets))
+        num_test = len(self.dataset.test_targets)
+        self.layout.check(config, num_train, num_test, num_subset)
         build = functools.partial(
             models.build,
             config.model,
@@ -252,7 +255,7 @@ class Experiment:
         else:
             test = shared.test
         curvature = {"batch": None}
-        if config.data.streaming or config.subspace.data == "subset":
+        if self._needs_subset:
             curvature["subset"] = self._subset()
         if config.data.streaming:
             train = curvature["subset"]
@@ -264,6 +267,10 @@ class Experiment:
         return Task(
             train, test, curvature[config.subspace.data], len(set_.train_targets)
         )
+
+    @property
+    def _needs_subset(self) -> bool:
+        return self.config.data.streaming or self.config.subspace.data == "subset"
 
     def _subset(self) -> Objective:
         set_, size = self.dataset, self.config.subspace.subset_size

@@ -242,24 +242,23 @@ class Layout:
         shardings = self.parameters(shapes)
         return static, jax.jit(lambda: build()[1], out_shardings=shardings)()
 
-    def check(self, config, num_train: int, num_test: int):
+    def check(self, config, num_train: int, num_test: int, num_subset: int = 0):
         """Raises ValueError unless the examples split evenly over the devices.
 
         Args:
           config: a validated config.
           num_train: number of training examples; streamed ones need not split.
           num_test: number of test examples.
+          num_subset: number of those that the curvature is of, 0 if that is no subset.
         """
         counts = {
             "config.batch_size": (config.batch_size, "examples"),
             "config.data.num_test": (num_test, "test examples"),
             "config.microbatch_size": (config.microbatch_size, "examples"),
+            "config.subspace.subset_size": (num_subset, "examples"),
         }
         if not config.data.streaming:
             counts["config.data.num_train"] = num_train, "training examples"
-        if config.subspace.data == "subset" or config.data.streaming:
-            size = config.subspace.subset_size
-            counts["config.subspace.subset_size"] = (size, "examples")
         for field, (count, what) in counts.items():
             if count % self.mesh.size:
                 sizes = f"{self.mesh.shape[DATA]} x {self.mesh.shape[FSDP]}"

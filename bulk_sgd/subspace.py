@@ -166,8 +166,26 @@ class Solver(NamedTuple):
         subspace.
       guarded: whether `solve` itself returns the previous vectors where it failed, so
         that the caller need not select between two bases at every step.
+      eigenpairs: whether the result approximates eigenpairs of the curvature, for later
+        updates too. `on_drift` and `adaptive` go by such pairs and refuse others.
     """
 
     init: Callable[[Any, int], Any]
     solve: Callable[..., tuple[Subspace, Any]]
     guarded: bool = False
+    eigenpairs: bool = True
+
+
+def check_solver(solver, *, eigenpairs: bool = False):
+    """Raises ValueError unless `solver` is a `Solver`, of eigenpairs if needed."""
+    example = "such as bulk_sgd.lanczos()."
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver is {solver!r}; it must be a bulk_sgd.Solver {example}"
+        )
+    if eigenpairs and not solver.eigenpairs:
+        name = solver.solve.__qualname__.partition(".")[0]
+        raise ValueError(
+            f"solver is {name}, which keeps no eigenpairs of the curvature; it must be "
+            f"one that does, {example}"
+        )

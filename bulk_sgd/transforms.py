@@ -149,11 +149,7 @@ def scale_by_subspace(
     checks.integer("refresh_every", refresh_every, 1, static=False)
     checks.integer("seed", seed, 0, static=False)
     solver = lanczos() if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
-            "bulk_sgd.lanczos()."
-        )
+    subspace.check_solver(solver)
     if not callable(curvature):
         checks.one_of("curvature", curvature, CURVATURES)
         curvature = CURVATURES[curvature]
@@ -252,7 +248,7 @@ def scale_by_subspace(
         coefficients = state.subspace.coefficients(incoming)
         alignment = subspace.alignment(coefficients, incoming)
         average = switch.decay * state.alignment_average
-        average = average + (1 - switch.decay) * alignment
+        average = (average + (1 - switch.decay) * alignment).astype(alignment.dtype)
         average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
         switched = state.switched | switch.acts(state.count, average)
 

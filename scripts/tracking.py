@@ -57,6 +57,8 @@ def main():
         "krylov, 10 steps": (krylov(10), 0, 1),
         "krylov, 20 steps": (krylov(20), 0, 1),
         "lanczos by layer": (blockwise(lanczos()), 0, 1),
+        "lanczos by layer, repeated": (blockwise(lanczos(repeated=True)), 0, 1),
+        "power by layer": (blockwise(power()), 0, 1),
         "lanczos of the batch": (lanczos(), _BATCH, 1),
         "streaming, 1 column": (streaming(), _BATCH, 1),
         "streaming, 1 column, every 2 steps": (streaming(every=2), _BATCH, 1),

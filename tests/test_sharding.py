@@ -200,6 +200,8 @@ def test_streamed_training_sets_need_not_split():
     layout_of(2, 2).check(fields, 4998, 1000)
     with pytest.raises(ValueError, match=r"data\.num_test gives 998 test examples"):
         layout_of(2, 2).check(fields, 4998, 998)
+    with pytest.raises(ValueError, match=r"subset_size gives 250 examples; it must be"):
+        layout_of(2, 2).check(fields, 4998, 1000, 250)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,16 @@ def test_rank_near_the_dimension(name, rank):
         np.testing.assert_allclose(helpers.flat(out), 0, atol=2e-4)
 
 
+@pytest.mark.parametrize("wrap", [bulk_sgd.on_drift, bulk_sgd.adaptive])
+@pytest.mark.parametrize("name", [*HESSIAN_FREE, "krylov_filter"])
+def test_what_goes_by_eigenpairs_refuses_a_solver_without(wrap, name):
+    message = f"solver is {name}, which keeps no eigenpairs .* such as bulk_sgd.lanczos"
+    with pytest.raises(ValueError, match=message):
+        wrap(SOLVERS[name])
+    with pytest.raises(ValueError, match="solver is blockwise, which keeps no eigenp"):
+        wrap(bulk_sgd.blockwise(SOLVERS[name]))
+
+
 @pytest.mark.parametrize("name", ["streaming", "update_pca"])
 def test_lanes_out_of_step_keep_what_a_guarded_solver_had(name):
     tx = bulk_sgd.project_bulk(4, refresh_every=3, solver=SOLVERS[name])

@@ -43,14 +43,6 @@ EVERY_STEP = {
 # Their eigenvalues are variances of updates, and their residuals nothing.
 HESSIAN_FREE = ("streaming_pca", "update_pca")
 
-# What may not be around a solver, and why.
-_NO_CURVATURE = dict.fromkeys(("drift", "keep"), "which knows no curvature")
-_BARE = dict.fromkeys(HESSIAN_FREE, _NO_CURVATURE) | {
-    "krylov_filter": {
-        "drift": "whose basis serves one update and has none to drift from",
-        "keep": "whose eigenvalues are Ritz values of one update, cut by itself",
-    }
-}
 _KEEP = ("all", "gap", "eigenvalue", "rate")
 
 
@@ -70,11 +62,11 @@ def validate(config):
         ) from None
     checks.at_least("config.subspace.threshold", config.threshold, 0)
     for name, plain in (("drift", 0.0), ("keep", "all")):
-        why = _BARE.get(config.solver, {}).get(name)
-        if why and config[name] != plain:
+        if config[name] != plain and not _BUILDERS[config.solver](config).eigenpairs:
             raise ValueError(
                 f"config.subspace.{name} is {config[name]!r}; it must be {plain!r} "
-                f"with config.subspace.solver = {config.solver!r}, {why}."
+                f"with config.subspace.solver = {config.solver!r}, which keeps no "
+                "eigenpairs of the curvature."
             )
     if config.keep == "gap":
         why = "config.subspace.keep is 'gap'"
@@ -87,8 +79,7 @@ def finds_leading(config) -> bool:
     They are not where they are variances of updates, Ritz values of one update, or
     eigenvalues of diagonal blocks.
     """
-    others = (*HESSIAN_FREE, "krylov_filter")
-    return config.solver not in others and not config.blocks
+    return build(config).eigenpairs and not config.blocks
 
 
 def build(config, learning_rate=1.0) -> Solver:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.subspace import Rows, Solver, Subspace, empty
+from bulk_sgd.subspace import Rows, Solver, Subspace, check_solver, empty
 
 
 class AdaptiveState(NamedTuple):
@@ -67,11 +67,7 @@ def adaptive(
       >>> solver = bulk_sgd.adaptive(bulk_sgd.lanczos(), 0.5, learning_rate=0.01)
       >>> tx = bulk_sgd.project_bulk(rank=20, solver=solver)
     """
-    if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
-            "bulk_sgd.lanczos()."
-        )
+    check_solver(solver, eigenpairs=True)
     if threshold is not None:
         checks.at_least("threshold", threshold, 0)
     checks.at_least("learning_rate", learning_rate, 0)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, blocks, checks, masking
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.subspace import Solver, Subspace, check_solver
 
 
 def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
@@ -46,11 +46,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
       >>> solver = bulk_sgd.blockwise(bulk_sgd.power(), by="^[^/]*")
       >>> tx = bulk_sgd.project_bulk(rank=12, solver=solver)
     """
-    if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
-            "bulk_sgd.lanczos()."
-        )
+    check_solver(solver)
 
     def init(params, rank):
         if not jax.tree.leaves(params):  # what optax.tree_map_params passes
@@ -94,7 +90,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             start += share
         return _join(found, masks.values(), subspace), tuple(states)
 
-    return Solver(init, solve)
+    return Solver(init, solve, eigenpairs=solver.eigenpairs)
 
 
 def _shares(rank: int, masks) -> list[int]:

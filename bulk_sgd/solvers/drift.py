@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from bulk_sgd import basis, checks, curvature
 from bulk_sgd.lanes import any_lane
 from bulk_sgd.solvers.power import probe
-from bulk_sgd.subspace import Solver
+from bulk_sgd.subspace import Solver, check_solver
 
 
 def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
@@ -15,8 +15,9 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
     A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ that
     the basis at hand makes on the incoming update u. Above `tol`, where there is no
     basis yet and where an eigenvalue is zero, `solver` is called. Use it with
-    `refresh_every=1`, and inside of `adaptive` rather than around it: a basis of which
-    nothing is kept has nothing to probe, and would be solved for at every call.
+    `refresh_every=1`, and inside of `adaptive` and `blockwise`, not around them: a
+    basis of which nothing is kept has nothing to probe, and what couples the blocks
+    would pass for drift, so that `solver` would be called every time.
 
     Error: about `tol` for updates that are mostly dominant; the estimate is to first
     order, and low by up to the factor 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per
@@ -39,11 +40,7 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
       >>> solver = bulk_sgd.on_drift(bulk_sgd.lanczos(), tol=0.1, every=5)
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=solver)
     """
-    if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver is {solver!r}; it must be a bulk_sgd.Solver such as "
-            "bulk_sgd.lanczos()."
-        )
+    check_solver(solver, eigenpairs=True)
     checks.between("tol", tol, 0, 1)
     checks.integer("every", every, 1)
 

@@ -117,7 +117,7 @@ def krylov_filter(
         found, threshold = jax.lax.cond(any_lane(due), calibrate, expand)
         return found, KrylovState(threshold, state.count + 1)
 
-    return Solver(init, solve)
+    return Solver(init, solve, eigenpairs=False)
 
 
 def _rows(found: Subspace, rank: int) -> Subspace:

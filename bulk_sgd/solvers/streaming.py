@@ -184,20 +184,22 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     mixed = jax.tree.map(lambda v, y: _over(stays, v) * v + weight * y, block, product)
     if width < rank:
         overlap = jnp.where(beyond, weight * inside, 0)
-        mixed = basis.subtract(mixed, basis.combine(overlap, rows))
         # As a rule that is little, and with inner products at hand one pass is as good
         # as two. Where less is left than was removed, rounding has grown.
         forms = jnp.diag(jax.lax.dynamic_slice(inside, (zero, start), (width, width)))
         before = stays**2 + weight * (2 * stays * forms + weight * squares)
         short = 2 * jnp.sum(overlap**2, axis=1) > before
 
-        def again(_, mixed):
-            part = jnp.where(short[:, None] & beyond, basis.gram(mixed, rows), 0)
+        def remove(index, mixed):
+            rest = lambda: jnp.where(
+                short[:, None] & beyond, basis.gram(mixed, rows), 0
+            )
+            part = jax.lax.cond(index == 0, lambda: overlap, rest)
             return basis.subtract(mixed, basis.combine(part, rows))
 
-        # A loop works in place.
-        passes = jnp.any(short).astype(jnp.int32)
-        mixed = jax.lax.fori_loop(0, passes, again, mixed)
+        # A loop works in place, and is compiled once.
+        passes = 1 + jnp.any(short).astype(jnp.int32)
+        mixed = jax.lax.fori_loop(0, passes, remove, mixed)
     turned = basis.orthonormal(mixed)
 
     if width > 1:
@@ -235,23 +237,22 @@ def _partner(quotients, index, allowed):
 def _seeded(block, rows, updates, key):
     """The block with its rows of zeros replaced: the update first, then noise."""
     missing = _squared_norms(block) == 0
+    length = basis.norm(updates)  # out here, where XLA shares it with the projection
 
     def fill():
         keys = jax.random.split(key, missing.size)
         noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
-        scale = jnp.sqrt(basis.size(updates)) / (basis.norm(updates) + 1e-30)
+        scale = jnp.sqrt(basis.size(updates)) / (length + 1e-30)
         first = jnp.arange(missing.size) == 0
 
         def seed(old, noise, update):
             update = _over(first, noise) * (scale * update.astype(noise.dtype))
             return jnp.where(_over(missing, old) > 0, 0.1 * noise + update, old)
 
-        def outside(_, fresh):
-            fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
-            return basis.orthonormal(fresh)
-
         fresh = jax.tree.map(seed, block, noise, updates)
-        return jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
+        # One pass: the noise leaves a tenth at least.
+        fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
+        return basis.orthonormal(fresh)
 
     return jax.lax.cond(jnp.any(missing), fill, lambda: block)
 

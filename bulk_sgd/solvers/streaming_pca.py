@@ -103,4 +103,4 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         previous = Rows(jax.tree.map(lambda x: x[None], update))
         return found, StreamingPCAState(previous, state.count + 1)
 
-    return Solver(init, solve)
+    return Solver(init, solve, eigenpairs=False)

@@ -102,7 +102,7 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
         found = hessian_free(subspace, values, vectors, finite)
         return found, UpdatePCAState(Rows(rows), products, count + finite)
 
-    return Solver(init, solve, guarded=True)
+    return Solver(init, solve, guarded=True, eigenpairs=False)
 
 
 def rounding(values):
