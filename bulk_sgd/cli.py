@@ -40,7 +40,7 @@ def parse(argv):
         )
     except (AttributeError, KeyError) as error:
         # What ml_collections raises for a field that the config does not have.
-        refuse(f"--config has no field {_reason(error)}")
+        refuse(f"--config has no field {_with_groups(_reason(error), argv)}")
 
 
 def define_distributed():
@@ -127,6 +127,17 @@ def _reason(error) -> str:
     if lines[0].startswith("'"):  # a field, and perhaps one that is meant
         return ". ".join(lines)
     return re.sub(r"^\w+Error: ", "", lines[-1].strip())
+
+
+def _with_groups(reason: str, argv) -> str:
+    """A reason that starts with a field, with the groups that a flag has before it."""
+    name = reason.split("'")[1] if reason.startswith("'") else ""
+    for flag in argv:
+        path = flag.partition("=")[0].removeprefix("--config.").split(".")
+        if name in path:
+            whole = ".".join(path[: path.index(name) + 1])
+            return reason.replace(f"'{name}'", f"'{whole}'", 1)
+    return reason
 
 
 def refuse(error):

@@ -186,6 +186,6 @@ def check_solver(solver, *, eigenpairs: bool = False):
     if eigenpairs and not solver.eigenpairs:
         name = solver.solve.__qualname__.partition(".")[0]
         raise ValueError(
-            f"solver is {name}, which keeps no eigenpairs of the curvature; it must be "
-            f"one that does, {example}"
+            f"solver is {name}, which keeps no eigenpairs of the curvature, or wraps "
+            f"what keeps none; it must be one that does, {example}"
         )

@@ -84,6 +84,12 @@ def test_rank_that_the_blocks_do_not_divide():
     assert_found(found, LAYERS, 5)
 
 
+def test_what_a_block_refuses_is_told_with_its_rank():
+    message = r"columns is 2; it must divide the rank, 3, .* block 'encoder' is 3, of 5"
+    with pytest.raises(ValueError, match=message):
+        solve(bulk_sgd.blockwise(bulk_sgd.streaming(2)), rank=5)
+
+
 def test_overlap_with_the_global_subspace():
     found, _ = solve(bulk_sgd.blockwise(EXACT))
     whole, _ = solve(EXACT)

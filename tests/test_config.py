@@ -164,6 +164,25 @@ def test_streaming_needs_every_step_and_takes_any_data():
         config.validate(fields)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"solver": "update_pca", "window": 6},
+        {"solver": "lanczos", "max_matvecs": 9, "max_basis": 8},
+        {"solver": "power", "max_matvecs": 9, "tol": -1.0},  # has no tolerance
+        {"solver": "krylov_filter", "max_matvecs": 9},
+        {"solver": "streaming", "columns": 4},
+    ],
+)
+def test_bounds_go_by_the_rank_of_a_block(changes):
+    fields = config.default()
+    fields.subspace.update(refresh_every=1, blocks="layer", **changes)
+    config.validate(fields)
+    fields.subspace.blocks = ""
+    with pytest.raises(ValueError, match=r"must (be at least 1|divide)"):
+        config.validate(fields)
+
+
 @pytest.mark.parametrize("solver", solvers.HESSIAN_FREE)
 def test_hessian_free_solvers_know_no_curvature(solver):
     fields = config.default()
@@ -223,7 +242,7 @@ def test_krylov_filter_serves_one_update_alone():
         config.validate(fields)
     fields.switch.measure_every = 1
     fields.subspace.drift = 0.1
-    with pytest.raises(ValueError, match=r"drift is 0.1; .* none to drift from\."):
+    with pytest.raises(ValueError, match=r"drift is 0.1; .* keeps no eigenpairs"):
         config.validate(fields)
     fields.subspace.update(drift=0.0, keep="gap")
     with pytest.raises(ValueError, match=r"keep is 'gap'; .* keeps no eigenpairs"):

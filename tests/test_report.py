@@ -162,6 +162,12 @@ def test_page_says_what_the_subspace_is_that_of(tmp_path):
     write_run(tmp_path / "free", config={"subspace": space})
     text = report.write_report(tmp_path / "free").read_text()
     assert "principal components of updates, streaming_pca" in text
+    space = SPACE | {"solver": "power", "along": "update", "blocks": "layer"}
+    space |= {"drift": 0.1, "probe_every": 3, "keep": "rate", "threshold": 2.0}
+    write_run(tmp_path / "wrapped", config={"subspace": space})
+    text = report.write_report(tmp_path / "wrapped").read_text()
+    told = "power along the update by block on drift above 0.1, probed every 60 steps, "
+    assert told + "eigenvalues above 2.0 / η" in text
 
 
 def test_text_from_files_is_escaped(tmp_path):

@@ -83,8 +83,9 @@ def _subspace(info):
     space = (info.get("config") or {}).get("subspace")
     if not space:
         return ""
+    by = " by block" if space.get("blocks") else ""
     if space["solver"] in solvers.HESSIAN_FREE:
-        return f"principal components of updates, {space['solver']}"
+        return f"principal components of updates, {space['solver']}{by}"
     operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
         space["curvature"], "Hessian"
     )
@@ -95,10 +96,23 @@ def _subspace(info):
         "subset": f"of {space['subset_size']:,} training examples",
         "batch": "of the current mini-batch",
     }[space["data"]]
-    every = space["refresh_every"]
-    steps = "step" if every == 1 else f"{every:,} steps"
-    by = " by block" if space.get("blocks") else ""
-    return f"{operator} {of}, {space['solver']}{by} every {steps}"
+    along = space["solver"] == "power" and space.get("along") == "update"
+    how = space["solver"] + " along the update" * along + by
+    if space.get("drift"):
+        how += f" on drift above {space['drift']:g}, probed"
+        steps = _every(space["refresh_every"] * space["probe_every"])
+    else:
+        steps = _every(space["refresh_every"])
+    kept = {
+        "gap": ", as far as the largest gap",
+        "eigenvalue": f", eigenvalues above {space.get('threshold')}",
+        "rate": f", eigenvalues above {space.get('threshold')} / η",
+    }.get(space.get("keep"), "")
+    return f"{operator} {of}, {how} {steps}{kept}"
+
+
+def _every(steps):
+    return "every step" if steps == 1 else f"every {steps:,} steps"
 
 
 def _explanation(run):

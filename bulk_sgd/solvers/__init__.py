@@ -97,25 +97,34 @@ def build(config, learning_rate=1.0) -> Solver:
     return solver
 
 
+def _share(config) -> int:
+    """The least rank that a solver may be called for: of a block, one."""
+    return 1 if config.blocks else config.rank
+
+
 def _check_lanczos(config):
     checks.between("config.subspace.tol", config.tol, 0, 1)
-    for name, low, formula in (
-        ("max_matvecs", config.rank, "config.subspace.rank"),
-        ("max_basis", config.rank + 2, "config.subspace.rank + 2"),
-    ):
-        if config[name]:
-            why = f"{formula}; 0 is the default"
-            checks.integer(f"config.subspace.{name}", config[name], low, why=why)
+    _check_bound("max_matvecs", config, 0)
+    _check_bound("max_basis", config, 2)
+
+
+def _check_bound(name, config, more):
+    """A field that is 0 for the default, or at least the rank and so many more."""
+    if config[name]:
+        formula = "config.subspace.rank" if not config.blocks else "1 per block"
+        why = f"{formula}{f' + {more}' if more else ''}; 0 is the default"
+        low = _share(config) + more
+        checks.integer(f"config.subspace.{name}", config[name], low, why=why)
 
 
 def _check_power(config):
-    _check_lanczos(config)
+    _check_bound("max_matvecs", config, 0)
     checks.one_of("config.subspace.along", config.along, ("basis", "update"))
 
 
 def _check_streaming(config):
     checks.integer("config.subspace.columns", config.columns, 0, config.rank)
-    if config.columns and config.rank % config.columns:
+    if config.columns and config.rank % config.columns and not config.blocks:
         raise ValueError(
             f"config.subspace.columns is {config.columns}; it must divide "
             f"config.subspace.rank, {config.rank}, or be 0 for all columns."
@@ -124,18 +133,14 @@ def _check_streaming(config):
 
 
 def _check_krylov(config):
-    if config.max_matvecs:
-        why = "config.subspace.rank + 1; 0 is the default"
-        checks.integer(
-            "config.subspace.max_matvecs", config.max_matvecs, config.rank + 1, why=why
-        )
+    _check_bound("max_matvecs", config, 1)
     checks.integer("config.subspace.length", config.length, 2)
     checks.integer("config.subspace.calibrate_every", config.calibrate_every, 1)
 
 
 def _check_update_pca(config):
-    why = "config.subspace.rank"
-    checks.integer("config.subspace.window", config.window, config.rank, why=why)
+    why = "1 per block" if config.blocks else "config.subspace.rank"
+    checks.integer("config.subspace.window", config.window, _share(config), why=why)
 
 
 def _check_streaming_pca(config):

@@ -63,7 +63,13 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
                 size,
                 "its number of parameters",
             )
-            states.append(solver.init(part, share))
+            try:
+                states.append(solver.init(part, share))
+            except ValueError as error:
+                told = (
+                    f"{error} The rank of block {name!r} is {share}, of {rank} in all."
+                )
+                raise ValueError(told) from None
         return tuple(states)
 
     def solve(matvec, subspace, state, updates, key):
