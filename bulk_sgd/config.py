@@ -285,6 +285,15 @@ def validate(config: ConfigDict):
     _validate_measures(config)
 
 
+def num_subset(config) -> int:
+    """Number of training examples that curvature is of, 0 if that is of no subset.
+
+    With streamed data losses are those of it too.
+    """
+    needed = config.data.streaming or config.subspace.data == "subset"
+    return config.subspace.subset_size if needed else 0
+
+
 def _validate_measures(config):
     for name in ("every", "sharpness_every"):
         every = config.measures[name]

@@ -101,9 +101,8 @@ class Experiment:
             num_train,
             "the number of training examples",
         )
-        num_subset = 0
-        if self._needs_subset:
-            num_subset = config.subspace.subset_size
+        num_subset = config_lib.num_subset(config)
+        if num_subset:
             checks.integer(
                 "config.subspace.subset_size",
                 num_subset,
@@ -255,7 +254,7 @@ class Experiment:
         else:
             test = shared.test
         curvature = {"batch": None}
-        if self._needs_subset:
+        if config_lib.num_subset(config):
             curvature["subset"] = self._subset()
         if config.data.streaming:
             train = curvature["subset"]
@@ -267,10 +266,6 @@ class Experiment:
         return Task(
             train, test, curvature[config.subspace.data], len(set_.train_targets)
         )
-
-    @property
-    def _needs_subset(self) -> bool:
-        return self.config.data.streaming or self.config.subspace.data == "subset"
 
     def _subset(self) -> Objective:
         set_, size = self.dataset, self.config.subspace.subset_size

@@ -242,7 +242,7 @@ class Layout:
         shardings = self.parameters(shapes)
         return static, jax.jit(lambda: build()[1], out_shardings=shardings)()
 
-    def check(self, config, num_train: int, num_test: int, num_subset: int = 0):
+    def check(self, config, num_train: int, num_test: int, num_subset: int):
         """Raises ValueError unless the examples split evenly over the devices.
 
         Args:

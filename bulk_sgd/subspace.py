@@ -184,7 +184,8 @@ def check_solver(solver, *, eigenpairs: bool = False):
             f"solver is {solver!r}; it must be a bulk_sgd.Solver {example}"
         )
     if eigenpairs and not solver.eigenpairs:
-        name = solver.solve.__qualname__.partition(".")[0]
+        name = getattr(solver.solve, "__qualname__", repr(solver.solve))
+        name = name.partition(".<locals>")[0]
         raise ValueError(
             f"solver is {name}, which keeps no eigenpairs of the curvature, or wraps "
             f"what keeps none; it must be one that does, {example}"

@@ -102,7 +102,8 @@ def compile_programs(config, devices):
     config_lib.validate(config)
     layout = Layout(make_mesh(config.sharding, devices))
     dataset = data.load(config.data)
-    layout.check(config, len(dataset.train_targets), len(dataset.test_targets))
+    counts = len(dataset.train_targets), len(dataset.test_targets)
+    layout.check(config, *counts, config_lib.num_subset(config))
     programs = steps.Programs(config, layout)
     compiled = {}
     # The models ask for it, and would choose what is fast on this machine.

@@ -195,11 +195,11 @@ def test_streamed_training_sets_need_not_split():
     fields = config.default()
     fields.batch_size, fields.subspace.data = 52, "subset"
     with pytest.raises(ValueError, match=r"data\.num_train gives 4998 training exampl"):
-        layout_of(2, 2).check(fields, 4998, 1000)
+        layout_of(2, 2).check(fields, 4998, 1000, 0)
     fields.data.streaming = True
-    layout_of(2, 2).check(fields, 4998, 1000)
+    layout_of(2, 2).check(fields, 4998, 1000, 0)
     with pytest.raises(ValueError, match=r"data\.num_test gives 998 test examples"):
-        layout_of(2, 2).check(fields, 4998, 998)
+        layout_of(2, 2).check(fields, 4998, 998, 0)
     with pytest.raises(ValueError, match=r"subset_size gives 250 examples; it must be"):
         layout_of(2, 2).check(fields, 4998, 1000, 250)
 

@@ -248,8 +248,13 @@ def test_what_goes_by_eigenpairs_refuses_a_solver_without(wrap, name):
     message = f"solver is {name}, which keeps no eigenpairs .* such as bulk_sgd.lanczos"
     with pytest.raises(ValueError, match=message):
         wrap(SOLVERS[name])
-    with pytest.raises(ValueError, match="solver is blockwise, which keeps no eigenp"):
+    with pytest.raises(ValueError, match=r"solver is blockwise, which .* or wraps"):
         wrap(bulk_sgd.blockwise(SOLVERS[name]))
+    unnamed = SOLVERS[name]._replace(solve=functools.partial(SOLVERS[name].solve))
+    with pytest.raises(
+        ValueError, match=r"solver is functools\.partial\(.* keeps no ei"
+    ):
+        wrap(unnamed)
 
 
 @pytest.mark.parametrize("name", ["streaming", "update_pca"])

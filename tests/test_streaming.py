@@ -305,6 +305,52 @@ def test_wrong_arguments_are_named(arguments, match):
         bulk_sgd.streaming(**arguments)
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rows_that_come_and_go_stay_orthonormal(columns):
+    """Batches see one direction in seven, so that blocks are found in part."""
+    solver, like = bulk_sgd.streaming(columns), jnp.zeros(8)
+
+    def follow(key):
+        def step(carry, key):
+            seen, drawn = jax.random.split(key)
+            sharpness = jnp.where(
+                jax.random.bernoulli(seen, 0.15, (8,)), jnp.arange(8.0, 0, -1), 0
+            )
+            update = jnp.where(sharpness > 0, jax.random.normal(drawn, (8,)), 0)
+            carry = solver.solve(lambda v: sharpness * v, *carry, update, key)
+            return carry, carry[0]
+
+        start = subspace.empty(like, RANK), solver.init(like, RANK)
+        return jax.lax.scan(step, start, jax.random.split(key, 40))[1]
+
+    found = jax.jit(jax.vmap(follow))(jax.random.split(jax.random.key(0), 200))
+    rows = np.asarray(found.eigenvectors, np.float64)
+    lengths = np.linalg.norm(rows, axis=-1)
+    if columns == 2:  # some blocks with one row of two
+        pairs = (lengths > 0).reshape(*lengths.shape[:2], -1, 2)
+        assert np.any(pairs[..., 0] != pairs[..., 1])
+    products = rows @ rows.swapaxes(-1, -2)
+    wanted = np.eye(RANK) * (lengths > 0)[..., None]
+    # A vector keeps a hundredth of its product: 100 roundings of float32.
+    np.testing.assert_allclose(products, wanted, atol=1.2e-5)
+    assert np.mean(found.converged) == 1
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rows_of_zeros_and_others_change_places_exactly(columns):
+    solver, like = bulk_sgd.streaming(columns), jnp.zeros(8)
+    step = jax.jit(lambda sharpness, *rest: solver.solve(
+        lambda v: sharpness * v, *rest))  # fmt: skip
+    carry = subspace.empty(like, RANK), solver.init(like, RANK)
+    sharpness = jnp.array([10.0, 5, 3, 1, 0.5, 0, 0, 0])
+    for index in range(40):  # every second batch has no curvature
+        keys = jax.random.split(jax.random.key(index))
+        update = jax.random.normal(keys[0], (8,))
+        carry = step(index % 2 * sharpness, *carry, update, keys[1])
+        assert bool(carry[0].converged)
+    assert int(carry[0].kept) > 0
+
+
 def test_columns_must_divide_the_rank():
     tx = bulk_sgd.project_bulk(rank=4, solver=bulk_sgd.streaming(columns=3))
     with pytest.raises(ValueError, match=r"columns is 3; it must divide the rank, 4"):

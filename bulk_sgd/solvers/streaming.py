@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import basis, checks, curvature
-from bulk_sgd.lanes import any_lane
+from bulk_sgd.lanes import any_lane, own_lane
 from bulk_sgd.subspace import Solver, Subspace
 
 # What a vector keeps of itself at least, in lengths of its product: enough for it to be
@@ -198,7 +198,7 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
             return basis.subtract(mixed, basis.combine(part, rows))
 
         # A loop works in place, and is compiled once.
-        passes = 1 + jnp.any(short).astype(jnp.int32)
+        passes = 1 + any_lane(jnp.any(short)).astype(jnp.int32)
         mixed = jax.lax.fori_loop(0, passes, remove, mixed)
     turned = basis.orthonormal(mixed)
 
@@ -242,19 +242,24 @@ def _seeded(block, rows, updates, key):
     def fill():
         keys = jax.random.split(key, missing.size)
         noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
-        scale = jnp.sqrt(basis.size(updates)) / (length + 1e-30)
+        scale = jnp.where(length > 0, jnp.sqrt(basis.size(updates)) / length, 0)
         first = jnp.arange(missing.size) == 0
 
         def seed(old, noise, update):
             update = _over(first, noise) * (scale * update.astype(noise.dtype))
             return jnp.where(_over(missing, old) > 0, 0.1 * noise + update, old)
 
-        fresh = jax.tree.map(seed, block, noise, updates)
-        # One pass: the noise leaves a tenth at least.
-        fresh = basis.subtract(fresh, basis.combine(basis.gram(fresh, rows), rows))
-        return basis.orthonormal(fresh)
+        def outside(_, fresh):
+            # Rows of the block that there are, are among `rows`.
+            overlap = jnp.where(missing[:, None], basis.gram(fresh, rows), 0)
+            fresh = basis.subtract(fresh, basis.combine(overlap, rows))
+            return basis.orthonormal(fresh)
 
-    return jax.lax.cond(jnp.any(missing), fill, lambda: block)
+        fresh = jax.tree.map(seed, block, noise, updates)
+        fresh = jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
+        return basis.where(own_lane(jnp.any(missing)), fresh, block)
+
+    return jax.lax.cond(any_lane(jnp.any(missing)), fill, lambda: block)
 
 
 def _squared_norms(block):
@@ -287,7 +292,10 @@ def _jacobi(row, other, quotients, noise, index, partner):
         2 * quotients[first, second],
         quotients[first, first] - quotients[second, second],
     )
-    c, s = jnp.cos(angle), jnp.where(forward, 1, -1) * jnp.sin(angle)
+    # Rows change places exactly, lest one of zeros become one of rounding.
+    places = (quotients[first, second] == 0) & (angle > 0)
+    c = jnp.where(places, 0, jnp.cos(angle))
+    s = jnp.where(forward, 1, -1) * jnp.sin(angle)
     turned = jax.tree.map(lambda x, y: c * x + s * y, row, other)
     rest = jax.tree.map(lambda x, y: c * y - s * x, row, other)
     rotation = jnp.eye(len(quotients), dtype=quotients.dtype)
