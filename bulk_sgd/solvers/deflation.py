@@ -57,7 +57,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             tol,
             rank=1,
             max_matvecs=limits[0],
-            num_rows=limits[1],
+            num_rows=min(limits[1], num_rows),
             which=which,
         )
 
