@@ -204,6 +204,10 @@ def test_wrong_fields_are_named(field, value, match):
             "learning_rate is -1; it must be a number, at least 0",
         ),
         (
+            lambda: bulk_sgd.adaptive(EXACT, learning_rate=0.1),
+            "learning_rate is 0.1; it must be 1 where",
+        ),
+        (
             lambda: bulk_sgd.project_bulk(1, solver=bulk_sgd.adaptive(EXACT)).init(
                 jnp.ones(3)
             ),
@@ -214,8 +218,3 @@ def test_wrong_fields_are_named(field, value, match):
 def test_wrong_arguments_are_named(build, match):
     with pytest.raises(ValueError, match=match):
         build()
-
-
-def test_a_unit_without_a_threshold_is_refused():
-    with pytest.raises(ValueError, match=r"learning_rate is 0.1; it must be 1 where"):
-        bulk_sgd.adaptive(EXACT, learning_rate=0.1)

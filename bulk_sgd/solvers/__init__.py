@@ -97,9 +97,11 @@ def build(config, learning_rate=1.0) -> Solver:
     return solver
 
 
-def _share(config) -> int:
-    """The least rank that a solver may be called for: of a block, one."""
-    return 1 if config.blocks else config.rank
+def _least_rank(config) -> tuple[int, str]:
+    """The least rank that a solver may be called for, and what it is that of."""
+    if config.blocks:
+        return 1, "1 per block"
+    return config.rank, "config.subspace.rank"
 
 
 def _check_lanczos(config):
@@ -111,10 +113,9 @@ def _check_lanczos(config):
 def _check_bound(name, config, more):
     """A field that is 0 for the default, or at least the rank and so many more."""
     if config[name]:
-        formula = "config.subspace.rank" if not config.blocks else "1 per block"
+        low, formula = _least_rank(config)
         why = f"{formula}{f' + {more}' if more else ''}; 0 is the default"
-        low = _share(config) + more
-        checks.integer(f"config.subspace.{name}", config[name], low, why=why)
+        checks.integer(f"config.subspace.{name}", config[name], low + more, why=why)
 
 
 def _check_power(config):
@@ -139,8 +140,8 @@ def _check_krylov(config):
 
 
 def _check_update_pca(config):
-    why = "1 per block" if config.blocks else "config.subspace.rank"
-    checks.integer("config.subspace.window", config.window, _share(config), why=why)
+    low, why = _least_rank(config)
+    checks.integer("config.subspace.window", config.window, low, why=why)
 
 
 def _check_streaming_pca(config):

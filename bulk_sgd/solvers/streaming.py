@@ -184,22 +184,20 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     mixed = jax.tree.map(lambda v, y: _over(stays, v) * v + weight * y, block, product)
     if width < rank:
         overlap = jnp.where(beyond, weight * inside, 0)
+        mixed = basis.subtract(mixed, basis.combine(overlap, rows))
         # As a rule that is little, and with inner products at hand one pass is as good
         # as two. Where less is left than was removed, rounding has grown.
         forms = jnp.diag(jax.lax.dynamic_slice(inside, (zero, start), (width, width)))
         before = stays**2 + weight * (2 * stays * forms + weight * squares)
         short = 2 * jnp.sum(overlap**2, axis=1) > before
 
-        def remove(index, mixed):
-            rest = lambda: jnp.where(
-                short[:, None] & beyond, basis.gram(mixed, rows), 0
-            )
-            part = jax.lax.cond(index == 0, lambda: overlap, rest)
+        def again(_, mixed):
+            part = jnp.where(short[:, None] & beyond, basis.gram(mixed, rows), 0)
             return basis.subtract(mixed, basis.combine(part, rows))
 
-        # A loop works in place, and is compiled once.
-        passes = 1 + any_lane(jnp.any(short)).astype(jnp.int32)
-        mixed = jax.lax.fori_loop(0, passes, remove, mixed)
+        # A loop works in place.
+        passes = any_lane(jnp.any(short)).astype(jnp.int32)
+        mixed = jax.lax.fori_loop(0, passes, again, mixed)
     turned = basis.orthonormal(mixed)
 
     if width > 1:
@@ -237,11 +235,11 @@ def _partner(quotients, index, allowed):
 def _seeded(block, rows, updates, key):
     """The block with its rows of zeros replaced: the update first, then noise."""
     missing = _squared_norms(block) == 0
-    length = basis.norm(updates)  # out here, where XLA shares it with the projection
 
     def fill():
         keys = jax.random.split(key, missing.size)
         noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
+        length = basis.norm(updates)
         scale = jnp.where(length > 0, jnp.sqrt(basis.size(updates)) / length, 0)
         first = jnp.arange(missing.size) == 0
 
