@@ -5,14 +5,15 @@ Singh, *Accelerating Neural Network Training Along Sharp and Flat Directions*,
 arXiv 2505.11972.
 """
 
-from bulk_sgd.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
-from bulk_sgd.block_spectrum import block_eigenpairs
-from bulk_sgd.curvature import functional_hessian, gauss_newton, hessian, sharded
-from bulk_sgd.density import SpectralDensity, spectral_density
-from bulk_sgd.determinism import check_deterministic
-from bulk_sgd.objective import Objective
-from bulk_sgd.preconditioning import adam_preconditioner, preconditioned
-from bulk_sgd.slices import loss_slice
+from bulk_sgd.curvature.determinism import check_deterministic
+from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.operators import (
+    functional_hessian,
+    gauss_newton,
+    hessian,
+    sharded,
+)
+from bulk_sgd.curvature.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
@@ -21,19 +22,23 @@ from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
 from bulk_sgd.solvers.streaming import StreamingState, streaming
 from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
+from bulk_sgd.solvers.subspace import Rows, Solver, Subspace
 from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
-from bulk_sgd.spectrum import Energies, Estimate, energies, trace
-from bulk_sgd.subsampling import SubsamplingError, subsampling_error
-from bulk_sgd.subspace import Rows, Solver, Subspace
-from bulk_sgd.switch import Switch
-from bulk_sgd.transforms import (
+from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
+from bulk_sgd.spectra.density import SpectralDensity, spectral_density
+from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
+from bulk_sgd.spectra.loss_slice import loss_slice
+from bulk_sgd.spectra.subsampling import SubsamplingError, subsampling_error
+from bulk_sgd.transforms.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
+from bulk_sgd.transforms.scale_by_subspace import (
     ScaleBySubspaceState,
     project_bulk,
     project_dominant,
     scale_by_subspace,
 )
+from bulk_sgd.transforms.switch import Switch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveState",

@@ -11,7 +11,7 @@ refreshed every 20 steps; fork at step 1,000, end at 2,000.
 one to test on; `--config=configs/char_lm.py:quick` takes 40 steps.
 """
 
-from bulk_sgd.config import default
+from bulk_sgd.lab.config import default
 
 
 def get_config(variant: str = ""):

@@ -1,5 +1,5 @@
-"""Every field with its default and meaning: see `bulk_sgd/config.py`, their home."""
+"""Every field, its default and meaning: see `bulk_sgd/lab/config.py`, their home."""
 
-from bulk_sgd.config import default as get_config
+from bulk_sgd.lab.config import default as get_config
 
 __all__ = ["get_config"]

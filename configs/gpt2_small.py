@@ -20,7 +20,7 @@ compile and to measure with. For more than 16 devices raise `config.batch_size`,
 `config.microbatch_size` and `config.subspace.subset_size` to multiples of their number.
 """
 
-from bulk_sgd.config import default
+from bulk_sgd.lab.config import default
 
 
 def get_config(variant: str = ""):

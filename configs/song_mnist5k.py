@@ -16,7 +16,7 @@ the latest switch are some 4 hours; `configs/mnist_mlp.py` shows the same in min
 `--config=configs/song_mnist5k.py:quick` takes 40 steps of 500 images, to see it run.
 """
 
-from bulk_sgd.config import default
+from bulk_sgd.lab.config import default
 
 
 def get_config(variant: str = ""):

@@ -35,8 +35,9 @@ from benchmark_common import (
 )
 
 import bulk_sgd
-from bulk_sgd import basis, record
-from bulk_sgd.report import style
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.report import style
+from bulk_sgd.linalg import basis
 
 GROUPS = (
     *("eigenpairs", "training_loop", "peers", "networks", "steps"),

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import bulk_sgd
-from bulk_sgd import basis, config, curvature, steps
-from bulk_sgd.experiment import Experiment
+from bulk_sgd.curvature import operators
+from bulk_sgd.lab import config
+from bulk_sgd.lab.training import steps
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.linalg import basis
 
 RANK, TOL, BATCH = 10, 1e-3, 50
 
@@ -80,7 +83,7 @@ def gradient_and_matvec(loss, params):
 def residuals(matvec, eigenvalues, eigenvectors):
     """‖H u − λ u‖ of each pair by products of its own, shape `(k,)`."""
     return _residuals(
-        curvature.as_pytree(matvec), jnp.asarray(eigenvalues), eigenvectors
+        operators.as_pytree(matvec), jnp.asarray(eigenvalues), eigenvectors
     )
 
 
@@ -97,7 +100,7 @@ def _residuals(matvec, eigenvalues, eigenvectors):
 def bare_products(matvec, vector, count):
     """`count` linearized products and nothing else, at the precision of a solve."""
     with jax.default_matmul_precision("highest"):
-        apply = curvature.linearize(matvec)
+        apply = operators.linearize(matvec)
         again = lambda _, vector: basis.scale(1e-2, apply(vector))
         return jax.lax.fori_loop(0, count, again, vector)
 

@@ -3,7 +3,7 @@
 import benchmark_peers
 from benchmark_common import trained
 
-from bulk_sgd import config
+from bulk_sgd.lab import config
 
 # A solve by the other one takes minutes, and so a number of them to find its setting.
 _PEERS = [name for name in benchmark_peers.PEERS if name != "PyHessian"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from benchmark_common import BATCH, RANK, interleaved, median_ratio, timed
 
-from bulk_sgd import basis
+from bulk_sgd.linalg import basis
 
 _GRADIENT = f"gradient, batch of {BATCH}"
 _CALLS = 200  # per call of a compiled loop

@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import bulk_sgd
-from bulk_sgd.report import style
+from bulk_sgd.lab.report import style
 
 OURS = "bulk_sgd"
 # Largest relative difference of an eigenvalue to the reference: who is off by more

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from benchmark_common import RANK, TOL, bare_products, median_ratio, timed
 
 import bulk_sgd
-from bulk_sgd import basis, config
-from bulk_sgd.experiment import Experiment
+from bulk_sgd.lab import config
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.linalg import basis
 
 _IMAGES = 100
 _SIZES = tuple(10**power for power in range(4, 9))

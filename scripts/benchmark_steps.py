@@ -9,7 +9,8 @@ import optax
 from benchmark_common import RANK, gradient_and_matvec, interleaved, median_ratio, timed
 
 import bulk_sgd
-from bulk_sgd import basis, data
+from bulk_sgd.lab import data
+from bulk_sgd.linalg import basis
 
 _STEPS, _RATE = 200, 0.01  # steps per call
 _SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"

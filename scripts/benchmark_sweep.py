@@ -8,7 +8,8 @@ import time
 import jax
 from benchmark_common import median_ratio
 
-from bulk_sgd import config, grid, sweep
+from bulk_sgd.lab import config
+from bulk_sgd.lab.sweep import grid, sweep
 
 LANES = 8
 SINGLE = "each by itself, one compilation each"

@@ -24,7 +24,7 @@ from unittest import mock
 from absl import app, flags
 from ml_collections import config_flags
 
-from bulk_sgd import cli
+from bulk_sgd.lab.commands import cli
 
 
 class Chip(NamedTuple):
@@ -95,9 +95,10 @@ def compile_programs(config, devices):
     """The forecast, and the compiled program, {"plain": …, "with the solver": …}."""
     import jax
 
-    from bulk_sgd import config as config_lib
-    from bulk_sgd import data, forecast, steps
-    from bulk_sgd.sharding import Layout, make_mesh
+    from bulk_sgd.lab import config as config_lib
+    from bulk_sgd.lab import data
+    from bulk_sgd.lab.devices.sharding import Layout, make_mesh
+    from bulk_sgd.lab.training import forecast, steps
 
     config_lib.validate(config)
     layout = Layout(make_mesh(config.sharding, devices))
@@ -121,7 +122,7 @@ def compile_programs(config, devices):
 
 def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     """Lines about one program, and the seconds that its roofline allows."""
-    from bulk_sgd.collectives import KINDS, collectives
+    from collectives import KINDS, collectives
 
     memory, in_use = compiled.memory_analysis(), _in_use(compiled)
     costs = compiled.cost_analysis()

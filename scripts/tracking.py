@@ -19,7 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import bulk_sgd
-from bulk_sgd import basis, config, data, losses, models, record, subspace
+from bulk_sgd.lab import config, data, models
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.from_config import losses
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers import subspace
 
 _RANK, _BATCH, _RATE, _BEFORE = 10, 50, 0.05, 500
 

@@ -1,16 +1,20 @@
 """Settings and fixtures of all tests."""
 
+import os
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-# pytest's importlib mode adds no path of its own, and tests share helpers.py.
-sys.path.insert(0, str(ROOT / "tests"))
+ROOT = Path(__file__).resolve().parents[1]
+# pytest's importlib mode adds no path of its own, and tests share helpers.
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+# In the environment, where processes that tests start find it too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -37,3 +41,16 @@ def strict_ranks():
     """Forbids silent broadcasting between arrays of different ranks."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory):
+    """24 examples of 5 numbers in 3 classes."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.standard_normal((24, 5)).astype(np.float32)
+        arrays[f"y_{part}"] = np.arange(24) % 3
+    path = tmp_path_factory.mktemp("data") / "numbers.npz"
+    np.savez(path, **arrays)
+    return str(path)

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bulk_sgd import data
+from bulk_sgd.lab import data
 
 
 def load(name="mnist5k", **changes):

@@ -1,11 +1,10 @@
 """Stubs of what launchers call, which note how they were called; for the tests."""
 
-import pathlib
 import subprocess
 
 import pytest
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "scripts" / "launch"
 COMMAND = ("--", "python", "-m", "bulk_sgd.main", "--config.arms=('sgd', 'dom_sgd')")
 STUB = """#!/usr/bin/env bash

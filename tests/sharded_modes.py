@@ -1,6 +1,6 @@
 """Solves on a mesh of four CPU devices in each mode, and prints what was sent.
 
-A process of its own, as sharded_runs.py; run by test_hvp.py.
+A process of its own, as sharded_runs.py; run by test_second_derivatives.py.
 """
 
 import itertools
@@ -13,8 +13,8 @@ from helpers import squared_error
 from sharded_runs import RANK, config_of, network, sent
 
 import bulk_sgd
-from bulk_sgd import hvp
-from bulk_sgd.sharding import Layout, make_mesh
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.lab.devices.sharding import Layout, make_mesh
 
 SIZES = (16, 32, 32, 8)
 
@@ -47,4 +47,4 @@ def solve(mode):
 
 
 if __name__ == "__main__":
-    json.dump({mode: solve(mode) for mode in hvp.MODES[1:]}, sys.stdout)
+    json.dump({mode: solve(mode) for mode in second_derivatives.MODES[1:]}, sys.stdout)

@@ -13,15 +13,17 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
+from collectives import collectives
 from helpers import exact_solver, quadratic
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bulk_sgd
-from bulk_sgd import basis, distributed, steps
-from bulk_sgd import config as config_lib
-from bulk_sgd import experiment as experiment_lib
-from bulk_sgd.collectives import collectives
-from bulk_sgd.sharding import Layout, make_mesh
+from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.devices.sharding import Layout, make_mesh
+from bulk_sgd.lab.training import experiment as experiment_lib
+from bulk_sgd.lab.training import steps
+from bulk_sgd.linalg import basis
 
 MESHES = {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2, 2)}
 RANK, STEPS = 6, 50

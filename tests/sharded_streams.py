@@ -1,6 +1,6 @@
 """Trains on a mesh of 2 x 2 CPU devices with data streamed and in memory.
 
-A process of its own, as sharded_runs.py; run by test_stream.py.
+A process of its own, as sharded_runs.py; run by test_reader.py.
 """
 
 import json
@@ -8,8 +8,8 @@ import sys
 
 from sharded_runs import config_of, per_device
 
-from bulk_sgd.experiment import Experiment
-from bulk_sgd.steps import Programs
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.steps import Programs
 
 
 def losses(streaming):

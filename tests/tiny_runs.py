@@ -2,8 +2,9 @@
 
 import json
 
-from bulk_sgd import config as config_lib
-from bulk_sgd import grid, metrics
+from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.sweep import grid
 
 RATE, RANK, SWITCH, STEPS, EVERY = 0.05, 3, 8, 20, 5
 
@@ -28,6 +29,11 @@ def tiny(**changes):
             holder = holder[group]
         holder[field] = value
     return config
+
+
+def streaming(**changes):
+    """A tiny run whose curvature is that of 30 images."""
+    return tiny(subspace__data="subset", subspace__subset_size=30, **changes)
 
 
 def rows_of(workdir, arm=None):

@@ -3,7 +3,7 @@
 import json
 import math
 
-from bulk_sgd.report.results import PREFIX
+from bulk_sgd.lab.report.results import PREFIX
 
 SCALES = {
     "sgd": ("SGD", 1.0, 1.0),

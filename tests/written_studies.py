@@ -2,7 +2,7 @@
 
 import json
 
-from bulk_sgd import sweep
+from bulk_sgd.lab.sweep import sweep
 
 SCALES = {
     "sgd": (1.0, 1.0),

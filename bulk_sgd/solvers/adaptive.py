@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.subspace import Rows, Solver, Subspace, check_solver, empty
+from bulk_sgd.solvers.subspace import Rows, Solver, Subspace, check_solver, empty
 
 
 class AdaptiveState(NamedTuple):

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, blocks, checks, masking
-from bulk_sgd.subspace import Solver, Subspace, check_solver
+from bulk_sgd import checks
+from bulk_sgd.curvature import blocks, masking
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Solver, Subspace, check_solver
 
 
 def blockwise(solver: Solver, by: blocks.By = None) -> Solver:

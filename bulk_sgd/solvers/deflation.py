@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, curvature
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import thick_restart
-from bulk_sgd.subspace import Subspace
+from bulk_sgd.solvers.subspace import Subspace
 
 
 @functools.partial(
@@ -97,7 +98,7 @@ class _Deflated:
 
     def linearize(self):
         """As that of `matvec`."""
-        apply = curvature.linearize(self.matvec)
+        apply = operators.linearize(self.matvec)
 
         def product(vector):
             inside = self.found.project(vector)

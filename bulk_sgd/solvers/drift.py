@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks, curvature
-from bulk_sgd.lanes import any_lane
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane
 from bulk_sgd.solvers.power import probe
-from bulk_sgd.subspace import Solver, check_solver
+from bulk_sgd.solvers.subspace import Solver, check_solver
 
 
 def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
@@ -54,7 +56,7 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
 
         def look():
             with jax.default_matmul_precision("highest"):
-                return probe(curvature.linearize(matvec), subspace, updates).drift
+                return probe(operators.linearize(matvec), subspace, updates).drift
 
         nothing = jnp.zeros_like(subspace.eigenvalues[0])
         drift = jax.lax.cond(any_lane(probing), look, lambda: nothing)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks
-from bulk_sgd.lanes import any_lane
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane
 from bulk_sgd.solvers.lanczos import top_eigenpairs
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.solvers.subspace import Solver, Subspace
 
 
 class KrylovState(NamedTuple):

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks, curvature
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import deflation, thick_restart
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.solvers.subspace import Solver, Subspace
 
 
 def top_eigenpairs(
@@ -79,7 +81,7 @@ def top_eigenpairs(
     key = jax.random.key(0) if key is None else key
     solve = deflation.solve if repeated else thick_restart.solve
     return solve(
-        curvature.as_pytree(matvec),
+        operators.as_pytree(matvec),
         start if warm else basis.widen(like),
         key,
         tol,

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks, curvature
-from bulk_sgd.lanes import any_lane
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane
 from bulk_sgd.solvers.lanczos import lanczos
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd.solvers.subspace import Solver, Subspace
 
 _DIRECTIONS = ("basis", "update")
 
@@ -69,7 +71,7 @@ def power(
 
         def step():
             with jax.default_matmul_precision("highest"):
-                return move(curvature.linearize(matvec), subspace, updates)
+                return move(operators.linearize(matvec), subspace, updates)
 
         def skip():
             unmoved = subspace._replace(num_matvecs=jnp.zeros((), jnp.int32))

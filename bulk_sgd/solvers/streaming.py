@@ -20,9 +20,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks, curvature
-from bulk_sgd.lanes import any_lane, own_lane
-from bulk_sgd.subspace import Solver, Subspace
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane, own_lane
+from bulk_sgd.solvers.subspace import Solver, Subspace
 
 # What a vector keeps of itself at least, in lengths of its product: enough for it to be
 # orthogonal to 1e-5 where the rest is rounding, and little to the first sweeps.
@@ -156,7 +158,7 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
     index, zero = jnp.arange(rank), jnp.zeros_like(start)
     beyond = (index < start) | (index >= start + width)
     partner = _partner(state.quotients, start + turning, beyond)
-    product = basis.map_rows(curvature.linearize(matvec), block)
+    product = basis.map_rows(operators.linearize(matvec), block)
     inside = basis.gram(product, block)
     if width < rank:
         # A row that was just seeded is not among `rows` yet.

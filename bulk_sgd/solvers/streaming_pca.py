@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks
-from bulk_sgd.lanes import any_lane
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.solvers.subspace import Rows, Solver
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
-from bulk_sgd.subspace import Rows, Solver
 
 _TURNS = 50  # between two orthonormalisations, which cost as much as a turn
 

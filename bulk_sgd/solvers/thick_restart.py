@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks, curvature, packing
-from bulk_sgd.subspace import Subspace
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis, packing
+from bulk_sgd.solvers.subspace import Subspace
 
 # Rounding errors of one step, in units of eps times the largest Ritz value: below
 # this a residual means nothing, and a new direction is noise.
@@ -89,9 +91,9 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     with jax.default_matmul_precision("highest"):
         start_key, key = jax.random.split(key)
         like = _like(start)
-        form = packing.choose(like, curvature.spans_devices(matvec))
+        form = packing.choose(like, operators.spans_devices(matvec))
         vector = _start_vector(start, form, start_key)
-        product = curvature.linearize(matvec)
+        product = operators.linearize(matvec)
         step = functools.partial(
             _expand,
             apply=lambda vector: form.pack(_applied(product, form.unpack(vector))),

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import basis, checks
-from bulk_sgd.lanes import any_lane
-from bulk_sgd.subspace import Rows, Solver, Subspace
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.solvers.subspace import Rows, Solver, Subspace
 
 
 class UpdatePCAState(NamedTuple):

@@ -10,8 +10,8 @@ of the whole training set, refreshed at every step ("gpu") or every tenth ("cpu"
 each arm the largest stable learning rate is searched.
 """
 
-from bulk_sgd import grid
-from bulk_sgd.config import default
+from bulk_sgd.lab.config import default
+from bulk_sgd.lab.sweep import grid
 
 PRESETS = ("cpu", "gpu")
 MAIN_ARMS = ("sgd", "dom_sgd", "bulk_sgd")

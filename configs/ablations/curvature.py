@@ -12,7 +12,7 @@ About 10 minutes with preset "cpu" on two busy CPU cores.
   python -m bulk_sgd.report --workdir=runs/curvature
 """
 
-from bulk_sgd import grid
+from bulk_sgd.lab.sweep import grid
 from configs.ablations.base import MAIN_ARMS, SEEDS, base_config, is_small
 
 

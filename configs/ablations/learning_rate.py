@@ -12,7 +12,7 @@ About 4 minutes with preset "cpu" on two busy CPU cores.
   python -m bulk_sgd.report --workdir=runs/learning_rate
 """
 
-from bulk_sgd import grid
+from bulk_sgd.lab.sweep import grid
 from configs.ablations.base import SEEDS, base_config, is_small
 
 

@@ -11,7 +11,7 @@ About 8 minutes with preset "cpu" on two busy CPU cores.
   python -m bulk_sgd.report --workdir=runs/optimizer
 """
 
-from bulk_sgd import grid
+from bulk_sgd.lab.sweep import grid
 from configs.ablations.base import SEEDS, base_config, is_small
 
 

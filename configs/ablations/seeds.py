@@ -10,7 +10,7 @@ About 5 minutes with preset "cpu" on two busy CPU cores.
   python -m bulk_sgd.report --workdir=runs/seeds
 """
 
-from bulk_sgd import grid
+from bulk_sgd.lab.sweep import grid
 from configs.ablations.base import base_config, is_small
 
 

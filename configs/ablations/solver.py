@@ -12,7 +12,7 @@ About 15 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reprod
   python -m bulk_sgd.report --workdir=runs/solver
 """
 
-from bulk_sgd import grid
+from bulk_sgd.lab.sweep import grid
 from configs.ablations.base import SEEDS, base_config, is_small
 
 

@@ -1,0 +1,1 @@
+"""What is differentiated, and its curvature as products with vectors."""

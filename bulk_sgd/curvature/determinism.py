@@ -1,0 +1,131 @@
+"""A probe for losses that are not functions of the parameters alone."""
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators, second_derivatives
+from bulk_sgd.linalg import basis
+
+_CHANGES = (
+    "Common causes: dropout or other noise whose generator advances, a loader that "
+    "gives another batch at every call, batch normalisation that updates its averages. "
+    "Use the network in evaluation mode, and the same data at every call, such as an "
+    "Objective has."
+)
+_ASYMMETRY = (
+    "Common causes: a custom derivative that is not the derivative, such as a straight-"
+    "through estimator or an error in a jax.custom_vjp."
+)
+
+
+def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int = 0):
+    """Raises unless a loss has one Hessian: the same at every call, and symmetric.
+
+    A solver takes tens of products for those of one matrix. Where the loss changes
+    between them, the result looks like a spectrum and is none.
+
+    The loss is evaluated twice, as it is, outside of `jit`, where a generator or a
+    loader that it hides moves on; then a product with one random vector twice, each
+    traced anew; and ⟨u, Hv⟩ is compared with ⟨v, Hu⟩, which differ where the gradient
+    is not one of a scalar, as with straight-through estimators or a wrong
+    `jax.custom_vjp`. Two values, three products and two compilations in all, so that
+    nothing in bulk_sgd calls it at every step.
+
+    Call it outside of `jit`: inside, a loss is traced once and whatever it hides stays
+    at its first value.
+
+    Args:
+      value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
+      params: pytree of floating point arrays, the point θ.
+      tol: largest relative difference; None takes √ε of the coarsest dtype of the
+        params, in float32 3·10⁻⁴. Sums in another order, as accelerators and loaders
+        that shuffle one and the same data give them, differ by some 10⁻⁶, dropout and
+        other batches by 10⁻² and more.
+      seed: of the random vectors.
+
+    Raises:
+      ValueError: with the difference found and what usually causes it; or if the params
+        are not floating point arrays, or traced.
+      TypeError: if `value_fn` does not return a real scalar.
+
+    References:
+      The check of linear operators in curvlinops (Dangel et al., 2025).
+
+    Example:
+      >>> import itertools, jax.numpy as jnp, bulk_sgd
+      >>> loader = itertools.cycle([jnp.ones(2), jnp.zeros(2)])
+      >>> loss = lambda w: jnp.sum((w - next(loader)) ** 2)
+      >>> bulk_sgd.check_deterministic(loss, jnp.zeros(2))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: value_fn changes from call to call: at the same params it gave ...
+    """
+    checks.floating("params", params)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+        raise ValueError(
+            "params are traced; check_deterministic must be called outside of jit and "
+            "other transformations, where a loss can change between calls."
+        )
+    if tol is None:
+        tol = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(params)) ** 0.5
+    checks.at_least("tol", tol, 0)
+
+    values = [value_fn(params) for _ in range(2)]
+    operators.check_scalar(values[0])
+    first, second = map(float, values)
+    # Rounding is not small against a loss next to nothing; products tell more there.
+    scale = max(abs(first), abs(second), tol)
+    _refuse_beyond(
+        tol,
+        _gap(values[0], values[1], scale),
+        f"value_fn changes from call to call: at the same params it gave {first} and "
+        f"{second}",
+        _CHANGES,
+    )
+
+    matvec = operators.hessian(value_fn, params)
+    u, v = (
+        basis.random_normal(key, params)
+        for key in jax.random.split(jax.random.key(seed))
+    )
+
+    def products(*vectors):
+        # A function of its own, lest `jit` finds the trace of the call before.
+        apply = jax.jit(lambda matvec, v: operators.linearize(matvec)(v))
+        with jax.default_matmul_precision("highest"):
+            return [apply(matvec, vector) for vector in vectors]
+
+    (image,), (again, other) = products(v), products(v, u)
+    size = float(basis.norm(image) + basis.norm(other)) / 2 or 1.0
+    _refuse_beyond(
+        tol,
+        _gap(image, again, size),
+        "the Hessian of value_fn changes from call to call: two products with one "
+        "vector differ",
+        _CHANGES,
+    )
+    # Of random vectors ⟨u, x⟩ is about as long as x: nothing is lost in high dimension.
+    _refuse_beyond(
+        max(tol, 10 * second_derivatives.error(params))
+        if matvec.mode == second_derivatives.DIFFERENCES
+        else tol,
+        _gap(basis.dot(u, image), basis.dot(v, other), size),
+        "the Hessian of value_fn is not symmetric: ⟨u, Hv⟩ and ⟨v, Hu⟩ differ",
+        _ASYMMETRY,
+    )
+
+
+def _gap(x, y, scale: float) -> float:
+    """‖x − y‖ over a scale; what is not finite equals itself alone."""
+    same = jax.tree.map(lambda a, b: jnp.array_equal(a, b, equal_nan=True), x, y)
+    if all(map(bool, jax.tree.leaves(same))):
+        return 0.0
+    return float(basis.norm(basis.subtract(x, y))) / scale
+
+
+def _refuse_beyond(tol: float, gap: float, what: str, causes: str):
+    if not gap <= tol:  # NaN is beyond
+        raise ValueError(
+            f"{what} (relative difference {gap:.1e}, at most {tol:.1e} is allowed). "
+            f"{causes}"
+        )

@@ -1,0 +1,99 @@
+"""A subset of the parameters as a pytree of its own.
+
+What a mask leaves out becomes None, which JAX takes for an empty subtree, so that
+bases and products only ever see the selected leaves.
+"""
+
+import jax
+import numpy as np
+import optax
+
+from bulk_sgd.curvature.objective import Objective
+
+
+def select(tree, mask):
+    """`tree` with None in place of the leaves that the mask leaves out.
+
+    Args:
+      tree: params, or updates of the same structure.
+      mask: None (all), a pytree of bools with the structure of `tree` or a prefix of
+        it, or a function from `tree` to one.
+
+    Raises:
+      ValueError: if a leaf is an `optax.MaskedNode`, which stands for a parameter that
+        a wrapper hides, if the mask is not one, or if nothing is selected.
+    """
+    refuse_hidden(tree)
+    if mask is None:
+        return tree
+    flags = resolve(mask, tree)
+    try:
+        selected = jax.tree.map(_select_branch, flags, tree)
+    except (TypeError, ValueError):  # a leaf that is no bool, or another structure
+        raise ValueError(
+            f"mask is {flags!r}; it must be a pytree of bools with the structure of "
+            "the params or a prefix of it, or a function that returns one."
+        ) from None
+    if not jax.tree.leaves(selected):
+        raise ValueError("mask selects no parameter; it must select at least one.")
+    return selected
+
+
+def refuse_hidden(tree):
+    """Raises ValueError if a leaf is an `optax.MaskedNode`."""
+    leaves = jax.tree.leaves(tree, is_leaf=_is_masked_node)
+    if any(map(_is_masked_node, leaves)):
+        raise ValueError(
+            "params are hidden behind optax.MaskedNode, so that value_fn cannot be "
+            "evaluated: instead of wrapping a bulk_sgd transform in optax.masked or "
+            "optax.partition, pass it mask=... and chain it outside the wrapper."
+        )
+
+
+def resolve(option, tree):
+    """`option` itself, or what it returns for `tree` if it is a function.
+
+    A network that is a callable pytree, as in equinox, gives masks and layouts that can
+    be called as it can: a function has leaves that can be called, as in optax.
+    """
+    leaves = jax.tree.leaves(option)
+    return option(tree) if leaves and all(map(callable, leaves)) else option
+
+
+def merge(selected, tree):
+    """`selected` with the leaves of `tree` where it has None."""
+    return jax.tree.map(
+        lambda x, full: full if x is None else x,
+        selected,
+        tree,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def restrict(value_fn, params, mask):
+    """`value_fn` as a function of the selected parameters, the others held fixed.
+
+    Args:
+      value_fn: a scalar function of all params; an `Objective` stays one.
+      params: all params, where the others are held.
+      mask: as in `select`.
+
+    Returns:
+      The restricted function and the selected params.
+    """
+    if mask is None:
+        return value_fn, params
+    block = select(params, mask)
+    if isinstance(value_fn, Objective):
+        return value_fn.reparametrize(lambda block: merge(block, params)), block
+    return lambda block: value_fn(merge(block, params)), block
+
+
+def _select_branch(flag, branch):
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError
+    return branch if flag else jax.tree.map(lambda _: None, branch)
+
+
+def _is_masked_node(leaf):
+    return isinstance(leaf, optax.MaskedNode)

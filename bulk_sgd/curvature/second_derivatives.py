@@ -1,0 +1,190 @@
+"""Ways to differentiate twice, and which of them a function allows.
+
+A function whose kernel has a rule for reverse mode alone (`jax.custom_vjp`, as hand
+written attention often has) cannot be differentiated forwards. Its Hessian is then
+differentiated backwards twice, where the rule itself can be differentiated, and else
+by finite differences of its gradient. In all three a product costs about two
+gradients.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.linalg import basis
+
+FORWARD = "forward_over_reverse"
+REVERSE = "reverse_over_reverse"
+DIFFERENCES = "finite_differences"
+AUTO = "auto"
+MODES = (AUTO, FORWARD, REVERSE, DIFFERENCES)
+
+
+def second_derivative(fn: Callable, point, mode: str) -> Callable:
+    """The map v ↦ ∇²fn(point) v.
+
+    Args:
+      fn: scalar function of one pytree.
+      point: the pytree of floating point arrays.
+      mode: one of `MODES`, but not "auto".
+
+    Returns:
+      A function of vectors with the shapes and dtypes of `point`. The two exact modes
+      share one primal pass between its calls.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> cube = lambda x: x[0] ** 3
+      >>> product = second_derivative(cube, jnp.ones(1), "reverse_over_reverse")
+      >>> product(jnp.ones(1)).tolist()
+      [6.0]
+    """
+    gradient = jax.grad(fn)
+    if mode == FORWARD:
+        return jax.linearize(gradient, point)[1]
+    if mode == REVERSE:  # a Hessian is its own transpose
+        pull = jax.vjp(gradient, point)[1]
+        return lambda vector: pull(vector)[0]
+    return central_difference(gradient, point)
+
+
+def first_derivative(fn: Callable, point, mode: str) -> tuple:
+    """`fn(point)` with the maps v ↦ J v and u ↦ Jᵀ u of its Jacobian J.
+
+    In mode "reverse_over_reverse" J v is the derivative of the linear map u ↦ Jᵀ u,
+    taken backwards: the double-vjp trick.
+
+    Args:
+      fn: function of one pytree.
+      point: the pytree of floating point arrays.
+      mode: as in `second_derivative`.
+
+    Returns:
+      Outputs and two functions.
+    """
+    if mode == FORWARD:
+        outputs, push = jax.linearize(fn, point)
+        transposed = jax.linear_transpose(push, point)
+        return outputs, push, lambda vector: transposed(vector)[0]
+    outputs, vjp = jax.vjp(fn, point)
+    pull = lambda vector: vjp(vector)[0]
+    if mode == REVERSE:
+        push = jax.vjp(pull, jax.tree.map(jnp.zeros_like, outputs))[1]
+        return outputs, lambda vector: push(vector)[0], pull
+    return outputs, central_difference(fn, point), pull
+
+
+def central_difference(fn: Callable, point) -> Callable:
+    """The map v ↦ (fn(θ + h v) − fn(θ − h v)) / 2h, about the derivative along v.
+
+    Rounding θ + h v and fn changes the result by about ε (1 + ‖θ‖) / h‖v‖, ε that of
+    the dtype, and the third derivative by (h‖v‖)² where lengths of order 1 are those on
+    which fn bends. The step h‖v‖ = (ε (1 + ‖θ‖))^⅓ balances the two, which leaves a
+    relative error of about (ε (1 + ‖θ‖))^⅔: in float32, at ‖θ‖ = 10, 10⁻⁴.
+
+    A solver knows nothing of this error. Its residuals are those of its own recurrence,
+    of which it knows the rounding alone, so that below this error it may still report
+    `converged`. A `tol` is honest from some ten times `error(point)` on.
+
+    Args:
+      fn: function of one pytree to another.
+      point: the pytree θ, of float32 or wider.
+
+    Returns:
+      A function of vectors with the shapes of `point`, homogeneous but linear only to
+      its error.
+
+    Raises:
+      ValueError: if a leaf is narrower than float32.
+    """
+    dtype = _coarsest(point)
+    if jnp.finfo(dtype).eps > jnp.finfo(jnp.float32).eps:
+        raise ValueError(
+            f"mode is {DIFFERENCES!r} at arrays of {dtype.name}; it must be another "
+            "one, or the arrays float32 or wider, for narrower ones round its step "
+            "away."
+        )
+
+    def along(vector):
+        length = basis.norm(vector)
+        step = jnp.sqrt(error(point)) / jnp.where(length > 0, length, 1)
+        move = lambda s: jax.tree.map(
+            lambda x, v: x + s.astype(x.dtype) * v, point, vector
+        )
+        return jax.tree.map(
+            lambda a, b: (a - b) / (2 * step).astype(a.dtype),
+            fn(move(step)),
+            fn(move(-step)),
+        )
+
+    return along
+
+
+def error(point) -> jax.Array:
+    """The relative error of `central_difference`, about (ε (1 + ‖θ‖))^⅔, a scalar."""
+    epsilon = float(jnp.finfo(_coarsest(point)).eps)
+    return jnp.cbrt(epsilon * (1 + basis.norm(point))) ** 2
+
+
+def _coarsest(tree):
+    dtypes = [x.dtype for x in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
+
+
+def choose(name: str, product: Callable) -> str:
+    """The first of the modes in which a product can be traced.
+
+    Args:
+      name: of the curvature, for the warning.
+      product: the jaxpr of a product in a given mode; raises where there is none. What
+        it raises in the last mode, which takes no second derivative, is passed on.
+
+    Returns:
+      A mode. Any but forward-over-reverse comes with a UserWarning that says why.
+    """
+    mode, reasons = first_allowed(product)
+    if reasons:
+        warnings.warn(
+            f"bulk_sgd.{name} differentiates by {mode}, because "
+            f"{'; '.join(reasons)} (mode={mode!r} says so without a warning).",
+            stacklevel=4,
+        )
+    return mode
+
+
+def first_allowed(product: Callable) -> tuple[str, list[str]]:
+    """The first of the modes in which a product can be traced, see `choose`.
+
+    Returns:
+      A mode, and why each of those before it fails.
+    """
+    reasons = []
+    for mode in (FORWARD, REVERSE):
+        try:
+            _check_rules(product(mode).jaxpr)
+        except Exception as error:  # JAX has no type of its own for a missing rule
+            reason = str(error).partition("\n")[0]
+            reasons.append(f"{mode} fails with {type(error).__name__}: {reason}")
+        else:
+            return mode, reasons
+    product(DIFFERENCES)
+    return DIFFERENCES, reasons
+
+
+def _check_rules(jaxpr):
+    """Raises TypeError if a program has no rule for one of its derivatives.
+
+    JAX leaves a placeholder for the forward derivative of a `jax.custom_vjp`, which
+    transposition may yet remove, and raises only when it compiles one.
+    """
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "custom_lin":
+            raise TypeError("a kernel has a jax.custom_vjp and no jvp")
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                _check_rules(inner)

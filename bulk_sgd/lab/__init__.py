@@ -1,0 +1,1 @@
+"""Experiments on sharp and flat directions: configs, training, sweeps, reports."""

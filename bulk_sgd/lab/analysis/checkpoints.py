@@ -1,0 +1,171 @@
+"""The checkpoints of a run as points of an analysis."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bulk_sgd import checks
+from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab.analysis.point import Point
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.checkpoint import Checkpoints
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.run import PREFIX
+from bulk_sgd.lab.training.steps import Programs
+from bulk_sgd.linalg import basis
+
+FORK = "fork"
+
+
+class Saved(NamedTuple):
+    """One checkpoint of a run.
+
+    Attributes:
+      path: "prefix" or the name of an arm.
+      step: steps since the start of the prefix.
+      position: by which it is found; None for the fork.
+    """
+
+    path: str
+    step: int
+    position: int | None
+
+    @property
+    def name(self) -> str:
+        """Names the point, `sgd@2400`, and `fork@2000` where the arms start."""
+        return f"{FORK if self.position is None else self.path}@{self.step}"
+
+
+class RunPoints:
+    """What there is to analyze of a run, read from its workdir one at a time.
+
+    Args:
+      workdir: folder of a run, which may still be under way.
+      arms: names of the arms that count, beside the prefix; None for all.
+      every: only steps that are a multiple of it count, and the fork; 0 for all.
+      names: of the checkpoints that count, as `sgd@2400`; None for all.
+
+    Attributes:
+      objective: the loss whose curvature counts: that of the run, or of the full
+        training set where the run took that of the batch.
+      mode: how its products differentiate twice.
+      notes: sentences about what is analyzed that is not what the run trained with.
+      record: what `run.json` holds.
+      saved: list of the `Saved`, the prefix first.
+
+    Raises:
+      ValueError: if there is no run or no such checkpoint in the workdir.
+    """
+
+    def __init__(self, workdir, arms=None, every: int = 0, names=None):
+        checks.integer("every", every, 0)
+        self.record = record.read(workdir)
+        if self.record is None:
+            raise ValueError(
+                f"workdir is {str(workdir)!r}; it must be that of a run, with run.json."
+            )
+        for arm in arms or ():
+            checks.one_of("arm", arm, self.record["arms"])
+        config = _config(self.record["config"])
+        self._experiment = Experiment(config)
+        self._programs = Programs(config)
+        self._checkpoints = Checkpoints(workdir, read_only=True)
+        task = self._experiment.task
+        self.objective = task.curvature or task.train
+        self.mode = config.subspace.mode
+        self.notes = self._notes()
+        known = self._all(arms)
+        if not known:
+            raise ValueError(
+                f"workdir {str(pathlib.Path(workdir))!r} holds no checkpoint to "
+                "analyze; train with config.checkpoint.keep = 0, which keeps all."
+            )
+        for name in names or ():
+            checks.one_of("checkpoint", name, [saved.name for saved in known])
+        self.saved = [
+            saved
+            for saved in known
+            if (not names or saved.name in names)
+            and (not every or saved.step % every == 0 or saved.position is None)
+        ]
+
+    def _notes(self):
+        config, notes = self._experiment.config, []
+        if self.objective.num_examples < self.record["num_train"]:
+            notes.append(
+                f"The loss is that of {self.objective.num_examples:,} of "
+                f"{self.record['num_train']:,} training examples, the seeded subset "
+                "of the run."
+            )
+        if config.subspace.preconditioned:
+            notes.append(
+                "The subspace of the run is that of the preconditioned Hessian; here "
+                "everything is of the Hessian itself."
+            )
+        return notes
+
+    def __len__(self):
+        return len(self.saved)
+
+    def __iter__(self) -> Iterator[Point]:
+        for saved in self.saved:
+            state = self._load(saved)
+            if state is not None:  # a sentence has said that it cannot be read
+                update = self._update(state)
+                yield Point(saved.name, state.params, saved.path, saved.step, update)
+
+    def _all(self, arms):
+        found = []
+        for position, story in self._checkpoints.stories().items():
+            path = story["name"]
+            entries = {PREFIX: story["record"]["prefix"], **story["record"]["arms"]}
+            found.append(Saved(path, entries[path]["last_step"], position))
+        fork = (self.record["switch"] or {}).get("step")
+        if fork is not None and self._checkpoints.has_fork():
+            found.append(Saved(PREFIX, fork, None))
+        order = [PREFIX, *self.record["arms"]]
+        chosen = [saved for saved in found if saved.path in (PREFIX, *(arms or order))]
+        return sorted(chosen, key=lambda saved: (order.index(saved.path), saved.step))
+
+    def _load(self, saved):
+        blank = self._programs.init(self._experiment.params)
+        if saved.position is None:
+            return self._checkpoints.load_fork(blank)
+        found = self._checkpoints.load(blank, saved.position)
+        return found and found[0]
+
+    def _update(self, state):
+        """What the inner optimizer makes of the next batch, before any projection."""
+        before = state.params
+        state, _ = self._programs.train(
+            jax.tree.map(jnp.copy, state),  # the program takes its buffers
+            self._experiment.task,
+            jax.tree.map(jnp.asarray, self._experiment.feed(int(state.step))),
+            1,
+            # An alignment that has ended the prefix would end this step as well.
+            self._experiment.scalars()._replace(threshold=jnp.inf),
+            projected=False,
+        )
+        return basis.subtract(state.params, before)
+
+
+def _config(plain: dict) -> ConfigDict:
+    """The config of which `record.plain` made `plain`, for the devices at hand."""
+    config = config_lib.default()
+    with config.unlocked():
+        _fill(config, plain)
+    config.sharding.data, config.sharding.fsdp = 0, 1
+    config.check_memory = False
+    return config
+
+
+def _fill(config, plain):
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            _fill(config[name], value)
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value

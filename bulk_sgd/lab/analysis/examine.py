@@ -1,0 +1,210 @@
+"""What is measured at one point of a training, and between it and the one before."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.curvature import blocks
+from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.operators import CURVATURES, as_pytree, hessian
+from bulk_sgd.lab.analysis.landscape import slices
+from bulk_sgd.lab.analysis.point import Known, Point, Settings
+from bulk_sgd.lab.files import metrics
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.adaptive import before_gap
+from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
+from bulk_sgd.spectra.density import spectral_density
+from bulk_sgd.spectra.energies import energies
+
+
+def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
+    """All measurements at one point.
+
+    Args:
+      point: the `Point`.
+      value_fn: the loss, an `Objective` or any scalar function of params. Only an
+        `Objective` has Gauss-Newton and functional parts.
+      settings: the `Settings`.
+      before: `Known` of the point that it is compared with, or None.
+      tick: called with the name of each part that is done.
+
+    Returns:
+      The measurements, as JSON holds them and `docs/analysis.md` describes, and the
+      `Known` of this point.
+    """
+    started, tick = time.perf_counter(), tick or (lambda part: None)
+    value_fn = as_pytree(value_fn)
+    params = jax.tree.map(jnp.asarray, point.params)
+    keys = _keys(settings)
+    found = _spectrum(
+        value_fn,
+        params,
+        point.update,
+        keys["eigenpairs"],
+        keys["energies"],
+        settings.tol,
+        rank=settings.rank,
+        num_probes=settings.trace_probes,
+        mode=settings.mode,
+    )
+    subspace = found["subspace"]
+    result = {
+        "name": point.name,
+        "path": point.path,
+        "step": point.step,
+        "num_params": basis.size(params),
+        **{key: found[key] for key in ("loss", "gradient_norm", "params_norm")},
+        "eigenvalues": subspace.eigenvalues,
+        "residuals": subspace.residuals,
+        "converged": subspace.converged,
+        "outliers": _num_outliers(subspace.eigenvalues),
+        "alignment": found["alignment"],
+        "energies": {name: _energies(x) for name, x in found["energies"].items()},
+        "change": before and _change(before, params, subspace, found["gradient"]),
+    }
+    num_probed = settings.rank + settings.trace_probes
+    spent = subspace.num_matvecs + num_probed * len(found["energies"])
+    tick("spectrum")
+
+    matvec = hessian(value_fn, params, mode=settings.mode)
+    steps = min(settings.density_steps, basis.size(params))
+    density = spectral_density(
+        matvec, params, settings.density_probes, steps, key=keys["density"]
+    )
+    spent = spent + density.num_matvecs
+    result["density"] = {"nodes": density.nodes, "weights": density.weights}
+    result["trace"] = density.trace._asdict()
+    tick("density")
+
+    pairs = block_eigenpairs(
+        matvec,
+        params,
+        settings.block_rank,
+        settings.tol,
+        by=settings.by,
+        key=keys["blocks"],
+    )
+    result["blocks"] = _blocks(pairs, params, subspace, settings.by)
+    spent = spent + sum(found.num_matvecs for found in pairs.values())
+    tick("blocks")
+
+    if settings.slice_points:
+        result["slices"] = slices(value_fn, params, found, settings, keys["slices"])
+    tick("slices")
+    result["matvecs"] = spent
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    return metrics.plain(result), Known(point.name, params, subspace)
+
+
+def locate(point: Point, value_fn, settings: Settings) -> Known:
+    """The `Known` of a point whose measurements there are already."""
+    params = jax.tree.map(jnp.asarray, point.params)
+    subspace = _eigenpairs(
+        as_pytree(value_fn),
+        params,
+        _keys(settings)["eigenpairs"],
+        settings.tol,
+        rank=settings.rank,
+        mode=settings.mode,
+    )
+    return Known(point.name, params, subspace)
+
+
+def _keys(settings):
+    """A PRNG key for each part."""
+    parts = "eigenpairs", "energies", "density", "blocks", "slices"
+    keys = jax.random.split(jax.random.key(settings.seed), len(parts))
+    return dict(zip(parts, keys))
+
+
+def _hessian_eigenpairs(value_fn, params, key, tol, *, rank, mode):
+    matvec = hessian(value_fn, params, mode=mode)
+    start_key, key = jax.random.split(key)
+    start = basis.random_normal(start_key, params)
+    return top_eigenpairs(matvec, start, rank, tol, key=key)
+
+
+_eigenpairs = jax.jit(_hessian_eigenpairs, static_argnames=("rank", "mode"))
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "num_probes", "mode"))
+def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes, mode):
+    with jax.default_matmul_precision("highest"):
+        loss, gradient = jax.value_and_grad(value_fn)(params)
+        subspace = _hessian_eigenpairs(value_fn, params, key, tol, rank=rank, mode=mode)
+        names = [*CURVATURES] if isinstance(value_fn, Objective) else []
+        operators = {
+            name: CURVATURES[name](value_fn, params, mode=mode)
+            for name in names or ["hessian"]
+        }
+        vectors = {"gradient": gradient, "update": update}
+        return {
+            "loss": loss,
+            "gradient": basis.widen(gradient),
+            "gradient_norm": basis.norm(gradient),
+            "params_norm": basis.norm(params),
+            "subspace": subspace,
+            "alignment": {
+                name: subspace.alignment(vector)
+                for name, vector in vectors.items()
+                if vector is not None
+            },
+            "energies": {
+                name: energies(operator, subspace, num_probes, key=probe_key)
+                for name, operator in operators.items()
+            },
+        }
+
+
+def _energies(found):
+    shares = ("trace_share", "frobenius_share", "block_share")
+    return found._asdict() | {name: getattr(found, name) for name in shares}
+
+
+def _num_outliers(eigenvalues):
+    """How many of the eigenvalues there are before the largest gap; None of one."""
+    return jnp.sum(before_gap(eigenvalues)) if len(eigenvalues) > 1 else None
+
+
+def _change(before: Known, params, subspace, gradient):
+    found = _compare(before.params, before.subspace, params, subspace, gradient)
+    return {"since": before.name, **found}
+
+
+@jax.jit
+def _compare(old_params, old, params, new, gradient):
+    with jax.default_matmul_precision("highest"):
+        step = basis.subtract(basis.widen(params), basis.widen(old_params))
+        missed = basis.subtract(old.project(gradient), new.project(gradient))
+        return {
+            "overlap": old.overlap(new),
+            "cosines": jnp.linalg.svd(
+                basis.gram(old.eigenvectors, new.eigenvectors), compute_uv=False
+            ),
+            "drift": basis.norm(missed) / basis.norm(gradient),
+            "distance": basis.norm(step),
+            "alignment": old.alignment(step),
+        }
+
+
+def _blocks(pairs, params, subspace, by):
+    """Eigenvalues of the blocks, and how much of the dominant vectors is in each."""
+    mass = [
+        jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim))
+        for leaf in jax.tree.leaves(subspace.eigenvectors)
+    ]
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    names = blocks.names(params, by)
+    return {
+        block: {
+            "num_params": sum(n for n, name in zip(sizes, names) if name == block),
+            "eigenvalues": found.eigenvalues,
+            "residuals": found.residuals,
+            "converged": found.converged,
+            "mass": sum(m for m, name in zip(mass, names) if name == block),
+        }
+        for block, found in pairs.items()
+    }

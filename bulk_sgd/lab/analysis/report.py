@@ -1,0 +1,146 @@
+"""The page of an analysis: what was found at each point, in figures and a table."""
+
+import json
+import pathlib
+
+from bulk_sgd.lab.analysis import figures, store
+from bulk_sgd.lab.report import page
+from bulk_sgd.lab.report.narrative import number, percent
+from bulk_sgd.lab.report.style import save
+
+_FIGURES = {
+    "eigenvalues": (
+        figures.eigenvalue_figure,
+        "Sharpness and alignment",
+        "Left: the largest eigenvalues of the Hessian, λ₁ darkest. Right: the part of "
+        "the gradient and of the next update of the inner optimizer, before any "
+        "projection, that lies in the dominant subspace.",
+    ),
+    "density": (
+        figures.density_figure,
+        "Spectral density",
+        "Density of all eigenvalues by stochastic Lanczos quadrature, on a log scale. "
+        "Triangles: the largest eigenvalues as solved for; filled are the outliers, "
+        "those before the largest ratio of two successive ones.",
+    ),
+    "energies": (
+        figures.energy_figure,
+        "Hessian, Gauss-Newton and functional part",
+        "H = G + F. Left: traces, with two standard errors. Right: the share of the "
+        "squared Frobenius norm that lies in the dominant subspace of H. Dotted: paths "
+        "other than the first.",
+    ),
+    "change": (
+        figures.change_figure,
+        "How the subspace turns",
+        "Between a point and the one before: ‖U₁ᵀU₂‖²/k, left; ‖(P₁ − P₂) g‖/‖g‖ for "
+        "the gradient g, and the part of the way between the points that lies in the "
+        "earlier subspace, right.",
+    ),
+    "blocks": (
+        figures.block_figure,
+        "Layer by layer",
+        "Left: the largest eigenvalue of the diagonal block of the Hessian of each "
+        "group of parameters. Right: how much of the dominant eigenvectors' squared "
+        "length lies in it. Dotted: paths other than the first.",
+    ),
+    "slices": (
+        figures.slice_figure,
+        "The loss along and across the dominant directions",
+        "Around the last point. Distances are those in parameter space; along u₁ the "
+        "loss should about double at the edge, by its second order.",
+    ),
+}
+
+
+def write_report(folder) -> pathlib.Path:
+    """Writes the page of an analysis, and its figures as PNG and PDF beside it.
+
+    Args:
+      folder: where `analyze` has left `analysis.json`.
+
+    Returns:
+      The path of the page, `folder/index.html`.
+
+    Raises:
+      FileNotFoundError: if there is no analysis.
+      ValueError: if it has no points.
+    """
+    folder = pathlib.Path(folder)
+    found = store.read(folder)
+    points = found["points"]
+    if not points:
+        raise ValueError(f"{folder / store.FILE} has no points to report on.")
+    body = [_facts(found)]
+    for name, (draw, heading, caption) in _FIGURES.items():
+        if name == "slices" and "slices" not in points[-1]:
+            continue
+        if name == "change" and not any(point["change"] for point in points):
+            continue
+        image = save(draw(points), folder / name)
+        last = f"{heading}, from {points[0]['name']} to {points[-1]['name']}."
+        body.append(f"<h2>{heading}</h2>" + page.figure(heading, caption, last, image))
+    body.append("<h2>All points</h2>" + _table(points))
+    body.append(_settings(found["settings"]))
+    path = folder / "index.html"
+    title = page.text((found.get("run") or {}).get("name") or "Training")
+    path.write_text(
+        page.document(f"{title}: curvature", "\n".join(body)), encoding="utf-8"
+    )
+    return path
+
+
+def _facts(found):
+    points = found["points"]
+    failed = [point["name"] for point in points if not point["converged"]]
+    facts = [
+        f"{len(points)} points",
+        f"{points[0]['num_params']:,} parameters",
+        f"k = {found['settings']['rank']}",
+        f"{sum(point['matvecs'] for point in points):,} matvecs",
+        f"{sum(point['seconds'] for point in points):,.0f} seconds",
+        found.get("device") or "",
+    ]
+    notes = list(found.get("notes", ()))
+    if failed:
+        notes.append(f"The eigenpairs did not converge at {', '.join(failed)}.")
+    shown = " · ".join(filter(None, facts))
+    return f'<p class="facts">{page.text(shown)}</p>' + "".join(
+        f'<p class="note">{page.text(note)}</p>' for note in notes
+    )
+
+
+def _table(points):
+    heads = [
+        "point", "step", "loss", "λ₁", "outliers", "tr H", "share of H",
+        "χ of gradient", "χ of update", "overlap", "drift", "matvecs",
+    ]  # fmt: skip
+    rows = []
+    for point in points:
+        hessian, change = point["energies"]["hessian"], point["change"] or {}
+        rows.append(
+            [
+                point["name"],
+                f"{point['step']:,}",
+                _show(point["loss"]),
+                _show(point["eigenvalues"][0]),
+                str(point["outliers"] or "–"),
+                f"{_show(hessian['trace'])} ± {_show(hessian['trace_error'])}",
+                _show(hessian["frobenius_share"], percent),
+                _show(point["alignment"]["gradient"]),
+                _show(point["alignment"].get("update")),
+                _show(change.get("overlap")),
+                _show(change.get("drift")),
+                f"{point['matvecs']:,}",
+            ]
+        )
+    return page.table("All points", heads, rows)
+
+
+def _show(value, how=number):
+    return "–" if value is None else how(value)
+
+
+def _settings(settings):
+    shown = page.text(json.dumps(settings, indent=2))
+    return f"<details><summary>Settings</summary><pre>{shown}</pre></details>"

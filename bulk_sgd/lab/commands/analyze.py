@@ -1,0 +1,72 @@
+"""Analyzes the checkpoints of a run: `python -m bulk_sgd.analyze --workdir=RUN`.
+
+Writes `analysis/` into the workdir: a self-contained page, its figures, and all numbers
+as JSON. Interrupted, the same command goes on. See `docs/analysis.md`.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import app, flags
+
+from bulk_sgd.lab.commands import cli
+
+FOLDER = "analysis"
+
+
+def main(argv):
+    """Analyzes `--workdir`; wrong input ends it with one sentence and status 2."""
+    if len(argv) > 1:
+        cli.refuse(f"Unexpected arguments {argv[1:]}.")
+    cli.prepare()
+
+    # After the flags: importing JAX takes seconds.
+    from bulk_sgd.lab.analysis import Settings, analyze, report
+    from bulk_sgd.lab.analysis.checkpoints import RunPoints
+    from bulk_sgd.lab.files import record
+
+    values = flags.FLAGS
+    names = {field.name for field in dataclasses.fields(Settings)} - {"mode"}
+    given = {name: values[name].value for name in names}
+    with cli.refusing(), cli.reporting(values.workdir):
+        settings = Settings(
+            **{name: value for name, value in given.items() if value is not None}
+        )
+        points = RunPoints(values.workdir, values.arm, values.every, values.checkpoints)
+        folder = pathlib.Path(values.output or pathlib.Path(values.workdir) / FOLDER)
+        about = {"run": points.record, "notes": points.notes, **record.provenance()}
+        analyze(
+            points,
+            points.objective,
+            folder,
+            dataclasses.replace(settings, mode=points.mode),
+            progress=values.progress,
+            about=about,
+        )
+        print(report.write_report(folder))
+
+
+def _define_flags():
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("output", None, "Folder to write to; WORKDIR/analysis.")
+    flags.DEFINE_list("arm", None, "Arms beside the prefix, by default all.")
+    flags.DEFINE_integer("every", 0, "Only steps that are a multiple of it; 0: all.")
+    flags.DEFINE_list("checkpoints", None, "Only those named, such as sgd@2400.")
+    flags.DEFINE_bool("progress", True, "Show the progress and the time left.")
+    flags.DEFINE_integer("rank", None, "Number of eigenpairs.")
+    flags.DEFINE_float("tol", None, "Relative tolerance of the eigenpairs.")
+    flags.DEFINE_integer("density_probes", None, "Random vectors of the density.")
+    flags.DEFINE_integer("density_steps", None, "Lanczos steps of each.")
+    flags.DEFINE_integer("trace_probes", None, "Random vectors of the energies.")
+    flags.DEFINE_integer("block_rank", None, "Eigenvalues per block.")
+    flags.DEFINE_string("by", None, "Regular expression: a path's block.")
+    flags.DEFINE_integer("slice_points", None, "Points of a slice per axis; 0: none.")
+    flags.DEFINE_float("radius", None, "How far slices go, in units of the default.")
+    flags.DEFINE_integer("seed", None, "Seed of all random vectors.")
+    flags.mark_flag_as_required("workdir")
+
+
+def run():
+    """Entry point of the command line."""
+    _define_flags()
+    app.run(main, flags_parser=cli.parse)

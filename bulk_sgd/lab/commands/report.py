@@ -1,0 +1,26 @@
+"""The command `python -m bulk_sgd.report --workdir=FOLDER`."""
+
+import sys
+
+from absl import app, flags
+
+from bulk_sgd.lab import report
+from bulk_sgd.lab.commands import cli
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
+    del argv
+    try:
+        print(report.write_report(flags.FLAGS.workdir))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run():
+    """Entry point of the command line."""
+    flags.DEFINE_string("workdir", None, "Folder of the run or study to report on.")
+    flags.mark_flag_as_required("workdir")
+    app.run(main, flags_parser=cli.parse)

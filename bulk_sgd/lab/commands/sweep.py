@@ -1,0 +1,106 @@
+"""Runs the cells of a sweep: `python -m bulk_sgd.sweep --config=FILE --workdir=FOLDER`.
+
+FILE has `get_config(preset)`, the base config, and `get_sweep(preset)`, a list of cells
+made with `bulk_sgd.lab.sweep.grid`; FILE:PRESET passes both a string.
+"""
+
+import json
+import runpy
+import sys
+import traceback
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.sweep import grid, sweep
+
+
+def main(argv):
+    """Runs the sweep; wrong input ends it with one sentence and status 2."""
+    if len(argv) > 1:
+        cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=…")
+    cli.prepare()
+    values = flags.FLAGS
+    with (
+        cli.refusing(),
+        distributed.job("off" if values.list_cells else values.distributed),
+        cli.refusing(),
+        cli.reporting(values.workdir),
+    ):
+        _run(values)
+
+
+def _run(values):
+    filename = config_flags.get_config_filename(values["config"])
+    path, colon, preset = filename.partition(":")
+    module = runpy.run_path(path)
+    if "get_sweep" not in module:
+        raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
+    cells = _call(module["get_sweep"], [preset] if colon else [], path)
+    _check_overrides(config_flags.get_override_values(values["config"]), cells)
+    if values.list_cells:
+        sweep.configs_of(values.config, cells)
+        for index, cell in enumerate(cells):
+            print(index, json.dumps(cell))
+        return
+    if values.workdir is None:
+        raise ValueError("--workdir is missing; it is the folder of the sweep.")
+    statuses = sweep.run_sweep(
+        values.config,
+        cells,
+        values.workdir,
+        only=values.cell,
+        lanes=values.lanes,
+        prefixes=values.prefixes,
+        about=(module.get("__doc__") or "").strip(),
+    )
+    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    if distributed.is_first():
+        print(f"{len(statuses)} cells, {told}: {values.workdir}")
+    chosen = statuses if values.cell is None else [statuses[values.cell]]
+    if record.FAILED in chosen:
+        sys.exit(1)
+
+
+def _call(get_sweep, arguments, path) -> list[grid.Cell]:
+    """The checked cells that a function of a config file gives."""
+    try:
+        return grid.check(get_sweep(*arguments))
+    except ValueError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise ValueError(
+            f"get_sweep of {path} fails with {type(error).__name__}: {error}{where}."
+        ) from error
+
+
+def _check_overrides(overrides, cells):
+    """Refuses fields set on the command line that cells set again."""
+    for field in overrides:
+        for index, cell in enumerate(cells):
+            if field in cell:
+                raise ValueError(
+                    f"--config.{field} is set on the command line, but the cells set "
+                    f"this field (cell {index}: {cell[field]!r}); leave it out, or "
+                    "change get_sweep."
+                )
+
+
+def run():
+    """Entry point of the command line."""
+    config_flags.DEFINE_config_file("config", None, "FILE with get_config, get_sweep.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+    flags.DEFINE_bool("list_cells", False, "Print the cells and stop.")
+    flags.DEFINE_integer("cell", None, "Run this cell alone, for job arrays.")
+    flags.DEFINE_integer("lanes", 1, "Runs in lockstep under vmap (accelerators).")
+    flags.DEFINE_string("prefixes", None, "Folder of trained prefixes to share.")
+    cli.define_distributed()
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=cli.parse)

@@ -1,0 +1,42 @@
+"""The training binary: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`.
+
+Any field can be set on the command line, `--config.subspace.rank=5`.
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bulk_sgd.lab.commands import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(); FILE:VARIANT passes it a string."
+)
+_DISTRIBUTED = cli.define_distributed()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
+
+
+def main(argv):
+    """Runs the experiment; wrong input ends it with one sentence and status 2."""
+    if len(argv) > 1:
+        cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
+    cli.prepare()
+
+    # After the flags: importing JAX takes seconds.
+    from bulk_sgd.lab.devices import distributed
+    from bulk_sgd.lab.training import train
+
+    with (
+        cli.refusing(),
+        distributed.job(_DISTRIBUTED.value),
+        cli.refusing(),
+        cli.reporting(_WORKDIR.value),
+    ):
+        record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        if distributed.is_first():
+            print(f"{record['status']}: {_WORKDIR.value}")
+
+
+def run():
+    """Entry point of the command line."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=cli.parse)

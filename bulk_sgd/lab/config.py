@@ -1,0 +1,363 @@
+"""The fields of an experiment, each once, with its default; and their checks."""
+
+from ml_collections import ConfigDict
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.lab.devices import sharding
+from bulk_sgd.lab.from_config import arms, optimizers, solvers
+
+CURVATURE_DATA = ("full", "subset", "batch")
+
+
+def default() -> ConfigDict:
+    """A config with every field, locked against unknown ones.
+
+    Returns:
+      The config of a short run on the embedded MNIST subset; experiments change what
+      they are about.
+
+    Example:
+      >>> import bulk_sgd.lab.config
+      >>> config = bulk_sgd.lab.config.default()
+      >>> config.subspace.rank
+      10
+    """
+    config = ConfigDict()
+    config.name = "default"  # title of the report
+    # Seeds the initial parameters, the order of batches, the curvature subset and the
+    # solver's random directions.
+    config.seed = 0
+
+    config.data = ConfigDict()
+    # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
+    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), "tokens:PATH"
+    # (the same as token ids in an .npy), "random" (tokens to measure with), or a path
+    # to an .npz with x_train, y_train, x_test, y_test.
+    config.data.name = "mnist5k"
+    config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
+    config.data.train_split = "train"  # TFDS
+    config.data.test_split = "test"  # TFDS
+    config.data.num_train = 0  # the first so many examples; 0 takes all
+    config.data.num_test = 0
+    # "unit" (uint8 over 255; floats must be from 0 to 1), "standard" (zero mean and
+    # unit variance over the training set, per channel or feature) or "none" (text).
+    config.data.normalization = "unit"
+    # Whether mini-batches are read while training, for training sets that do not fit on
+    # the devices. What needs all of it, loss, gradient and sharpness of training, is
+    # then that of a fixed seeded subset, subspace.subset_size examples.
+    config.data.streaming = False
+    # tsv, text and tokens: the test file; "" with running text or tokens tests on the
+    # last tenth of it.
+    config.data.test_path = ""
+    # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
+    # as many as the longest in training has.
+    config.data.length = 0
+    # Running text and tokens: embeddings of the network, at least as many as there are
+    # tokens; 0 takes 256 for bytes, and one more than the largest id.
+    config.data.vocab_size = 0
+
+    config.model = ConfigDict()
+    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output) or
+    # "decoder" (one of every position, which sees those before it).
+    config.model.name = "mlp"
+    config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
+    config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
+    config.model.pool = "max"  # cnn, vgg11: "max" or "average"
+    # vgg11 (64 in the original), resnet8 (16): of the first convolution; vit,
+    # transformer, decoder: of the embeddings.
+    config.model.width = 64
+    config.model.norm = "group"  # vgg11, resnet8: or "none"
+    config.model.num_groups = 8  # vgg11, resnet8: must divide the width
+    config.model.num_layers = 2  # vit, transformer, decoder
+    config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
+    # vit, transformer, decoder: one loop over stacked layers, for fast compilations.
+    config.model.scan_layers = False
+    # vit, transformer, decoder: keep the activations of one layer only, to save memory.
+    config.model.remat = False
+    config.model.tied = False  # decoder: outputs are products with the embeddings
+    config.model.patch = 7  # vit: side of a patch, must divide those of the images
+    config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
+    config.model.init = "lecun_normal"  # or "torch", PyTorch's default
+
+    config.loss = ConfigDict()
+    config.loss.name = "mse"  # "mse" or "cross_entropy"
+    # mse over the classes of one example: "sum", "half_sum" or "mean". From "mean" to
+    # "sum" the effective learning rate grows by the number of classes.
+    config.loss.reduction = "sum"
+
+    config.batch_size = 50
+    config.num_steps = 1000  # steps in all, of which the prefix takes the first
+    config.optimizer = ConfigDict()
+    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", whose diagonal is that of the
+    # Hessian of the batch.
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.momentum = 0.0  # sgd, sam, muon
+    config.optimizer.nesterov = False  # sgd, sam, muon
+    config.optimizer.rho = 0.05  # sam: length of the step of ascent
+    # adam, adamw, sophia (0.965 and 0.99 in its paper), and muon for what is no matrix
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8  # adam, adamw, sophia, muon
+    config.optimizer.gamma = 0.01  # sophia: times the diagonal
+    config.optimizer.diagonal_every = 10  # sophia: steps between its estimates
+    # All but adam: every step adds -rate * weight_decay * parameters to the update. It
+    # is projected with a projection of the "update", not with one of the "gradient".
+    config.optimizer.weight_decay = 0.0
+    # What multiplies the learning rate after the warm-up, over which it rises linearly
+    # from 0: "constant"; "linear" or "cosine", at final_scale from step decay_steps
+    # on; "step", which multiplies by `decay` at each of the boundaries.
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0
+    config.optimizer.final_scale = 0.0
+    config.optimizer.boundaries = ()
+    config.optimizer.decay = 0.1
+    # Whether the arms scale the optimizer's "update" or the "gradient" it is fed.
+    config.optimizer.projection = "update"
+
+    config.subspace = ConfigDict()
+    config.subspace.rank = 10
+    config.subspace.curvature = "hessian"  # or "gauss_newton", "functional_hessian"
+    # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
+    # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
+    config.subspace.preconditioned = False
+    # How products differentiate twice: "forward_over_reverse", "reverse_over_reverse",
+    # "finite_differences", or "auto", the first of them that the network allows.
+    config.subspace.mode = "auto"
+    config.subspace.refresh_every = 1  # steps
+    # Loss whose curvature counts: of the "full" training set, of a fixed seeded
+    # "subset" of it, or of the current "batch".
+    config.subspace.data = "full"
+    config.subspace.subset_size = 1000
+    # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
+    # previous basis; "streaming" averages the curvature of mini-batches over steps, one
+    # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
+    # alignment below), and is meant for data = "batch". With "full" or "subset" it
+    # follows as well, and its product costs so many images. "krylov_filter" takes a few
+    # steps of Lanczos from every update, for that one alone. "update_pca" and
+    # "streaming_pca" take the principal components of updates and no product. These
+    # three need every step, too.
+    config.subspace.solver = "lanczos"
+    # lanczos, but not where power and krylov_filter call it: residuals relative to λ_1
+    config.subspace.tol = 1e-3
+    # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
+    config.subspace.max_matvecs = 0
+    config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
+    config.subspace.warm_start = True  # lanczos
+    config.subspace.along = "basis"  # power: or "update", one matvec
+    config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
+    config.subspace.gain = 0.1  # streaming: weight of a new product
+    config.subspace.length = 10  # krylov_filter: of the sequence from an update
+    config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
+    config.subspace.window = 50  # update_pca: number of updates
+    config.subspace.update_gain = 0.01  # streaming_pca: weight of a new update
+    # Not "": the rank is split evenly over blocks of parameters, each solved by
+    # itself: "layer", or a regular expression that finds a block's name in a path.
+    config.subspace.blocks = ""
+    # Above 0: the solver is called only when a probe says that the basis misses more
+    # than this share of an update; one matvec every so many refreshes.
+    config.subspace.drift = 0.0
+    config.subspace.probe_every = 4
+    # Of the `rank` eigenvectors "all" are in the subspace, or those before the largest
+    # "gap", of an "eigenvalue" above the threshold, or of a "rate" above it: the
+    # eigenvalue times the learning rate of the step.
+    config.subspace.keep = "all"
+    config.subspace.threshold = 1.0
+
+    # The prefix is plain training with the optimizer above. It ends, and the arms
+    # fork, after the first step whose average alignment exceeds `alignment`, at the
+    # latest after `step` steps.
+    config.switch = ConfigDict()
+    config.switch.step = 500
+    config.switch.alignment = 0.0  # threshold for the average of χ_k; 0: step alone
+    config.switch.decay = 0.9  # average = decay · old + (1 − decay) · χ_k
+    config.switch.measure_every = 1  # steps between refreshes in the prefix
+
+    # What runs from the fork: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" (α, 1),
+    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
+    config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
+
+    # Energies of H, G and F in the subspace and the bulk, and batch sharpness, see
+    # `bulk_sgd.lab.training.measures`; the overlap of the subspace with one by Lanczos.
+    config.measures = ConfigDict()
+    config.measures.every = 0  # steps, a multiple of eval_every; 0: never
+    # Steps, likewise, between rows with λ_1 of the whole training loss at that very
+    # point, about eight matvecs; the last row of an arm always has it.
+    config.measures.sharpness_every = 0
+    config.measures.num_probes = 30  # random vectors per operator
+
+    # From the fork, each arm is trained at other learning rates, halving the interval
+    # between stable and unstable ones on a log scale; needs a constant schedule.
+    config.stability = ConfigDict()
+    config.stability.rounds = 0  # of the bisection; 0: none
+    config.stability.low = 0.1  # times optimizer.learning_rate, the interval to search
+    config.stability.high = 100.0
+    config.stability.num_steps = 200
+    # Stable: at the end the training loss is finite and at most so many times that at
+    # the fork.
+    config.stability.loss_factor = 2.0
+
+    # States from which the same command goes on, see `lab.training.checkpoint`.
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1_000  # steps, rounded up to dispatches; 0: none
+    config.checkpoint.keep = 2  # the newest ones; 0: all
+
+    config.eval_every = 50  # steps between rows of metrics; one dispatch each
+    # Full-data losses, gradients and curvature go through the data in pieces of this
+    # many examples; 0 takes them at once (faster, more memory).
+    config.microbatch_size = 0
+
+    # The devices, as a mesh of data x fsdp; 0 takes all that the other one leaves.
+    # Examples are split over both, parameters and basis over `fsdp` alone.
+    config.sharding = ConfigDict()
+    config.sharding.data = 0
+    config.sharding.fsdp = 1
+
+    # Refuses a run whose forecast is more than the memory of a device.
+    config.check_memory = True
+    config.tensorboard = True
+    config.progress = True
+    return config.lock()
+
+
+def validate(config: ConfigDict):
+    """Checks everything about a config that needs no data.
+
+    Args:
+      config: the config of an experiment.
+
+    Raises:
+      ValueError: one sentence with the field, its value and what is allowed.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config is {config!r}; it must be a ConfigDict, such as "
+            "bulk_sgd.lab.config.default()."
+        )
+    _check_fields(config, default(), "config")
+    checks.integer("config.seed", config.seed, 0)
+    checks.integer("config.data.length", config.data.length, 0)
+    checks.integer("config.data.vocab_size", config.data.vocab_size, 0)
+    checks.integer("config.batch_size", config.batch_size, 1)
+    checks.integer("config.num_steps", config.num_steps, 1)
+    checks.integer("config.eval_every", config.eval_every, 1)
+    checks.integer("config.microbatch_size", config.microbatch_size, 0)
+    optimizers.validate(config.optimizer)
+    if config.model.scan_layers and config.optimizer.name == "muon":
+        raise ValueError(
+            "config.model.scan_layers is True; with config.optimizer.name 'muon' it "
+            "must be False, for Muon orthogonalises matrices, not stacks of them."
+        )
+    space = config.subspace
+    checks.integer("config.subspace.rank", space.rank, 1)
+    checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
+    if space.preconditioned:
+        optimizers.validate_preconditioned(config.optimizer)
+    checks.one_of("config.subspace.mode", space.mode, second_derivatives.MODES)
+    checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
+    checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
+    if config.data.streaming and space.data == "full":
+        raise ValueError(
+            "config.subspace.data is 'full'; with config.data.streaming it must be "
+            "'subset' or 'batch', for the training set is not on the devices."
+        )
+    checks.integer("config.subspace.subset_size", space.subset_size, 1)
+    solvers.validate(space)
+    switch = config.switch
+    checks.integer(
+        "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
+    )
+    checks.between("config.switch.alignment", switch.alignment, 0, 1)
+    checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
+    checks.integer("config.switch.measure_every", switch.measure_every, 1)
+    intervals = {"subspace.refresh_every": space.refresh_every}
+    if switch.alignment > 0:
+        intervals["switch.measure_every"] = switch.measure_every
+    for name, interval in intervals.items():
+        if space.solver in solvers.EVERY_STEP and interval != 1:
+            raise ValueError(
+                f"config.{name} is {interval}; it must be 1 with "
+                f"config.subspace.solver = {space.solver!r}, which "
+                f"{solvers.EVERY_STEP[space.solver]}."
+            )
+    arms.parse_all(config.arms)
+    sharding.validate(config.sharding)
+    _validate_measures(config)
+
+
+def num_subset(config) -> int:
+    """Number of training examples that curvature is of, 0 if that is of no subset.
+
+    With streamed data losses are those of it too.
+    """
+    needed = config.data.streaming or config.subspace.data == "subset"
+    return config.subspace.subset_size if needed else 0
+
+
+def _validate_measures(config):
+    for name in ("every", "sharpness_every"):
+        every = config.measures[name]
+        checks.integer(f"config.measures.{name}", every, 0)
+        if every % config.eval_every:
+            raise ValueError(
+                f"config.measures.{name} is {every}; it must be a multiple of "
+                f"config.eval_every, {config.eval_every}, or 0."
+            )
+    checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
+    required = {"curvature": "hessian", "preconditioned": False}
+    for name, needed in required.items():
+        value = config.subspace[name]
+        if config.measures.every and value != needed:
+            raise ValueError(
+                f"config.subspace.{name} is {value!r}; where config.measures.every is "
+                f"not 0 it must be {needed!r}, for the energies are measured in the "
+                "subspace of the Hessian."
+            )
+    checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
+    checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
+    if config.measures.every and config.subspace.data == "subset":
+        why = "config.measures.every compares halves of the subset"
+        size = config.subspace.subset_size
+        checks.integer("config.subspace.subset_size", size, 2, why=why)
+    stability = config.stability
+    checks.integer("config.stability.rounds", stability.rounds, 0)
+    if stability.rounds and config.optimizer.schedule != "constant":
+        raise ValueError(
+            f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
+            "config.stability.rounds is not 0 it must be 'constant', for a rate that "
+            "changes after the fork is not one rate that is stable or not."
+        )
+    checks.integer("config.stability.num_steps", stability.num_steps, 1)
+    checks.at_least("config.stability.low", stability.low, 1e-9)
+    checks.at_least("config.stability.high", stability.high, stability.low)
+    checks.at_least("config.stability.loss_factor", stability.loss_factor, 1)
+
+
+def _check_fields(config, reference, path):
+    """Raises on fields that are unknown, missing, or of another type."""
+    for name in config:
+        if name not in reference:
+            known = ", ".join(sorted(reference))
+            raise ValueError(
+                f"{path}.{name} is not a field of the config; known here: {known}."
+            )
+    for name, value in reference.items():
+        field = f"{path}.{name}"
+        if name not in config:
+            raise ValueError(f"{field} is missing; its default is {value!r}.")
+        if isinstance(value, ConfigDict):
+            if not isinstance(config[name], ConfigDict):
+                raise ValueError(
+                    f"{field} is {config[name]!r}; it must be a group of fields."
+                )
+            _check_fields(config[name], value, field)
+            continue
+        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(value))
+        if not isinstance(config[name], kinds or type(value)):
+            raise ValueError(
+                f"{field} is {config[name]!r}; it must be of type "
+                f"{type(value).__name__}, as its default {value!r}."
+            )

@@ -1,0 +1,54 @@
+"""What a data set is, and how its fields are refused."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bulk_sgd.lab.data.rows import LazyRows
+
+
+class Dataset(NamedTuple):
+    """Inputs with labels int32 below num_classes.
+
+    Inputs are float32 images (N, height, width, depth) or features (N, dimension), or
+    int32 tokens (N, length) below vocab_size, which is 0 for the others. Labels are
+    (N,), or (N, length) where every position has one. num_classes is what TFDS says or,
+    without TFDS, one more than the largest label of all the data, whatever is selected
+    of it.
+    """
+
+    name: str
+    train_inputs: np.ndarray | LazyRows
+    train_targets: np.ndarray | LazyRows
+    test_inputs: np.ndarray | LazyRows
+    test_targets: np.ndarray | LazyRows
+    num_classes: int
+    vocab_size: int = 0
+
+
+def wrong(config, field: str, problem: str) -> ValueError:
+    """The error that names a field of `config.data`, its value and the problem.
+
+    >>> from ml_collections import ConfigDict
+    >>> wrong(ConfigDict({"name": "x"}), "name", "it must be y")
+    ValueError("config.data.name is 'x', but it must be y.")
+    """
+    return ValueError(
+        f"config.data.{field} is {getattr(config, field)!r}, but {problem}."
+    )
+
+
+def count(config, part: str, available: int) -> int:
+    """How many examples of a part, 'train' or 'test', `config.data` selects.
+
+    >>> from ml_collections import ConfigDict
+    >>> count(ConfigDict({"num_train": 0}), "train", 7)
+    7
+
+    Raises:
+      ValueError: fewer are available.
+    """
+    number = getattr(config, f"num_{part}")
+    if not 0 <= number <= available:
+        raise wrong(config, f"num_{part}", f"there are {available} (0 takes all)")
+    return number or available

@@ -1,0 +1,221 @@
+"""Text as tokens: labelled sentences by words, running text by bytes or as ids."""
+
+import collections
+import pathlib
+
+import numpy as np
+
+from bulk_sgd.lab.data.dataset import Dataset, count, wrong
+from bulk_sgd.lab.data.rows import LazyRows
+from bulk_sgd.lab.models.transformer import PADDING
+
+UNKNOWN = 1
+
+_EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "sonnets.txt"
+
+
+def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
+    """Selected sentences of a TSV file, their labels, and the number of classes.
+
+    Args:
+      config: `config.data`, with `name`, 'tsv:' and the file of the part 'train', and
+        `test_path`, that of 'test'. The first line names the columns, of which
+        'sentence' and 'label' are read; nothing is quoted.
+      part: 'train' or 'test'.
+
+    Raises:
+      ValueError: the file cannot be read or a line of it is not meant.
+
+    >>> import pathlib
+    >>> from ml_collections import ConfigDict
+    >>> lines = "sentence\\tlabel\\nso good\\t1\\nbad\\t0\\n"
+    >>> _ = pathlib.Path("a.tsv").write_text(lines)
+    >>> config = ConfigDict({"name": "tsv:a.tsv", "test_path": "", "num_train": 1})
+    >>> read_tsv(config, "train")
+    (['so good'], array([1], dtype=int32), 2)
+    """
+    field = {"train": "name", "test": "test_path"}[part]
+    path = getattr(config, field).removeprefix("tsv:")
+    header, *lines = _read(config, field, path).removesuffix("\n").split("\n")
+    columns = header.split("\t")
+    if not {"sentence", "label"} <= set(columns):
+        problem = f"its first line names {columns}, not sentence and label"
+        raise wrong(config, field, problem)
+    rows = [line.split("\t") for line in lines]
+    for number, row in enumerate(rows, 2):
+        entry = dict(zip(columns, row))
+        if len(row) != len(columns):
+            problem = f"has {len(row)} columns, not {len(columns)}"
+        elif not entry["sentence"].strip():
+            problem = "has a sentence without words"
+        elif not entry["label"].isdecimal():
+            problem = f"has the label {entry['label']!r}, not a number from 0"
+        else:
+            continue
+        raise wrong(config, field, f"its line {number} {problem}")
+    if not rows:
+        raise wrong(config, field, "it holds no sentences")
+    sentences = [row[columns.index("sentence")] for row in rows]
+    labels = np.array([row[columns.index("label")] for row in rows]).astype(np.int32)
+    number = count(config, part, len(rows))
+    return sentences[:number], labels[:number], int(labels.max()) + 1
+
+
+def labelled(config, train, test) -> Dataset:
+    """Sentences as words, numbered by their frequency in the training set.
+
+    Words are what white space separates, in lower case. Token 0 fills up, token 1 is
+    any word that the training set does not have: its embedding is not trained.
+
+    Args:
+      config: `config.data`, with `length`, the number of words of an example: longer
+        ones are cut, 0 takes the longest of the training set.
+      train: sentences, labels and number of classes, as `read_tsv` returns them.
+      test: the same.
+
+    Raises:
+      ValueError: the normalization is not 'none'.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
+    >>> train = ["a good , good film", "bad"], np.array([1, 0]), 2
+    >>> dataset = labelled(config, train, (["Good grief"], np.array([1]), 2))
+    >>> dataset.train_inputs.tolist(), dataset.test_inputs.tolist()
+    ([[4, 2, 3, 2, 6], [5, 0, 0, 0, 0]], [[2, 1, 0, 0, 0]])
+    """
+    _check_normalization(config)
+    words = [
+        [sentence.lower().split() for sentence in part[0]] for part in (train, test)
+    ]
+    counts = collections.Counter(word for sentence in words[0] for word in sentence)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    tokens = {word: i for i, word in enumerate(ranked, UNKNOWN + 1)}
+    length = config.length or max(map(len, words[0]))
+
+    def encoded(sentences):
+        table = np.full((len(sentences), length), PADDING, np.int32)
+        for row, sentence in zip(table, sentences):
+            found = [tokens.get(word, UNKNOWN) for word in sentence[:length]]
+            row[: len(found)] = found
+        return table
+
+    return Dataset(
+        config.name,
+        encoded(words[0]),
+        train[1].astype(np.int32),
+        encoded(words[1]),
+        test[1].astype(np.int32),
+        max(train[2], test[2]),
+        UNKNOWN + 1 + len(tokens),
+    )
+
+
+def running(config) -> Dataset:
+    """Running text as tokens, each with the one that follows as its target.
+
+    It is cut into examples of `length` tokens one after the other, whose last target is
+    the first token of the next; what is left over at the end is dropped.
+
+    Args:
+      config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
+        package, or 'text:' and the path of a file, both as bytes, or 'tokens:' and the
+        path of an .npy of integer ids `(n,)`, or 'random', `num_train` and `num_test`
+        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, of
+        the same kind, or '' for the last tenth of the text; `length`; `vocab_size`.
+
+    Raises:
+      ValueError: a file cannot be read or is shorter than an example; length is 0; the
+        normalization is not 'none'; a token is not below `vocab_size`.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
+    >>> config.update(vocab_size=0, num_train=2, num_test=1, normalization="none")
+    >>> dataset = running(config)
+    >>> bytes(dataset.train_inputs[:].astype(np.uint8)), dataset.train_targets.shape
+    (b'Shall I compare ', (2, 8))
+    >>> bytes(dataset.train_targets[:].astype(np.uint8))
+    b'hall I compare t'
+    """
+    _check_normalization(config)
+    if not config.length:
+        raise wrong(config, "length", "running text needs 1 or more")
+    kind, _, path = config.name.partition(":")
+    if kind == "random":
+        streams = _random(config)
+    else:
+        read = _map_ids if kind == "tokens" else _map_bytes
+        train = read(config, "name", _EMBEDDED if kind == "sonnets" else path)
+        if config.test_path:
+            test_path = config.test_path.removeprefix(f"{kind}:")
+            streams = train, read(config, "test_path", test_path)
+        else:
+            streams = np.split(train, [len(train) - len(train) // 10])
+    seen = max(int(stream.max()) + 1 for stream in streams if len(stream))
+    if kind in ("sonnets", "text"):
+        seen = 256
+    vocab_size = config.vocab_size or seen
+    if vocab_size < seen:
+        problem = f"the text has {seen} tokens (0 takes as many)"
+        raise wrong(config, "vocab_size", problem)
+    arrays = []
+    for part, tokens in zip(("train", "test"), streams):
+        available = (len(tokens) - 1) // config.length
+        if available < 1:
+            problem = f"the text to {part} on has {len(tokens)} tokens, too few for one"
+            raise wrong(config, "length", f"{problem} example and its last target")
+        number = count(config, part, available)
+        for start in (0, 1):
+            piece = tokens[start : start + number * config.length]
+            piece = piece.reshape(number, config.length)
+            rows = LazyRows(piece.shape, piece.dtype, piece.__getitem__)
+            arrays.append(rows.map(lambda x: x.astype(np.int32), np.int32))
+    return Dataset(config.name, *arrays, num_classes=vocab_size, vocab_size=vocab_size)
+
+
+def _random(config) -> list[np.ndarray]:
+    """Tokens to train and to test on, drawn evenly."""
+    for field in ("num_train", "num_test", "vocab_size"):
+        if config[field] < 1:
+            raise wrong(config, field, "random tokens need 1 or more")
+    draw = np.random.default_rng(0).integers
+    sizes = (config.num_train, config.num_test)
+    return [draw(config.vocab_size, size=n * config.length + 1) for n in sizes]
+
+
+def _map_ids(config, field: str, path) -> np.ndarray:
+    """The token ids of an .npy, of which only those that are used are read."""
+    try:
+        tokens = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        problem = f"there is no such .npy of numbers to read ({error})"
+        raise wrong(config, field, problem) from error
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        problem = f"it holds {tokens.dtype} {tokens.shape}, not integers (n,)"
+        raise wrong(config, field, problem)
+    if len(tokens) and tokens.min() < 0:
+        raise wrong(config, field, "it holds negative numbers")
+    return tokens
+
+
+def _read(config, field: str, path: str) -> str:
+    try:
+        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise wrong(config, field, "its text is not UTF-8") from error
+    return text.replace("\r\n", "\n")
+
+
+def _map_bytes(config, field: str, path) -> np.ndarray:
+    """The bytes of a file, of which only those that are used are read."""
+    try:
+        if pathlib.Path(path).stat().st_size == 0:
+            return np.zeros(0, np.uint8)  # there is nothing to map
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        problem = f"there is no such file to read ({error.strerror})"
+        raise wrong(config, field, problem) from error
+
+
+def _check_normalization(config):
+    if config.normalization != "none":
+        raise wrong(config, "normalization", "tokens take 'none'")

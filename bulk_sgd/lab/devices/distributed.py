@@ -1,0 +1,225 @@
+"""Several processes as one job: how they start, agree, and end together.
+
+All processes run the same program on the same config and compute all of it; process 0
+alone reads and writes the workdir, which the others need not see. What connects them is
+JAX's own runtime.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bulk_sgd import checks
+from bulk_sgd.lab.files import metrics, record
+
+MODES = ("auto", "on", "off")
+_ADDRESS, _COUNT, _INDEX = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+_UNDETECTED = "coordinator_address should be defined"  # what JAX says then
+
+
+def initialize(mode: str):
+    """Joins the other processes of the job; called before anything that uses devices.
+
+    JAX detects Cloud TPU, GKE, Slurm, Open MPI and Kubernetes. Elsewhere
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say the same.
+
+    Args:
+      mode: "on" (a job that is not detected is an error), "auto" (it is then a lone
+        process) or "off" (a lone process).
+
+    Raises:
+      ValueError: if the mode is unknown, the variables are not all set or wrong, or,
+        with "on", there is no job.
+    """
+    checks.one_of("distributed", mode, MODES)
+    if mode == "off":
+        return
+    # Its handler would swallow SIGTERM for a protocol that nobody here polls.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**_from_environment())
+    except ValueError as error:
+        if _UNDETECTED not in str(error):
+            raise
+        if mode == "on":
+            raise ValueError(
+                "--distributed is on, but no job was detected: it must run on Cloud "
+                "TPU, GKE, Slurm, Open MPI or Kubernetes, or with the environment "
+                f"variables {_ADDRESS}, {_COUNT} and {_INDEX}."
+            ) from error
+        return
+    sys.excepthook = _end_job
+
+
+@contextlib.contextmanager
+def job(mode: str):
+    """The length of a job, whose processes end together.
+
+    One that fails would leave the others waiting for it, and itself, on its way out,
+    for them: it ends on the spot, and the runtime of the others notices.
+    """
+    initialize(mode)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code and jax.process_count() > 1:
+            _leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes: 0, or a lone one."""
+    return jax.process_index() == 0
+
+
+def on_first(fn):
+    """`fn()` as process 0 evaluates it, on all processes.
+
+    Args:
+      fn: returns what JSON can hold; called on process 0 alone.
+
+    Raises:
+      ValueError: on all processes, where `fn` raises it, or an OSError, on the first.
+
+    Example:
+      >>> from bulk_sgd.lab.devices import distributed
+      >>> distributed.on_first(lambda: ["a", 1])
+      ['a', 1]
+    """
+    if jax.process_count() == 1:
+        return fn()
+    told = b""
+    if is_first():
+        try:
+            told = json.dumps({"value": fn()}).encode()
+        except (ValueError, OSError) as error:
+            told = json.dumps({"error": str(error)}).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(told))))
+    padded = np.frombuffer(told.ljust(length, b" ")[:length], np.uint8)
+    told = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
+    if "error" in told:
+        raise ValueError(told["error"])
+    return told["value"]
+
+
+def check_agreement(plain_config: dict):
+    """Raises ValueError, on all processes, unless all have the same config.
+
+    JAX takes for granted that all pass the same values to a program: without this a
+    differing seed would train a mixture of two runs.
+
+    Args:
+      plain_config: as from `record.plain`, the seed included.
+    """
+    if jax.process_count() == 1:
+        return
+    changed = record.differences(on_first(lambda: plain_config), plain_config)
+    differing = multihost_utils.process_allgather(np.bool_(len(changed) > 0))
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} on process {jax.process_index()} differs from "
+            "process 0; all processes must have the same config."
+        )
+    if differing.any():
+        others = ", ".join(map(str, np.flatnonzero(differing)))
+        raise ValueError(
+            f"the config on process {others} differs from that on process 0; all "
+            "processes must have the same."
+        )
+
+
+def claim(workdir, plain_config: dict) -> dict | None:
+    """`record.claim` by process 0, with its answer on all processes.
+
+    Raises:
+      ValueError: on all processes, as `record.claim`, or if the folder of that name on
+        another host holds more of a run than that on the host of process 0: the
+        processes have changed places, and the run would start again in silence.
+    """
+    if jax.process_count() > 1:
+        rows = multihost_utils.process_allgather(np.int32(metrics.count(workdir)))
+        furthest = int(rows.argmax())
+        if rows[furthest] > rows[0]:
+            raise ValueError(
+                f"workdir {str(workdir)!r} holds {rows[furthest]} rows of metrics on "
+                f"the host of process {furthest} and {rows[0]} on that of process 0, "
+                "which reads and writes it for all; copy it there, or use storage that "
+                "both see."
+            )
+    return on_first(lambda: record.claim(workdir, plain_config))
+
+
+def whole(array) -> np.ndarray:
+    """A host copy of an array, wherever its parts are; called on all processes."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
+    """Host arrays as process 0 reads them, laid out over the devices of all.
+
+    Args:
+      fn: returns arrays; called on process 0 alone, so that no other needs the files.
+      like: arrays of the same shapes, with the layouts that are wanted.
+    """
+    if is_first():
+        arrays = [array.astype(x.dtype) for array, x in zip(fn(), like)]
+    else:
+        arrays = [np.zeros(x.shape, x.dtype) for x in like]
+    if jax.process_count() > 1:
+        arrays = multihost_utils.broadcast_one_to_all(arrays)
+    return [
+        jax.make_array_from_callback(x.shape, x.sharding, np.asarray(array).__getitem__)
+        for array, x in zip(arrays, like)
+    ]
+
+
+def _from_environment() -> dict:
+    """Arguments of `jax.distributed.initialize`, none where no variable is set."""
+    given = [name for name in (_COUNT, _INDEX) if name in os.environ]
+    if not given:
+        return {}
+    try:
+        count, index = int(os.environ[_COUNT]), int(os.environ[_INDEX])
+        address = os.environ[_ADDRESS]
+        if not 0 <= index < count:
+            raise ValueError
+    except (KeyError, ValueError) as error:
+        values = {name: os.environ.get(name) for name in (_ADDRESS, _COUNT, _INDEX)}
+        raise ValueError(
+            f"{values} in the environment; these must be host:port of process 0, the "
+            "number of processes, and which of them this is, counted from 0."
+        ) from error
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _end_job(kind, error, trace):
+    """An excepthook: leaving in good order would wait for the other processes."""
+    if issubclass(kind, KeyboardInterrupt):
+        _leave(130)
+    traceback.print_exception(kind, error, trace)
+    print(f"Process {jax.process_index()} failed and ends the job.", file=sys.stderr)
+    _leave(1)
+
+
+def _leave(status: int):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,288 @@
+"""Where the arrays of a run live: a mesh of devices, and a layout for every array.
+
+The mesh has two axes. Examples are split over both; parameters, and with them the
+optimizer state and the basis, are whole on every device along `data` and split along
+`fsdp`. That is all: programs are written for one device, and XLA derives from the
+layouts which gradients and products are summed, and what is gathered.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Rows, Subspace
+
+DATA, FSDP = "data", "fsdp"
+
+
+def validate(config):
+    """Raises ValueError on a field of `config.sharding` that is out of its range."""
+    checks.integer("config.sharding.data", config.data, 0)
+    checks.integer("config.sharding.fsdp", config.fsdp, 0)
+    if config.data == config.fsdp == 0:
+        raise ValueError(
+            "config.sharding.data and config.sharding.fsdp are both 0; one of them at "
+            "most can take the devices that the other leaves."
+        )
+
+
+def make_mesh(config, devices=None) -> Mesh:
+    """The mesh that a config names.
+
+    Args:
+      config: has `data` and `fsdp`, the sizes of the two axes; 0 takes all devices
+        that the other one leaves.
+      devices: those to choose from, by default all of all processes.
+
+    Returns:
+      A mesh with the axes ("data", "fsdp") of the first devices.
+
+    Raises:
+      ValueError: if a size is out of its range, their product does not divide the
+        number of devices, or a device of another process would be left out.
+
+    Example:
+      >>> import jax
+      >>> from ml_collections import ConfigDict
+      >>> from bulk_sgd.lab.devices import sharding
+      >>> mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1}))
+      >>> mesh.size == jax.device_count()
+      True
+    """
+    validate(config)
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp]
+    if 0 in sizes:
+        other = max(sizes)
+        _check_mesh(config, other, len(devices))
+        sizes[sizes.index(0)] = len(devices) // other
+    size = math.prod(sizes)
+    _check_mesh(config, size, len(devices))
+    if size < len(devices) and any(
+        device.process_index != devices[0].process_index for device in devices
+    ):
+        raise ValueError(
+            f"{_describe(config)}, a mesh of {size} devices; with several processes it "
+            f"must take all {len(devices)}."
+        )
+    return jax.make_mesh(
+        sizes, (DATA, FSDP), (AxisType.Auto,) * 2, devices=devices[:size]
+    )
+
+
+def _check_mesh(config, size, num_devices):
+    if num_devices % size:
+        raise ValueError(
+            f"{_describe(config)}, a mesh of a multiple of {size} devices; it must "
+            f"divide the number of devices, {num_devices}."
+        )
+
+
+def _describe(config):
+    return (
+        f"config.sharding.data is {config.data} and config.sharding.fsdp is "
+        f"{config.fsdp}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The layout of every array of a run on one mesh.
+
+    Each method that takes a tree looks at shapes alone, so that it serves arrays,
+    tracers and `jax.ShapeDtypeStruct`s, and returns a tree of `NamedSharding`s.
+
+    Attributes:
+      mesh: with the axes "data" and "fsdp", as `make_mesh` makes it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bulk_sgd.lab.devices import sharding
+      >>> auto = (jax.sharding.AxisType.Auto,) * 2
+      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"), auto)
+      >>> layout = sharding.Layout(mesh)
+      >>> params = {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(6)}
+      >>> {name: tuple(s.spec) for name, s in layout.parameters(params).items()}
+      {'bias': (), 'kernel': (None, 'fsdp')}
+      >>> tuple(layout.basis({"kernel": jnp.ones((10, 6, 8))})["kernel"].spec)
+      (None, None, 'fsdp')
+    """
+
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, config) -> "Layout":
+        """The layout that a config of an experiment asks for; raises as `make_mesh`."""
+        return cls(make_mesh(config.sharding))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A whole copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def examples(self) -> NamedSharding:
+        """The leading axis over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec((DATA, FSDP)))
+
+    @property
+    def batches(self) -> NamedSharding:
+        """The examples of each of several steps, the second axis, over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(None, *self.examples.spec))
+
+    @property
+    def num_groups(self) -> int:
+        """`Objective.num_groups` for one all-reduce per product."""
+        return self.mesh.size if self.mesh.shape[FSDP] == 1 else 1
+
+    def parameters(self, tree):
+        """Largest axis that `fsdp` divides over `fsdp`; where there is none, whole."""
+        return jax.tree.map(self._parameter, tree)
+
+    def basis(self, tree):
+        """Rows like parameters: leaves `(m, *leaf.shape)`, every device has all m."""
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+        return basis.row_sharding(self.parameters(rows))
+
+    def state(self, state):
+        """That of a `steps.TrainState`: sharded are parameters, moments and basis."""
+
+        def place(part):  # a solver may keep vectors of its own
+            layout = jax.tree.map(lambda _: self.replicated, part)
+            if isinstance(part, Subspace):
+                return layout._replace(eigenvectors=self.basis(part.eigenvectors))
+            return self.basis(part) if isinstance(part, Rows) else layout
+
+        is_basis = lambda x: isinstance(x, Subspace | Rows)
+        layout = jax.tree.map(place, state, is_leaf=is_basis)
+        return layout._replace(
+            params=self.parameters(state.params), inner=self.parameters(state.inner)
+        )
+
+    def constrain(self, state):
+        """The `TrainState` with its layout, inside of `jit`."""
+        return jax.lax.with_sharding_constraint(state, self.state(state))
+
+    def constrain_examples(self, tree):
+        """The tree with the leading axis of all its leaves split, inside of `jit`."""
+        return jax.lax.with_sharding_constraint(tree, self.examples)
+
+    def put_examples(self, array, order=None):
+        """Host rows with the leading axis split over the devices of all processes.
+
+        Args:
+          array: the same on all processes; indexed once, with the numbers of the rows
+            that the devices of this process hold. It has `shape`, as numpy arrays and
+            `data.rows.LazyRows` do.
+          order: int `(n,)`, the rows that are wanted; by default all of them in order.
+
+        Returns:
+          A `jax.Array` `(n, *array.shape[1:])` with the sharding `examples`.
+        """
+        order = np.arange(array.shape[0]) if order is None else order
+        shape = (len(order), *array.shape[1:])
+        places = self.examples.addressable_devices_indices_map(shape).values()
+        held = np.unique([np.arange(len(order))[place[0]] for place in places])
+        rows = array[order[held]]
+
+        def part(place):
+            start, stop, _ = place[0].indices(len(order))
+            return rows[slice(*np.searchsorted(held, (start, stop)))]
+
+        return jax.make_array_from_callback(shape, self.examples, part)
+
+    def put_batches(self, batches):
+        """Host arrays `(n, batch_size, ...)` with the examples of each step split."""
+        place = self.batches
+        put = lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__)
+        return jax.tree.map(put, batches)
+
+    def abstract(self, build):
+        """The result of `build` with shapes and shardings for its parameters.
+
+        Args:
+          build: returns a static value and parameters.
+
+        Returns:
+          The static value, and `ShapeDtypeStruct`s like the parameters.
+
+        Raises:
+          ValueError: if `fsdp` divides no axis of the largest parameter.
+        """
+        static = []
+
+        def parameters():
+            value, params = build()
+            static.append(value)
+            return params
+
+        shapes = jax.eval_shape(parameters)
+        self._check_parameters(shapes)
+        params = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self.parameters(shapes),
+        )
+        return static[0], params
+
+    def born(self, build):
+        """The result of `build` with its parameters nowhere whole, not even at first.
+
+        Args:
+          build: as in `abstract`; called more than once.
+
+        Returns:
+          The static value, and the parameters in their layout.
+        """
+        static, shapes = self.abstract(build)
+        shardings = self.parameters(shapes)
+        return static, jax.jit(lambda: build()[1], out_shardings=shardings)()
+
+    def check(self, config, num_train: int, num_test: int, num_subset: int):
+        """Raises ValueError unless the examples split evenly over the devices.
+
+        Args:
+          config: a validated config.
+          num_train: number of training examples; streamed ones need not split.
+          num_test: number of test examples.
+          num_subset: number of those that the curvature is of, 0 if that is no subset.
+        """
+        counts = {
+            "config.batch_size": (config.batch_size, "examples"),
+            "config.data.num_test": (num_test, "test examples"),
+            "config.microbatch_size": (config.microbatch_size, "examples"),
+            "config.subspace.subset_size": (num_subset, "examples"),
+        }
+        if not config.data.streaming:
+            counts["config.data.num_train"] = num_train, "training examples"
+        for field, (count, what) in counts.items():
+            if count % self.mesh.size:
+                sizes = f"{self.mesh.shape[DATA]} x {self.mesh.shape[FSDP]}"
+                raise ValueError(
+                    f"{field} gives {count} {what}; it must be a multiple of "
+                    f"{self.mesh.size}, the devices of the mesh (config.sharding.data "
+                    f"x config.sharding.fsdp, {sizes})."
+                )
+
+    def _check_parameters(self, shapes):
+        size = self.mesh.shape[FSDP]
+        largest = max(jax.tree.leaves(shapes), key=lambda leaf: leaf.size)
+        if size > 1 and self._parameter(largest).is_fully_replicated:
+            raise ValueError(
+                f"config.sharding.fsdp is {size}, which divides no axis of the largest "
+                f"parameter, of shape {largest.shape}; parameters would be whole on "
+                "every device."
+            )
+
+    def _parameter(self, leaf) -> NamedSharding:
+        size = self.mesh.shape[FSDP]
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % size == 0]
+        if size == 1 or not axes:
+            return self.replicated
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * largest, FSDP))

@@ -1,0 +1,187 @@
+"""The record of a run: what was run, on what, and how it ended, in `run.json`."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+
+import jax
+
+from bulk_sgd.lab.files import metrics
+
+FILE = "run.json"
+RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
+DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
+ENDED = (COMPLETE, DIVERGED)  # what is left as it is
+
+# Fields that change no result: who goes on with a run may set them anew.
+_IMMATERIAL = ("check_memory", "checkpoint", "progress", "tensorboard")
+
+
+def plain(config) -> dict:
+    """A ConfigDict as JSON holds it: nested dicts, lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(left, right, path="config") -> list[str]:
+    """Dotted names of the fields in which two plain configs differ."""
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        return [] if left == right else [path]
+    found = []
+    for name in sorted(left.keys() | right.keys()):
+        if name in left and name in right:
+            found += differences(left[name], right[name], f"{path}.{name}")
+        else:
+            found.append(f"{path}.{name}")
+    return found
+
+
+def changes(earlier, config, path="config") -> list[str]:
+    """Dotted names of the fields that matter in which two plain configs differ."""
+    return [
+        name
+        for name in differences(earlier, config, path)
+        if name.split(".")[1] not in _IMMATERIAL
+    ]
+
+
+def provenance() -> dict:
+    """Command, commit, versions and devices of this process."""
+    packages = ("bulk_sgd", "flax", "jax", "jaxlib", "numpy", "optax")
+    devices = jax.devices()
+    return {
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "git": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in packages},
+        },
+        "device": f"{len(devices)} x {devices[0].device_kind} "
+        f"({devices[0].platform}, {os.cpu_count()} host cores)",
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """Current time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read(workdir) -> dict | None:
+    """The record in `workdir`, or None where there is none."""
+    path = pathlib.Path(workdir) / FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(workdir, record: dict):
+    """Writes the record; a reader sees the old one or the new one, never a part.
+
+    Of several processes process 0 alone writes.
+    """
+    if jax.process_index() != 0:
+        return
+    path = pathlib.Path(workdir) / FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def make_folder(path, name: str = "workdir") -> pathlib.Path:
+    """Makes a folder unless it is there.
+
+    Args:
+      path: of the folder.
+      name: of the argument that gave it.
+
+    Raises:
+      ValueError: if there is a file of that name, or it cannot be made.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if path.is_file() else f"cannot be made: {error.strerror}"
+        raise ValueError(
+            f"{name} is {str(path)!r}, which {reason}; it must be a folder or the name "
+            "of a new one."
+        ) from error
+    return path
+
+
+def failed_at_once(workdir) -> bool:
+    """Whether the run in `workdir` failed before its first row of metrics."""
+    earlier = read(workdir)
+    rows = pathlib.Path(workdir) / metrics.FILE
+    failed = earlier is not None and earlier["status"] == FAILED
+    return failed and not (rows.exists() and rows.stat().st_size)
+
+
+def claim(workdir, config: dict) -> dict | None:
+    """Prepares `workdir` for a run of `config`.
+
+    Returns:
+      The record of a finished run of the same config, or None to go ahead.
+
+    Raises:
+      ValueError: if the folder cannot be made, or holds a run of another config that
+        left anything.
+    """
+    workdir = make_folder(workdir)
+    earlier = read(workdir)
+    if earlier is None:
+        return None
+    changed = changes(earlier["config"], config)
+    if changed and not failed_at_once(workdir):
+        raise ValueError(
+            f"workdir {str(workdir)!r} holds a run of another config, which differs in "
+            f"{', '.join(changed)}; choose another workdir."
+        )
+    return earlier if earlier["status"] in ENDED else None
+
+
+def archive(workdir):
+    """Moves what an unfinished run left, if anything, to `attempts/N`."""
+    workdir = pathlib.Path(workdir)
+    if read(workdir) is None:
+        return
+    attempts = workdir / "attempts"
+    attempts.mkdir(exist_ok=True)
+    place = attempts / str(1 + len(list(attempts.iterdir())))
+    place.mkdir()
+    for path in list(workdir.iterdir()):
+        if path != attempts:
+            path.rename(place / path.name)
+    print(f"An unfinished run was there; its files are in {place}.", file=sys.stderr)
+
+
+def _program():
+    """The words that started this process, without its arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return ["python", pathlib.Path(sys.argv[0]).name]
+
+
+def _version(name):
+    module = __import__(name)
+    return getattr(module, "__version__", "unknown")
+
+
+def _commit():
+    folder = pathlib.Path(__file__).parents[2]  # the package
+    try:
+        run = lambda *words: subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        # An installed copy inside some other project's tree is not that project.
+        if not run("ls-files", "lab/files/record.py"):
+            return None
+        places = [".", "../configs"] if run("rev-parse", "--show-prefix") else ["."]
+        dirty = "-dirty" if run("status", "--porcelain", "--", *places) else ""
+        return run("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return None

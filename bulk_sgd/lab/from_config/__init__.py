@@ -1,0 +1,1 @@
+"""What the fields of a config name: solvers, optimizers, losses and arms."""

@@ -1,0 +1,88 @@
+"""The methods that an experiment forks into: points of the (a, b) plane with names."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bulk_sgd.transforms.aliases import PATHS, path_scales
+
+_FIXED = {
+    "sgd": ("SGD", 1.0, 1.0),
+    "dom_sgd": ("Dom-SGD", 1.0, 0.0),
+    "bulk_sgd": ("Bulk-SGD", 0.0, 1.0),
+}
+_ALLOWED = (
+    "sgd, dom_sgd, bulk_sgd, bulk_path(α), dom_path(α), cross_path(α) or scales(a, b)"
+)
+
+
+class Arm(NamedTuple):
+    """A method u ← a·P u + b·(u − P u) with constant scales.
+
+    Attributes:
+      name: as in the config, without spaces; the name of its rows and files.
+      label: for figures.
+      dominant_scale: a.
+      bulk_scale: b.
+    """
+
+    name: str
+    label: str
+    dominant_scale: float
+    bulk_scale: float
+
+    @property
+    def formula(self) -> str:
+        """The scales as text, "(a, b) = (…, …)"."""
+        return f"(a, b) = ({self.dominant_scale:g}, {self.bulk_scale:g})"
+
+
+def parse(text: str) -> Arm:
+    """The arm that a config names.
+
+    Args:
+      text: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" with scales (α, 1),
+        "dom_path(α)" with (1, α), "cross_path(α)" with (α, 1 − α), or "scales(a, b)".
+
+    Raises:
+      ValueError: if it is none of these.
+
+    Example:
+      >>> from bulk_sgd.lab.from_config import arms
+      >>> arms.parse("cross_path(0.25)").formula
+      '(a, b) = (0.25, 0.75)'
+    """
+    name = re.sub(r"\s", "", str(text))
+    if name in _FIXED:
+        return Arm(name, *_FIXED[name])
+    match = re.fullmatch(r"(\w+)\(([^()]*)\)", name)
+    try:
+        kind, numbers = match[1], [float(x) for x in match[2].split(",")]
+        if kind == "scales":
+            dominant, bulk = numbers
+            return Arm(name, f"scales ({dominant:g}, {bulk:g})", dominant, bulk)
+        path = kind.removesuffix("_path")
+        if path in PATHS and kind != path:
+            (alpha,) = numbers
+            return Arm(name, f"{path} path α={alpha:g}", *path_scales(path, alpha))
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"config.arms has {text!r}; an arm must be {_ALLOWED}.")
+
+
+def parse_all(texts: Iterable[str]) -> list[Arm]:
+    """The arms of a config, in order.
+
+    Raises:
+      ValueError: if there is none, or one is unknown or named twice.
+    """
+    if not texts:
+        raise ValueError(
+            f"config.arms is empty; it must name at least one of {_ALLOWED}."
+        )
+    found = [parse(text) for text in texts]
+    names = [arm.name for arm in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"config.arms names {name!r} twice; each arm runs once.")
+    return found

@@ -1,0 +1,244 @@
+"""Inner optimizers and schedules of their rate by name, all of them optax's own."""
+
+import itertools
+
+import jax
+import optax
+from optax import contrib
+
+from bulk_sgd import checks
+
+
+def _sgd(config, rate, key=None):
+    del key
+    momentum = config.momentum or None
+    return optax.sgd(rate, momentum=momentum, nesterov=config.nesterov)
+
+
+def _sam(config, rate, key):
+    # Opaque: one step is one update, with the second gradient inside it.
+    ascent = optax.chain(contrib.normalize(), optax.sgd(config.rho))
+    return contrib.sam(_sgd(config, rate), ascent, opaque_mode=True)
+
+
+def _decayed(make):
+    """The optimizer with weight decay beside it, as in AdamW, where optax has none."""
+
+    def build(config, rate, key):
+        optimizer = make(config, rate, key)
+        if not config.weight_decay:
+            return optimizer
+        decay = optax.add_decayed_weights(-rate * config.weight_decay)
+        return optax.chain(optimizer, decay)
+
+    return build
+
+
+def _adam(config, rate, key):
+    del key
+    return optax.adam(rate, config.b1, config.b2, config.eps)
+
+
+def _adamw(config, rate, key):
+    del key
+    betas = config.b1, config.b2
+    return optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
+
+
+def _muon(config, rate, key):
+    del key
+    return contrib.muon(
+        rate,
+        beta=config.momentum,
+        nesterov=config.nesterov,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        # Of what is no matrix.
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_weight_decay=config.weight_decay,
+    )
+
+
+def _sophia(config, rate, key):
+    return contrib.sophia(
+        rate,
+        config.b1,
+        config.b2,
+        config.eps,
+        config.weight_decay,
+        gamma=config.gamma,
+        update_interval=config.diagonal_every,
+        hessian_diagonal_fn=contrib.hutchinson_estimator_diag_hessian(key),
+    )
+
+
+_BUILDERS = {
+    "sgd": _decayed(_sgd),
+    "adam": _adam,
+    "adamw": _adamw,
+    "sam": _decayed(_sam),
+    "muon": _muon,
+    "sophia": _sophia,
+}
+# What the update of an optimizer is given beside the gradient, from the batch loss.
+_EXTRA_ARGS = {
+    "sam": lambda loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
+    "sophia": lambda loss: {"obj_fn": loss},
+}
+_NOT_PRECONDITIONED = {
+    "sgd": "SGD has none",
+    "sam": "SAM has none",
+    "muon": "that of Muon is no diagonal matrix",
+    "sophia": "Sophia clips its steps, so that most coordinates do not follow theirs",
+}
+PROJECTIONS = ("update", "gradient")
+SCHEDULES = ("constant", "linear", "cosine", "step")
+
+
+def validate(config):
+    """Raises ValueError on a field of `config.optimizer` that is out of its range."""
+    checks.one_of("config.optimizer.name", config.name, _BUILDERS)
+    checks.at_least("config.optimizer.learning_rate", config.learning_rate, 0)
+    checks.between("config.optimizer.momentum", config.momentum, 0, 1)
+    for name in ("b1", "b2"):
+        checks.between(f"config.optimizer.{name}", config[name], 0, 1, below=True)
+    for name in ("eps", "gamma", "weight_decay", "rho"):
+        checks.at_least(f"config.optimizer.{name}", config[name], 0)
+    checks.integer("config.optimizer.diagonal_every", config.diagonal_every, 1)
+    checks.one_of("config.optimizer.projection", config.projection, PROJECTIONS)
+    _validate_schedule(config)
+    if config.name == "sam" and config.projection == "gradient":
+        raise ValueError(
+            "config.optimizer.projection is 'gradient'; with config.optimizer.name "
+            "'sam' it must be 'update', for SAM's step follows a second gradient."
+        )
+    if config.name == "adam" and config.weight_decay:
+        raise ValueError(
+            f"config.optimizer.weight_decay is {config.weight_decay}; with "
+            "config.optimizer.name 'adam' it must be 0: 'adamw' is Adam with it."
+        )
+
+
+def validate_preconditioned(config):
+    """Raises ValueError unless the optimizer has a diagonal preconditioner."""
+    field = "config.subspace.preconditioned is True; it must be False with"
+    if config.name in _NOT_PRECONDITIONED:
+        raise ValueError(
+            f"{field} config.optimizer.name {config.name!r}, not 'adam' or 'adamw', "
+            f"for it needs a preconditioner: {_NOT_PRECONDITIONED[config.name]}."
+        )
+    if config.projection == "gradient":
+        raise ValueError(
+            f"{field} config.optimizer.projection 'gradient': Adam's preconditioner "
+            "is known only once it has seen the gradient."
+        )
+
+
+def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArgs:
+    """The optax optimizer of `config.optimizer`.
+
+    Args:
+      config: a validated `config.optimizer`.
+      learning_rate: η of the step at hand, maybe traced; see `rate_at`.
+      seed: of random vectors in the state that `init` returns, maybe traced.
+
+    Returns:
+      An optimizer whose `update` takes what `extra_args` returns.
+    """
+    key = jax.random.PRNGKey(seed)  # not a typed one, for the sake of checkpoints
+    return optax.with_extra_args_support(
+        _BUILDERS[config.name](config, learning_rate, key)
+    )
+
+
+def extra_args(config, loss) -> dict:
+    """Keyword arguments of the update of an optimizer, given the loss of the batch."""
+    return _EXTRA_ARGS.get(config.name, lambda loss: {})(loss)
+
+
+def rate_at(config, learning_rate, step):
+    """The learning rate after so many steps, by the schedule of `config.optimizer`.
+
+    Args:
+      config: a validated `config.optimizer`.
+      learning_rate: what the schedule multiplies, maybe traced.
+      step: number of steps before, maybe traced.
+
+    Returns:
+      A scalar; `learning_rate` itself where it stays constant.
+
+    Example:
+      >>> from bulk_sgd.lab.config import default
+      >>> fields = default().optimizer
+      >>> fields.schedule, fields.warmup_steps, fields.decay_steps = "linear", 2, 6
+      >>> [float(rate_at(fields, 8.0, step)) for step in (0, 1, 2, 3, 6, 7)]
+      [0.0, 4.0, 8.0, 6.0, 0.0, 0.0]
+    """
+    if config.schedule == "constant" and not config.warmup_steps:
+        return learning_rate
+    return learning_rate * _schedule(config)(step)
+
+
+def stability_threshold(config, preconditioned: bool) -> float | None:
+    """The largest ηλ_1 at which full-batch steps on a quadratic do not diverge.
+
+    Args:
+      config: a validated `config.optimizer`.
+      preconditioned: whether λ_1 is that of the preconditioned Hessian.
+
+    Returns:
+      For (Nesterov) momentum β that of Cohen et al., *Gradient Descent on Neural
+      Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065, for Adam
+      that of their *Adaptive Gradient Methods at the Edge of Stability*, arXiv
+      2207.14484; None where λ_1 has none.
+
+    Example:
+      >>> from bulk_sgd.lab.config import default
+      >>> stability_threshold(default().optimizer, preconditioned=False)
+      2.0
+    """
+    if preconditioned:
+        return (2 + 2 * config.b1) / (1 - config.b1)
+    if config.name != "sgd":
+        return None
+    threshold = 2 + 2 * config.momentum
+    return threshold / (1 + 2 * config.momentum) if config.nesterov else threshold
+
+
+def _schedule(config) -> optax.Schedule:
+    warmup, length = config.warmup_steps, config.decay_steps - config.warmup_steps
+    after = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "linear": lambda: optax.linear_schedule(1.0, config.final_scale, length),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, length, config.final_scale),
+        "step": lambda: optax.piecewise_constant_schedule(
+            1.0, {step - warmup: config.decay for step in config.boundaries}
+        ),
+    }[config.schedule]()
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(0.0, 1.0, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def _validate_schedule(config):
+    checks.one_of("config.optimizer.schedule", config.schedule, SCHEDULES)
+    checks.integer("config.optimizer.warmup_steps", config.warmup_steps, 0)
+    checks.at_least("config.optimizer.final_scale", config.final_scale, 0)
+    checks.at_least("config.optimizer.decay", config.decay, 0)
+    if config.schedule in ("linear", "cosine"):
+        why = f"the warm-up ends before; config.optimizer.schedule {config.schedule!r}"
+        low = config.warmup_steps + 1
+        checks.integer("config.optimizer.decay_steps", config.decay_steps, low, why=why)
+    if config.schedule == "step":
+        steps = config.warmup_steps, *config.boundaries
+        ascending = all(isinstance(step, int) for step in steps) and all(
+            low < high for low, high in itertools.pairwise(steps)
+        )
+        if not (config.boundaries and ascending):
+            raise ValueError(
+                f"config.optimizer.boundaries is {config.boundaries!r}; with "
+                "config.optimizer.schedule 'step' it must be an ascending tuple of "
+                f"steps above {config.warmup_steps} (config.optimizer.warmup_steps)."
+            )

@@ -1,0 +1,240 @@
+"""The report of a study: claims, then one figure and one table per axis.
+
+`python -m bulk_sgd.report --workdir=FOLDER`, where FOLDER is a sweep or holds some,
+writes into FOLDER/report: `index.html`, self-contained; its figures as PNG and PDF;
+`claims.md`, the claims table as Markdown; and `tables.json`, every number of the page.
+"""
+
+import functools
+import json
+import math
+import pathlib
+
+from bulk_sgd.lab.report import page, study_tables
+from bulk_sgd.lab.report.claims import Claim, claims
+from bulk_sgd.lab.report.study import (
+    TARGET,
+    Axis,
+    has_energies,
+    read_study,
+)
+from bulk_sgd.lab.report.study_figures import figures_of
+from bulk_sgd.lab.report.study_tables import show
+from bulk_sgd.lab.report.style import save
+
+# Fields that tell the setting of an axis.
+_SETTING = (
+    *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
+    *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
+    *("optimizer.momentum", "optimizer.projection"),
+    *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
+    *("subspace.solver", "subspace.refresh_every"),
+)
+
+
+def write_report(workdir) -> pathlib.Path:
+    """Writes the report of a study, finished or not, into `workdir/report`.
+
+    Args:
+      workdir: a sweep, or a folder of sweeps.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      FileNotFoundError: if there is no sweep.
+
+    Example:
+      >>> write_report("runs/study-cpu")  # doctest: +SKIP
+      PosixPath('runs/study-cpu/report/index.html')
+    """
+    workdir = pathlib.Path(workdir)
+    axes = read_study(workdir)
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
+    table = claims(axes)
+    (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    numbers = {"claims": [_plain_claim(c) for c in table], "axes": _numbers(axes)}
+    text = json.dumps(numbers, indent=1, ensure_ascii=False)
+    (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
+    body = [_claims_section(table), *(_section(axis, folder) for axis in axes)]
+    title = page.text(axes[0].title if len(axes) == 1 else "Sharp and flat directions")
+    path = folder / "index.html"
+    page_text = page.document(title, _head(axes) + "".join(body) + _provenance(axes))
+    path.write_text(page_text, encoding="utf-8")
+    return path
+
+
+def claims_markdown(table: list[Claim]) -> str:
+    """The claims table as Markdown."""
+    lines = ["| claim | holds if | measured | verdict |", "|---|---|---|---|"]
+    lines += [
+        f"| {c.text} | {c.criterion} | {show(c.measured, c.seeds)} | {c.verdict} |"
+        for c in table
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(axes):
+    cells = [cell for axis in axes for cell in axis.cells]
+    states = [cell.status for cell in cells]
+    counts = {status: states.count(status) for status in dict.fromkeys(states)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    notes = "".join(
+        f'<p class="note">{page.text(axis.name)}: cell {cell.index} '
+        f"({page.text(json.dumps(cell.settings))}) is {page.text(cell.status)}.</p>\n"
+        for axis in axes
+        for cell in axis.cells
+        if cell.status not in ("complete", "pending")
+    )
+    axes_word = "axis" if len(axes) == 1 else "axes"
+    return f"""<p class="facts">{len(axes)} {axes_word}, {len(cells)} cells: {told}</p>
+<p>Each run trains by SGD up to a fork, from which every arm goes on with its updates
+scaled by a in the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD
+(1, 0), Bulk-SGD (0, 1). Numbers are means over seeds ± one standard deviation.
+<em>Progress</em> is the decrease of the training loss after the fork over that of SGD;
+<em>speed-up</em> the steps (or matvecs) that SGD took to {TARGET:.0%} of its decrease
+over those the arm took to the same loss, 0 where it never got there; the
+<em>descent ratio</em> the part of the first-order decrease of the batch loss that the
+scaling leaves; χ the part of a vector's length in the dominant subspace; ηλ₁ is that
+of the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
+whose subspace is kept to measure it alone: their speed-up is that at equal refreshes.
+A claim is undecided where the mean is within two standard errors of the threshold
+(of three seeds that is right in four cases of five), where a seed gave no number, and
+of a single seed. Where fewer seeds gave a number than ran, n tells how many.</p>
+{notes}"""
+
+
+def _claims_section(table):
+    rows = [
+        [
+            c.text,
+            c.criterion,
+            show(c.measured, c.seeds),
+            c.verdict,
+            c.source,
+        ]
+        for c in table
+    ]
+    heads = ["claim", "holds if", "measured", "verdict", "cells"]
+    return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
+
+
+def _section(axis: Axis, folder):
+    question, *rest = axis.about.split("\n\n")
+    parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
+    parts.append(f"<p><em>{page.text(question)}</em></p>")
+    parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
+    parts.append(_setting(axis))
+    for name, figure in figures_of(axis).items():
+        image = save(figure, folder / f"{axis.name}-{name}")
+        caption = _caption(axis, name)
+        parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
+    parts.append(study_tables.of_axis(axis))
+    if has_energies(axis):
+        parts.append(study_tables.of_energies(axis))
+    return "\n".join(parts)
+
+
+def _setting(axis):
+    """The fields that no cell sets, in a line, and the whole config of the first."""
+    run = next((cell.run for cell in axis.cells if cell.run), None)
+    config = run.info.get("config") if run else None
+    if not config:
+        return ""
+    facts = []
+    for field in _SETTING:
+        value = functools.reduce(dict.get, field.split("."), config)
+        if field not in axis.fields:
+            facts.append(f"{field} = {json.dumps(value, ensure_ascii=False)}")
+    runs = [cell.run for cell in axis.cells if cell.run]
+    for name, found in (
+        ("parameters", {each.info.get("num_params") for each in runs}),
+        ("step of the fork", {each.switch_step for each in runs}),
+    ):
+        if len(found) == 1:
+            facts.append(f"{name} = {found.pop()}")
+    whole = json.dumps(config, indent=2, ensure_ascii=False)
+    return (
+        f'<p class="note">In all cells: {page.text("; ".join(facts))}.</p>'
+        "<details><summary>The whole config of the first cell</summary>\n"
+        f"<pre>{page.text(whole)}</pre>"
+        "</details>\n"
+    )
+
+
+def _caption(axis, name):
+    seeds = max(map(len, axis.groups.values()), default=0)
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    logs = f"{over}, on log scales of the logarithms" if seeds > 1 else over
+    return {
+        "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
+        "loss at the fork, and the optimizer's stability threshold of ηλ₁.",
+        "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
+        "path and of the dom path is SGD.",
+        "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
+        "diverged; points without a number were not run.",
+        "training": f"Along training, {over}.",
+        "energies": "Shares of trace and squared Frobenius norm in the dominant "
+        f"subspace of H, along SGD; {over}. Of an operator whose trace is within three "
+        "standard errors of zero in most rows no share of it is shown.",
+    }[name]
+
+
+def _numbers(axes):
+    """Every outcome of every cell, for readers that are programs."""
+    return {
+        axis.name: [
+            {
+                "cell": cell.index,
+                "settings": cell.settings,
+                "status": cell.status,
+                "arms": {
+                    arm: {k: _finite(v) for k, v in cell.outcome(arm).items()}
+                    for arm in cell.arms
+                },
+            }
+            for cell in axis.cells
+        ]
+        for axis in axes
+    }
+
+
+def _plain_claim(claim):
+    measured = claim.measured
+    return {
+        "claim": claim.text,
+        "criterion": claim.criterion,
+        "mean": _finite(measured.mean),
+        "deviation": _finite(measured.deviation),
+        "seeds": measured.count,
+        "of": claim.seeds,
+        "verdict": claim.verdict,
+        "cells": claim.source,
+    }
+
+
+def _finite(value):
+    return value if math.isfinite(value) else None
+
+
+def _provenance(axes):
+    infos = [cell.run.info for axis in axes for cell in axis.cells if cell.run]
+    if not infos:
+        return ""
+
+    def distinct(key):
+        return dict.fromkeys(str(info.get(key)) for info in infos)
+
+    versions = infos[-1].get("versions") or {}
+    entries = {
+        "device": "; ".join(distinct("device")),
+        "git": "; ".join(distinct("git")),
+        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
+        "commands": "\n".join(distinct("command")),
+    }
+    items = "".join(
+        f"<dt>{name}</dt><dd>{page.text(value)}</dd>\n"
+        for name, value in entries.items()
+    )
+    return f"<h2>Provenance</h2>\n<dl>\n{items}</dl>\n"

@@ -1,0 +1,230 @@
+"""The look that all figures share: colours, fonts and helpers for axes.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart, and each method
+keeps its colour in every figure. Figures use the object interface of matplotlib: no
+pyplot, no global state, so they can be drawn in threads and without a display.
+"""
+
+import dataclasses
+import io
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from bulk_sgd.lab.report.results import Summary
+
+DPI = 160
+INK, MUTED = "#222222", "#6b6b6b"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+METHOD_COLORS = {"sgd": "#222222", "dom_sgd": "#D55E00", "bulk_sgd": "#0072B2"}
+OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ((0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.6, 1.2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LineStyle:
+    """How one arm is drawn: `vars(style)` are keywords of a line."""
+
+    color: str
+    linestyle: str | tuple = "-"
+    linewidth: float = 1.7
+
+    def shades(self, count: int) -> list[str]:
+        """`count` shades of the colour, from the colour itself to a light tint."""
+        return [_tint(self.color, t) for t in np.linspace(0, 0.72, count)]
+
+
+PREFIX_STYLE = LineStyle("#8c8c8c")
+
+
+def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
+    """One style per arm name, to be used in every figure.
+
+    SGD is black, Dom-SGD vermillion and Bulk-SGD blue whatever else there is. Points
+    between take other hues, dashed, in the order of a / (a + b), which follows α
+    along each family. For several runs pass the arms of all at once.
+    """
+
+    def order(arm):
+        a, b = arm.scales
+        share = a / (a + b) if math.isfinite(a + b) and a + b else math.inf
+        return share, arm.name
+
+    styles = {}
+    for arm in (s for s in summaries if s.method):
+        color = METHOD_COLORS[arm.method]
+        twins = sum(style.color == color for style in styles.values())
+        # SGD is wide, so that its rim shows under an arm that coincides with it.
+        width = 2.8 if arm.method == "sgd" else 1.7
+        styles[arm.name] = LineStyle(color, ("-", *_DASHES)[twins % 5], width)
+    others = sorted((s for s in summaries if not s.method), key=order)
+    for i, arm in enumerate(others):
+        colors, dashes = len(OTHER_COLORS), len(_DASHES)
+        dash = _DASHES[(i + i // colors) % dashes]
+        styles[arm.name] = LineStyle(OTHER_COLORS[i % colors], dash)
+    return styles
+
+
+def save(figure: Figure, path: pathlib.Path) -> bytes:
+    """Saves a figure as `path`.png, at `DPI` dots per inch, and .pdf.
+
+    Returns:
+      The bytes of the PNG file.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=DPI)
+        # Without a date, so that the same run gives the same file.
+        metadata = {"CreationDate": None}
+        figure.savefig(path.with_suffix(".pdf"), format="pdf", metadata=metadata)
+    path.with_suffix(".png").write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `size` inches on an Agg canvas, and its panels row by row.
+
+    `share` gives all panels one x and one y range.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    return figure, list(axes.ravel())
+
+
+def log_or_symlog(axes: Axes, values: np.ndarray) -> None:
+    """A log y axis if all finite `values` are positive, else a symmetric log one."""
+    values = values[np.isfinite(values)]
+    if (values > 0).all():
+        log_axis(axes)
+    else:
+        axes.set_yscale("symlog", linthresh=max(np.abs(values).max() * 1e-3, 1e-12))
+
+
+def log_axis(axes: Axes) -> None:
+    """A log y axis with numbers in plain figures, however short or long it is."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(_plain_number)
+    axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axes.yaxis.set_minor_formatter(_short_axis_number(axes))
+
+
+class _OneTwoFive(LogLocator):
+    def tick_values(self, low, high):
+        """Powers of ten where the base finds no room for every decade."""
+        found = super().tick_values(low, high)
+        return found if len(found) else LogLocator().tick_values(low, high)
+
+
+def _plain_number(value, _):
+    return f"{value:g}"
+
+
+def _short_axis_number(axes):
+    """Numbers at the ticks between, where there are few of the others."""
+
+    def show(value, _):
+        low, high = axes.get_ylim()
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
+
+    return show
+
+
+def label_ends(
+    axes: Axes, ends: Sequence[tuple[float, str, Mapping[str, object]]]
+) -> None:
+    """Names lines in the right margin, each at the height where its line ends.
+
+    Args:
+      axes: axes whose limits are final; they are frozen here.
+      ends: one (y in data units, text, keywords of the line) per line.
+    """
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = sorted(ends, key=lambda end: end[0])
+    heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
+    line = 1.45 * matplotlib.rcParams["font.size"]
+    gap = line / (72 * 0.8 * axes.figure.get_size_inches()[1])
+    # The top is left free for what stands above the axes.
+    places = 0.95 * spread(np.clip(heights / 0.95, 0, 1), gap / 0.95)
+    for (_, text, style), y in zip(ends, places):
+        outside = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot([1.02, 1.075], [y, y], **style, **outside)
+        axes.text(1.09, y, plain(text), va="center", **outside)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over up to `window` entries, fewer at both ends; shape (n,)."""
+    if not len(values):
+        return values
+    ones = np.ones(min(max(window, 1), len(values)))
+    total = np.convolve(values, ones, "same")
+    return total / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Moves ascending heights in 0 to 1 apart to at least `gap`, shape (n,).
+
+    The gap shrinks if there is no room for it.
+    """
+    count = len(heights)
+    gap = min(gap, 1 / max(count - 1, 1))
+    offsets = gap * np.arange(count)
+    up = np.maximum.accumulate(heights - offsets)
+    down = np.minimum.accumulate((heights - offsets)[::-1])[::-1]
+    return np.clip((up + down) / 2, 0, 1 - gap * (count - 1)) + offsets
+
+
+def plain(text: str) -> str:
+    """Text from a file, safe from being read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def shorten(text: str, width: int = 30) -> str:
+    """Text cut to what fits beside a figure, at most `width` letters."""
+    fits = len(text) <= width
+    return text if fits else textwrap.shorten(text, width, placeholder=" …")
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """Unit in which `seconds` read well, and its length in seconds."""
+    if seconds > 3 * 3600:
+        return "hours", 3600.0
+    return ("minutes", 60.0) if seconds > 600 else ("seconds", 1.0)
+
+
+def _tint(color, amount):
+    return to_hex(np.array(to_rgb(color)) * (1 - amount) + amount)

@@ -1,0 +1,1 @@
+"""Sweeps: lists of runs that differ in some fields."""

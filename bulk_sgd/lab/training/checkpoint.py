@@ -1,0 +1,216 @@
+"""Where an interrupted run goes on: states on disk, written by orbax.
+
+A checkpoint is complete or does not count. It is restored into the layout of the run
+that reads it, whatever the number of devices and processes that wrote it. Of several
+processes process 0 alone reads and writes, so that the workdir need not be shared; it
+holds the whole state in its memory meanwhile.
+"""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.linalg import basis
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `checkpoints/` of its workdir.
+
+    Args:
+      workdir: folder of the run.
+      keep: how many are kept, the newest ones; 0 keeps all.
+      config: of the run, plain, which a checkpoint must have in its record; None takes
+        any.
+      read_only: leaves everything as it is, even what cannot be read or is half
+        written, for another process may be at it.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        keep: int = 2,
+        config: dict | None = None,
+        read_only: bool = False,
+    ):
+        self._folder = pathlib.Path(workdir).resolve() / FOLDER
+        self._keep = keep
+        self._config = config
+        self._read_only = read_only
+        self._managers = {}
+
+    def save(self, position: int, state: TrainState, story: dict):
+        """Writes the state of the stretch under way.
+
+        Args:
+          position: grows along the run.
+          state: the state.
+          story: what else it takes to go on, as JSON holds it.
+
+        Raises:
+          OSError: if it cannot be written; earlier checkpoints stay.
+        """
+        self._save("states", position, state, story)
+
+    def save_fork(self, state: TrainState):
+        """Writes the state from which all arms start."""
+        self._save("fork", 0, state, {})
+
+    def stories(self) -> dict[int, dict]:
+        """The story of each checkpoint that there is, by its position, ascending."""
+        if not (self._folder / "states").is_dir():
+            return {}
+        manager = self._manager("states")
+        story = ocp.args.Composite(story=ocp.args.JsonRestore())
+        return {
+            position: manager.restore(position, args=story).story
+            for position in sorted(manager.all_steps())
+        }
+
+    def load(
+        self, blank: TrainState, position: int | None = None
+    ) -> tuple[TrainState, dict] | None:
+        """The newest state that can be read, and its story; None if there is none.
+
+        Args:
+          blank: the initial state, for shapes and layout.
+          position: of another state than the newest.
+
+        Raises:
+          ValueError: it is of another config or number of parameters; it stays.
+        """
+        return self._load("states", blank, position)
+
+    def has_fork(self) -> bool:
+        """Whether the state at the fork is there."""
+        return bool((self._folder / "fork" / "0").is_dir())
+
+    def load_fork(self, blank: TrainState) -> TrainState | None:
+        """The state at the fork, or None."""
+        found = self._load("fork", blank)
+        return found and found[0]
+
+    def close(self):
+        """Waits for what is under way."""
+        for manager in self._managers.values():
+            manager.close()
+        self._managers = {}
+
+    def _manager(self, kind):
+        if kind not in self._managers:
+            if not self._read_only:
+                (self._folder / kind).mkdir(parents=True, exist_ok=True)
+            self._managers[kind] = ocp.CheckpointManager(
+                self._folder / kind,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,  # what orbax does not do for one of several
+                    max_to_keep=None if self._read_only else self._keep or None,
+                    # A write that failed late would be noticed late.
+                    enable_async_checkpointing=False,
+                    cleanup_tmp_directories=not self._read_only,
+                    multiprocessing_options=_alone(),
+                ),
+            )
+        return self._managers[kind]
+
+    def _save(self, kind, position, state, story):
+        leaves = jax.tree.map(distributed.whole, state)
+        distributed.on_first(lambda: self._write(kind, position, leaves, story))
+
+    def _write(self, kind, position, leaves, story):
+        manager = self._manager(kind)
+        if position in manager.all_steps():
+            return
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves), story=ocp.args.JsonSave(story)
+        )
+        try:
+            manager.save(position, args=arguments, force=True)
+        except (OSError, ValueError) as error:
+            last = manager.latest_step()
+            stays = "there is none before" if last is None else "the last one stays"
+            reason = str(error).strip().splitlines()[-1]
+            raise OSError(
+                f"a checkpoint could not be written to {str(self._folder)!r} "
+                f"({reason}); {stays}. The same command goes on from it."
+            ) from error
+
+    def _load(self, kind, blank, position=None):
+        like, treedef = jax.tree.flatten(blank)
+        found = []
+
+        def read():
+            shapes = [np.zeros(x.shape, x.dtype) for x in like]
+            found.append(self._read(kind, treedef.unflatten(shapes), position))
+            return found[0] and found[0][1]
+
+        story = distributed.on_first(read)
+        if story is None:
+            return None
+        leaves = lambda: jax.tree.leaves(found[0][0])
+        return treedef.unflatten(distributed.arrays_from_first(leaves, like)), story
+
+    def _read(self, kind, like, only):
+        """The newest state that can be read, on the host, and its story, or None."""
+        if not (self._folder / kind).is_dir():
+            return None
+        manager = self._manager(kind)
+        known = sorted(manager.all_steps(), reverse=True) if only is None else [only]
+        for position in known:
+            try:
+                return self._restore(manager, position, like)
+            except _OtherRun:
+                raise
+            except Exception as error:  # whatever the damage makes orbax raise
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                path = self._folder / kind / str(position)
+                then = "" if self._read_only else "; going on from the one before"
+                print(
+                    f"Checkpoint {path} cannot be read ({reason[0]}){then}.",
+                    file=sys.stderr,
+                )
+                if not self._read_only:
+                    manager.delete(position)
+        return None
+
+    def _restore(self, manager, position, like):
+        restore = lambda **items: manager.restore(
+            position, args=ocp.args.Composite(**items)
+        )
+        story = restore(story=ocp.args.JsonRestore()).story
+        if "record" in story and self._config is not None:
+            self._check(story["record"], basis.size(like.params))
+        return restore(state=ocp.args.StandardRestore(like)).state, story
+
+    def _check(self, earlier, num_params):
+        """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
+        changed = record.changes(earlier["config"], self._config)
+        if changed:
+            what = f"of another config, which differs in {', '.join(changed)}"
+        elif earlier["num_params"] != num_params:
+            what = f"of {earlier['num_params']} parameters, not {num_params}"
+        else:
+            return
+        raise _OtherRun(
+            f"{str(self._folder)!r} holds checkpoints {what}; choose another workdir."
+        )
+
+
+class _OtherRun(ValueError):
+    """A checkpoint that is sound, but of another run."""
+
+
+def _alone():
+    """Options by which orbax takes process 0 for the only one."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="bulk_sgd"
+    )

@@ -1,0 +1,135 @@
+r"""What a run measures now and then beside its losses: energies and stability.
+
+With g the gradient over the training set, u = −g the direction of descent, P the
+projector onto the dominant subspace of the Hessian H = G + F, and g_B, H_B those of a
+mini-batch B:
+
+  batch sharpness     mean over B of g_Bᵀ H_B g_B / ‖g_B‖², which SGD brings to 2/η
+                      (Andreyev and Beneventano, *Edge of Stochastic Stability*,
+                      arXiv 2412.20553)
+  quadratic forms     (Pu)ᵀ M (Pu) / ‖u‖² and (u − Pu)ᵀ M (u − Pu) / ‖u‖²
+  eigenspace overlap  ‖U_Hᵀ U_G‖²_F / k
+  sum rule            ‖H z − G z − F z‖ / ‖H z‖ for a random z, zero but for rounding
+
+and the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.operators import CURVATURES, hessian, sharded
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.spectra.energies import Energies
+from bulk_sgd.spectra.energies import energies as measure_energies
+
+
+class Curvatures(NamedTuple):
+    """Measurements of one operator M.
+
+    Attributes:
+      energies: `energies.Energies`.
+      form_dominant: scalar, (Pu)ᵀ M (Pu) / ‖u‖².
+      form_bulk: scalar, (u − Pu)ᵀ M (u − Pu) / ‖u‖².
+    """
+
+    energies: Energies
+    form_dominant: jax.Array
+    form_bulk: jax.Array
+
+
+class Measures(NamedTuple):
+    """Measurements at one point of training.
+
+    Attributes:
+      curvatures: dict of `Curvatures` by name: "hessian", "gauss_newton" and
+        "functional_hessian".
+      eigenspace_overlap: scalar between 0 and 1, NaN where the solve on G failed.
+      sum_rule_error: scalar, relative.
+      batch_sharpness: scalar.
+    """
+
+    curvatures: dict[str, Curvatures]
+    eigenspace_overlap: jax.Array
+    sum_rule_error: jax.Array
+    batch_sharpness: jax.Array
+
+
+@jax.default_matmul_precision("highest")
+def measure(
+    params,
+    subspace: Subspace,
+    objective: Objective,
+    batches,
+    key,
+    num_probes: int,
+    *,
+    mode: str = "auto",
+    sharding=None,
+) -> Measures:
+    """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
+
+    Args:
+      params: pytree of the parameters.
+      subspace: dominant subspace of the Hessian.
+      objective: the loss whose curvature counts.
+      batches: function from the index of a mini-batch to its `Objective`, and their
+        number.
+      key: PRNG key of the probes.
+      num_probes: number m of random vectors per operator.
+      mode: as in `operators.hessian`, of all products.
+      sharding: layout of vectors over devices, as in `operators.sharded`.
+
+    Returns:
+      The `Measures`.
+    """
+    probe_key, vector_key, solve_key = jax.random.split(key, 3)
+    operators = {
+        name: sharded(make(objective, params, mode=mode), sharding)
+        for name, make in CURVATURES.items()
+    }
+    gradient = basis.widen(jax.grad(objective)(params))
+    inside = subspace.project(gradient)
+    outside = basis.subtract(gradient, inside)
+    squared = basis.dot(gradient, gradient)
+
+    def examine(operator):
+        def form(vector):
+            return basis.dot(vector, operator(vector)) / squared
+
+        found = measure_energies(operator, subspace, num_probes, key=probe_key)
+        return Curvatures(found, form(inside), form(outside))
+
+    vector = basis.random_normal(vector_key, gradient)
+    whole, first, second = (
+        operators[name](vector)
+        for name in ("hessian", "gauss_newton", "functional_hessian")
+    )
+    gap = basis.subtract(basis.subtract(whole, first), second)
+    other = top_eigenpairs(
+        operators["gauss_newton"],
+        subspace,
+        subspace.rank,
+        tol=1e-4,  # the overlap errs by as much, over the gap to λ_{k+1}
+        key=solve_key,
+    )
+    return Measures(
+        curvatures={name: examine(operator) for name, operator in operators.items()},
+        eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
+        sum_rule_error=basis.norm(gap) / basis.norm(whole),
+        batch_sharpness=_batch_sharpness(params, *batches, mode),
+    )
+
+
+def _batch_sharpness(params, batch, num_batches, mode):
+    def along_gradient(index):
+        loss = batch(index)
+        gradient = jax.grad(loss)(params)
+        image = hessian(loss, params, mode=mode).linearize()(gradient)
+        return basis.dot(gradient, image) / basis.dot(gradient, gradient)
+
+    return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

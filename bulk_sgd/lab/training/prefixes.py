@@ -1,0 +1,84 @@
+"""Trained prefixes on disk, so that runs which share one train it once."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.steps import TrainState
+
+
+class PrefixStore:
+    """A folder of prefixes by what they depend on, one `.npz` file each.
+
+    A file appears whole or not at all, so that jobs may share the folder.
+
+    Args:
+      folder: made if missing.
+
+    Raises:
+      ValueError: if it cannot be made.
+    """
+
+    def __init__(self, folder):
+        self._folder = pathlib.Path(folder)
+        distributed.on_first(lambda: str(record.make_folder(folder, "prefixes")))
+
+    def save(self, experiment: Experiment, state: TrainState, rows, entry: dict):
+        """Keeps the state after the prefix, its rows of metrics and its entry."""
+        leaves = jax.tree.leaves(_lasting(experiment, state))
+        leaves = [distributed.whole(leaf) for leaf in leaves]
+        if not distributed.is_first():
+            return
+        partial = self._path(experiment).with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                *leaves,
+                story=json.dumps({"rows": rows, "entry": entry}),
+            )
+        partial.replace(self._path(experiment))
+
+    def load(self, experiment: Experiment, blank: TrainState):
+        """The state, rows and entry of a prefix, or None where it was not trained.
+
+        Args:
+          experiment: whose prefix.
+          blank: its initial state.
+        """
+        path = self._path(experiment)
+        story = distributed.on_first(lambda: _story(path))
+        if story is None:
+            return None
+        like, treedef = jax.tree.flatten(_lasting(experiment, blank))
+        leaves = distributed.arrays_from_first(lambda: _arrays(path), like)
+        lasting = treedef.unflatten(leaves)
+        subspace = lasting.subspace or blank.subspace
+        return lasting._replace(subspace=subspace), story["rows"], story["entry"]
+
+    def _path(self, experiment):
+        name = hashlib.sha256(experiment.prefix.encode()).hexdigest()[:16]
+        return self._folder / f"{name}.npz"
+
+
+def _story(path):
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        return json.loads(str(file["story"]))
+
+
+def _arrays(path):
+    with np.load(path) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
+
+
+def _lasting(experiment, state):
+    """What the prefix changes: plain training leaves the subspace as it began."""
+    return state if experiment.ends_by_alignment else state._replace(subspace=None)

@@ -1,0 +1,62 @@
+"""Conditionals that stay branches under `vmap`."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_batching.custom_vmap
+def any_lane(predicate):
+    """The predicate, or under `vmap` whether it holds in any lane, unbatched.
+
+    A batched predicate would turn `lax.cond` into a select that computes both branches
+    at every step. Where the lanes may differ, the branch must do for each of them.
+
+    Args:
+      predicate: bool scalar.
+
+    Returns:
+      A bool scalar, equal in all lanes.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bulk_sgd.linalg.branches import any_lane
+      >>> jax.vmap(any_lane)(jnp.array([False, True])).tolist()
+      [True, True]
+    """
+    return predicate
+
+
+@any_lane.def_vmap
+def _of_batch(axis_size, in_batched, predicate):
+    del axis_size
+    return any_lane(jnp.any(predicate) if in_batched[0] else predicate), False
+
+
+@jax.custom_batching.custom_vmap
+def own_lane(predicate):
+    """Within a branch that `any_lane(predicate)` took: whether this lane asked for it.
+
+    Without `vmap` that is known, so that XLA drops what is selected by it: a select
+    between an old and a new basis would have it copy the old one.
+
+    Args:
+      predicate: bool scalar.
+
+    Returns:
+      A bool scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bulk_sgd.linalg.branches import any_lane, own_lane
+      >>> def pick(x):
+      ...     return jax.lax.cond(any_lane(x), lambda: own_lane(x), lambda: x)
+      >>> jax.vmap(pick)(jnp.array([False, True])).tolist()
+      [False, True]
+    """
+    return jnp.ones_like(predicate)
+
+
+@own_lane.def_vmap
+def _own_of_batch(axis_size, in_batched, predicate):
+    del axis_size
+    return predicate if in_batched[0] else own_lane(predicate), in_batched[0]

@@ -1,0 +1,1 @@
+"""What a curvature matrix looks like: traces, energies, densities, blocks, slices."""

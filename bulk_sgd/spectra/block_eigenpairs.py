@@ -1,0 +1,61 @@
+"""Leading eigenpairs of one block of parameters while the others stand still."""
+
+import jax
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import blocks, masking
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.solvers.subspace import Subspace
+
+
+def block_eigenpairs(
+    matvec, params, rank: int = 1, tol: float = 1e-3, *, by: blocks.By = None, key=None
+) -> dict[str, Subspace]:
+    """Leading eigenpairs of the diagonal blocks of a symmetric operator.
+
+    With the Hessian these are the sharpest directions of one layer while the others
+    stand still. One compiled program per block: `top_eigenpairs` with `repeated` on
+    `matvec` restricted to it. Blocks do have repeated eigenvalues: under squared error
+    those of the last layer occur once per output.
+
+    Args:
+      matvec: symmetric linear callable on pytrees like `params`.
+      params: pytree of floating point arrays.
+      rank: number of eigenpairs of each block; a block of fewer parameters has as many
+        as parameters.
+      tol: as in `top_eigenpairs`, relative to the largest eigenvalue of the block.
+      by: how leaves make blocks, by layer if None; see `bulk_sgd.curvature.blocks`.
+      key: PRNG key of the start vectors; by default a fixed one.
+
+    Returns:
+      A `Subspace` for each block, by its name. Its vectors are like
+      `masking.select(params, mask)`: the params with None outside of the block.
+
+    Raises:
+      ValueError: if an argument is out of its range, or `by` is no grouping.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> params = {"a": jnp.ones(2), "b": jnp.ones(1)}
+      >>> loss = lambda p: 2 * jnp.sum(p["a"] ** 2) + 3 * p["a"][0] * p["b"][0] ** 2
+      >>> found = bulk_sgd.block_eigenpairs(bulk_sgd.hessian(loss, params), params)
+      >>> {name: pairs.eigenvalues.tolist() for name, pairs in found.items()}
+      {'a': [4.0], 'b': [6.0]}
+    """
+    checks.floating("params", params)
+    checks.integer("rank", rank, 1)
+    key = jax.random.key(0) if key is None else key
+    found = {}
+    for name, mask in blocks.masks(params, by).items():
+        key, start_key, solve_key = jax.random.split(key, 3)
+        block = masking.select(params, mask)
+        found[name] = top_eigenpairs(
+            blocks.diagonal_block(matvec, params, mask),
+            basis.random_normal(start_key, block),
+            min(rank, basis.size(block)),
+            tol,
+            repeated=True,
+            key=solve_key,
+        )
+    return found

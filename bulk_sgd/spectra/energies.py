@@ -1,0 +1,246 @@
+r"""How the curvature is spread over the dominant subspace and the bulk.
+
+For a symmetric operator M (the Hessian H, the Gauss-Newton matrix G or the functional
+Hessian F), a dominant subspace with orthonormal rows U and projector P = UᵀU, and
+Q = I − P:
+
+  trace share       tr(U M Uᵀ) / tr M
+  Frobenius share   ‖M Uᵀ‖²_F / ‖M‖²_F
+  block share       ‖U M Uᵀ‖²_F / ‖M‖²_F
+
+What lies in the subspace takes k products and is exact. The rest is estimated with m
+random sign vectors z (Hutchinson, *A stochastic estimator of the trace of the influence
+matrix*, 1989), projected to the bulk:
+
+  tr M = tr(U M Uᵀ) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M Uᵀ‖²_F + E ‖M Q z‖²,
+
+so that the subspace plays the part of the sketch in Hutch++ (Meyer, Musco, Musco and
+Woodruff, 2021): the large eigenvalues, which make the variance, are taken out first.
+
+`trace` does without a known subspace: its sketch is random.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Subspace, empty
+
+
+class Estimate(NamedTuple):
+    """A mean over random probes, with its standard error.
+
+    Attributes:
+      value: the estimate.
+      error: its standard error, of the same shape; NaN from a single probe.
+    """
+
+    value: jax.Array
+    error: jax.Array
+
+    @classmethod
+    def of(cls, samples) -> "Estimate":
+        """The mean of samples along their first axis.
+
+        >>> import jax.numpy as jnp
+        >>> value, error = Estimate.of(jnp.array([1.0, 3.0]))
+        >>> float(value), float(error)
+        (2.0, 1.0)
+        """
+        count = samples.shape[0]
+        spread = jnp.std(samples, axis=0, ddof=1) if count > 1 else jnp.nan
+        mean = jnp.mean(samples, axis=0)
+        return cls(mean, jnp.broadcast_to(spread / count**0.5, mean.shape))
+
+    def scale(self, factor) -> "Estimate":
+        """`factor` times the estimate."""
+        return Estimate(factor * self.value, abs(factor) * self.error)
+
+
+class Energies(NamedTuple):
+    """Where the curvature energy of one operator lies; scalars but the last.
+
+    Shares are NaN where the whole is zero, as tr F is for piecewise linear networks.
+    An error is the standard error of the mean over the probes of what stands before it.
+
+    Attributes:
+      trace: tr M.
+      trace_error: of the trace.
+      trace_dominant: tr(U M Uᵀ), exact.
+      frobenius: ‖M‖²_F.
+      frobenius_error: of ‖M‖²_F.
+      frobenius_dominant: ‖M Uᵀ‖²_F, exact.
+      frobenius_block: ‖U M Uᵀ‖²_F, exact.
+      rayleigh: `(k,)`, u_iᵀ M u_i, exact.
+    """
+
+    trace: jax.Array
+    trace_error: jax.Array
+    trace_dominant: jax.Array
+    frobenius: jax.Array
+    frobenius_error: jax.Array
+    frobenius_dominant: jax.Array
+    frobenius_block: jax.Array
+    rayleigh: jax.Array
+
+    @property
+    def trace_share(self):
+        """tr(U M Uᵀ) / tr M."""
+        return _share(self.trace_dominant, self.trace)
+
+    @property
+    def frobenius_share(self):
+        """‖M Uᵀ‖²_F / ‖M‖²_F, between 0 and 1."""
+        return _share(self.frobenius_dominant, self.frobenius)
+
+    @property
+    def block_share(self):
+        """‖U M Uᵀ‖²_F / ‖M‖²_F, between 0 and the Frobenius share."""
+        return _share(self.frobenius_block, self.frobenius)
+
+
+@jax.default_matmul_precision("highest")
+def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> Energies:
+    """Trace and Frobenius norm of an operator, in a subspace and as a whole.
+
+    Args:
+      matvec: symmetric linear callable from pytree to pytree, such as
+        `bulk_sgd.hessian(value_fn, params)`.
+      subspace: the dominant subspace, whose rows are orthonormal or zero.
+      num_probes: number m of random vectors; k + m products in all. Static.
+      key: PRNG key of the probes; by default a fixed one.
+
+    Returns:
+      The `Energies`, in the dtype of the basis.
+
+    Raises:
+      ValueError: if `num_probes` is not at least 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bulk_sgd
+      >>> matvec = jax.tree_util.Partial(jnp.multiply, jnp.array([8.0, 1.0, 1.0]))
+      >>> top = bulk_sgd.top_eigenpairs(matvec, jnp.ones(3), rank=1, tol=1e-5)
+      >>> found = bulk_sgd.energies(matvec, top)
+      >>> print(found.trace_share.round(3), found.frobenius_share.round(3))
+      0.8 0.97
+    """
+    checks.integer("num_probes", num_probes, 1)
+    key = jax.random.key(0) if key is None else key
+    return _energies(operators.as_pytree(matvec), subspace, key, num_probes)
+
+
+@functools.partial(jax.jit, static_argnames="num_probes", inline=True)
+def _energies(matvec, subspace, key, num_probes):
+    apply = operators.linearize(matvec)
+    rows = subspace.eigenvectors
+    images = jax.lax.map(apply, rows)
+    block = basis.gram(rows, images)
+    rayleigh = jnp.diagonal(block)
+
+    def probe(key):
+        vector = subspace.complement(_signs(key, basis.row(rows, 0)))
+        image = apply(vector)
+        return basis.dot(vector, image), basis.dot(image, image)
+
+    traces, squares = jax.lax.map(probe, jax.random.split(key, num_probes))
+    inside = basis.dot(images, images)
+    trace, square = Estimate.of(traces), Estimate.of(squares)
+    return Energies(
+        trace=jnp.sum(rayleigh) + trace.value,
+        trace_error=trace.error,
+        trace_dominant=jnp.sum(rayleigh),
+        frobenius=inside + square.value,
+        frobenius_error=square.error,
+        frobenius_dominant=inside,
+        frobenius_block=jnp.sum(block**2),
+        rayleigh=rayleigh,
+    )
+
+
+def trace(
+    matvec, params, num_probes: int = 30, sketch: int = 10, *, key=None
+) -> Estimate:
+    """The trace of a symmetric operator, by Hutch++ or Hutchinson's estimator.
+
+    The range of A S, for S of `sketch` random sign vectors, takes out most of what is
+    large in A; its part is exact, and what is left is estimated with random signs.
+    One compiled program of 2 `sketch` + `num_probes` products.
+
+    Args:
+      matvec: symmetric linear callable from pytree to pytree.
+      params: pytree of floating point arrays like the vectors of `matvec`.
+      num_probes: number of random vectors; an error takes two.
+      sketch: rank of the sketch, up to the dimension; 0 is Hutchinson's estimator.
+      key: PRNG key of the sketch and the probes; by default a fixed one.
+
+    Returns:
+      An `Estimate`, whose error is that of the probes.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bulk_sgd
+      >>> frame = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (50, 50)))[0]
+      >>> matrix = frame * jnp.arange(50.0).at[-1].set(1e3) @ frame.T
+      >>> matvec = jax.tree_util.Partial(jnp.matmul, matrix)
+      >>> found, plain = (  # of 2176
+      ...     bulk_sgd.trace(matvec, jnp.ones(50), sketch=rank)
+      ...     for rank in (10, 0))
+      >>> bool(abs(found.value - 2176) < 4 * found.error < 4 * plain.error)
+      True
+    """
+    checks.floating("params", params)
+    like = basis.widen(jax.tree.map(jnp.asarray, params))
+    checks.integer("num_probes", num_probes, 1)
+    most = basis.size(like)
+    checks.integer("sketch", sketch, 0, most, "the number of parameters")
+    matvec = operators.as_pytree(matvec)
+    key = jax.random.key(0) if key is None else key
+    return _trace(matvec, like, key, num_probes=num_probes, sketch=sketch)
+
+
+@functools.partial(jax.jit, static_argnames=("num_probes", "sketch"))
+def _trace(matvec, like, key, *, num_probes, sketch):
+    with jax.default_matmul_precision("highest"):
+        apply = operators.linearize(matvec)
+        sketch_key, key = jax.random.split(key)
+        subspace = empty(like, max(sketch, 1))
+        if sketch:
+            image = lambda key: apply(_signs(key, like))
+            images = jax.lax.map(image, jax.random.split(sketch_key, sketch))
+            subspace = subspace._replace(eigenvectors=_range(images))
+        found = energies(apply, subspace, num_probes, key=key)
+        return Estimate(found.trace, found.trace_error)
+
+
+def _range(rows):
+    """Orthonormal rows that span those given, as far as rounding tells them apart.
+
+    What does not stand out of rounding becomes a row of zeros: Cholesky would make
+    of it rows that are not orthogonal (Stathopoulos and Wu, *A block orthogonalization
+    procedure with constant synchronization requirements*, 2002).
+    """
+    for _ in range(2):  # twice is enough
+        values, vectors = jnp.linalg.eigh(basis.gram(rows, rows))
+        floor = len(values) * jnp.finfo(values.dtype).eps * values[-1]
+        factors = jnp.where(values > floor, jax.lax.rsqrt(values), 0)
+        rows = basis.combine((vectors * factors).T, rows)
+    return rows
+
+
+def _signs(key, like):
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
+    )
+
+
+def _share(part, whole):
+    return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))

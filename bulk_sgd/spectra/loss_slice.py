@@ -1,0 +1,75 @@
+"""The loss along a line or over a plane through the parameters."""
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis
+
+
+def loss_slice(value_fn, params, directions, offsets):
+    """The loss at the points of a grid, θ + Σ_i a_i d_i.
+
+    One direction gives a line, two give a plane. Directions are taken as they are:
+    with unit vectors the offsets are distances. The points are evaluated one after the
+    other in one compiled program, which calls on the same kind of `value_fn` share.
+
+    Args:
+      value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
+      params: pytree of floating point arrays, the point θ.
+      directions: sequence of pytrees like `params`.
+      offsets: sequence of as many arrays `(p_i,)`, the values of each a_i.
+
+    Returns:
+      The losses, an array of shape `(p_1, p_2, …)`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> loss = lambda x: x[0] ** 2 + 10 * x[1] ** 2
+      >>> axes = jnp.eye(2)
+      >>> offsets = jnp.array([-1.0, 0.0, 1.0])
+      >>> print(bulk_sgd.loss_slice(loss, jnp.zeros(2), axes[:1], [offsets]))
+      [1. 0. 1.]
+      >>> print(bulk_sgd.loss_slice(loss, jnp.zeros(2), axes, [offsets, offsets]))
+      [[11.  1. 11.]
+       [10.  0. 10.]
+       [11.  1. 11.]]
+    """
+    checks.floating("params", params)
+    directions, offsets = list(directions), [jnp.asarray(axis) for axis in offsets]
+    if not directions or len(directions) != len(offsets):
+        raise ValueError(
+            f"offsets are {len(offsets)} arrays for {len(directions)} directions; "
+            "there must be one for each direction, and at least one."
+        )
+    for axis in offsets:
+        if axis.ndim != 1:
+            raise ValueError(
+                f"offsets has an array of shape {axis.shape}; each must be of one axis."
+            )
+    shape, structure = jax.tree.map(jnp.shape, params), jax.tree.structure(params)
+    for direction in directions:
+        matches = jax.tree.structure(direction) == structure
+        if not matches or jax.tree.map(jnp.shape, direction) != shape:
+            raise ValueError(
+                "directions has a pytree unlike the params; its structure and shapes "
+                "must be theirs."
+            )
+    rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
+    points = jnp.stack([x.ravel() for x in jnp.meshgrid(*offsets, indexing="ij")], 1)
+    losses = _losses(operators.as_pytree(value_fn), params, rows, points)
+    return losses.reshape([len(axis) for axis in offsets])
+
+
+@jax.jit
+def _losses(value_fn, params, rows, points):
+    def loss(point):
+        shift = basis.combine(point, rows)
+        moved = jax.tree.map(lambda x, d: x + d, params, shift)
+        return value_fn(basis.cast_like(moved, params))
+
+    return jax.lax.map(loss, points)

@@ -1,0 +1,27 @@
+"""Processes of four CPU devices."""
+
+import os
+import subprocess
+import sys
+
+from paths import ROOT
+
+RANK, WINDOW = 6, 9  # of the runs in sharded_runs.py
+
+FOUR_DEVICES = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
+}
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=FOUR_DEVICES,
+        cwd=ROOT,
+    )

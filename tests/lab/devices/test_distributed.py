@@ -1,0 +1,396 @@
+"""Two processes on this machine: the same numbers as one, and one end for both."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from paths import ROOT
+from tiny_runs import rows_of
+
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.files import record
+
+CONFIG = (
+    "--config=configs/mnist_mlp.py:quick",
+    "--config.data.num_train=320",
+    "--config.data.num_test=80",
+    "--config.subspace.subset_size=160",
+    "--config.model.hidden=(12,)",
+    "--config.batch_size=40",
+    "--config.num_steps=60",
+    "--config.switch.step=20",
+    "--config.eval_every=20",
+    "--config.subspace.rank=4",
+    "--config.subspace.refresh_every=5",
+    "--config.subspace.tol=1e-5",
+    "--config.subspace.max_matvecs=100",
+    "--config.arms=('sgd', 'bulk_sgd')",
+    "--config.progress=False",
+    "--config.tensorboard=False",
+)
+
+
+def environment(num_devices, **more):
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "PYTHONPATH": str(ROOT),
+        **more,
+    }
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start(command, *, count=2, num_devices=2, **more):
+    """The processes of a job, `command(index)` each."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        subprocess.Popen(
+            [sys.executable, *command(index)],
+            env=environment(
+                num_devices,
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES=str(count),
+                JAX_PROCESS_ID=str(index),
+                **more,
+            ),
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for index in range(count)
+    ]
+
+
+def wait(processes, timeout=300):
+    """Exit statuses and what each process said."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def main(workdir, *more):
+    base = ("-m", "bulk_sgd.main", "--distributed=on", f"--workdir={workdir}")
+    return lambda index: [*base, *CONFIG, *more]
+
+
+def sharded_runs(meshes, _):
+    return ["tests/sharded_runs.py", *meshes]
+
+
+def printed(said):
+    """What the first process printed as JSON, after what gloo says."""
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_device_four_and_two_processes_train_alike(dtype):
+    """50 steps of Bulk-SGD, with replicated parameters, FSDP, and both.
+
+    What differs is the order of sums over devices, so rounding: 6e-8 of a sum, in P
+    times the 8 or so of λ₁ over the gap, of which 50 steps make 2e-6 of a batch loss.
+    In float64 it is 2e-14; should a solve stop one matvec earlier, it would be its
+    tolerance of 1e-9, times λ₁ over the gap, per step: below 1e-6.
+    """
+    more = {"JAX_ENABLE_X64": str(int(dtype == "float64"))}
+    runs = {}
+    for name, count, num_devices in (("1x1", 1, 1), ("1x4", 1, 4), ("2x2", 2, 2)):
+        meshes = ["one"] if num_devices == 1 else ["data", "fsdp", "both"]
+        command = functools.partial(sharded_runs, meshes)
+        statuses, said = wait(
+            start(command, count=count, num_devices=num_devices, **more), timeout=900
+        )
+        assert statuses == [0] * count, said
+        runs[name] = printed(said)
+    one = runs["1x1"]["one"]
+    assert (one["failed"], one["dtype"], len(one["losses"])) == (0, dtype, 50)
+    for name in ("1x4", "2x2"):
+        for mesh, run in runs[name].items():
+            assert (run["failed"], run["dtype"]) == (0, dtype)
+            for field in ("losses", "alignments", "eigenvalues"):
+                error = np.max(np.abs(np.divide(run[field], one[field]) - 1))
+                print(f"{name} {mesh} {field}: {error:.1e}")
+                assert error < (1e-5 if dtype == "float32" else 1e-6)
+
+
+READING = """
+import hashlib, json, sys
+import jax, numpy as np
+from bulk_sgd.lab import config
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.data import rows
+from bulk_sgd.lab.training.experiment import Experiment
+
+read, getitem = [], rows.LazyRows.__getitem__
+def counted(self, index):
+    found = getitem(self, index)
+    read.append([len(self), len(found)])
+    return found
+rows.LazyRows.__getitem__ = counted
+
+def digest(array):
+    return hashlib.sha256(distributed.whole(array).tobytes()).hexdigest()
+
+with distributed.job("on"):
+    fields = config.default()
+    fields.update_from_flattened_dict(json.loads(sys.argv[1]))
+    experiment = Experiment(fields)
+    batches = jax.jit(lambda task, indices: task.train.take(indices))
+    arrays = experiment.task, batches(experiment.task, experiment.indices(0)[3])
+    digests = [digest(array) for array in jax.tree.leaves(arrays)]
+    print(json.dumps({"read": read, "digests": digests}))
+"""
+
+
+def reading(fields, **job):
+    fields |= {"data.num_train": 64, "data.num_test": 24, "batch_size": 8}
+    fields |= {"subspace.data": "subset", "subspace.subset_size": 16}
+    command = ["-c", READING, json.dumps(fields)]
+    statuses, said = wait(start(lambda _: command, **job))
+    return statuses, said
+
+
+@pytest.fixture
+def archive(tmp_path):
+    random = np.random.default_rng(0)
+    images = random.random((70, 4, 4), np.float32)
+    arrays = {"x_train": images, "y_train": np.arange(70) % 5}
+    arrays |= {"x_test": images[:24], "y_test": np.arange(24)}
+
+    def write(**changes):
+        np.savez(tmp_path / "a.npz", **arrays | changes)
+        return tmp_path / "a.npz"
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_each_process_reads_its_part_of_the_same_data(tmp_path, archive, kind):
+    fields = {"data.name": str(archive()), "model.hidden": (3,)}
+    if kind == "text":
+        (tmp_path / "a.txt").write_bytes(np.random.default_rng(0).bytes(2000))
+        fields = {"data.name": f"text:{tmp_path / 'a.txt'}", "data.length": 8}
+        fields |= {"data.normalization": "none", "model.name": "decoder"}
+        fields |= {"model.width": 8, "loss.name": "cross_entropy"}
+    found = []
+    for job in ({"count": 1, "num_devices": 1}, {"count": 2, "num_devices": 2}):
+        statuses, said = reading(fields, **job)
+        assert set(statuses) == {0}, said
+        found += [json.loads(out.splitlines()[-1]) for out, _ in said]
+    alone, first, second = found
+    assert alone["digests"] == first["digests"] == second["digests"]
+    # Test, subset, training; of text the targets are rows too. Nothing more.
+    sizes = [24, 16, 64] if kind == "images" else [24, 24, 16, 16, 64, 64]
+    assert [count for _, count in alone["read"]] == sizes
+    for one in (first, second):
+        assert [2 * count for _, count in one["read"]] == sizes
+
+
+@pytest.mark.slow
+def test_data_that_one_process_cannot_take_end_the_job(archive):
+    images = np.zeros((70, 4, 4), np.float32)
+    images[63] = np.nan  # the last one of process 1
+    fields = {"data.name": str(archive(x_train=images)), "model.hidden": (3,)}
+    statuses, said = reading(fields)
+    assert 0 not in statuses
+    assert "train images are not all finite numbers" in said[1][1]
+    assert "not all finite" not in said[0][1]
+
+
+FAILING = """
+import sys
+from bulk_sgd.lab.training import run
+write = run.Run.write
+def fail(self, row):
+    if row["step"] == 40:
+        raise RuntimeError("broken on purpose")
+    write(self, row)
+if {index} == {failing}:
+    run.Run.write = fail
+sys.argv[0] = "bulk_sgd.main"
+from bulk_sgd import main
+main.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_exception_in_one_process_ends_the_job(tmp_path, failing):
+    script = lambda index: FAILING.format(index=index, failing=failing)
+    flags = main(tmp_path)(0)[2:]
+    processes = start(lambda index: ["-c", script(index), *flags])
+    began = time.monotonic()
+    assert processes[failing].wait(timeout=300) == 1
+    failed = time.monotonic()
+    statuses, said = wait(processes, timeout=60)
+    print(f"started {failed - began:.1f} s, others {time.monotonic() - failed:.1f} s")
+    assert time.monotonic() - failed < 15
+    assert all(status != 0 for status in statuses)
+    assert "broken on purpose" in said[failing][1]
+
+
+@pytest.mark.slow
+def test_wrong_input_on_one_process_ends_the_job(tmp_path):
+    def command(index):
+        return main(tmp_path, f"--config.batch_size={40 if index else 41}")(index)
+
+    statuses, said = wait(start(command), timeout=60)
+    assert statuses == [2, 2]
+    assert "config on process 1 differs from that on process 0" in said[0][1]
+    assert "config.batch_size on process 1 differs from process 0" in said[1][1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_seeds_must_agree(tmp_path):
+    statuses, said = wait(
+        start(lambda index: main(tmp_path, f"--config.seed={index}")(index)), timeout=60
+    )
+    assert statuses == [2, 2]
+    assert "config.seed on process 1 differs" in said[1][1]
+
+
+def test_on_without_a_job_is_refused_and_auto_runs_alone(tmp_path):
+    def run(mode, **more):
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "bulk_sgd.main", *CONFIG),
+                *(f"--workdir={tmp_path}", f"--distributed={mode}"),
+                *("--config.num_steps=1", "--config.switch.step=1"),
+            ],
+            env=environment(1, **more),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    refused = run("on")
+    assert refused.returncode == 2
+    assert "--distributed is on, but no job was detected" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    partial = run("on", JAX_NUM_PROCESSES="2")
+    assert partial.returncode == 2
+    assert "'JAX_PROCESS_ID': None" in partial.stderr
+    assert run("auto").returncode == 0
+    assert record.read(tmp_path)["status"] == "complete"
+
+
+def test_a_lone_process_is_the_first():
+    assert distributed.is_first()
+    assert distributed.on_first(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="no such"):
+        distributed.initialize("no such mode")
+
+
+SWEEP = """
+from configs.mnist_mlp import get_config as base
+from bulk_sgd.lab.sweep import grid
+
+def get_config():
+    return base("quick")
+
+def get_sweep():
+    return grid.values("optimizer.learning_rate", (0.02, 0.05))
+"""
+
+
+@pytest.mark.slow
+def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+
+    def command(index, *more):
+        # Only process 0 needs its workdir, here at another place for each.
+        return (
+            *("-m", "bulk_sgd.sweep", "--distributed=on", *more),
+            *(f"--workdir={tmp_path}/sweep{index}", f"--config={tmp_path}/sweep.py"),
+            *(*CONFIG[1:], "--config.sharding.fsdp=2"),
+        )
+
+    statuses, said = wait(start(lambda index: command(index, "--lanes=2")))
+    assert statuses == [0, 0], said
+    assert "2 cells, 2 complete" in said[0][0]
+    in_lockstep = rows_of(tmp_path / "sweep0" / "cells" / "001")
+    assert len(list((tmp_path / "sweep0" / "prefixes").iterdir())) == 2
+    # A cell that is lost starts again, from the prefix that was kept.
+    shutil.rmtree(tmp_path / "sweep0" / "cells" / "001")
+    statuses, said = wait(start(command))
+    assert statuses == [0, 0], said
+    assert "1 of 2 cells had ended before" in said[0][1]
+    assert "2 cells, 2 complete" in said[0][0]
+    assert "cells" not in said[1][0] + said[1][1]
+    assert not (tmp_path / "sweep1").exists()
+    ordered = lambda rows: sorted(rows, key=lambda row: (row["arm"], row["step"]))
+    # Lanes give what single runs give: `vmap` batches products, which then round in
+    # another order, and solves to 1e-5 end elsewhere.
+    alone = rows_of(tmp_path / "sweep0" / "cells" / "001")
+    for mine, other in zip(ordered(alone), ordered(in_lockstep), strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
+    """And the job goes on, here as one process of one device.
+
+    The workdirs are local: each process has its own, of which that of process 0 counts.
+    """
+    more = ("--config.num_steps=4000", "--config.checkpoint.every=20")
+
+    def command(workdirs):
+        return lambda index: main(tmp_path / workdirs[index], *more)(index)
+
+    processes = start(command(["run", "other"]))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while '"sgd"' not in (metrics.read_text() if metrics.exists() else ""):
+        assert time.monotonic() < deadline
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said = wait(processes)
+    assert statuses == [128 + signal.SIGTERM] * 2, said
+    assert record.read(tmp_path / "run")["status"] == "interrupted"
+    (newest,) = {rows_of(tmp_path / "run")[-1]["step"]}
+    assert not (tmp_path / "other").exists()
+    # The processes change places, and the newest workdir is not where it is looked for.
+    statuses, said = wait(start(command(["other", "run"])))
+    assert statuses == [2, 2], said
+    for _, error in said:
+        assert "rows of metrics on the host of process 1 and 0 on that of pro" in error
+    assert not (tmp_path / "other").exists()
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bulk_sgd.main", *CONFIG, *more),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        env=environment(1),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert f"going on from sgd, step {newest}" in run.stderr.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=240) == 128 + signal.SIGTERM
+    steps = [(row["arm"], row["step"]) for row in rows_of(tmp_path / "run")]
+    assert len(set(steps)) == len(steps)

@@ -1,0 +1,361 @@
+"""An analysis of points and of runs: its numbers, its files, its page."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import dense, flat, top
+from paths import ROOT
+from tiny_runs import tiny
+
+import bulk_sgd
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.lab.analysis import Point, Settings, analyze, report, store
+from bulk_sgd.lab.analysis.checkpoints import RunPoints
+from bulk_sgd.lab.devices import signals
+from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.training import train
+from bulk_sgd.lab.training.checkpoint import Checkpoints
+
+SMALL = Settings(
+    rank=2, tol=1e-8, density_probes=2, density_steps=26, trace_probes=2, block_rank=1,
+    slice_points=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """An objective in float64, three points of it, and their measurements."""
+    with jax.enable_x64(True):
+        objective, params = helpers.objective(
+            helpers.mlp(), helpers.squared_error, dtype=jnp.float64
+        )
+        moved = [jax.tree.map(lambda x, s=s: x * s, params) for s in (1, 1.1, 1.3)]
+        points = [
+            Point("a", moved[0], "prefix", 10, jax.tree.map(jnp.ones_like, params)),
+            Point("b", moved[1], "sgd", 20),
+            Point("c", moved[2], "other", 30),
+        ]
+        return objective, points, analyze(points, objective, settings=SMALL)
+
+
+def test_spectra_are_those_of_dense_matrices(x64, measured):
+    objective, points, results = measured
+    for point, result in zip(points, results):
+        matrix = dense(bulk_sgd.hessian(objective, point.params), point.params)
+        values, subspace = top(matrix, 2)
+        np.testing.assert_allclose(result["eigenvalues"], values, rtol=1e-6)
+        assert result["converged"]
+        assert result["loss"] == pytest.approx(float(objective(point.params)))
+        assert (result["name"], result["step"]) == (point.name, point.step)
+        # As many steps as dimensions.
+        nodes = np.array(result["density"]["nodes"])
+        assert nodes.max() == pytest.approx(values[0], rel=1e-6)
+        layer = result["blocks"]["hidden"]
+        block = top(matrix[:16, :16], 1)[0]
+        np.testing.assert_allclose(layer["eigenvalues"], block, rtol=1e-6)
+        assert layer["num_params"] == 16
+        mass = [block["mass"] for block in result["blocks"].values()]
+        np.testing.assert_allclose(np.sum(mass, axis=0), 1, rtol=1e-9)
+        for name, make in bulk_sgd.curvature.CURVATURES.items():
+            got = result["energies"][name]
+            part = dense(make(objective, point.params), point.params)
+            inside = np.trace(subspace @ part @ subspace)
+            assert got["trace_dominant"] == pytest.approx(inside, rel=1e-5)
+            assert got["trace_error"] > 0
+
+
+def test_change_is_that_between_the_points(x64, measured):
+    objective, points, results = measured
+    assert results[0]["change"] is None
+    gradient = lambda point: flat(jax.grad(objective)(point.params))
+    subspace = lambda point: top(
+        dense(bulk_sgd.hessian(objective, point.params), point.params), 2
+    )[1]
+    start = points[0]
+    chi = lambda p, v: np.linalg.norm(p @ v) / np.linalg.norm(v)
+    alignment = results[0]["alignment"]
+    assert alignment["update"] == pytest.approx(chi(subspace(start), np.ones(26)))
+    assert alignment["gradient"] == pytest.approx(chi(subspace(start), gradient(start)))
+    # Both fork from the first path: the third is not compared with the second.
+    for point, result in zip(points[1:], results[1:]):
+        change = result["change"]
+        assert change["since"] == "a"
+        assert "update" not in result["alignment"]
+        old, new = subspace(start), subspace(point)
+        g, step = gradient(point), flat(point.params) - flat(start.params)
+        assert change["overlap"] == pytest.approx(np.trace(old @ new) / 2, rel=1e-6)
+        assert np.sum(np.square(change["cosines"])) == pytest.approx(
+            2 * change["overlap"]
+        )
+        missed = np.linalg.norm((old - new) @ g) / np.linalg.norm(g)
+        assert change["drift"] == pytest.approx(missed, rel=1e-5)
+        assert change["distance"] == pytest.approx(np.linalg.norm(step))
+        assert change["alignment"] == pytest.approx(chi(old, step), rel=1e-6)
+
+
+def test_slices_go_along_and_across(x64, measured):
+    results = measured[2]
+    found, loss = results[0]["slices"], results[0]["loss"]
+    sharpness = results[0]["eigenvalues"][0]
+    assert found["radius"] == pytest.approx((2 * loss / sharpness) ** 0.5)
+    assert {len(line) for line in found["lines"].values()} == {3}
+    lines = found["lines"]
+    assert list(lines) == ["dominant 1", "dominant 2", "bulk gradient", "bulk random"]
+    # By second order the loss doubles at the edge along the sharpest direction.
+    left, middle, right = lines["dominant 1"]
+    assert middle == pytest.approx(loss)
+    assert (left + right) / 2 - middle > 0.3 * loss
+    plane = np.array(found["planes"]["dominant"])
+    np.testing.assert_allclose(plane[:, 1], lines["dominant 1"])
+    np.testing.assert_allclose(plane[1], lines["dominant 2"])
+    across = np.array(found["planes"]["across"])
+    np.testing.assert_allclose(across[1], lines["bulk gradient"])
+
+
+def test_any_loss_and_pairs(x64):
+    loss = lambda p: 4 * jnp.sum(p["a"] ** 2) + jnp.sum(p["b"] ** 4)
+    points = [(f"p{i}", {"a": jnp.ones(2) * i, "b": jnp.ones(3)}) for i in range(2)]
+    settings = Settings(2, 1e-8, 2, 20, 2, 2, by=lambda path: path, slice_points=0)
+    first, second = analyze(iter(points), loss, settings=settings)
+    assert list(first["energies"]) == ["hessian"]
+    assert first["blocks"]["a"]["eigenvalues"] == pytest.approx([8, 8])
+    assert first["energies"]["hessian"]["trace_dominant"] == pytest.approx(24)
+    assert "slices" not in first
+    assert (second["step"], second["change"]["since"]) == (1, "p0")
+    assert second["change"]["overlap"] > 0  # twelve thrice: any two of the three
+
+
+def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
+    objective, points, expected = measured
+
+    def interrupted():
+        yield from points[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        analyze(interrupted(), objective, tmp_path, SMALL)
+    calls = []
+    from bulk_sgd.lab import analysis
+
+    examine = analysis.examine
+    monkeypatch.setattr(
+        analysis, "examine", lambda *args: calls.append(args[0].name) or examine(*args)
+    )
+    results = analyze(points, objective, tmp_path, SMALL)
+    assert calls == ["c"]
+    times = lambda results: [{**r, "seconds": 0} for r in results]
+    assert times(results) == times(expected)
+    assert times(store.read(tmp_path)["points"]) == times(expected)
+    # Without its predecessor a point is compared with another one.
+    analyze([points[0], points[1], points[2]._replace(path="sgd")], objective,
+            tmp_path, SMALL)  # fmt: skip
+    assert calls == ["c", "c"]
+    with pytest.raises(ValueError, match=r"other settings.* settings\.rank"):
+        analyze(points, objective, tmp_path, Settings(rank=3))
+
+
+def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
+    loss = lambda p: jnp.sum(p**4)
+    settings = Settings(rank=1, density_steps=3, slice_points=0)
+    about = lambda seed: {"run": {"config": {"seed": seed}}}
+
+    def found(*scales, seed=0):
+        points = [(f"p{i}", jnp.arange(1.0, 4) * s) for i, s in enumerate(scales)]
+        results = analyze(points, loss, tmp_path, settings, about=about(seed))
+        return [r["eigenvalues"][0] for r in results], results[1]["change"]["distance"]
+
+    first, distance = found(1, 2)
+    assert first == pytest.approx([108, 432])
+    assert distance == pytest.approx(14**0.5)
+    again, nearer = found(1.5, 2)
+    assert again == pytest.approx([243, 432])
+    assert nearer == pytest.approx(14**0.5 / 2)  # the second point has not changed
+    with pytest.raises(ValueError, match=r"differ in settings\.config\.seed; choose"):
+        found(1.5, 2, seed=1)
+    by_function = Settings(rank=1, by=lambda path: path)
+    with pytest.raises(ValueError, match=r"settings\.by is a function; with a folder"):
+        analyze([], loss, tmp_path / "new", by_function)
+
+
+def test_no_key_is_used_twice():
+    settings = Settings(1, 1e-3, 2, 3, 2, 1, slice_points=3)
+    with jax.debug_key_reuse(True):  # JAX raises a KeyReuseError
+        (found,) = analyze([("a", jnp.arange(1.0, 4))], lambda p: jnp.sum(p**4), None,
+                           settings)  # fmt: skip
+    # Every part that takes a key has been measured.
+    assert {"eigenvalues", "energies", "density", "blocks", "slices"} <= found.keys()
+
+
+def test_a_signal_ends_it_after_the_part_under_way(x64, measured, monkeypatch):
+    objective, points, _ = measured
+    monkeypatch.setattr(signals, "wanted", lambda: signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        analyze(points, objective, settings=SMALL)
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a", "a"], "two points are named 'a'"), (["a/b"], "must have no slash")],
+)
+def test_names_are_unlike_and_plain(tmp_path, names, message):
+    loss = lambda p: jnp.sum(p**2)
+    with pytest.raises(ValueError, match=message):
+        analyze(
+            [(name, jnp.ones(3)) for name in names],
+            loss,
+            tmp_path,
+            Settings(rank=1, slice_points=0),
+        )
+
+
+def test_what_is_not_finite_is_null():
+    value = {"a": jnp.array([1.0, jnp.nan]), "b": [True, None, "x", jnp.inf]}
+    assert metrics.plain(value) == {"a": [1.0, None], "b": [True, None, "x", None]}
+
+
+def test_page_of_points(tmp_path, measured):
+    results = measured[2]
+    store.Store(tmp_path, SMALL).finish(
+        results, {"run": {"name": "A & B"}, "notes": ["Of a part < all."]}
+    )
+    page = report.write_report(tmp_path).read_text()
+    assert "A &amp; B" in page
+    assert "Of a part &lt; all." in page
+    assert page.count("data:image/png;base64") == 6
+    assert "http" not in page
+    for name in ("eigenvalues", "density", "energies", "change", "blocks", "slices"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.pdf").exists()
+    # One lone point of a plain loss, without slices.
+    alone = {**results[0], "converged": False, "outliers": None}
+    alone["energies"] = {"hessian": alone["energies"]["hessian"]}
+    alone.pop("slices")
+    store.Store(tmp_path, SMALL).finish([alone], {})
+    page = report.write_report(tmp_path).read_text()
+    assert "did not converge at a." in page
+    assert page.count("data:image/png;base64") == 4
+    with pytest.raises(FileNotFoundError, match=r"No analysis\.json"):
+        report.write_report(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny(eval_every=2, checkpoint__every=2, checkpoint__keep=0)
+    train.train_and_evaluate(config, workdir)
+    return workdir
+
+
+def test_points_of_a_run(run):
+    found = RunPoints(run)
+    names = [saved.name for saved in found.saved]
+    assert names[:4] == ["prefix@2", "prefix@4", "prefix@6", "fork@8"]
+    assert names[4:7] == ["sgd@10", "sgd@12", "sgd@14"]
+    assert {saved.path for saved in found.saved} == {"prefix", "sgd", "bulk_sgd"}
+    some = RunPoints(run, ["bulk_sgd"], every=4)
+    names = [saved.name for saved in some.saved]
+    assert names == ["prefix@4", "fork@8", "bulk_sgd@12", "bulk_sgd@16"]
+    assert [s.name for s in RunPoints(run, names=["sgd@12"]).saved] == ["sgd@12"]
+    points = list(some)
+    assert [point.name for point in points] == names
+    # The update of plain SGD is minus the rate times the gradient of the next batch.
+    experiment = found._experiment
+    point = points[0]
+    batch = experiment.task.train.take(experiment.indices(4)[0])
+    gradient = flat(jax.grad(batch)(point.params))
+    rate = experiment.config.optimizer.learning_rate
+    np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
+
+
+def test_a_run_that_streams_and_forks_by_alignment(tmp_path):
+    config = tiny(
+        eval_every=2, checkpoint__every=2, checkpoint__keep=0, num_steps=4,
+        switch__step=3, switch__alignment=1e-6, arms=("sgd",), data__streaming=True,
+        subspace__data="subset", subspace__subset_size=30,
+        subspace__mode=second_derivatives.FORWARD,
+    )  # fmt: skip
+    train.train_and_evaluate(config, tmp_path)
+    written = record.read(tmp_path)
+    written["config"]["sharding"] = {"data": 2, "fsdp": 4}  # of devices not here
+    record.write(tmp_path, written)
+    found = RunPoints(tmp_path)
+    assert found.mode == second_derivatives.FORWARD
+    assert found.notes == [
+        "The loss is that of 30 of 60 training examples, the seeded subset of the run."
+    ]
+    point = next(point for point in found if point.name == "fork@1")
+    experiment = found._experiment
+    batch = experiment.dataset.train_inputs, experiment.dataset.train_targets
+    inputs, targets = (jnp.asarray(x[experiment.indices(1)[0]]) for x in batch)
+    loss = dataclasses.replace(experiment.task.train, inputs=inputs, targets=targets)
+    gradient = flat(jax.grad(loss)(point.params))
+    rate = experiment.config.optimizer.learning_rate
+    np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
+    written["config"]["optimizer"]["name"] = "adam"
+    written["config"]["subspace"]["preconditioned"] = True
+    record.write(tmp_path, written)
+    assert "of the Hessian itself" in RunPoints(tmp_path).notes[1]
+
+
+def test_a_damaged_checkpoint_is_left_as_it_is(run, capsys):
+    [last, *_] = sorted(Checkpoints(run, read_only=True).stories(), reverse=True)
+    found = RunPoints(run)
+    folder = run / "checkpoints" / "states" / str(last)
+    array = next(path for path in (folder / "state" / "d").iterdir())
+    content = array.read_bytes()
+    array.write_bytes(b"")
+    try:
+        assert len(list(found)) == len(found) - 1
+        assert f"states/{last} cannot be read" in capsys.readouterr().err
+    finally:
+        array.write_bytes(content)
+    assert len(list(RunPoints(run))) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arms": ["adam"]}, "arm is 'adam'; it must be one of bulk_sgd, sgd"),
+        ({"every": -1}, "every is -1; it must be at least 0"),
+        ({"names": ["sgd@1"]}, "checkpoint is 'sgd@1'; it must be one of .*sgd@10"),
+    ],
+)
+def test_what_a_run_does_not_have_is_refused(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RunPoints(run, **arguments)
+
+
+def test_command(run, tmp_path):
+    command = [sys.executable, "-m", "bulk_sgd.analyze", f"--workdir={run}"]
+    small = [
+        "--rank=2",
+        "--density_probes=2",
+        "--density_steps=5",
+        "--trace_probes=2",
+        "--block_rank=1",
+        "--slice_points=3",
+        "--checkpoints=prefix@6,sgd@10",
+    ]
+    call = lambda *more: subprocess.run(
+        [*command, *small, *more], capture_output=True, text=True, cwd=ROOT
+    )
+    done = call()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run / "analysis" / "index.html")
+    found = json.loads((run / "analysis" / "analysis.json").read_text())
+    assert [point["name"] for point in found["points"]] == ["prefix@6", "sgd@10"]
+    assert found["run"]["name"] == "default"
+    assert "sgd@10" in (run / "analysis" / "index.html").read_text()
+    refused = call("--rank=3")
+    assert refused.returncode == 2
+    assert "settings.rank" in refused.stderr
+    assert refused.stderr.count("\n") == 1

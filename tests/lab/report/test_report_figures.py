@@ -1,0 +1,164 @@
+"""The figures in the report of a run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from written_runs import KINDS, SWITCH, write_run
+
+from bulk_sgd.lab import report
+from bulk_sgd.lab.report import figures
+from bulk_sgd.lab.report.results import read_run
+from bulk_sgd.lab.report.style import arm_styles, log_axis, new_figure, spread
+
+
+def test_colors_do_not_depend_on_the_other_arms(tmp_path):
+    everything = read_run(write_run(tmp_path, **KINDS["complete"]))
+    summaries = [everything.summary(arm) for arm in everything.arms]
+    styles = arm_styles(summaries)
+    assert styles["sgd"].color == "#222222"
+    assert styles["dom_sgd"].color == "#D55E00"
+    assert styles["bulk_sgd"].color == "#0072B2"
+    assert arm_styles(summaries[::-1]) == styles
+    assert arm_styles(summaries[:2])["dom_sgd"] == styles["dom_sgd"]
+    assert len({style.color for style in styles.values()}) == 5
+    dashed = {styles[name].linestyle for name in summaries_between(summaries)}
+    assert len(dashed) == 2
+    assert "-" not in dashed
+
+
+def summaries_between(summaries):
+    return [s.name for s in summaries if s.method is None]
+
+
+def test_every_figure_uses_the_same_colors(tmp_path):
+    run = read_run(write_run(tmp_path, **KINDS["complete"]))
+    styles = arm_styles([run.summary(arm) for arm in run.arms])
+    colors = {name: to_hex(style.color) for name, style in styles.items()}
+    for figure in (figures.loss_figure(run), figures.alignment_figure(run)):
+        for axes in figure.axes:
+            drawn = {line.get_label(): to_hex(line.get_color()) for line in axes.lines}
+            assert {name: drawn[name] for name in colors} == colors
+    panels = dict(zip(run.arms, figures.eigenvalue_figure(run).axes))
+    for name, axes in panels.items():
+        assert axes.get_title(loc="left").startswith(run.summary(name).label)
+        assert colors[name] in {to_hex(line.get_color()) for line in axes.lines}
+    bars = figures.cost_figure(run).axes[0].patches
+    drawn = [to_hex(bar.get_facecolor()) for bar in bars[2::2]]
+    assert drawn == [colors[arm] for arm in run.arms]
+    text = report.write_report(tmp_path).read_text("utf-8").lower()
+    assert all(f"background:{color}" in text for color in colors.values())
+
+
+def test_switch_is_marked_with_step_and_reason(tmp_path):
+    run = read_run(write_run(tmp_path))
+    for figure in (figures.loss_figure(run), figures.alignment_figure(run)):
+        for axes in figure.axes:
+            assert any(list(line.get_xdata()) == [SWITCH] * 2 for line in axes.lines)
+        told = [text.get_text() for text in figure.axes[0].texts]
+        assert "switch at step 100: alignment 0.953 > 0.95" in told
+    write_run(tmp_path, switch={"step": SWITCH, "reason": "step 100"})
+    assert figures.switch_text(read_run(tmp_path)) == "switch at step 100"
+
+
+def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
+    run = read_run(write_run(tmp_path, **KINDS["diverged"]))
+    axes = figures.loss_figure(run).axes[0]
+    (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert axes.get_ylim()[1] == pytest.approx(20.0)
+    # 7e14 at step 150 is far out: marked where the line leaves the axes.
+    assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (110, pytest.approx(20.0))
+    write_run(tmp_path, **KINDS["diverged"] | {"ends": {"sgd": 0.1, "bulk_sgd": 2.0}})
+    axes = figures.loss_figure(read_run(tmp_path)).axes[0]
+    (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (150, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(
+    ("rate", "marked"), [(0.01, True), (1e-6, False), (None, False)]
+)
+def test_stability_threshold_is_drawn_where_it_can_be_seen(tmp_path, rate, marked):
+    run = read_run(write_run(tmp_path, learning_rate=rate))
+    axes = figures.eigenvalue_figure(run).axes[0]
+    across = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert [line.get_ydata()[0] for line in across] == [200.0] * marked
+    assert any("= 200" in text.get_text() for text in axes.texts) == marked
+
+
+def test_threshold_of_a_schedule_is_drawn_along_the_steps(tmp_path):
+    write_run(tmp_path, **KINDS["complete"], stability_threshold=3.8)
+    metrics = tmp_path / "metrics.jsonl"
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in logged:
+        line["learning_rate"] = 0.02 * (line["step"] // 100) / 2
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in logged))
+    run = read_run(tmp_path)
+    axes = figures.eigenvalue_figure(run).axes[0]
+    (curve,) = [  # the other dashed one marks the switch
+        line
+        for line in axes.lines
+        if line.get_linestyle() == "--" and len(line.get_xdata()) > 2
+    ]
+    assert curve.get_xdata().tolist() == list(range(100, 201, 10))
+    np.testing.assert_allclose(curve.get_ydata(), [380.0] * 10 + [190.0])
+    html = report.write_report(tmp_path).read_text()
+    assert "Dashed: the stability threshold 3.8/η of the optimizer." in html
+    assert "against the stability threshold 3.8 of the optimizer: " in html
+
+
+def test_optimizers_without_a_threshold_get_none(tmp_path):
+    write_run(tmp_path, **KINDS["complete"], stability_threshold=None)
+    run = read_run(tmp_path)
+    assert not math.isfinite(figures.stability_threshold(run))
+    assert "stability threshold" not in report.write_report(tmp_path).read_text()
+
+
+def test_negative_eigenvalues_are_drawn_too(tmp_path):
+    write_run(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("37.5]", "-3.5]"))
+    assert (
+        figures.eigenvalue_figure(read_run(tmp_path)).axes[0].get_yscale() == "symlog"
+    )
+
+
+def test_cost_is_stacked_and_compared_per_step(tmp_path):
+    until = {"bulk_sgd": 150}
+    ends = {"sgd": 0.1, "bulk_sgd": 0.1}
+    write_run(tmp_path, until=until, ends=ends, plain_step_seconds=0.6)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    slower = [json.loads(line) for line in lines]
+    for entry in slower:
+        if entry["arm"] == "bulk_sgd":
+            entry["seconds"] *= 6
+    metrics.write_text("\n".join(map(json.dumps, slower)))
+    axes = figures.cost_figure(read_run(tmp_path)).axes[0]
+    # Bulk-SGD: 25 s × 6 over half of SGD's steps, 20 s of it in curvature.
+    inside, outside = axes.patches[-2:]
+    assert (inside.get_width(), outside.get_width()) == (20, 130)
+    assert outside.get_x() == 20
+    # 150 s over 50 steps, against 0.6 s for a step without curvature.
+    assert axes.texts[-1].get_text() == "600 matvecs, 5× a plain SGD step"
+
+
+@pytest.mark.parametrize("high", [3e-2, 1, 1e11])
+def test_log_axes_of_any_length_have_numbers(high):
+    _, (axes,) = new_figure(1, 1, (4, 3))
+    log_axis(axes)
+    axes.set_ylim(1e-2, high)
+    labels = axes.yaxis.get_ticklabels(which="both")
+    places = [x.get_position()[1] for x in labels if x.get_text()]
+    assert sum(1e-2 <= place <= high for place in places) >= 2
+
+
+def test_heights_are_spread_in_order():
+    heights = np.array([0.0, 0.01, 0.5, 0.5, 0.51, 1.0])
+    placed = spread(heights, 0.1)
+    assert (np.diff(placed) >= 0.1 - 1e-12).all()
+    assert placed[0] >= 0
+    assert placed[-1] <= 1
+    np.testing.assert_allclose(placed[2:5], [0.4033, 0.5033, 0.6033], atol=0.01)
+    np.testing.assert_allclose(spread(np.zeros(3), 9.0), [0, 0.5, 1])

@@ -1,0 +1,317 @@
+"""Sweeps: cells equal single runs, interrupted ones go on, failed ones are recorded."""
+
+import contextlib
+import glob
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from paths import ROOT
+from tiny_runs import CELLS, numbers, quiet, rows_of, strip_times, tiny
+
+from bulk_sgd.lab.devices import signals
+from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.report import study, study_report
+from bulk_sgd.lab.sweep import grid, sweep
+from bulk_sgd.lab.training import loop, prefixes, run, steps, train
+from bulk_sgd.lab.training.experiment import Experiment
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    statuses = sweep.run_sweep(tiny(), CELLS, workdir, say=quiet)
+    assert statuses == ["complete"] * 4
+    return workdir
+
+
+def test_cells_equal_single_runs_to_the_last_bit(swept, tmp_path):
+    for index, cell in enumerate(CELLS):
+        alone = tmp_path / str(index)
+        train.train_and_evaluate(grid.apply(tiny(), cell), alone)
+        assert numbers(alone) == numbers(sweep.cell_folder(swept, index))
+
+
+def test_cells_differ(swept):
+    losses = {rows_of(sweep.cell_folder(swept, i))[-1]["train_loss"] for i in range(4)}
+    assert len(losses) == 4
+
+
+def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
+    sweep.run_sweep(tiny(), CELLS, tmp_path, lanes=3, say=quiet)
+    for index in range(4):
+        folders = (sweep.cell_folder(place, index) for place in (tmp_path, swept))
+        # Arms that train in lockstep write their rows in turns.
+        order = lambda row: (row["arm"], row["step"])
+        ours, theirs = (sorted(rows_of(folder), key=order) for folder in folders)
+        for mine, alone in zip(ours, theirs, strict=True):
+            # Batched products round in another order; solves end at another residual.
+            assert mine["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+            assert mine["step"] == alone["step"]
+
+
+def test_lanes_with_subsets_of_their_own_equal_single_runs(tmp_path):
+    base = tiny(subspace__data="subset", subspace__subset_size=20, arms=("bulk_sgd",))
+    cells = grid.values("seed", (0, 1))
+    sweep.run_sweep(base, cells, tmp_path / "lanes", lanes=2, say=quiet)
+    sweep.run_sweep(base, cells, tmp_path / "single", say=quiet)
+    for index in range(2):
+        mine, alone = (
+            rows_of(sweep.cell_folder(tmp_path / name, index))[-1]["eigenvalues"]
+            for name in ("lanes", "single")
+        )
+        np.testing.assert_allclose(mine, alone, rtol=1e-3)
+
+
+def test_finished_cells_are_left_alone(swept):
+    before = numbers(sweep.cell_folder(swept, 0))
+    stamp = (sweep.cell_folder(swept, 0) / metrics.FILE).stat().st_mtime_ns
+    said = []
+    sweep.run_sweep(tiny(), CELLS, swept, say=said.append)
+    assert said == ["4 of 4 cells had ended before."]
+    assert (sweep.cell_folder(swept, 0) / metrics.FILE).stat().st_mtime_ns == stamp
+    assert numbers(sweep.cell_folder(swept, 0)) == before
+
+
+def test_shared_prefix_is_trained_once_and_equal_for_all(tmp_path, monkeypatch):
+    trained = []
+    save = prefixes.PrefixStore.save
+    monkeypatch.setattr(
+        prefixes.PrefixStore,
+        "save",
+        lambda self, experiment, *rest: (
+            trained.append(experiment) or save(self, experiment, *rest)
+        ),
+    )
+    # The rank changes the programs, the arms do not; neither changes the prefix.
+    cells = grid.chain(
+        grid.values("subspace.rank", (2, 3)), grid.values("arms", (("dom_sgd",),))
+    )
+    sweep.run_sweep(tiny(), cells, tmp_path, say=quiet)
+    assert len(trained) == 1
+    stories = [
+        strip_times(rows_of(sweep.cell_folder(tmp_path, i), "prefix")) for i in range(3)
+    ]
+    assert stories[0] == stories[1] == stories[2]
+    alone = tmp_path / "alone"
+    train.train_and_evaluate(grid.apply(tiny(), cells[0]), alone)
+    assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, 0))
+
+
+@pytest.mark.parametrize(
+    ("read", "field", "value"),
+    [
+        ({"measures__sharpness_every": 5}, "subspace.mode", "reverse_over_reverse"),
+        ({"measures__sharpness_every": 5}, "subspace.preconditioned", True),
+        ({"data__streaming": True}, "subspace.subset_size", 30),
+    ],
+)
+def test_prefixes_whose_rows_differ_have_other_names(read, field, value):
+    def names(**changes):
+        base = tiny(subspace__data="subset", subspace__subset_size=20, **changes)
+        base.optimizer.name = "adam"
+        cells = {}, {field: value}, {"subspace.rank": 2}
+        return [Experiment(grid.apply(base, cell)).prefix for cell in cells]
+
+    plain, other, rank = names(**read)
+    assert plain == rank != other
+    assert len(set(names())) == 1
+
+
+def test_prefix_that_an_alignment_ends_is_shared_whole(tmp_path):
+    base = tiny(switch__alignment=0.3, switch__step=15)
+    cells = [{"arms": ("sgd",)}, {"arms": ("bulk_sgd",)}]
+    for index in range(2):  # separately: the second one reads what the first left
+        sweep.run_sweep(base, cells, tmp_path, only=index, say=quiet)
+        alone = tmp_path / f"alone{index}"
+        result = train.train_and_evaluate(grid.apply(base, cells[index]), alone)
+        assert "average alignment" in result["switch"]["reason"]
+        assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, index))
+
+
+def test_one_cell_alone(swept, tmp_path):
+    statuses = sweep.run_sweep(tiny(), CELLS, tmp_path, only=2, say=quiet)
+    assert statuses == ["pending", "pending", "complete", "pending"]
+    assert numbers(sweep.cell_folder(tmp_path, 2)) == numbers(
+        sweep.cell_folder(swept, 2)
+    )
+
+
+FATES = [{"seed": 5}, {"optimizer.learning_rate": 1e9}, {"arms": ("sgd",)}]
+
+
+@pytest.fixture
+def seed_five_fails(monkeypatch):
+    """Training a run of seed 5 fails, as where the memory runs out."""
+    train_jobs = loop.Trainer.train
+
+    def fail(self, jobs):
+        if any(job.experiment.config.seed == 5 for job in jobs):
+            raise RuntimeError("out of memory")
+        train_jobs(self, jobs)
+
+    monkeypatch.setattr(loop.Trainer, "train", fail)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_failed_and_diverged_cells_are_recorded_and_the_others_go_on(
+    tmp_path, seed_five_fails, lanes
+):
+    said = []
+    go = lambda say: sweep.run_sweep(tiny(), FATES, tmp_path, lanes=lanes, say=say)
+    statuses = go(said.append)
+    assert statuses == ["failed", "diverged", "complete"]
+    error = (sweep.cell_folder(tmp_path, 0) / "error.txt").read_text()
+    assert "out of memory" in error
+    for line, start, end in zip(
+        said,
+        (
+            "cells to run: 3; programs: 1.",
+            "cell 0 of 3 failed (",
+            "cell 1 of 3 diverged (",
+            "cell 2 of 3 complete (",
+        ),
+        ("", "): seed=5; out of memory; 2 left, about ", "; 1 left", "arms=('sgd',)"),
+        strict=True,
+    ):
+        assert line.startswith(start)
+        assert end in line
+    assert go(quiet) == statuses  # a failed cell is tried again
+
+
+def test_sweep_that_came_to_nothing_is_replaced(tmp_path, seed_five_fails):
+    assert sweep.run_sweep(tiny(), [{"seed": 5}], tmp_path, say=quiet) == ["failed"]
+    assert sweep.run_sweep(tiny(), [{"seed": 6}], tmp_path, say=quiet) == ["complete"]
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep.run_sweep(tiny(), [{"seed": 5}], tmp_path, say=quiet)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_interrupted_sweep_has_complete_cells_and_goes_on(
+    swept, tmp_path, monkeypatch, lanes
+):
+    """The signal comes in the third cell, without checkpoints."""
+    base = lambda: tiny(checkpoint__every=0)
+    begun = []
+    begin = run.Run.__enter__
+
+    def counted(self):
+        begun.append(self.workdir.name)
+        return begin(self)
+
+    monkeypatch.setattr(run.Run, "__enter__", counted)
+    monkeypatch.setattr(signals, "wanted", lambda: 15 if len(begun) > 2 else 0)
+    with pytest.raises(SystemExit):
+        sweep.run_sweep(base(), CELLS, tmp_path, lanes=lanes, say=quiet)
+    found = [record.read(sweep.cell_folder(tmp_path, i)) for i in range(4)]
+    statuses = [cell and cell["status"] for cell in found]
+    # Cells that were not begun have left nothing.
+    others = ["interrupted", None] if lanes == 1 else ["interrupted"] * 2
+    assert statuses == ["complete"] * 2 + others
+    monkeypatch.undo()
+    kept = (sweep.cell_folder(tmp_path, 1) / metrics.FILE).stat().st_mtime_ns
+    said = []
+    sweep.run_sweep(base(), CELLS, tmp_path, lanes=lanes, say=said.append)
+    assert said[0] == "2 of 4 cells had ended before."
+    assert (sweep.cell_folder(tmp_path, 1) / metrics.FILE).stat().st_mtime_ns == kept
+    if lanes == 1:
+        for index in range(4):
+            folders = (sweep.cell_folder(place, index) for place in (tmp_path, swept))
+            mine, alone = map(numbers, folders)
+            assert mine == alone
+
+
+def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch):
+    """One at a time or not, cells of one group are given the same programs."""
+    built = []
+    programs = sweep.Programs
+    monkeypatch.setattr(
+        sweep, "Programs", lambda config: built.append(programs(config)) or built[-1]
+    )
+    traced = []
+    inner = steps.Programs._train
+    monkeypatch.setattr(
+        steps.Programs,
+        "_train",
+        lambda self, *rest, **options: (
+            traced.append(options) or inner(self, *rest, **options)
+        ),
+    )
+    sweep.run_sweep(tiny(), CELLS, tmp_path, say=quiet)
+    assert len(built) == 1
+    assert traced == [{"projected": False}, {"projected": True}]
+
+
+def test_another_sweep_is_refused(swept):
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep.run_sweep(tiny(), CELLS[:2], swept, say=quiet)
+
+
+def test_another_base_is_refused(swept, tmp_path):
+    before = (swept / sweep.FILE).read_text()
+    with pytest.raises(ValueError, match=r"config\.num_steps = 20, which is now 30;"):
+        sweep.run_sweep(tiny(num_steps=30), CELLS, swept, only=1, say=quiet)
+    assert (swept / sweep.FILE).read_text() == before
+    content = json.loads(before)
+    sharding = {"data": 1, "fsdp": 2}
+    changed = {**content, "config": {**content["config"], "sharding": sharding}}
+    assert "config.sharding.data" in sweep._change(content, changed)
+    # What no result depends on may be set anew, and cells that have ended stay.
+    statuses = sweep.run_sweep(tiny(progress=True), CELLS, swept, say=quiet)
+    assert statuses == ["complete"] * 4
+    # Sweeps from before bases were kept.
+    del content["config"]
+    assert sweep._change(content, changed) is None
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
+    """SIGKILL at random moments; the same command goes on."""
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import conftest; from tiny_runs import CELLS, tiny\n"
+        "from bulk_sgd.lab.sweep import sweep\n"
+        f"sweep.run_sweep(tiny(), CELLS, {str(tmp_path)!r})"
+    )
+    moments, killed = random.Random(0), 0
+
+    def num_rows():
+        count = 0
+        # The module passes over folders that vanish meanwhile; pathlib raises.
+        for name in glob.glob(
+            "cells/**/metrics.jsonl", root_dir=tmp_path, recursive=True
+        ):
+            with contextlib.suppress(FileNotFoundError):  # moved to attempts just now
+                count += (tmp_path / name).read_text().count("\n")
+        return count
+
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
+        )
+        wanted = num_rows() + moments.randint(1, 4)
+        while attempt < 5 and process.poll() is None and num_rows() < wanted:
+            time.sleep(0.01)
+        if attempt < 5:
+            time.sleep(moments.uniform(0, 0.1))
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 5
+    assert list(tmp_path.glob("cells/*/attempts/*"))  # in the middle of a cell
+    tables = [
+        study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
+    ]
+    one, other = (json.dumps(list(table.values())) for table in tables)
+    assert one == other
+    for index in range(4):
+        assert record.read(sweep.cell_folder(tmp_path, index))["status"] == "complete"
+        assert numbers(sweep.cell_folder(tmp_path, index)) == numbers(
+            sweep.cell_folder(swept, index)
+        )

@@ -1,0 +1,162 @@
+"""What sweeps refuse before anything is made, and the program that runs them."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+from paths import ROOT
+from tiny_runs import CELLS, quiet, tiny
+
+from bulk_sgd.lab.sweep import sweep
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "match"),
+    [
+        ([{"subspace.rang": 1}], {}, r"cell 0: config\.subspace\.rang"),
+        ([{"seed": 0}, {"seed": 0}], {}, "cells 0 and 1 have the same config"),
+        ([], {}, "no cells"),
+        (None, {}, "The cells are None"),
+        ([{"seed": 1}, {"batch_size": 61}], {}, r"cell 1: config\.batch_size is 61"),
+        (
+            [{"subspace.rank": 9_999, "subspace.max_matvecs": 0}],
+            {},
+            r"cell 0: config\.subspace\.rank is 9999",
+        ),
+        (CELLS, {"only": 4}, "cell is 4; it must be from 0 to 3"),
+        (CELLS, {"lanes": 0}, "lanes is 0"),
+    ],
+)
+def test_wrong_sweeps_are_refused_before_anything_is_made(
+    tmp_path, cells, options, match
+):
+    with pytest.raises(ValueError, match=match):
+        sweep.run_sweep(tiny(), cells, tmp_path / "new", say=quiet, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_folder_of_prefixes_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"prefixes is '.*file', which is a file"):
+        sweep.run_sweep(
+            tiny(), CELLS, tmp_path / "s", prefixes=tmp_path / "file", say=quiet
+        )
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bulk_sgd.sweep", *arguments]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.py")))
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_ablation_configs_are_valid(path, preset):
+    if path.stem == "base":
+        return
+    sys.path.insert(0, str(ROOT))
+    try:
+        module = __import__(f"configs.ablations.{path.stem}", fromlist=["x"])
+    finally:
+        sys.path.pop(0)
+    cells = module.get_sweep(preset)
+    assert len(sweep._configs(module.get_config(preset), cells)) >= 3
+    with pytest.raises(ValueError, match="preset is 'tpu'"):
+        module.get_config("tpu")
+
+
+def test_list_cells_and_refusals():
+    config = "--config=configs/ablations/refresh.py"
+    listed = subprocess.run(
+        command(config, "--list_cells"), cwd=ROOT, capture_output=True, text=True
+    )
+    first = listed.stdout.splitlines()[0].split(" ", 1)
+    assert first[0] == "0"
+    assert json.loads(first[1]) == {"subspace.refresh_every": 1, "seed": 0}
+    for arguments, match in [
+        ((config,), "--workdir is missing"),
+        (("--config=configs/mnist_mlp.py", "--list_cells"), "has no get_sweep"),
+        ((config, "--workdir=x", "--cell=99"), "cell is 99"),
+        ((config, "--list_cells", "--config.batch_size=0"), "config.batch_size is 0"),
+        (
+            (config, "--list_cells", "--config.subspace.refresh_every=7"),
+            "--config.subspace.refresh_every is set on the command line, but the cells",
+        ),
+    ]:
+        result = subprocess.run(
+            command(*arguments), cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 2
+        assert match in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def fail():
+    return {}["absent"]
+
+
+@pytest.mark.parametrize(
+    ("get_sweep", "match"),
+    [
+        (lambda: None, "The cells are None"),
+        (lambda: [3], "cell 0 is 3"),
+        (fail, r"get_sweep of .* fails with KeyError: 'absent' \(line \d+\)\."),
+        (lambda preset: [], "fails with TypeError"),
+    ],
+)
+def test_get_sweep_that_gives_no_cells(get_sweep, match):
+    with pytest.raises(ValueError, match=match):
+        sweep._call(get_sweep, [], __file__)
+
+
+class Values(types.SimpleNamespace):
+    """What the flags of the program say."""
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+
+@pytest.mark.parametrize(("cell", "status"), [(None, 1), (0, 1), (1, None), (2, None)])
+def test_array_job_answers_for_its_own_cell(tmp_path, monkeypatch, cell, status):
+    """Exit status 1 is for a cell that was to run and failed."""
+    path = tmp_path / "config.py"
+    path.write_text("def get_sweep():\n  return [{'seed': i} for i in range(3)]\n")
+    flag = types.SimpleNamespace(
+        get_config_filename=lambda _: str(path), get_override_values=lambda _: {}
+    )
+    monkeypatch.setattr(sweep, "config_flags", flag)
+    ends = ["failed", "complete", "pending"]
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: ends)
+    values = Values(config=tiny(), workdir="x", prefixes=None, lanes=1)
+    values.cell, values.list_cells = cell, False
+    try:
+        sweep._run(values)
+        ended = None
+    except SystemExit as error:
+        ended = error.code
+    assert ended == status
+
+
+def test_study_of_an_unknown_preset_is_refused_before_anything_is_set_up():
+    done = subprocess.run(
+        ["bash", "scripts/reproduce.sh", "--preset=tpu"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": "absent"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "scripts/reproduce.sh: --preset is 'tpu'; it must be cpu or gpu.\n"
+    )
+
+
+def test_durations():
+    assert [sweep._duration(s) for s in (1.2, 119, 121, 7100, 7200)] == [
+        "1 s",
+        "119 s",
+        "2 min",
+        "118 min",
+        "2.0 h",
+    ]

@@ -1,0 +1,228 @@
+"""What the command line programs refuse and say, each in one sentence."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from conftest import ROOT
+from ml_collections import config_flags
+
+from bulk_sgd.lab import config
+from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.devices import signals
+from bulk_sgd.lab.files import metrics, record
+
+CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("absent.py", None, "is no file in "),
+        (".", None, "is no file in "),
+        ("image.npz", b"PK\0\1", "with get_config(), but is not Python."),
+        ("bytes.npz", b"\xff\xfe", "with get_config(), but is not Python."),
+        ("typo.py", b"x = 1\ndef get_config(:", "but is not Python (line 2)."),
+        ("other.py", b"x = 1", "which does not define get_config()."),
+    ],
+)
+@pytest.mark.parametrize("words", [["--config={}:quick"], ["-config", "{}"]])
+def test_config_that_is_no_config(tmp_path, capsys, name, content, sentence, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(["main", *(word.format(path) for word in words)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"--config is '{path}'")
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def program(name, *arguments, cwd=None):
+    command = [sys.executable, "-m", f"bulk_sgd.{name}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (CONFIG, "variant is 'slow'"),
+        ("import absent_module as get_config\n", "imports absent_module, which is not"),
+        ("get_config = int\n", "config is 3; it must be a ConfigDict"),
+    ],
+)
+def test_config_that_fails_ends_with_its_reason(tmp_path, content, sentence):
+    path = tmp_path / "config.py"
+    path.write_text(content)
+    variant = "3" if "int" in content else "slow"
+    done = program("main", f"--config={path}:{variant}", f"--workdir={tmp_path}/run")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["main", "report", "sweep"])
+def test_missing_flag_is_named(name):
+    done = program(name)
+    assert done.returncode == 2
+    assert done.stderr in ("--workdir is missing.\n", "--config is missing.\n")
+
+
+@pytest.mark.parametrize("name", ["main", "sweep"])
+def test_help_needs_no_config_and_shows_what_programs_share(name):
+    done = program(name, "--help")
+    assert "--config" in done.stdout
+    assert "--distributed" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("--config.subspace.rank=abc", "rank is 'abc'; it must be an integer."),
+        ("--config.optimizer.learning_rate=a=b", "rate is 'a=b'; it must be a number."),
+        ("--config.progress=maybe", "progress is 'maybe'; it must be true or false."),
+        ("--steps=many", "--steps is 'many'; it must be an integer."),
+    ],
+)
+def test_value_of_another_type_is_refused_with_its_field(
+    tmp_path, capsys, monkeypatch, word, sentence
+):
+    path = tmp_path / "config.py"
+    path.write_text("from bulk_sgd.lab.config import default as get_config")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    flags.DEFINE_integer("steps", 1, "", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    argv = ["main", f"--config={path}", word]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(argv)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(word.split("=")[0] + " is ")
+    assert told.endswith(sentence + "\n")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_workdir_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / place
+    reason = "is a file" if place == "file" else "cannot be made: N"
+    with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
+        record.claim(workdir, {})
+    assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
+
+
+def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
+    plain = record.plain(config.default())
+    record.write(tmp_path, {"status": record.FAILED, "config": plain})
+    other = plain | {"seed": 1}
+    assert record.claim(tmp_path, other) is None
+    (tmp_path / metrics.FILE).write_text("{}\n")
+    with pytest.raises(ValueError, match=r"differs in config\.seed"):
+        record.claim(tmp_path, other)
+    (tmp_path / metrics.FILE).unlink()
+    record.write(tmp_path, {"status": record.RUNNING, "config": plain})
+    with pytest.raises(ValueError, match=r"differs in config\.seed"):
+        record.claim(tmp_path, other)
+
+
+def test_commit_is_dirty_where_code_or_configs_changed(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    for name in ("bulk_sgd/lab/files/record.py", "configs/a.py", "docs/b.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(
+        record, "__file__", str(tmp_path / "bulk_sgd/lab/files/record.py")
+    )
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = record._commit()
+    assert len(clean) == 40
+    (tmp_path / "docs/b.md").write_text("2")
+    assert record._commit() == clean
+    (tmp_path / "configs/a.py").write_text("2")
+    assert record._commit() == f"{clean}-dirty"
+    # The package may be the whole of a repository, and have nothing beside it.
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "lab/files/record.py"))
+    (tmp_path / "lab/files").mkdir(parents=True)
+    (tmp_path / "lab/files/record.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "x")
+    assert len(record._commit()) == 40
+
+
+def test_errors_of_input_end_with_their_sentence(capsys):
+    with pytest.raises(SystemExit) as ended, cli.refusing():
+        raise ValueError("rank is 0")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "rank is 0\n"
+    with pytest.raises(RuntimeError), cli.reporting("runs/x"):
+        raise RuntimeError("a bug keeps its traceback")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_said(capsys, number):
+    """The first one asks for the end, a second one ends the process at once."""
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        cli.prepare()
+        assert signals.wanted() == 0
+        signal.raise_signal(number)
+        assert signals.wanted() == number
+        with pytest.raises(SystemExit) as ended, cli.reporting("runs/x"):
+            signal.raise_signal(number)
+        cli.prepare()
+        assert signals.wanted() == 0
+    finally:
+        for which, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(which, handler)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"interrupted by {number.name}: runs/x\n"
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_the_device():
+    """Python calls no handler before a program on the device has ended."""
+    script = (
+        "import ctypes; from bulk_sgd.lab.devices import signals\n"
+        "signals._GRACE = 0.1; signals.install(); print('ready', flush=True)\n"
+        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, bytes(64)\n"
+        "lock(mutex); lock(mutex)  # for ever, and no signal wakes it"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
+    plain = record.plain(config.default())
+    assert record.claim(tmp_path, plain) is None
+    record.archive(tmp_path)
+    assert not capsys.readouterr().err
+    record.write(tmp_path, {"status": record.INTERRUPTED, "config": plain})
+    assert record.claim(tmp_path, plain) is None
+    record.archive(tmp_path)
+    told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
+    assert capsys.readouterr().err == told

@@ -1,0 +1,152 @@
+"""VGG-11 and ResNet-8: shapes and sizes, by hand in NumPy, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from data_sets import write_images
+from helpers import assert_products_are_differences
+from ml_collections import ConfigDict
+
+from bulk_sgd.lab import models
+from bulk_sgd.lab.training import train
+from configs import song_cifar10
+
+
+def build(name, input_shape=(32, 32, 3), seed=0, **changes):
+    config = {"name": name, "width": 4, "norm": "group", "num_groups": 2}
+    config |= {"pool": "max", "activation": "relu", "init": "lecun_normal"}
+    return models.build(ConfigDict(config | changes), input_shape, 10, seed)
+
+
+def images(n=2, side=32):
+    return jax.random.normal(jax.random.key(1), (n, side, side, 3))
+
+
+def conv(layer, x, stride=1):
+    kernel = layer["kernel"]
+    margin = kernel.shape[0] // 2
+    padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, kernel.shape[:2], axis=(1, 2)
+    )[:, ::stride, ::stride]
+    return np.einsum("nhwcij,ijcd->nhwd", windows, kernel) + layer["bias"]
+
+
+def group_norm(layer, x, groups=2):
+    blocks = x.reshape(*x.shape[:3], groups, -1)
+    centred = blocks - blocks.mean((1, 2, 4), keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + 1e-6)
+    return scaled.reshape(x.shape) * layer["scale"] + layer["bias"]
+
+
+def exact(params):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+
+def test_resnet8_by_hand():
+    model_fn, params = build("resnet8")
+    p = exact(params)
+    x = np.maximum(group_norm(p["norm"], conv(p["conv"], np.asarray(images()))), 0)
+    for i, stride in enumerate((1, 2, 2)):
+        block = p[f"block_{i}"]
+        y = group_norm(block["norm_0"], conv(block["conv_0"], x, stride))
+        y = group_norm(block["norm_1"], conv(block["conv_1"], np.maximum(y, 0)))
+        if i:
+            x = group_norm(block["norm_2"], conv(block["conv_2"], x, stride))
+        assert ("conv_2" in block) == bool(i)
+        x = np.maximum(x + y, 0)
+    expected = x.mean((1, 2)) @ p["dense"]["kernel"] + p["dense"]["bias"]
+    np.testing.assert_allclose(model_fn(params, images()), expected, atol=1e-4)
+
+
+def test_vgg11_by_hand():
+    model_fn, params = build("vgg11")
+    p, x = exact(params), np.asarray(images(), np.float64)
+    for i, convolutions in enumerate((1, 1, 2, 2, 2)):
+        for j in range(convolutions):
+            x = group_norm(p[f"norm_{i}_{j}"], conv(p[f"conv_{i}_{j}"], x))
+            x = np.maximum(x, 0)
+        n, side, _, depth = x.shape
+        x = x.reshape(n, side // 2, 2, side // 2, 2, depth).max((2, 4))
+    expected = x.reshape(len(x), -1) @ p["dense"]["kernel"] + p["dense"]["bias"]
+    np.testing.assert_allclose(model_fn(params, images()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "size"), [("vgg11", 64, 9_225_610), ("resnet8", 16, 77_706)]
+)
+def test_original_widths_without_normalization(name, width, size):
+    make = lambda: build(name, width=width, norm="none")[1]
+    leaves = jax.tree.leaves(jax.eval_shape(make))
+    assert sum(leaf.size for leaf in leaves) == size
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet8"])
+def test_examples_are_not_coupled(name):
+    model_fn, params = build(name)
+    one, other = images(), images().at[1].set(images()[0] ** 2)
+    together, alone = model_fn(params, one), model_fn(params, other)
+    np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
+    assert not np.allclose(together[1], alone[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("name", ["vgg11", "resnet8"])
+def test_seeds_share_a_function(name, norm):
+    model_fn, params = build(name, norm=norm)
+    again, other = build(name, norm=norm, seed=1)
+    assert model_fn == again
+    assert hash(model_fn) == hash(again)
+    assert model_fn != build(name, norm="group" if norm == "none" else "none")[0]
+    assert not np.array_equal(params["dense"]["kernel"], other["dense"]["kernel"])
+
+
+def test_hessian_products_agree_with_finite_differences():
+    model_fn, params = build("resnet8", (8, 8, 3), activation="tanh")
+    assert_products_are_differences(
+        lambda p, x: jnp.sum(model_fn(p, x) ** 2),
+        params,
+        np.asarray(images(side=8), np.float64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("vgg11", {"norm": "batch"}, r"norm is 'batch'.*'group', 'none': batch normal"),
+        ("resnet8", {"norm": "batch"}, r"norm is 'batch'.*couples the examples"),
+        ("resnet8", {"norm": "layer"}, r"norm is 'layer', .*'group', 'none'"),
+        ("vgg11", {"num_groups": 3}, r"num_groups is 3, but must divide config\.mode"),
+        ("vgg11", {"num_groups": 0}, r"num_groups is 0, but must be a positive int"),
+        ("resnet8", {"width": 0}, r"width is 0, but must be a positive integer"),
+        ("vgg11", {"pool": "min"}, r"pool is 'min'"),
+        ("vgg11", {"input_shape": (28, 28, 1)}, r"name is 'vgg11', .*32×32 pixels"),
+        ("resnet8", {"input_shape": (64,)}, r"name is 'resnet8', .*shape \(64,\)"),
+    ],
+)
+def test_wrong_fields_are_named(name, changes, message):
+    with pytest.raises(ValueError, match=rf"^config\.model\.{message}"):
+        build(name, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"channels": (4, 4, 4)},
+        {"name": "resnet8", "width": 4, "num_groups": 2},
+        {"name": "vgg11", "width": 2, "num_groups": 2},
+    ],
+)
+def test_song_trains_each_network(tmp_path, model):
+    write_images(tmp_path / "images.npz", 12)
+    config = song_cifar10.get_config("quick")
+    config.data.update(name=f"{tmp_path}/images.npz", num_train=0, num_test=0)
+    config.model.update(model)
+    config.batch_size, config.subspace.rank = 4, 2
+    config.num_steps, config.switch.step, config.eval_every = 4, 2, 2
+    config.arms, config.tensorboard, config.progress = ("bulk_sgd",), False, False
+    record = train.train_and_evaluate(config, tmp_path / "run")
+    assert record["status"] == "complete"
+    assert record["arms"]["bulk_sgd"]["failed_refreshes"] == 0

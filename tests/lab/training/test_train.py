@@ -1,0 +1,252 @@
+"""The experiment end to end, on a tiny task, against loops written by hand."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, strip_times, tiny
+
+import bulk_sgd
+from bulk_sgd.lab import data, models
+from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.training import steps, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train.train_and_evaluate(tiny(), workdir)
+
+
+def by_hand(config, method, num_steps):
+    """Parameters, loss and χ after each step of a loop that uses the library alone."""
+    set_ = data.load(config.data)
+    shape = set_.train_inputs.shape[1:]
+    model_fn, params = models.build(config.model, shape, 10, config.seed)
+    loss_fn = losses.build(config.loss, 10)
+    inputs, targets = jnp.asarray(set_.train_inputs), jnp.asarray(set_.train_targets)
+    full = bulk_sgd.Objective(model_fn, loss_fn, inputs, targets)
+    order = data.batch_indices(config.seed, 0, num_steps, 60, config.batch_size)
+    state = method.init(params)
+
+    @jax.jit
+    def step(params, state, index):
+        batch = bulk_sgd.Objective(model_fn, loss_fn, inputs[index], targets[index])
+        grads = jax.grad(batch)(params)
+        updates, state = method.update(grads, state, params, value_fn=full)
+        return optax.apply_updates(params, updates), state
+
+    trace = []
+    for index in order:
+        params, state = step(params, state, index)
+        trace.append((float(full(params)), float(state[0].alignment)))
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("arm", "scales"), [("sgd", (1.0, 1.0)), ("bulk_sgd", (0.0, 1.0))]
+)
+def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
+    # The same float32 operations in another program, and solves to 1e-5, whose
+    # projectors differ by that over the gap to λ_{k+1}.
+    rel = 1e-4 if arm == "bulk_sgd" else 1e-5
+    workdir, _ = finished
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(
+            RANK, *scales, switch=SWITCH, solver=bulk_sgd.lanczos(1e-5, 200)
+        ),
+        optax.sgd(RATE),
+    )
+    trace = by_hand(tiny(), method, STEPS)
+    rows = rows_of(workdir, arm)
+    assert [row["step"] for row in rows] == [8, 13, 18, 20]
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=rel)
+    chi = [alignment for _, alignment in trace]
+    assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
+    assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
+
+
+def test_methods_differ(finished):
+    workdir, _ = finished
+    last = [rows_of(workdir, arm)[-1]["train_loss"] for arm in ("sgd", "bulk_sgd")]
+    assert abs(last[0] - last[1]) > 1e-3 * last[0]
+
+
+def test_rows_hold_what_was_measured(finished):
+    workdir, _ = finished
+    prefix = rows_of(workdir, "prefix")
+    assert [row["step"] for row in prefix] == [0, 5, 8]
+    assert all(row["eigenvalues"] is None for row in prefix)
+    assert all(row["matvecs"] == 0 for row in prefix)
+    first, *later = rows_of(workdir, "bulk_sgd")
+    assert first["train_loss"] == prefix[-1]["train_loss"]
+    for row in later:
+        assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
+        assert len(row["eigenvalues"]) == len(row["residuals"]) == RANK
+        assert 0 <= row["alignment_gradient"] <= 1
+        assert 0 <= row["test_accuracy"] <= 1
+        assert 0 <= row["seconds_curvature"] <= row["seconds"]
+    assert [row["refreshes"] for row in later] == [5, 10, 12]
+    assert later[0]["matvecs"] >= 5 * RANK
+    assert [row["sharpness"] is None for row in (first, *later)] == [True] * 3 + [False]
+    last = later[-1]
+    assert last["sharpness_ratio"] == pytest.approx(RATE * last["sharpness"])
+
+
+def test_record_says_what_ran(finished):
+    workdir, result = finished
+    stored = json.loads((workdir / record.FILE).read_text())
+    assert stored == result
+    assert stored["status"] == "complete"
+    assert stored["config"] == record.plain(tiny())
+    assert stored["switch"] == {"step": 8, "reason": "step 8"}
+    assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
+    assert stored["versions"]["jax"] == jax.__version__
+    arm = stored["arms"]["bulk_sgd"]
+    assert (arm["status"], arm["last_step"]) == ("complete", STEPS)
+    assert (arm["dominant_scale"], arm["bulk_scale"]) == (0.0, 1.0)
+    assert arm["matvecs"] == rows_of(workdir, "bulk_sgd")[-1]["matvecs"]
+
+
+def test_same_config_same_numbers_and_other_seed_others(finished, tmp_path):
+    workdir, _ = finished
+    train.train_and_evaluate(tiny(), tmp_path / "again")
+    assert strip_times(rows_of(tmp_path / "again")) == strip_times(rows_of(workdir))
+    train.train_and_evaluate(tiny(seed=1), tmp_path / "other")
+    assert rows_of(tmp_path / "other")[0] != rows_of(workdir)[0]
+
+
+def test_finished_run_is_left_alone(finished):
+    workdir, result = finished
+    before = (workdir / metrics.FILE).read_bytes()
+    assert train.train_and_evaluate(tiny(), workdir) == result
+    assert (workdir / metrics.FILE).read_bytes() == before
+
+
+def test_another_config_is_refused_and_nothing_lost(finished):
+    workdir, _ = finished
+    before = (workdir / metrics.FILE).read_bytes()
+    with pytest.raises(ValueError, match=r"another config.*config\.subspace\.rank"):
+        train.train_and_evaluate(tiny(subspace__rank=2), workdir)
+    assert (workdir / metrics.FILE).read_bytes() == before
+
+
+def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
+    solver = bulk_sgd.lanczos(1e-5, 200)
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
+    )
+    trace = by_hand(tiny(), method, STEPS)
+    averages, average = [], 0.0
+    for _, alignment in trace:
+        average = 0.5 * average + 0.5 * alignment
+        averages.append(average)
+    # A threshold between two values, reached at neither an evaluation nor the end.
+    expected = 3
+    assert averages[expected - 1] > max(averages[: expected - 1])
+    threshold = (averages[expected - 1] + max(averages[: expected - 1])) / 2
+    changes = {"switch__alignment": threshold, "switch__decay": 0.5}
+    result = train.train_and_evaluate(
+        tiny(switch__step=15, **changes), tmp_path / "by_alignment"
+    )
+    assert result["switch"]["step"] == expected
+    assert "average alignment" in result["switch"]["reason"]
+    assert rows_of(tmp_path / "by_alignment", "sgd")[0]["step"] == expected
+    result = train.train_and_evaluate(
+        tiny(switch__step=2, **changes), tmp_path / "fallback"
+    )
+    assert result["switch"] == {"step": 2, "reason": "step 2"}
+
+
+def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
+    # The average still rises over the first steps: put the threshold under the third.
+    solver = bulk_sgd.lanczos(1e-5, 200)
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
+    )
+    averages, average = [], 0.0
+    for _, alignment in by_hand(tiny(), method, 3):
+        average = 0.9 * average + 0.1 * alignment
+        averages.append(average)
+    assert averages == sorted(averages)
+    threshold = float(np.mean(averages[-2:]))
+    config = tiny(switch__step=15, switch__alignment=threshold, eval_every=3)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["status"] == result["prefix"]["status"] == "complete"
+    assert result["switch"]["step"] == 3
+    assert [row["step"] for row in rows_of(tmp_path, "prefix")] == [0, 3]
+
+
+def test_programs_compile_once_for_all_arms(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        train,
+        "Programs",
+        lambda config, make=train.Programs: made.append(make(config)) or made[-1],
+    )
+    config = tiny(num_steps=10, arms=("sgd", "dom_sgd", "bulk_sgd"))
+    train.train_and_evaluate(config, tmp_path)
+    (programs,) = made
+    # One program with the projection and one without, both before the clock starts.
+    assert programs.train._cache_size() == 2
+
+
+@pytest.mark.parametrize("data_name", ["subset", "batch"])
+def test_curvature_data(finished, tmp_path, data_name):
+    workdir, _ = finished
+    config = tiny(subspace__data=data_name, subspace__subset_size=30)
+    train.train_and_evaluate(config, tmp_path)
+    other, full = rows_of(tmp_path, "bulk_sgd")[1], rows_of(workdir, "bulk_sgd")[1]
+    assert abs(other["eigenvalues"][0] / full["eigenvalues"][0] - 1) > 1e-3
+    whole = tiny(subspace__data="subset", subspace__subset_size=60)
+    train.train_and_evaluate(whole, tmp_path / "whole")
+    same = rows_of(tmp_path / "whole", "bulk_sgd")[1]
+    assert same["eigenvalues"] == pytest.approx(full["eigenvalues"], rel=1e-4)
+
+
+def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
+    workdir, _ = finished
+    train.train_and_evaluate(tiny(microbatch_size=25), tmp_path)
+    for split, full in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
+        # Bulk-SGD sees two solves to 1e-5, whose projectors differ by that over the
+        # gap to λ_{k+1}, of the order of 1e-2; the others see rounding alone.
+        rel = 1e-3 if split["arm"] == "bulk_sgd" else 1e-5
+        for name in ("train_loss", "test_loss", "test_accuracy"):
+            assert split[name] == pytest.approx(full[name], rel=rel)
+
+
+def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
+    last = {}
+    for where in ("gradient", "update"):
+        config = tiny(
+            optimizer__name="adam",
+            optimizer__projection=where,
+            optimizer__learning_rate=1e-3,
+            arms=("bulk_sgd",),
+        )
+        train.train_and_evaluate(config, tmp_path / where)
+        last[where] = rows_of(tmp_path / where)[-1]["train_loss"]
+    assert last["gradient"] != last["update"]
+
+
+def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
+    # The program is asked for 3 of 5 steps and must not take the rest.
+    config = tiny()
+    experiment = train.Experiment(config)
+    programs = train.Programs(config)
+    state, trace = programs.train(
+        programs.init(experiment.params),
+        experiment.task,
+        experiment.indices(0),
+        3,
+        projected=False,
+    )
+    assert int(state.step) == int(trace.num_steps) == 3
+    assert np.all(np.asarray(trace.batch_losses[:3]) > 0)
+    assert np.all(np.asarray(trace.batch_losses[3:]) == 0)
+    assert isinstance(state, steps.TrainState)

@@ -1,0 +1,183 @@
+"""What the rows of a run say about its solver, and about sharpness."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import dense
+from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, tiny
+
+import bulk_sgd
+from bulk_sgd.lab.training import steps, train
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.loop import Trainer
+
+
+@pytest.mark.parametrize("source", ["full", "batch"])
+def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
+    config = tiny(subspace__data=source, subspace__refresh_every=5)
+    experiment, programs = Experiment(config), steps.Programs(config)
+    blank, task = programs.init(experiment.params), experiment.task
+    scalars = experiment.scalars(experiment.arms[0])
+    state, _ = programs.train(
+        blank, task, experiment.indices(0), 5, scalars, projected=True
+    )
+    matrix = dense(bulk_sgd.hessian(task.train, state.params), state.params)
+    exact = np.linalg.eigvalsh(matrix)[-1]
+    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
+    assert float(programs.sharpness(state, task)) == pytest.approx(exact, rel=1e-2)
+    # The eigenvalue in the state is four steps old, or of one batch.
+    stale = float(state.subspace.subspace.eigenvalues[0])
+    assert stale != pytest.approx(exact, rel=2e-2)
+
+
+def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
+    train.train_and_evaluate(tiny(measures__sharpness_every=10), tmp_path)
+    known = {
+        arm: [r["step"] for r in rows_of(tmp_path, arm) if r["sharpness"] is not None]
+        for arm in ("prefix", "sgd")
+    }
+    assert known == {"prefix": [0], "sgd": [20]}
+
+
+def test_sharpness_is_at_the_rate_of_the_last_step(tmp_path):
+    config = tiny(arms=("sgd",), optimizer__momentum=0.5)
+    schedule = {"schedule": "step", "boundaries": (13,), "decay": 0.1}
+    config.optimizer.update(schedule)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["stability_threshold"] == 3.0
+    _, *later = rows_of(tmp_path, "sgd")
+    assert [row["step"] for row in later] == [13, 18, 20]
+    for row, rate in zip(later, (RATE, 0.1 * RATE, 0.1 * RATE)):
+        assert row["learning_rate"] == pytest.approx(rate)
+    last = later[-1]
+    assert last["sharpness_ratio"] == pytest.approx(0.1 * RATE * last["sharpness"])
+
+
+def test_failed_refreshes_are_counted_and_the_update_stays(tmp_path):
+    # Tolerance 0 is below rounding: no solve converges, and the empty subspace stays.
+    config = tiny(subspace__tol=0.0, arms=("bulk_sgd", "sgd"))
+    result = train.train_and_evaluate(config, tmp_path)
+    bulk = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert bulk["failed_refreshes"] == bulk["refreshes"] == STEPS - SWITCH
+    assert result["arms"]["bulk_sgd"]["failed_refreshes"] == STEPS - SWITCH
+    assert bulk["eigenvalues"] is None
+    assert bulk["train_loss"] == rows_of(tmp_path, "sgd")[-1]["train_loss"]
+
+
+def test_streaming_takes_one_matvec_a_step(tmp_path):
+    config = tiny(
+        subspace__solver="streaming", subspace__data="batch", arms=("bulk_sgd",)
+    )
+    result = train.train_and_evaluate(config, tmp_path)
+    assert result["arms"]["bulk_sgd"]["matvecs"] == STEPS - SWITCH
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["failed_refreshes"] == 0
+    assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
+
+
+@pytest.mark.parametrize("solver", ["update_pca", "streaming_pca"])
+def test_hessian_free_runs_claim_no_eigenvalues(tmp_path, solver):
+    config = tiny(subspace__solver=solver, arms=("bulk_sgd",))
+    train.train_and_evaluate(config, tmp_path)
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["matvecs"] == row["failed_refreshes"] == 0
+    assert row["refreshes"] == STEPS - SWITCH
+    assert row["kept"] == RANK
+    assert 0 < row["alignment_update"] < 1
+    assert row["eigenvalues"] is row["residuals"] is None
+    assert row["sharpness"] > 0  # solved for by itself
+
+
+@pytest.mark.parametrize("changes", [{"solver": "krylov_filter"}, {"blocks": "layer"}])
+def test_eigenvalues_of_something_else_are_not_claimed(tmp_path, changes):
+    fields = {f"subspace__{name}": value for name, value in changes.items()}
+    train.train_and_evaluate(tiny(arms=("bulk_sgd",), **fields), tmp_path)
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["refreshes"] > row["failed_refreshes"]
+    assert row["kept"] > 0
+    assert row["eigenvalues"] is row["residuals"] is None
+    assert row["sharpness"] > 0
+
+
+@pytest.mark.parametrize(
+    ("solver", "fields"),
+    [
+        ("lanczos", ["max_matvecs (200)", "tol (1e-05)"]),
+        ("power", ["max_matvecs (200)"]),
+        ("krylov_filter", ["max_matvecs (200)"]),
+        ("streaming", []),
+    ],
+)
+def test_without_a_subspace_the_fields_to_raise_are_named_once(solver, fields):
+    job = SimpleNamespace(
+        name="bulk_sgd",
+        entry={"failed_refreshes": 3, "status": "running"},
+        experiment=SimpleNamespace(config=tiny(subspace__solver=solver)),
+    )
+    said = []
+    progress = SimpleNamespace(advance=lambda *_, **__: None, say=said.append)
+    trainer = Trainer(None, progress)
+    row = {"train_loss": 1.0, "eigenvalues": None, "kept": 2}
+    trainer._report(job, 5, row)  # one that claims no eigenvalues
+    assert not said
+    for _ in range(2):
+        trainer._report(job, 5, row | {"kept": None})
+    advice = " or ".join(f"config.subspace.{field}" for field in fields)
+    end = f"yet; raise {advice}." if fields else "yet."
+    assert said == [
+        f"bulk_sgd: no refresh has converged, so there is no subspace {end}"
+    ]
+
+
+def test_kept_counts_the_vectors_in_use(tmp_path, capsys):
+    config = tiny(subspace__keep="eigenvalue", subspace__threshold=1e3)
+    config.progress = True
+    train.train_and_evaluate(config, tmp_path)
+    told = re.findall(
+        r"bulk_sgd: the subspace is empty at step .*", capsys.readouterr().err
+    )
+    assert len(told) == 1  # however many rows
+    assert "config.subspace.threshold 1000)" in told[0]
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["kept"] == 0
+    assert row["alignment_gradient"] == 0
+    assert rows_of(tmp_path, "prefix")[-1]["kept"] is None
+
+
+def test_measures_compare_blocks_and_a_subset_with_what_they_stand_for(tmp_path):
+    config = tiny(
+        subspace__blocks="layer",
+        subspace__data="subset",
+        subspace__subset_size=30,
+        measures__every=5,
+        measures__num_probes=2,
+        arms=("bulk_sgd",),
+    )
+    train.train_and_evaluate(config, tmp_path)
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["kept"] == RANK
+    # Two of the first layer and one of the last are not the three of the network.
+    assert 0.05 < row["exact_overlap"] < 0.999
+    assert 0 < row["exact_alignment"] <= 1
+    assert 0 < row["subsampling_overlap"] < 1
+    assert 0 < row["subsampling_projection"] < 1
+    assert 0 < row["subsampling_eigenvalues"] < row["sharpness"]
+
+
+def test_a_solved_subspace_is_the_exact_one():
+    config = tiny(measures__every=5)
+    experiment = Experiment(config)
+    programs = steps.Programs(config)
+    state = programs.init(experiment.params)
+    arm = experiment.scalars(experiment.arms[0])
+    indices = experiment.indices(0)
+    # A step that does not move: the subspace is that of these parameters.
+    arm = arm._replace(learning_rate=0.0)
+    state, _ = programs.train(state, experiment.task, indices, 1, arm, projected=True)
+    facts = programs._fidelity(state, experiment.task, experiment.task.train)
+    # Solves to 1e-5 and 1e-4 of λ_1, over the gap to λ_4, squared.
+    assert float(facts["exact_overlap"]) == pytest.approx(1, abs=1e-4)
+    assert set(facts) == {"exact_overlap", "exact_alignment"}
+    assert np.isfinite(float(facts["exact_alignment"]))

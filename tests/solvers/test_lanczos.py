@@ -1,0 +1,286 @@
+"""Eigenpairs against float64, whatever the spectrum, the start and the operator."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import operator, projector, rows, symmetric, top
+from lanczos_spectra import (
+    BUDGET,
+    BULK,
+    RANK,
+    SIZE,
+    SPECTRA,
+    TOL,
+    assert_leading_pairs,
+    matrices,
+    normal,
+    solve,
+    true_residuals,
+)
+
+import bulk_sgd
+from bulk_sgd.solvers.subspace import empty
+from bulk_sgd.solvers.thick_restart import _expand, _initial, _restart
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+# The small end of a geometric spectrum is below rounding: no solver finds it.
+CASES = [
+    (spectrum, which)
+    for spectrum in SPECTRA
+    for which in ("largest", "smallest", "magnitude")
+    if (spectrum, which) != ("geometric", "smallest")
+]
+
+
+@pytest.mark.parametrize(("spectrum", "which"), CASES)
+def test_leading_eigenpairs_of_prescribed_spectra(spectrum, which):
+    for matrix in matrices(spectrum):
+        for seed in range(2):
+            assert_leading_pairs(matrix, solve(matrix, seed, which=which), which)
+
+
+@pytest.mark.parametrize(("spectrum", "which"), CASES)
+def test_repeated_eigenvalues_are_all_seen_at_a_loose_tolerance(spectrum, which):
+    for matrix in matrices(spectrum):
+        loose = {"seed": 1, "tol": 1e-2, "which": which}
+        pairs = solve(matrix, **loose, repeated=True)
+        assert_leading_pairs(matrix, pairs, which, tol=1e-2)
+        # What the first solve takes, and at least one search.
+        assert int(pairs.num_matvecs) > int(solve(matrix, **loose).num_matvecs)
+
+
+def test_no_search_follows_a_solve_that_failed():
+    matrix = matrices("geometric")[0]
+    few = {"rank": RANK, "tol": 1e-6, "max_matvecs": 5, "repeated": True}
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0), **few)
+    assert not pairs.converged
+    assert int(pairs.num_matvecs) == 5
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+def test_converged_is_never_claimed_above_the_tolerance(which):
+    claims = []
+    for name in SPECTRA:
+        for seed, matrix in enumerate(matrices(name)):
+            scale = np.linalg.norm(matrix.astype(np.float64), 2)
+            # 1e-6 and 2e-6 are at the edge of what float32 (eps = 1.2e-7) holds.
+            for tol in (0, 1e-7, 1e-6, 2e-6, 1e-5, 1e-3, 1e-1):
+                pairs = solve(matrix, seed, tol, which)
+                claims.append(bool(pairs.converged))
+                error = true_residuals(matrix, pairs)
+                assert not pairs.converged or error.max() <= tol * scale, (name, tol)
+                # The estimate is honest where the solver gave up, too. Each of some
+                # 40 restarts turns rows and quotients: about two units of rounding.
+                rounding = 80 * np.finfo(np.float32).eps * scale
+                assert np.all(error <= np.asarray(pairs.residuals) + rounding)
+    # Neither never nor always: 4 of the 7 tolerances can be held.
+    assert 0.5 < np.mean(claims) < 0.7
+
+
+def test_zero_tolerance_is_never_met_except_by_the_zero_operator():
+    for name in SPECTRA:
+        pairs = solve(matrices(name)[0], tol=0)
+        assert bool(pairs.converged) == (name == "zero")
+
+
+def test_float64(x64):
+    matrix = symmetric(SPECTRA["gaps"])
+    pairs = bulk_sgd.top_eigenpairs(
+        operator(matrix), normal(0).astype(float), RANK, 1e-12, BUDGET
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(pairs[:3])} == {jnp.dtype("float64")}
+    assert bool(pairs.converged)
+    expected, expected_projector = top(matrix, RANK)
+    # The tolerance, and the tolerance over a gap of a fifth of λ_1.
+    np.testing.assert_allclose(pairs.eigenvalues, expected, rtol=0, atol=1e-11)
+    error = projector(rows(pairs.eigenvectors)) - expected_projector
+    assert np.linalg.norm(error, 2) < 1e-10
+
+
+def test_float32_vectors_stay_float32_where_float64_is_enabled(x64):
+    matrix = matrices("gaps")[0]
+    start = normal(0).astype(jnp.float32)
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, TOL, BUDGET)
+    assert {leaf.dtype for leaf in jax.tree.leaves(pairs[:3])} == {jnp.dtype("float32")}
+    assert_leading_pairs(matrix, pairs)
+
+
+@pytest.mark.parametrize("max_basis", [RANK + 2, SIZE])
+def test_basis_size_changes_the_cost_and_not_the_answer(max_basis):
+    for name in ("gaps", "cluster", "negative largest", "low rank", "identity"):
+        matrix = matrices(name)[0]
+        assert_leading_pairs(matrix, solve(matrix, max_basis=max_basis))
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "eigenvalues"),
+    [
+        (1, 1, [[3], [-3], [0]]),
+        (5, 4, [[5, 4, 3, 2, 1], [1, 1, 1, 1, 0]]),
+        (5, 5, [[5, 4, 3, 2, -1], [1, 1, 1, 1, 1], [3, 0, 0, 0, 0], [0] * 5]),
+    ],
+)
+def test_rank_up_to_the_dimension(size, rank, eigenvalues):
+    for spectrum in eigenvalues:
+        matrix = symmetric(spectrum).astype(np.float32)
+        start = normal(3, size)
+        pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, rank, TOL)
+        assert_leading_pairs(matrix, pairs)
+        assert int(pairs.num_matvecs) <= size
+
+
+@pytest.mark.parametrize("budget", [RANK, 11, 21])  # within and beyond a restart
+def test_budget_bounds_the_matvecs(budget):
+    matrix = matrices("cluster")[0]
+    start = normal(0)
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, TOL, budget)
+    assert int(pairs.num_matvecs) == budget
+    assert not pairs.converged
+    # What there is then is still orthonormal, with honest residuals.
+    vectors = rows(pairs.eigenvectors)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(RANK), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(
+        pairs.residuals, true_residuals(matrix, pairs), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("rank", "bound"), [(1, 60), (10, 150), (30, 350)])
+def test_default_budget_grows_with_the_rank(rank, bound):
+    matrix = np.diag(np.linspace(1, 2, 500))
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0, 500), rank, tol=0)
+    assert int(pairs.num_matvecs) == bound
+
+
+def test_num_matvecs_counts_the_products():
+    calls = []
+
+    @jax.tree_util.Partial
+    def counted(vector):
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.arange(1.0, 13.0) * vector
+
+    pairs = bulk_sgd.top_eigenpairs(counted, normal(0, 12), 2, 1e-4)
+    jax.effects_barrier()
+    assert int(pairs.num_matvecs) == len(calls)
+
+
+def test_warm_start_needs_fewer_matvecs():
+    for name in ("gaps", "geometric", "all negative"):
+        matrix = matrices(name)[0].astype(np.float64)
+        nearby = matrix + 1e-3 * symmetric(BULK, seed=5)
+        cold = solve(nearby, tol=1e-3)
+        previous = solve(matrix, tol=1e-3)
+        warm = bulk_sgd.top_eigenpairs(operator(nearby), previous, RANK, 1e-3, BUDGET)
+        assert_leading_pairs(nearby, warm, tol=1e-3)
+        assert int(warm.num_matvecs) < int(cold.num_matvecs)
+
+
+def test_warm_start_finds_a_direction_that_the_previous_subspace_lacks():
+    # Two blocks without coupling: a sequence from the first never enters the second,
+    # and converges within the first long before it has exhausted it.
+    matrix = np.zeros((SIZE, SIZE))
+    matrix[:30, :30] = symmetric([5, 4, 3, 2, *np.linspace(1, 0, 26)])
+    matrix[30:, 30:] = symmetric([9, *np.linspace(1, 0, 9)])
+    previous = empty(jnp.zeros(SIZE), RANK)._replace(
+        eigenvectors=jnp.eye(RANK, SIZE), eigenvalues=jnp.array([5.0, 4, 3, 2])
+    )
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), previous, RANK, TOL, BUDGET)
+    assert_leading_pairs(matrix, pairs)
+
+
+def test_useless_starts_are_replaced():
+    matrix = matrices("gaps")[0]
+    for start in (jnp.zeros(SIZE), jnp.full(SIZE, jnp.nan), jnp.full(SIZE, jnp.inf)):
+        pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, TOL, BUDGET)
+        assert_leading_pairs(matrix, pairs)
+
+
+def test_start_orthogonal_to_the_leading_eigenvector():
+    # An exact invariant subspace without the leading direction, in three steps.
+    matrix = np.diag([9.0, 5, 3, 2, *[0] * 36]).astype(np.float32)
+    start = jnp.zeros(SIZE).at[jnp.array([1, 2, 3])].set(1)
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, TOL, BUDGET)
+    assert_leading_pairs(matrix, pairs)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_operator_with_values_that_are_not_finite_does_not_converge(value):
+    matrix = matrices("gaps")[0].copy()
+    matrix[3, 4] = value
+    pairs = solve(matrix)
+    assert not pairs.converged
+    assert int(pairs.num_matvecs) < BUDGET
+
+
+def test_operator_that_turns_bad_later_does_not_converge():
+    # The entry is reached in the second product alone.
+    matrix = np.diag(np.arange(40.0, 0, -1)).astype(np.float32)
+    matrix[0, 1] = matrix[1, 0] = 1
+    matrix[1, 1] = np.nan
+    start = jnp.zeros(SIZE).at[0].set(1)
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix), start, RANK, TOL, BUDGET)
+    assert not pairs.converged
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("spectrum", ["gaps", "geometric", "low rank", "identity"])
+def test_lanczos_decomposition_holds(x64, spectrum, restart):
+    """A Vᵀ − Vᵀ T = v sᵀ, with v the next vector: Lanczos, and s = β e_j, if plain."""
+    num_rows, matrix = 12, symmetric(SPECTRA[spectrum])
+    state = decompose(jnp.asarray(matrix), num_rows, restart)
+    size = int(state.size)
+    assert size == (8 if restart else num_rows)
+    basis = np.asarray(state.rows)
+    vectors, after = basis[:size], basis[size]
+    gram = basis[: size + 1] @ basis[: size + 1].T
+    # float64 to rounding, 2e-16, where the second pass has its effect: at small β a
+    # single one leaves 1e-16 ‖A‖ / β.
+    np.testing.assert_allclose(gram, np.eye(size + 1), rtol=0, atol=1e-14)
+    assert not basis[size + 1 :].any()
+    defect = matrix @ vectors.T - vectors.T @ np.asarray(state.projected)[:size, :size]
+    coupling = after @ defect
+    scale = np.linalg.norm(matrix, 2)
+    # Where an invariant subspace is left, what is dropped is below the rounding floor.
+    np.testing.assert_allclose(
+        defect, np.outer(after, coupling), rtol=0, atol=1e-14 * scale
+    )
+    if not restart:
+        assert np.abs(coupling[:-1]).max() <= 1e-14 * scale
+    # Unreached rows never show up as eigenvalues.
+    ritz_values, lowest = np.asarray(state.ritz_values), np.linalg.eigvalsh(matrix)[0]
+    assert ritz_values[:size].min() >= lowest - 1e-14 * scale
+    assert ritz_values[size:].max(initial=-np.inf) < lowest
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def decompose(matrix, num_rows, restart):
+    step = functools.partial(
+        _expand,
+        apply=lambda vector: matrix @ vector,
+        draw=lambda key: jax.random.normal(key, (len(matrix),), float),
+        tol=0.0,
+        rank=RANK,
+        max_matvecs=num_rows + 2 * restart,
+        order=lambda x: x,
+        dimension=len(matrix),
+    )
+    start = jax.random.normal(jax.random.key(1), (len(matrix),), float)
+    start = start / jnp.linalg.norm(start)
+    state = _initial(start, jax.random.key(0), num_rows, RANK)
+    run = lambda count, state: jax.lax.fori_loop(0, count, lambda _, s: step(s), state)
+    state = run(num_rows, state)
+    if restart:
+        state = run(2, _restart(state, keep=6))
+    return state
+
+
+def test_basis_stays_orthonormal_in_float32_where_beta_is_small():
+    matrix = jnp.asarray(symmetric(10.0 * 0.2 ** np.arange(SIZE)), jnp.float32)
+    state = decompose(matrix, 12, False)
+    basis = np.asarray(state.rows, np.float64)
+    # Some units of float32 rounding; one pass alone leaves 1e-7 ‖A‖ / β, about 0.01.
+    np.testing.assert_allclose(basis @ basis.T, np.eye(13), rtol=0, atol=2e-6)

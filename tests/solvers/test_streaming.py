@@ -1,0 +1,357 @@
+"""The streaming tracker against dense float64 answers."""
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bulk_sgd
+from bulk_sgd.solvers import subspace
+
+SIZE, RANK = 40, 4
+SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
+MATRIX = helpers.symmetric(SPECTRUM)
+
+
+def shaped(flat):
+    """A vector of the test's pytree: a matrix, a scalar and a vector."""
+    return {"a": flat[:20].reshape(4, 5), "b": flat[20], "c": flat[21:]}
+
+
+def run(solver, num_steps, noise=0.0, matrix=MATRIX, rank=RANK, seed=0):
+    """Calls the solver with the matrix plus fresh symmetric noise at every step."""
+    dense = jnp.asarray(matrix, jnp.float32)
+    like = shaped(jnp.zeros(SIZE))
+
+    def step(carry, index):
+        found, state = carry
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        wiggle = noise * jax.random.normal(key, (SIZE, SIZE))
+
+        def matvec(vector):
+            flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(vector)])
+            # Streaming leaves precision to its user: a GPU's default is TF32.
+            noisy = dense + wiggle + wiggle.T
+            return shaped(jnp.matmul(noisy, flat, precision="highest"))
+
+        gradient = shaped(jax.random.normal(key, (SIZE,)))
+        found, state = solver.solve(matvec, found, state, gradient, key)
+        return (found, state), (found.num_matvecs, found.converged)
+
+    start = subspace.empty(like, rank), solver.init(like, rank)
+    scan = jax.jit(lambda start: jax.lax.scan(step, start, jnp.arange(num_steps)))
+    (found, state), trace = scan(start)
+    return found, state, trace
+
+
+def projector_error(found, rank=RANK, matrix=MATRIX):
+    rows = helpers.rows(found.eigenvectors)
+    _, vectors = np.linalg.eigh(matrix)
+    exact = vectors[:, ::-1][:, :rank]
+    return np.linalg.norm(rows.T @ rows - exact @ exact.T, 2)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_converges_to_the_top_space_of_a_constant_matrix(columns):
+    # Power iteration with gain 1: the ratio 2 / 5 of the gap to the power of the
+    # sweeps, 40 of them, is far below rounding.
+    sweeps = 40 * RANK // (columns or RANK)
+    found, _, (matvecs, converged) = run(bulk_sgd.streaming(columns, gain=1), sweeps)
+    assert projector_error(found) < 1e-5
+    np.testing.assert_allclose(found.eigenvalues, SPECTRUM[:RANK], rtol=2e-5)
+    rows = helpers.rows(found.eigenvectors)
+    # Rows are the eigenvectors, in order, not just some basis of their span.
+    quotients = rows @ MATRIX @ rows.T
+    np.testing.assert_allclose(quotients, np.diag(SPECTRUM[:RANK]), atol=1e-3)
+    assert set(np.asarray(matvecs)) == {columns or RANK}
+    assert np.all(converged)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
+    values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -9, -20]
+    matrix = helpers.symmetric(values)
+    sweeps = 150 * RANK // (columns or RANK)
+    found, _, _ = run(bulk_sgd.streaming(columns), sweeps, matrix=matrix)
+    assert projector_error(found, matrix=matrix) < 1e-3
+    np.testing.assert_allclose(found.eigenvalues, values[:RANK], rtol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [0, 1])
+def test_rows_stay_orthonormal_over_many_noisy_steps(columns):
+    found, _, _ = run(bulk_sgd.streaming(columns), 1000, noise=0.5)
+    rows = helpers.rows(found.eigenvectors)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=2e-5)
+
+
+def test_smaller_gain_averages_the_noise():
+    # Stationary error of an average with weight ρ: √(ρ / (2 − ρ)) of a sample's.
+    errors = {}
+    for gain in (1.0, 0.2, 0.02):
+        found = [
+            run(bulk_sgd.streaming(0, gain=gain), 400, noise=0.3, seed=seed)[0]
+            for seed in range(4)
+        ]
+        errors[gain] = np.mean([projector_error(each) for each in found])
+    assert errors[0.2] < 0.6 * errors[1.0]
+    assert errors[0.02] < 0.6 * errors[0.2]
+
+
+def test_residuals_are_standard_errors_of_the_averaged_products():
+    gain = 0.1
+    solver = bulk_sgd.streaming(0, gain=gain)
+    ratios = []
+    for seed in range(6):
+        found, _, _ = run(solver, 300, noise=0.3, seed=seed)
+        rows = helpers.rows(found.eigenvectors)
+        values = np.asarray(found.eigenvalues, np.float64)
+        true = np.linalg.norm(rows @ MATRIX - values[:, None] * rows, axis=1)
+        ratios.append(true / np.asarray(found.residuals))
+    # (H − λ) v also shrinks what is averaged, by the gap over λ: below 1, not far.
+    assert 0.4 < np.mean(ratios) < 1.3
+
+
+@pytest.mark.parametrize("columns", [0, 1])
+def test_every_acts_on_one_call_in_so_many(columns):
+    found, _, (matvecs, _) = run(bulk_sgd.streaming(columns, every=3), 9)
+    width = columns or RANK
+    assert matvecs.tolist() == [width, 0, 0] * 3
+    # Between its acts nothing moves: the third is the last of nine calls but two.
+    acted, _, _ = run(bulk_sgd.streaming(columns, every=3), 7)
+    before, _, _ = run(bulk_sgd.streaming(columns, every=3), 6)
+    rows = [helpers.rows(x.eigenvectors) for x in (found, acted, before)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert np.abs(rows[1] - rows[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_fewer_directions_than_rows(columns, directions):
+    """What is left of a product is rounding then, and must not pass for a vector."""
+    solver, like = bulk_sgd.streaming(columns), jnp.zeros(SIZE)
+    matrix = helpers.symmetric([10.0, 5.0][:directions] + [0.0] * (SIZE - directions))
+    dense = jnp.asarray(matrix, jnp.float32)
+
+    def step(carry, key):
+        update = jax.random.normal(key, (SIZE,))
+        carry = solver.solve(lambda v: dense @ v, *carry, update, key)
+        return carry, carry[0]
+
+    start = subspace.empty(like, RANK), solver.init(like, RANK)
+    keys = jax.random.split(jax.random.key(0), 200)
+    (found, _), path = jax.lax.scan(step, start, keys)
+    assert path.converged.all()
+    for rows in np.asarray(path.eigenvectors, np.float64):
+        rows = rows[np.linalg.norm(rows, axis=1) > 0]
+        np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
+    values, exact = helpers.top(matrix, directions)
+    np.testing.assert_allclose(found.eigenvalues[:directions], values, rtol=0.1)
+    assert np.linalg.norm(exact @ rows.T) ** 2 == pytest.approx(directions, abs=1e-3)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_batches_of_one_example_add_up(columns):
+    """Each has a Hessian of rank one; the average has not."""
+    solver = bulk_sgd.streaming(columns)
+    draws = np.random.default_rng(0).standard_normal((40, SIZE))
+    inputs = draws * np.sqrt(SPECTRUM + 1)
+    data, like = jnp.asarray(inputs, jnp.float32), jnp.zeros(SIZE)
+
+    def step(carry, index):
+        example = data[index % 40]
+        matvec = lambda v: example * (example @ v)
+        carry = solver.solve(matvec, *carry, example, jax.random.key(0))
+        return carry, carry[0].converged
+
+    start = subspace.empty(like, RANK), solver.init(like, RANK)
+    (found, _), converged = jax.lax.scan(step, start, jnp.arange(400))
+    assert converged.all()
+    rows = helpers.rows(found.eigenvectors)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
+    _, exact = helpers.top(inputs.T @ inputs / 40, RANK)
+    assert np.linalg.norm(exact @ rows.T) ** 2 > 0.5 * RANK
+
+
+def test_follows_a_matrix_that_turns():
+    # After the spectrum is exchanged, the tracker leaves the old space for the new.
+    solver = bulk_sgd.streaming(0)
+    other = helpers.symmetric(SPECTRUM, seed=7)
+    dense = jnp.asarray(np.stack([MATRIX, other]), jnp.float32)
+    like = jnp.zeros(SIZE)
+
+    def step(carry, index):
+        found, state = carry
+        matvec = lambda v: dense[(index >= 50).astype(int)] @ v
+        key = jax.random.key(0)
+        return solver.solve(matvec, found, state, jnp.ones(SIZE), key), found
+
+    start = subspace.empty(like, RANK), solver.init(like, RANK)
+    (found, _), path = jax.lax.scan(step, start, jnp.arange(250))
+    at_50 = jax.tree.map(lambda x: x[50], path)
+    assert projector_error(at_50) < 0.01
+    assert projector_error(found, matrix=other) < 0.01
+
+
+def test_value_that_is_not_finite_leaves_everything_as_it_was():
+    solver = bulk_sgd.streaming()
+    like = jnp.zeros(SIZE)
+    found, state = subspace.empty(like, RANK), solver.init(like, RANK)
+    solve = lambda matvec, found, state: solver.solve(
+        matvec, found, state, jnp.ones(SIZE), jax.random.key(0)
+    )
+    good = lambda v: jnp.asarray(MATRIX, jnp.float32) @ v
+    for _ in range(2 * RANK):
+        found, state = solve(good, found, state)
+    after, later = solve(lambda v: v * jnp.nan, found, state)
+    assert not after.converged
+    np.testing.assert_array_equal(after.eigenvectors, found.eigenvectors)
+    np.testing.assert_array_equal(after.eigenvalues, found.eigenvalues)
+    np.testing.assert_array_equal(later.quotients, state.quotients)
+    again, _ = solve(good, after, later)
+    assert again.converged
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_failed_step_leaves_what_is_known_about_the_last_accepted_one(refresh_every):
+    tx = bulk_sgd.project_bulk(
+        2, solver=bulk_sgd.streaming(2), refresh_every=refresh_every
+    )
+    loss = lambda w, poison: 0.5 * jnp.sum(jnp.arange(1.0, 6.0) * w**2) * poison
+    weights = jnp.ones(5)
+
+    @jax.jit
+    def step(state, poison):
+        return tx.update(weights, state, weights, value_fn=loss, poison=poison)[1]
+
+    state = tx.init(weights)
+    for _ in range(4):
+        state = step(state, 1.0)
+    spent = int(state.total_matvecs)
+    bad = step(state, jnp.nan)
+    assert (int(bad.failed_refreshes), int(bad.total_matvecs)) == (1, spent + 2)
+    for kept, old in zip(bad.subspace, state.subspace, strict=True):
+        np.testing.assert_array_equal(kept, old)
+    assert bool(bad.subspace.converged)
+    assert int(bad.solver_state.count) == int(state.solver_state.count) + 1
+
+
+def test_transform_tracks_mini_batches_of_a_regression():
+    # Linear regression: H is the second moment of the inputs, whatever the batch.
+    scales = np.concatenate([[6, 5, 4], np.ones(9)])
+    inputs = np.random.default_rng(0).standard_normal((512, 12)) * scales
+    inputs = jnp.asarray(inputs, jnp.float32)
+    loss = lambda w, x: 0.5 * jnp.mean((x @ w - jnp.sum(x, axis=1)) ** 2)
+    tx = bulk_sgd.project_bulk(rank=3, solver=bulk_sgd.streaming())
+    weights = jnp.zeros(12)
+    state = tx.init(weights)
+
+    @jax.jit
+    def step(state, key):
+        batch = inputs[jax.random.randint(key, (64,), 0, 512)]
+        value_fn = lambda w: loss(w, batch)
+        return tx.update(jax.grad(value_fn)(weights), state, weights, value_fn=value_fn)
+
+    for index in range(150):
+        updates, state = step(state, jax.random.key(index))
+    exact = np.linalg.eigh(np.asarray(inputs.T @ inputs, np.float64) / 512)
+    error = projector_error(state.subspace, 3, np.asarray(inputs.T @ inputs) / 512)
+    assert error < 0.1
+    np.testing.assert_allclose(
+        state.subspace.eigenvalues, exact.eigenvalues[::-1][:3], rtol=0.15
+    )
+    assert int(optax.tree_utils.tree_get(state, "total_matvecs")) == 150
+    assert int(state.failed_refreshes) == 0
+    inside = helpers.rows(state.subspace.eigenvectors) @ helpers.flat(updates)
+    assert np.linalg.norm(inside) < 1e-4 * np.linalg.norm(helpers.flat(updates))
+
+
+def test_basis_is_written_in_place():
+    # Guards the speed of a step: the compiled loop holds no copy of the basis.
+    params = (jnp.ones((60, 70)), jnp.ones(30))
+    loss = lambda p: jnp.sum(p[0] ** 2) + jnp.sum(p[1] ** 4)
+    tx = bulk_sgd.bulk_sgd(0.1, rank=RANK, solver=bulk_sgd.streaming())
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value_fn=loss)
+        return (optax.apply_updates(params, updates), state), None
+
+    scan = jax.jit(
+        lambda carry: jax.lax.scan(step, carry, length=5)[0], donate_argnums=0
+    )
+    program = scan.lower((params, tx.init(params))).compile().as_text()
+    assert f"f32[{RANK},60,70]" in program
+    copies = [
+        line for line in program.splitlines() if f"= f32[{RANK},60,70]" in line
+        and " copy(" in line
+    ]  # fmt: skip
+    assert not copies
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"columns": -1}, "columns is -1"),
+        ({"every": 0}, "every is 0"),
+        ({"gain": 0.0}, "gain is 0"),
+        ({"gain": 1.5}, r"gain is 1\.5"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        bulk_sgd.streaming(**arguments)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rows_that_come_and_go_stay_orthonormal(columns):
+    """Batches see one direction in seven, so that blocks are found in part."""
+    solver, like = bulk_sgd.streaming(columns), jnp.zeros(8)
+
+    def follow(key):
+        def step(carry, key):
+            seen, drawn = jax.random.split(key)
+            sharpness = jnp.where(
+                jax.random.bernoulli(seen, 0.15, (8,)), jnp.arange(8.0, 0, -1), 0
+            )
+            update = jnp.where(sharpness > 0, jax.random.normal(drawn, (8,)), 0)
+            carry = solver.solve(lambda v: sharpness * v, *carry, update, key)
+            return carry, carry[0]
+
+        start = subspace.empty(like, RANK), solver.init(like, RANK)
+        return jax.lax.scan(step, start, jax.random.split(key, 40))[1]
+
+    found = jax.jit(jax.vmap(follow))(jax.random.split(jax.random.key(0), 200))
+    rows = np.asarray(found.eigenvectors, np.float64)
+    lengths = np.linalg.norm(rows, axis=-1)
+    if columns == 2:  # some blocks with one row of two
+        pairs = (lengths > 0).reshape(*lengths.shape[:2], -1, 2)
+        assert np.any(pairs[..., 0] != pairs[..., 1])
+    products = rows @ rows.swapaxes(-1, -2)
+    wanted = np.eye(RANK) * (lengths > 0)[..., None]
+    # A vector keeps a hundredth of its product: 100 roundings of float32.
+    np.testing.assert_allclose(products, wanted, atol=1.2e-5)
+    assert np.mean(found.converged) == 1
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rows_of_zeros_and_others_change_places_exactly(columns):
+    solver, like = bulk_sgd.streaming(columns), jnp.zeros(8)
+    step = jax.jit(lambda sharpness, *rest: solver.solve(
+        lambda v: sharpness * v, *rest))  # fmt: skip
+    carry = subspace.empty(like, RANK), solver.init(like, RANK)
+    sharpness = jnp.array([10.0, 5, 3, 1, 0.5, 0, 0, 0])
+    for index in range(40):  # every second batch has no curvature
+        keys = jax.random.split(jax.random.key(index))
+        update = jax.random.normal(keys[0], (8,))
+        carry = step(index % 2 * sharpness, *carry, update, keys[1])
+        assert bool(carry[0].converged)
+    assert int(carry[0].kept) > 0
+
+
+def test_columns_must_divide_the_rank():
+    tx = bulk_sgd.project_bulk(rank=4, solver=bulk_sgd.streaming(columns=3))
+    with pytest.raises(ValueError, match=r"columns is 3; it must divide the rank, 4"):
+        tx.init(jnp.zeros(9))
