@@ -20,7 +20,7 @@ def test_modules_are_found():
 LONG = (
     "bulk_sgd.lab.models.convnets",
     "bulk_sgd.lab.models.transformer",
-    "bulk_sgd.train",
+    "bulk_sgd.lab.training.train",
 )
 
 

@@ -11,6 +11,8 @@ from absl import app, flags
 
 from bulk_sgd.lab.commands import cli
 
+flags.disclaim_key_flags()
+
 FOLDER = "analysis"
 
 

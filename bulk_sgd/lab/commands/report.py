@@ -7,6 +7,8 @@ from absl import app, flags
 from bulk_sgd.lab import report
 from bulk_sgd.lab.commands import cli
 
+flags.disclaim_key_flags()
+
 
 def main(argv: list[str]) -> int:
     """Writes the report of `--workdir`; 1 with one sentence if there is no run."""

@@ -17,6 +17,8 @@ from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.sweep import grid, sweep
 
+flags.disclaim_key_flags()
+
 
 def main(argv):
     """Runs the sweep; wrong input ends it with one sentence and status 2."""

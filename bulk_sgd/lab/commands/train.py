@@ -8,11 +8,7 @@ from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with get_config(); FILE:VARIANT passes it a string."
-)
-_DISTRIBUTED = cli.define_distributed()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
+flags.disclaim_key_flags()
 
 
 def main(argv):
@@ -25,18 +21,24 @@ def main(argv):
     from bulk_sgd.lab.devices import distributed
     from bulk_sgd.lab.training import train
 
+    values = flags.FLAGS
     with (
         cli.refusing(),
-        distributed.job(_DISTRIBUTED.value),
+        distributed.job(values.distributed),
         cli.refusing(),
-        cli.reporting(_WORKDIR.value),
+        cli.reporting(values.workdir),
     ):
-        record = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        record = train.train_and_evaluate(values.config, values.workdir)
         if distributed.is_first():
-            print(f"{record['status']}: {_WORKDIR.value}")
+            print(f"{record['status']}: {values.workdir}")
 
 
 def run():
     """Entry point of the command line."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File with get_config(); FILE:VARIANT passes it a string."
+    )
+    flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
+    cli.define_distributed()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=cli.parse)

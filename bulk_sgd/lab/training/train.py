@@ -39,13 +39,15 @@ def train_and_evaluate(config, workdir) -> dict:
         cannot be read, or the workdir holds a run of another config.
 
     Example:
-      >>> import tempfile, bulk_sgd.lab.config, bulk_sgd.train
-      >>> config = bulk_sgd.lab.config.default()
+      >>> import tempfile
+      >>> from bulk_sgd.lab.config import default
+      >>> from bulk_sgd.lab.training.train import train_and_evaluate
+      >>> config = default()
       >>> config.data.num_train, config.model.hidden = 100, (8,)
       >>> config.num_steps, config.switch.step, config.arms = 4, 2, ("bulk_sgd",)
       >>> config.progress = config.tensorboard = False
       >>> with tempfile.TemporaryDirectory() as workdir:
-      ...     bulk_sgd.lab.training.train.train_and_evaluate(config, workdir)["status"]
+      ...     train_and_evaluate(config, workdir)["status"]
       'complete'
     """
     config_lib.validate(config)

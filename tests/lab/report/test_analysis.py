@@ -16,6 +16,7 @@ from paths import ROOT
 from tiny_runs import tiny
 
 import bulk_sgd
+from bulk_sgd.curvature.operators import CURVATURES
 from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.lab.analysis import Point, Settings, analyze, report, store
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
@@ -64,7 +65,7 @@ def test_spectra_are_those_of_dense_matrices(x64, measured):
         assert layer["num_params"] == 16
         mass = [block["mass"] for block in result["blocks"].values()]
         np.testing.assert_allclose(np.sum(mass, axis=0), 1, rtol=1e-9)
-        for name, make in bulk_sgd.curvature.CURVATURES.items():
+        for name, make in CURVATURES.items():
             got = result["energies"][name]
             part = dense(make(objective, point.params), point.params)
             inside = np.trace(subspace @ part @ subspace)
@@ -143,7 +144,7 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         analyze(interrupted(), objective, tmp_path, SMALL)
     calls = []
-    from bulk_sgd.lab import analysis
+        from bulk_sgd.lab import analysis
 
     examine = analysis.examine
     monkeypatch.setattr(
