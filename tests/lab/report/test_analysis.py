@@ -16,8 +16,8 @@ from paths import ROOT
 from tiny_runs import tiny
 
 import bulk_sgd
-from bulk_sgd.curvature.operators import CURVATURES
 from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.operators import CURVATURES
 from bulk_sgd.lab.analysis import Point, Settings, analyze, report, store
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
 from bulk_sgd.lab.devices import signals
@@ -144,7 +144,7 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         analyze(interrupted(), objective, tmp_path, SMALL)
     calls = []
-        from bulk_sgd.lab import analysis
+    from bulk_sgd.lab import analysis
 
     examine = analysis.examine
     monkeypatch.setattr(
