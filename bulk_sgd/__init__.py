@@ -20,20 +20,26 @@ from bulk_sgd.solvers.drift import on_drift
 from bulk_sgd.solvers.krylov import KrylovState, krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
+from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.streaming import StreamingState, streaming
 from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
-from bulk_sgd.solvers.subspace import Rows, Solver, Subspace
+from bulk_sgd.solvers.subspace import Rows, Subspace
 from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
 from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
 from bulk_sgd.spectra.density import SpectralDensity, spectral_density
 from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
 from bulk_sgd.spectra.loss_slice import loss_slice
 from bulk_sgd.spectra.subsampling import SubsamplingError, subsampling_error
-from bulk_sgd.transforms.aliases import bulk_sgd, dom_sgd, interpolated_sgd, path_scales
-from bulk_sgd.transforms.scale_by_subspace import (
-    ScaleBySubspaceState,
+from bulk_sgd.transforms.aliases import (
+    bulk_sgd,
+    dom_sgd,
+    interpolated_sgd,
+    path_scales,
     project_bulk,
     project_dominant,
+)
+from bulk_sgd.transforms.scale_by_subspace import (
+    ScaleBySubspaceState,
     scale_by_subspace,
 )
 from bulk_sgd.transforms.switch import Switch

@@ -305,5 +305,35 @@ def where(predicate, x, y):
     return jax.tree.map(functools.partial(jnp.where, predicate), x, y)
 
 
+def scale_rows(factors, basis):
+    """The basis with row i multiplied by `factors[i]`, in the dtype of the rows."""
+    return jax.tree.map(
+        lambda rows: _per_row(factors.astype(rows.dtype), rows) * rows, basis
+    )
+
+
+def where_rows(keep, basis, other=None):
+    """Row i of `basis` where `keep[i]`, else of `other`, by default zeros."""
+    other = jax.tree.map(jnp.zeros_like, basis) if other is None else other
+    return jax.tree.map(lambda x, y: jnp.where(_per_row(keep, x), x, y), basis, other)
+
+
+def add_outer(basis, coefficients, vector):
+    """The basis with `coefficients[i] * vector` added to row i."""
+    return jax.tree.map(
+        lambda rows, x: rows + _per_row(coefficients, rows) * x, basis, vector
+    )
+
+
+def squared_norms(basis):
+    """The squared norm of each row, shape `(m,)`."""
+    return map_rows(lambda row: dot(row, row), basis)
+
+
+def _per_row(values, rows):
+    """A value per row, shaped to broadcast against the rows of a leaf."""
+    return values.reshape(-1, *(1,) * (rows.ndim - 1))
+
+
 def _sum_leaves(tree):
     return functools.reduce(operator.add, jax.tree.leaves(tree))

@@ -60,3 +60,20 @@ def own_lane(predicate):
 def _own_of_batch(axis_size, in_batched, predicate):
     del axis_size
     return predicate if in_batched[0] else own_lane(predicate), in_batched[0]
+
+
+def cond(predicate, change, otherwise):
+    """`change()` if `predicate` holds in any lane, else `otherwise()`.
+
+    Under `vmap` a lane that only joins in takes what `change` returns, too: `change`
+    gives each lane its own by `own_lane(predicate)` or by the predicate itself.
+
+    Args:
+      predicate: bool scalar, or True for no conditional at all, which lets XLA share
+        work between `change` and what is around it.
+      change: function without arguments.
+      otherwise: function without arguments that returns the same structure.
+    """
+    if predicate is True:
+        return change()
+    return jax.lax.cond(any_lane(predicate), change, otherwise)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.solvers.subspace import Rows, Solver, Subspace, check_solver, empty
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.solver import Solver, check_solver
+from bulk_sgd.solvers.subspace import Rows, Subspace, empty
 
 
 class AdaptiveState(NamedTuple):
@@ -14,9 +16,9 @@ class AdaptiveState(NamedTuple):
 
     Attributes:
       inner: state of the wrapped solver.
-      all_rows: basis of all k vectors, from which that one goes on.
-      all_values: the other fields of their `Subspace`, without names, lest those of the
-        transform's own be found twice by `optax.tree_utils.tree_get`.
+      all_rows: basis of all k vectors, from which the wrapped solver goes on.
+      all_values: the other fields of their `Subspace`, in a plain tuple:
+        `optax.tree_utils.tree_get` would otherwise find two fields of each name.
       kept: int32, number of vectors kept at the last solve.
     """
 
@@ -37,30 +39,32 @@ def adaptive(
 ) -> Solver:
     """Solver that keeps the vectors of another one whose eigenvalues stand out.
 
-    The others become rows of zeros, which projections ignore, so that the rank of the
-    transform is the largest one. Their eigenvalues and residuals stay, and the wrapped
-    solver still sees the whole basis of its last call. What is kept may be empty.
+    The other vectors become rows of zeros, which projections ignore: the rank of the
+    transform is an upper bound. Their eigenvalues and residuals stay, and the wrapped
+    solver always goes on from all of its vectors. Possibly none is kept.
 
-    The largest gap is that of log λ, over which the ratio λ_i / λ_{i+1} is largest:
-    between the outliers of a Hessian and the rest, where λ_1 − λ_2 often is the
-    largest difference. Eigenvalues that are not positive are never kept by it.
+    Without a threshold the cut is at the largest gap of log λ, where the ratio
+    λ_i / λ_{i+1} is largest. That is between the outliers of a Hessian and the rest,
+    while λ_1 − λ_2 is often the largest difference. The gap never keeps an eigenvalue
+    that is not positive.
 
-    Error: that of `solver`, but where an eigenvalue crosses the threshold its vector
-    comes or goes whole. Cost: that of `solver`; memory for one more basis.
+    Error: that of `solver`, except that a vector comes or goes at once when its
+    eigenvalue crosses the threshold. Cost: that of `solver`, and memory for one more
+    basis.
 
     Args:
-      solver: what is called, such as `bulk_sgd.lanczos()`.
-      threshold: keep where `learning_rate` · λ is above it; None for all up to the
-        largest gap, k − 1 vectors at most, or all k if they are equal.
-      learning_rate: η, where the threshold is meant in units of 1/η: an edge of
-        stability is at 2. May be traced.
+      solver: the solver to call, such as `bulk_sgd.lanczos()`.
+      threshold: keep a vector if `learning_rate` · λ exceeds it; None keeps those up to
+        the largest gap: at most k − 1, or all k if their eigenvalues are equal.
+      learning_rate: η, for a threshold in units of 1/η, in which the edge of stability
+        is at 2. May be traced.
 
     Returns:
       A `Solver` with an `AdaptiveState`.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if the rank is 1, where
-        there is no gap.
+      ValueError: if an argument is out of its range; at `init` if the rank is 1, which
+        has no gap.
 
     Example:
       >>> import bulk_sgd
@@ -92,14 +96,11 @@ def adaptive(
             keep = before_gap(values)
         else:
             keep = learning_rate * values > threshold
-        rows = jax.tree.map(
-            lambda x: jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x, 0),
-            found.eigenvectors,
-        )
+        rows = basis.where_rows(keep, found.eigenvectors)
         kept = jnp.sum(keep, dtype=jnp.int32)
         return found._replace(eigenvectors=rows), _state(inner, found, kept)
 
-    return Solver(init, solve, guarded=solver.guarded)
+    return Solver(init, solve, guarded=solver.guarded, name="adaptive")
 
 
 def _state(inner, found: Subspace, kept) -> AdaptiveState:
@@ -117,7 +118,7 @@ def before_gap(values):
       `(k,)` bools; eigenvalues that are not positive are never above it.
     """
     descending = jnp.sort(values, descending=True)
-    # Zeros and rounding end the spectrum: what follows has no ratio.
+    # Zeros and rounding end the spectrum: ratios below them mean nothing.
     floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
     positive = jnp.maximum(descending, floor)
     last = jnp.argmax(positive[:-1] / positive[1:])

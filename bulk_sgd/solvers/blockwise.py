@@ -6,42 +6,43 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import blocks, masking
 from bulk_sgd.linalg import basis
-from bulk_sgd.solvers.subspace import Solver, Subspace, check_solver
+from bulk_sgd.solvers.solver import Solver, check_solver
+from bulk_sgd.solvers.subspace import Subspace
 
 
 def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     """Solver that treats every block of parameters by itself.
 
-    The rank k is split evenly, the first blocks getting one more where it does not
-    divide: each of the B blocks keeps the leading eigenvectors of its diagonal block of
-    the curvature, which are zero elsewhere. They come one block after the other, so
-    that `eigenvalues` descend within a block alone. P is then
-    the projector of a block-diagonal approximation of H, as Zhou et al. use it (*BSFA*,
-    arXiv 2510.25244), where layers are to be scaled apart.
+    Each of the B blocks keeps the leading eigenvectors of its diagonal block of the
+    curvature; they are zero elsewhere. The blocks share the rank k evenly, and the
+    first ones get one more if B does not divide k. Rows come block by block, so that
+    `eigenvalues` descend only within a block. P is then the projector of a
+    block-diagonal approximation of H, which Zhou et al. use (*BSFA*, arXiv 2510.25244)
+    to scale layers independently.
 
     That can differ much from the dominant subspace of all parameters, whose
-    eigenvectors couple the layers (arXiv 2602.00816): `Subspace.overlap` with it tells,
-    and the training binary reports it with its measures.
+    eigenvectors couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the
+    two, and the training binary reports it with its measures.
 
-    Under squared error the eigenvalues of a linear last layer occur once per output, of
-    which `lanczos()` finds one; `lanczos(repeated=True)` and `power()` find them all.
+    Under squared error each eigenvalue of a linear last layer occurs once per output.
+    `lanczos()` finds one of them; `lanczos(repeated=True)` and `power()` find all.
 
-    Error: that of `solver` for the blocks; the overlap with the subspace of H along
-    training is in `docs/solvers.md`. Cost: the matvecs of B solves, at about k / B
-    vectors each; memory for the k rows, of which each is zero outside of its block.
+    Error: that of `solver` for each block; `docs/solvers.md` has the overlap with the
+    subspace of H along training. Cost: B solves for about k / B vectors each, and
+    memory for all k rows, each of them zero outside of its block.
 
     Args:
-      solver: what is called for each block, such as `bulk_sgd.power()`.
-      by: how parameters are grouped: None or "layer" by layer, a regular
-        expression searched in the paths of the leaves, such as `"^[^/]*"`, or a
-        function from a path to a name or None. Parameters in no block are in the bulk.
+      solver: the solver to call for each block, such as `bulk_sgd.power()`.
+      by: how to group the parameters: None or "layer" by layer; a regular expression to
+        search in the paths of the leaves, such as `"^[^/]*"`; or a function from a path
+        to a name or None. Parameters in no block are in the bulk.
 
     Returns:
-      A `Solver` whose state is the tuple of the states of the blocks.
+      A `Solver` whose state is the tuple of the blocks' states.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if there are more
-        blocks than the rank, or a block has fewer parameters than its share of it.
+      ValueError: if an argument is out of its range; at `init` if there are more
+        blocks than the rank, or if a block has fewer parameters than its share of it.
 
     Example:
       >>> import bulk_sgd
@@ -52,19 +53,14 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     def init(params, rank):
         if not jax.tree.leaves(params):  # what optax.tree_map_params passes
-            return jnp.zeros(())  # one leaf for all that the blocks keep
+            return jnp.zeros(())  # one leaf stands for all that the blocks keep
         masks = blocks.masks(params, by)
         states = []
         for (name, mask), share in zip(masks.items(), _shares(rank, masks)):
             part = masking.select(params, mask)
-            size = basis.size(part)
-            checks.integer(
-                f"the share of block {name!r} in the rank",
-                share,
-                1,
-                size,
-                "its number of parameters",
-            )
+            what = f"the share of block {name!r} in the rank"
+            why = "its number of parameters"
+            checks.integer(what, share, 1, basis.size(part), why)
             try:
                 states.append(solver.init(part, share))
             except checks.ArgumentError as error:
@@ -97,11 +93,11 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             start += share
         return _join(found, masks.values(), subspace), tuple(states)
 
-    return Solver(init, solve, eigenpairs=solver.eigenpairs)
+    return Solver(init, solve, eigenpairs=solver.eigenpairs, name="blockwise")
 
 
 def _shares(rank: int, masks) -> list[int]:
-    """How many of the vectors each block gets."""
+    """How many vectors each block gets."""
     count = len(masks)
     names = ", ".join(map(repr, masks))
     checks.integer("rank", rank, count, why=f"one for each of the blocks {names}")
@@ -109,7 +105,7 @@ def _shares(rank: int, masks) -> list[int]:
 
 
 def _join(parts: list[Subspace], masks, like: Subspace) -> Subspace:
-    """The rows of all blocks, one block after the other, zero outside of their own."""
+    """The pairs of all blocks in one `Subspace`, block by block."""
     vectors = jax.tree.map(jnp.zeros_like, like.eigenvectors)
     start = 0
     for part, mask in zip(parts, masks):

@@ -1,9 +1,10 @@
 """Lanczos that sees a repeated eigenvalue as often as it occurs.
 
-A single Krylov sequence meets one direction of each eigenspace. Blocks of a Hessian do
-have larger ones: under squared error that of a linear last layer is a Kronecker product
-with the identity, each eigenvalue once per output. What the pairs found leave over is
-searched by itself until nothing larger is in it (Hotelling's deflation).
+A single Krylov sequence meets one direction of each eigenspace. Diagonal blocks of a
+Hessian have larger eigenspaces: under squared error the block of a linear last layer is
+a Kronecker product with the identity, which repeats each eigenvalue once per output. So
+the complement of the pairs found is searched by itself, until it holds no larger
+eigenvalue (Hotelling's deflation).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import thick_restart
+from bulk_sgd.solvers.ritz import ORDERS
 from bulk_sgd.solvers.subspace import Subspace
 
 
@@ -41,13 +43,13 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     like = basis.row(found.eigenvectors, 0)
     if rank == basis.size(like):
         return found
-    order = thick_restart.ORDERS[which]
+    order = ORDERS[which]
     limits = thick_restart.bounds(1, basis.size(like), max_matvecs, None)
 
     def search(found, key):
-        """The first eigenpair of what is orthogonal to those found."""
+        """The first eigenpair orthogonal to those found."""
         start_key, key = jax.random.split(key)
-        # Moved to the end of the order, lest they come first where all others are less.
+        # Those found go to the end of the order: their zeros might come first there.
         last = {"largest": -1, "smallest": 1, "magnitude": 0}[which]
         last = last * jnp.max(jnp.abs(found.eigenvalues) + found.residuals)
 
@@ -66,8 +68,8 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
         found, key, _ = carry
         key, search_key = jax.random.split(key)
         other = search(found, search_key)
-        # The least residual is rounding at least, of the largest eigenvalue of all,
-        # where those found can be rounding themselves.
+        # Even the least residual holds the rounding of the largest eigenvalue of all,
+        # to which the eigenvalues found may be small.
         slack = tol * jnp.max(jnp.abs(found.eigenvalues))
         slack += jnp.minimum(jnp.min(found.residuals), other.residuals[0])
         missed = order(other.eigenvalues[0]) > order(found.eigenvalues[-1]) + slack
@@ -78,7 +80,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
         )
         return together, key, missed
 
-    # None where the first solve failed.
+    # No search follows a solve that failed.
     return jax.lax.while_loop(
         lambda carry: carry[2], go_on, (found, key, found.converged)
     )[0]

@@ -5,34 +5,34 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis
-from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.power import probe
-from bulk_sgd.solvers.subspace import Solver, check_solver
+from bulk_sgd.solvers.solver import Solver, check_solver
 
 
 def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
     """Solver that calls another one only when the basis has drifted.
 
-    A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ that
-    the basis at hand makes on the incoming update u. Above `tol`, where there is no
-    basis yet and where an eigenvalue is zero, `solver` is called. Use it with
-    `refresh_every=1`, and inside of `adaptive` and `blockwise`, not around them: a
-    basis of which nothing is kept has nothing to probe, and what couples the blocks
-    would pass for drift, so that `solver` would be called every time.
+    A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ of
+    the current basis on the incoming update u. It calls `solver` when the estimate
+    exceeds `tol`, when there is no basis yet, and when an eigenvalue is zero.
 
-    Error: about `tol` for updates that are mostly dominant; the estimate is to first
-    order, and low by up to the factor 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per
-    step, and those of `solver` when called. Measured along training:
-    `docs/solvers.md`.
+    Use it with `refresh_every=1`, and inside `adaptive` and `blockwise` rather than
+    around them. Around `adaptive` it has nothing to probe once no vector is kept;
+    around `blockwise` the coupling of the blocks looks like drift. Either way `solver`
+    would run every time.
+
+    Error: about `tol` for mostly dominant updates. The estimate is of first order and
+    low by a factor down to 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per step, plus
+    `solver` when called. Measured along training: `docs/solvers.md`.
 
     Args:
-      solver: what is called on drift, such as `bulk_sgd.lanczos()`.
-      tol: the largest estimate that is put up with, from 0 to 1.
-      every: probe at one call in so many; the others cost nothing.
+      solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.
+      tol: the largest estimate to accept, from 0 to 1.
+      every: probe at one call in `every`; the others cost nothing.
 
     Returns:
-      A `Solver` whose state is that of `solver` and the number of calls.
+      A `Solver` whose state is a pair: the state of `solver` and the number of calls.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -59,7 +59,7 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
                 return probe(operators.linearize(matvec), subspace, updates).drift
 
         nothing = jnp.zeros_like(subspace.eigenvalues[0])
-        drift = jax.lax.cond(any_lane(probing), look, lambda: nothing)
+        drift = branches.cond(probing, look, lambda: nothing)
         drift = jnp.where(probing, drift, nothing)
         kept = subspace._replace(
             converged=jnp.ones((), bool), num_matvecs=probing.astype(jnp.int32)
@@ -70,10 +70,10 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
         def refresh():
             found, after = solver.solve(matvec, subspace, inner, updates, key)
             found = found._replace(num_matvecs=found.num_matvecs + probing)
-            # The lanes that only join in under `vmap` keep what they have.
+            # A lane that only joins in under `vmap` keeps what it has.
             return basis.where(serves, (kept, inner), (found, after))
 
-        found, inner = jax.lax.cond(any_lane(~serves), refresh, lambda: (kept, inner))
+        found, inner = branches.cond(~serves, refresh, lambda: (kept, inner))
         return found, (inner, count + 1)
 
-    return Solver(init, solve)
+    return Solver(init, solve, name="on_drift")

@@ -1,10 +1,10 @@
-r"""The part of an update along large eigenvalues, by one Krylov sequence from it.
+r"""The part of an update along large eigenvalues, from one Krylov sequence.
 
 Lanczos started at u builds span{u, H u, H²u, …}, in which the projection of u itself
-converges long before the eigenvectors do: what m products say about a vector is
-Gauss quadrature of its spectral measure (Golub and Meurant, *Matrices, Moments and
-Quadrature with Applications*, 2010). A step function of H, 1 above a threshold τ and 0
-below, is then applied to u by keeping the Ritz vectors whose Ritz values exceed τ.
+converges long before the eigenvectors do: m products give the Gauss quadrature of the
+spectral measure of u (Golub and Meurant, *Matrices, Moments and Quadrature with
+Applications*, 2010). To apply to u a step function of H, 1 above a threshold and 0
+below, it is enough to keep the Ritz vectors whose Ritz values exceed the threshold.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
-from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.lanczos import top_eigenpairs
-from bulk_sgd.solvers.subspace import Solver, Subspace
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import Subspace
 
 
 class KrylovState(NamedTuple):
@@ -37,26 +37,26 @@ def krylov_filter(
     calibrate_every: int = 100,
     max_matvecs: int | None = None,
 ) -> Solver:
-    """Solver that serves the incoming update alone, and keeps no basis.
+    """Solver that serves only the incoming update, and keeps no basis.
 
-    Lanczos takes `length` steps from the update u, and of its Ritz vectors those
-    are kept, k at most, whose Ritz values are above the threshold (λ_k + λ_{k+1}) / 2.
-    The others are rows of zeros, and `Subspace.kept` counts the rest. The threshold
-    comes from a full solve for k + 1 eigenpairs, at the first call and at one in
-    `calibrate_every`, and is carried over as a fraction of λ_1, which moves most.
+    Lanczos takes `length` steps from the update u and keeps the Ritz vectors, at most
+    k, whose Ritz values exceed the threshold (λ_k + λ_{k+1}) / 2. The other rows are
+    zeros; `Subspace.kept` counts the nonzero ones. The threshold comes from a full
+    solve for k + 1 eigenpairs, at the first call and at one call in `calibrate_every`.
+    In between it scales with λ_1, which moves most.
 
-    The result projects u; of another vector, such as the gradient where u is an update
-    of Adam, it knows little. A basis that is kept gives more for the same price,
-    `power` and `streaming`; this needs none, and follows any jump of the Hessian. Use
-    it with `refresh_every=1`: on the updates in between it knows nothing.
+    The result projects u. It says little about another vector, such as the gradient
+    when u is an update of Adam, and nothing about later updates: use it with
+    `refresh_every=1`. Solvers that keep a basis (`power`, `streaming`) get more for the
+    same price; this one follows any jump of the Hessian.
 
-    Attributes of the result: `eigenvalues` are Ritz values, those of left out vectors
-    too, and zeros where `length` is below k; `residuals` accordingly.
+    Attributes of the result: `eigenvalues` are Ritz values, also of the vectors left
+    out, and zeros beyond `length`; `residuals` likewise.
 
     Error and cost along training: `docs/solvers.md`.
 
     Args:
-      length: of the Krylov sequence, the steps of Lanczos per call, at least 2.
+      length: Lanczos steps per call, at least 2.
       calibrate_every: calls from one full solve to the next.
       max_matvecs: bound on the matvecs of a full solve, as in `top_eigenpairs`.
 
@@ -64,7 +64,8 @@ def krylov_filter(
       A `Solver` with a `KrylovState`.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if it is for the rank.
+      ValueError: if an argument is out of its range; at `init` if the range depends
+        on the rank.
 
     Example:
       >>> import bulk_sgd
@@ -103,22 +104,19 @@ def krylov_filter(
                 matvec, updates, min(rank, steps), 0.0, steps, max_basis=steps, key=key
             )
             values = found.eigenvalues
-            # Where there is no next eigenvalue, everything is kept.
+            # Without a next eigenvalue there is no threshold to exceed.
             keep = (values > state.threshold * abs(values[0])) | (rank == dimension)
-            rows = jax.tree.map(
-                lambda x: jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x, 0),
-                found.eigenvectors,
-            )
-            # So many steps and no more: nothing to converge to.
+            rows = basis.where_rows(keep, found.eigenvectors)
+            # The number of steps is fixed: there is nothing to converge to.
             found = found._replace(eigenvectors=rows, converged=jnp.isfinite(values[0]))
             return _rows(found, rank), state.threshold
 
         due = state.count % calibrate_every == 0
         # A full solve that is due in one lane serves the others as well.
-        found, threshold = jax.lax.cond(any_lane(due), calibrate, expand)
+        found, threshold = branches.cond(due, calibrate, expand)
         return found, KrylovState(threshold, state.count + 1)
 
-    return Solver(init, solve, eigenpairs=False)
+    return Solver(init, solve, eigenpairs=False, name="krylov_filter")
 
 
 def _rows(found: Subspace, rank: int) -> Subspace:

@@ -1,4 +1,4 @@
-"""Top-k eigenpairs of a symmetric operator by Lanczos, and the solver of them."""
+"""Leading eigenpairs of a symmetric operator by Lanczos, as a function and a solver."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,9 @@ from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import deflation, thick_restart
-from bulk_sgd.solvers.subspace import Solver, Subspace
+from bulk_sgd.solvers.ritz import ORDERS
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import Subspace
 
 
 def top_eigenpairs(
@@ -25,40 +27,42 @@ def top_eigenpairs(
     """Leading eigenpairs of a symmetric operator on pytrees.
 
     Runs as one compiled program, inside or outside `jit`, `scan` and `vmap`; outside,
-    calls on the same kind of `matvec` share it. Work: one matvec and mostly one
-    orthogonalisation pass per step. Memory: `max_basis + 4` vectors and the result.
+    calls with the same kind of `matvec` share it. Each step takes one matvec and mostly
+    one orthogonalisation pass. Memory: `max_basis + 4` vectors and the result.
 
-    A single Krylov sequence sees one direction of an exactly repeated eigenvalue, and
-    of a cluster narrower than `tol`: `repeated` sees them all, and so does a tighter
-    `tol` where a cluster can be told apart.
+    A single Krylov sequence finds one direction of an exactly repeated eigenvalue, or
+    of a cluster narrower than `tol`. `repeated` finds them all; a tighter `tol`
+    separates the eigenvalues of a cluster.
 
     Args:
-      matvec: symmetric linear callable from a pytree to one of the same structure,
+      matvec: symmetric linear function from a pytree to one of the same structure,
         such as `bulk_sgd.hessian(value_fn, params)`.
-      start: the start vector, a pytree of floating point arrays, or a `Subspace` from
-        a nearby point (warm start). Zero or not finite: a random vector.
+      start: the start vector, a pytree of floating point arrays, or for a warm start a
+        `Subspace` from a nearby point. A random vector replaces one that is zero or
+        not finite.
       rank: number of eigenpairs k, from 1 to the dimension.
       tol: converged when all residuals ‖A u_i − λ_i u_i‖ ≤ tol · max|λ|; at most 1.
       max_matvecs: bound on the number of matvecs, at least `rank`; by default
         `10 * rank + 50`.
-      max_basis: number of basis vectors kept between restarts, at least `rank + 2`
-        unless it spans the whole space; by default `2 * rank + 10`.
+      max_basis: most basis vectors held at once, at least `rank + 2` unless they span
+        the whole space; by default `2 * rank + 10`.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
-      repeated: also search what the pairs found leave over, until nothing is in it that
-        comes before the last of them by more than `tol · max|λ|`. Each search has
-        `max_matvecs` of its own and takes about ten; `num_matvecs` counts them.
-      key: PRNG key of the random directions, which are others on several devices than
-        on one; by default a fixed one.
+      repeated: search the complement of the pairs found as well, until it holds no
+        eigenvalue that precedes the last of them by more than `tol · max|λ|`. Each
+        search takes about ten matvecs, at most `max_matvecs`; `num_matvecs` counts
+        them.
+      key: PRNG key of the random directions; by default a fixed one. The directions
+        depend on whether the operator spans several devices.
 
     Returns:
       A `Subspace` of `rank` orthonormal rows in float32 (float64 if `start` is), with
       eigenvalues in the order of `which`, residuals, `converged` and `num_matvecs`.
-      Where the operator gives a value that is not finite, `converged` is False and
-      the numbers are NaN.
+      If the operator returns a value that is not finite, `converged` is False and the
+      numbers are NaN.
 
     Raises:
-      ValueError: if an argument is out of its range, or `matvec` returns arrays of
-        other shapes, or dtypes that those of its argument do not hold.
+      ValueError: if an argument is out of its range, or if `matvec` returns arrays of
+        other shapes, or of dtypes wider than its argument.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -75,7 +79,7 @@ def top_eigenpairs(
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
     checks.between("tol", tol, 0, 1)
-    checks.one_of("which", which, thick_restart.ORDERS)
+    checks.one_of("which", which, ORDERS)
     limits = max_matvecs, max_basis
     max_matvecs, num_rows = thick_restart.bounds(rank, dimension, *limits)
     key = jax.random.key(0) if key is None else key
@@ -103,15 +107,15 @@ def lanczos(
 ) -> Solver:
     """Solver that runs `top_eigenpairs` to its tolerance at every refresh.
 
-    Error: residuals below `tol · λ_1`. Cost on an MLP of 199,210 parameters, rank 10
-    and the default tolerance: 18 to 23 matvecs.
+    Error: residuals below `tol · λ_1`. Cost: 18 to 23 matvecs on an MLP of 199,210
+    parameters, with rank 10 and the default tolerance.
 
     Args:
       tol: as in `top_eigenpairs`.
       max_matvecs: as in `top_eigenpairs`.
       max_basis: as in `top_eigenpairs`.
       which: as in `top_eigenpairs`.
-      repeated: as in `top_eigenpairs`; meant for `blockwise`, as blocks have repeated
+      repeated: as in `top_eigenpairs`; meant for `blockwise`, for blocks have repeated
         eigenvalues.
       warm_start: start from the previous subspace rather than a random vector.
 
@@ -119,14 +123,15 @@ def lanczos(
       A `Solver` without state.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if it is for the rank.
+      ValueError: if an argument is out of its range; at `init` if the range depends
+        on the rank.
 
     Example:
       >>> import bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.lanczos(tol=1e-2))
     """
     checks.between("tol", tol, 0, 1)
-    checks.one_of("which", which, thick_restart.ORDERS)
+    checks.one_of("which", which, ORDERS)
     for name, bound in (("max_matvecs", max_matvecs), ("max_basis", max_basis)):
         if bound is not None:
             checks.integer(name, bound, 1)
@@ -145,4 +150,4 @@ def lanczos(
         )
         return found, state
 
-    return Solver(init, solve)
+    return Solver(init, solve, name="lanczos")

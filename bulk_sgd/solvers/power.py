@@ -1,13 +1,13 @@
-r"""Warm power steps: a basis that was exact a step ago, brought up to date.
+r"""Warm power steps: they bring a basis that was exact a step ago up to date.
 
 Training moves the Hessian a little from step to step, so that to first order only the
-part R of H V outside of span V is new: the basis turns by R Λ⁻¹, which is what one
+part R of H V outside of span V is new. The basis turns by R Λ⁻¹, which is what one
 power step V ← orth(H V) adds (Bauer, *Das Verfahren der Treppeniteration*, 1957). It
-leaves λ_{k+1} / λ_k of the error, or less, for k matvecs; a Krylov solver needs about
-twice as many to see k eigenvectors at all.
+costs k matvecs and leaves at most λ_{k+1} / λ_k of the error; a Krylov solver needs
+about twice as many matvecs to see k eigenvectors at all.
 
-An update u needs less. Its dominant part is in one direction q = Uᵀu / ‖Uᵀu‖ of the
-basis, and H V Λ⁻¹ q, a single matvec, is what the power step makes of that direction.
+A single update u needs less. Its dominant part lies along one direction
+q = Uᵀu / ‖Uᵀu‖ of the basis, and one matvec, H V Λ⁻¹ q, takes the power step there.
 """
 
 from typing import NamedTuple
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis
-from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.lanczos import lanczos
-from bulk_sgd.solvers.subspace import Solver, Subspace
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import Subspace
 
 _DIRECTIONS = ("basis", "update")
 
@@ -30,26 +30,26 @@ def power(
 ) -> Solver:
     """Solver that takes one power step from the previous subspace.
 
-    For the loss of the full data and `refresh_every=1`. It solves with Lanczos instead
-    where there is no basis yet, where an eigenvalue is not positive, and where the
-    products leave the basis, which says that it was lost.
+    Use it with the loss of the full data and `refresh_every=1`. Lanczos solves instead
+    when there is no basis yet, when an eigenvalue is not positive, or when the products
+    leave the basis, a sign that it no longer fits.
 
-    Attributes of the result: rows are Ritz vectors before the step, turned by it;
-    `residuals` are those before the step, and along the update the part of the one
-    product outside of the basis, times the eigenvalues.
+    Attributes of the result: rows are the Ritz vectors before the step, turned by it.
+    `residuals` are those before the step; along the update, the eigenvalues times the
+    share of the one product that lies outside of the basis.
 
-    Error: that of the previous basis times λ_{k+1} / λ_k, the largest in magnitude
-    among the eigenvalues left out over the smallest kept; along the update that holds
-    for P u, and the rest of the basis is as old as the last update that led there.
-    Cost: k matvecs, or 1 along the update, and a few passes over the basis. Measured
-    along training: `docs/solvers.md`.
+    Error: λ_{k+1} / λ_k times that of the previous basis, with λ_{k+1} the largest in
+    magnitude of the eigenvalues left out. Along the update this holds for P u, and the
+    rest of the basis is as old as the last update that pointed there. Cost: k matvecs,
+    or 1 along the update, and a few passes over the basis. Measured along training:
+    `docs/solvers.md`.
 
     Args:
-      along: "basis" for a step of all k vectors, "update" for one of the direction of
-        the incoming update in the basis.
-      tol: largest part of a product outside of the basis, ‖p − V Vᵀp‖ / ‖p‖, from 0
-        to below 1, for which the step stands; above it Lanczos solves in its place.
-      max_matvecs: bound on the matvecs of Lanczos, as there.
+      along: "basis" steps with all k vectors, "update" only with the direction of the
+        incoming update in the basis.
+      tol: the largest share of a product outside of the basis, ‖p − V Vᵀp‖ / ‖p‖, with
+        which the step is accepted, at least 0 and below 1. Above it Lanczos solves.
+      max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
 
     Returns:
       A `Solver` without state.
@@ -77,7 +77,7 @@ def power(
             unmoved = subspace._replace(num_matvecs=jnp.zeros((), jnp.int32))
             return unmoved, jnp.ones_like(subspace.eigenvalues[0])
 
-        moved, drift = jax.lax.cond(any_lane(ready), step, skip)
+        moved, drift = branches.cond(ready, step, skip)
         stands = ready & (drift <= tol)  # False for NaN too
         spent = ready * moved.num_matvecs
         kept = moved._replace(converged=stands, num_matvecs=spent)
@@ -85,16 +85,16 @@ def power(
         def restart():
             found, _ = full.solve(matvec, subspace, (), updates, key)
             found = found._replace(num_matvecs=spent + found.num_matvecs)
-            # The lanes that only join in under `vmap` keep what they have.
+            # A lane that only joins in under `vmap` keeps what it has.
             return basis.where(stands, kept, found)
 
-        return jax.lax.cond(any_lane(~stands), restart, lambda: kept), state
+        return branches.cond(~stands, restart, lambda: kept), state
 
-    return Solver(full.init, solve)
+    return Solver(full.init, solve, name="power")
 
 
 class Probe(NamedTuple):
-    """What one matvec tells about a basis and a vector.
+    """What one matvec says about a basis and a vector.
 
     Attributes:
       weights: `(k,)`, Λ⁻¹ q with q = Vᵀu / ‖Vᵀu‖, or the first unit vector as q where
@@ -102,8 +102,9 @@ class Probe(NamedTuple):
       inside: `(k,)`, Vᵀp of the product p = H V Λ⁻¹ q; q itself for an exact basis.
       outside: pytree like the vector, p − V Vᵀp; zero for an exact basis.
       length: scalar, ‖p‖.
-      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖: to first order in the error of the
-        basis, and as far as what is left out has small eigenvalues, ‖(P − V Vᵀ) V q‖.
+      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖: an estimate of ‖(P − V Vᵀ) V q‖, to
+        first order in the error of the basis, and the better the smaller the
+        eigenvalues left out.
     """
 
     weights: jax.Array
@@ -114,7 +115,7 @@ class Probe(NamedTuple):
 
 
 def probe(matvec, subspace: Subspace, vector) -> Probe:
-    """How well a subspace serves a vector, by one matvec.
+    """How well a subspace serves a vector, measured with one matvec.
 
     Args:
       matvec: the curvature now, a callable from vector to vector.
@@ -144,7 +145,7 @@ def _move_all(matvec, subspace: Subspace, updates):
     values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1].T
     products = basis.combine(vectors, products)
-    squares = basis.map_rows(lambda row: basis.dot(row, row), products)
+    squares = basis.squared_norms(products)
     outside = squares - jnp.sum((vectors @ projected) ** 2, axis=1)
     residuals = jnp.sqrt(jnp.maximum(outside, 0))
     moved = subspace._replace(
@@ -157,9 +158,9 @@ def _move_all(matvec, subspace: Subspace, updates):
 
 
 def _move_along(matvec, subspace: Subspace, updates):
-    """Puts the product p of the probe in the place of its part inside of the basis.
+    """The product p of the probe replaces its part Vᵀp in the basis.
 
-    That is the power step of one direction, V A⁻¹ V Vᵀp with A = V H Vᵀ.
+    That is the power step for the one direction V A⁻¹ Vᵀp, with A = Vᵀ H V.
     """
     values = subspace.eigenvalues
     found = probe(matvec, subspace, updates)
@@ -176,14 +177,10 @@ def _move_along(matvec, subspace: Subspace, updates):
     shrink = within / found.length - 1
     turn = vectors + shrink * jnp.outer(vectors @ along, along)
     added = vectors @ along / found.length
-    rows = jax.tree.map(
-        lambda rows, x: rows + added.reshape(-1, *(1,) * x.ndim) * x,
-        basis.combine(turn, subspace.eigenvectors),
-        found.outside,
-    )
+    turned = basis.combine(turn, subspace.eigenvectors)
     moved = subspace._replace(
         eigenvalues=values,
-        eigenvectors=rows,
+        eigenvectors=basis.add_outer(turned, added, found.outside),
         residuals=found.drift * jnp.abs(values),
         num_matvecs=jnp.ones((), jnp.int32),
     )

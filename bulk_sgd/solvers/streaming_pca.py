@@ -1,9 +1,9 @@
 """A Hessian-free dominant subspace: principal components of all updates, fading.
 
-The second moment C of the updates, of gradients close to the Fisher matrix of
-mini-batches, averaged as C ← (1 − ρ) C + ρ u uᵀ, and of it the k leading eigenpairs
-alone, which each update turns (Brand, *Incremental singular value decomposition of
-uncertain data with missing values*, 2002). That is Oja's rule with an exact step.
+The second moment of the updates (for gradients, close to the Fisher matrix of
+mini-batches) is averaged as C ← (1 − ρ) C + ρ u uᵀ. Only the k leading eigenpairs of C
+are kept, and each update turns them (Brand, *Incremental singular value decomposition
+of uncertain data with missing values*, 2002): Oja's rule with an exact step.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane
-from bulk_sgd.solvers.subspace import Rows, Solver
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import Rows
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
 
-_TURNS = 50  # between two orthonormalisations, which cost as much as a turn
+_TURNS = 50  # from one orthonormalisation, as costly as a turn, to the next
 
 
 class StreamingPCAState(NamedTuple):
@@ -33,17 +34,17 @@ class StreamingPCAState(NamedTuple):
 
 
 def streaming_pca(gain: float = 0.01) -> Solver:
-    """Solver that averages the second moment of the updates, at no matvec.
+    """Solver that averages the second moment of the updates, without matvecs.
 
-    As `update_pca` it takes the components of the updates before the incoming one, for
-    the memory of one vector instead of a window. ρ starts at 1 and falls as one over
+    Like `update_pca` it takes the components of the updates before the incoming one,
+    but remembers one vector instead of a window. ρ starts at 1 and falls as one over
     the number of updates to `gain`. Use it with `refresh_every=1`.
 
     Attributes of the result: `eigenvalues` are mean squares of the updates along each
-    vector, and `residuals` zero, as with `update_pca`.
+    vector, and `residuals` are zero, as with `update_pca`.
 
-    Error: measured along training in `docs/solvers.md`. Cost: no matvec, and two passes
-    over the basis.
+    Error: `docs/solvers.md` has measurements along training. Cost: no matvec, and two
+    passes over the basis.
 
     Args:
       gain: final weight ρ of a new update, above 0 and at most 1.
@@ -69,7 +70,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
     def solve(matvec, subspace, state, updates, key):
         del matvec, key
         rows, last = subspace.eigenvectors, basis.row(state.previous.rows, 0)
-        # The first call has nothing to absorb yet.
+        # The first call has no update to average yet.
         weight = jnp.maximum(gain, 1 / jnp.maximum(state.count, 1))
         weight = weight.astype(subspace.eigenvalues.dtype)
         inside = basis.inner(rows, last)
@@ -78,18 +79,15 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         outside = basis.subtract(outside, basis.combine(again, rows))
         length = basis.norm(outside)
         along = jnp.append(inside + again, length)
-        # C in the basis of V and of the part of the update outside of it.
+        # C in the basis of V and the part of the update outside of it.
         moment = jnp.diag(jnp.append((1 - weight) * subspace.eigenvalues, 0))
         values, turn = jnp.linalg.eigh(moment + weight * jnp.outer(along, along))
         values, turn = values[:0:-1], turn[:, :0:-1].T
         keep = values > rounding(values)
         turn = jnp.where(keep[:, None], turn, 0)
         added = turn[:, -1] / jnp.where(length > 0, length, 1)
-        vectors = jax.tree.map(
-            lambda rows, x: rows + added.reshape(-1, *(1,) * x.ndim) * x,
-            basis.combine(turn[:, :-1], rows),
-            outside,
-        )
+        vectors = basis.combine(turn[:, :-1], rows)
+        vectors = basis.add_outer(vectors, added, outside)
         # Each turn loses a rounding of orthogonality.
         vectors = jax.lax.cond(
             any_lane(state.count % _TURNS == 0), basis.orthonormal, lambda x: x, vectors
@@ -104,4 +102,4 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         previous = Rows(jax.tree.map(lambda x: x[None], update))
         return found, StreamingPCAState(previous, state.count + 1)
 
-    return Solver(init, solve, eigenpairs=False)
+    return Solver(init, solve, eigenpairs=False, name="streaming_pca")

@@ -1,9 +1,9 @@
 """A Hessian-free dominant subspace: principal components of the last updates.
 
-Updates lie mostly in the dominant subspace, so that their principal components are a
-guess of it, at no matvec. Zhou et al., *BSFA: Leveraging the Subspace Dichotomy to
-Accelerate Neural Network Training*, arXiv 2510.25244, estimate their projector so.
-What is found are the directions of large updates, whether sharp or not.
+Updates lie mostly in the dominant subspace, so that their principal components estimate
+it without a matvec. Zhou et al. estimate their projector this way (*BSFA: Leveraging
+the Subspace Dichotomy to Accelerate Neural Network Training*, arXiv 2510.25244). It
+finds the directions of large updates, sharp or not.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
-from bulk_sgd.linalg.branches import any_lane
-from bulk_sgd.solvers.subspace import Rows, Solver, Subspace
+from bulk_sgd.linalg import basis, branches
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import Rows, Subspace
 
 
 class UpdatePCAState(NamedTuple):
@@ -32,28 +32,28 @@ class UpdatePCAState(NamedTuple):
 
 
 def update_pca(window: int = 50, *, every: int = 1) -> Solver:
-    """Solver that takes the principal components of the last updates, at no matvec.
+    """Solver that takes the principal components of the last updates, without matvecs.
 
-    The subspace is that of the updates *before* the incoming one, which would else be
-    part of its own dominant subspace. While fewer than k of them are known the missing
-    rows are zeros. Use it with `refresh_every=1`.
+    It uses the updates *before* the incoming one, which would otherwise be part of its
+    own dominant subspace. Rows are zeros as long as there are fewer than k updates. Use
+    it with `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are mean squares of the updates in
-    the window along each vector, not of any Hessian: no spectral filter and no
-    `adaptive` threshold can go by them. `residuals` are zero and say nothing.
+    Attributes of the result: `eigenvalues` are mean squares along each vector of the
+    updates in the window. They are not eigenvalues of a Hessian: do not use them in a
+    spectral filter. `residuals` are zero and say nothing.
 
-    Error: several times that of `streaming`, which costs one matvec; measured along
-    training in `docs/solvers.md`. Cost: no matvec, and memory for the window.
+    Error: several times that of `streaming`, which costs one matvec; `docs/solvers.md`
+    has measurements along training. Cost: no matvec, and memory for the window.
 
     Args:
       window: number m of updates remembered, at least the rank.
-      every: take the components at one call in so many.
+      every: take the components at one call in `every`.
 
     Returns:
       A `Solver` with an `UpdatePCAState`.
 
     Raises:
-      ValueError: if an argument is out of its range, at `init` if the window is smaller
+      ValueError: if an argument is out of its range; at `init` if the window is smaller
         than the rank.
 
     Example:
@@ -86,14 +86,14 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
             keep = values > rounding(values)
             weights = vectors / jnp.sqrt(jnp.where(keep, values, 1))[:, None]
             found = basis.combine(jnp.where(keep[:, None], weights, 0), rows)
-            # Inner products square the ratio of the components: float32 leaves little
-            # of the orthogonality of the last.
-            means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
+            # Inner products square the ratio of the components, so that in float32 the
+            # last ones come out far from orthogonal.
             vectors = basis.put(previous[1], 0, basis.orthonormal(found), due)
+            means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
             return jnp.where(due, means, previous[0]), vectors
 
         previous = subspace.eigenvalues, subspace.eigenvectors
-        values, vectors = jax.lax.cond(any_lane(due), components, lambda: previous)
+        values, vectors = branches.cond(due, components, lambda: previous)
         slot = count % window
         written = jax.tree.map(lambda x: x[None], update)
         rows = basis.put(rows, slot, written, finite)
@@ -103,16 +103,16 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
         found = hessian_free(subspace, values, vectors, finite)
         return found, UpdatePCAState(Rows(rows), products, count + finite)
 
-    return Solver(init, solve, guarded=True, eigenpairs=False)
+    return Solver(init, solve, guarded=True, eigenpairs=False, name="update_pca")
 
 
 def rounding(values):
-    """Below this a mean square of float32 updates is noise; `values` descend."""
+    """The mean square below which a component is rounding; `values` descend."""
     return 100 * jnp.finfo(values.dtype).eps * values[0]
 
 
 def hessian_free(subspace: Subspace, values, vectors, finite) -> Subspace:
-    """What a solver found that took no product."""
+    """The `Subspace` of a solver that took no matvec."""
     return subspace._replace(
         eigenvalues=values,
         eigenvectors=vectors,

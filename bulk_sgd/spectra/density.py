@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
-from bulk_sgd.solvers.thick_restart import ROUNDING_UNITS
+from bulk_sgd.solvers.ritz import ROUNDING_UNITS
 from bulk_sgd.spectra.energies import Estimate
 
 

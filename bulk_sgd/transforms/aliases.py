@@ -1,12 +1,18 @@
-"""Whole optimizers: SGD with its gradient scaled inside and outside the subspace.
+"""`scale_by_subspace` with its scales chosen: the methods of the paper by name.
 
-For any other inner optimizer chain the transforms of `bulk_sgd.transforms` with it.
+`project_bulk` and `project_dominant` go with any optax optimizer; `bulk_sgd`, `dom_sgd`
+and `interpolated_sgd` are whole optimizers: SGD on the scaled gradient.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import optax
 
 from bulk_sgd import checks
-from bulk_sgd.transforms.scale_by_subspace import scale_by_subspace, takes_options
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.transforms.scale_by_subspace import scale_by_subspace
+from bulk_sgd.transforms.switch import Switch
 
 PATHS = {
     "bulk": lambda alpha: (alpha, 1.0),
@@ -24,8 +30,8 @@ def path_scales(path: str, alpha):
     | "dom"   | (1, α)     | Dom-SGD  | SGD     |
     | "cross" | (α, 1 − α) | Bulk-SGD | Dom-SGD |
 
-    The cross path halves the step of SGD at α = ½. α is not confined to [0, 1]: the
-    bulk path beyond 1 amplifies the sharp part.
+    Halfway along the cross path lies SGD with half the step. α may lie outside of
+    [0, 1]: beyond 1 the bulk path amplifies the sharp part.
 
     Args:
       path: "bulk", "dom" or "cross".
@@ -46,16 +52,109 @@ def path_scales(path: str, alpha):
     return PATHS[path](alpha)
 
 
-@takes_options
+def project_bulk(
+    rank: int,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Removes the dominant part of the updates: u ← u − P u, (a, b) = (0, 1).
+
+    The keyword-only arguments are those of `scale_by_subspace`.
+
+    Args:
+      rank: number of leading eigenvectors k.
+
+    Returns:
+      A transform whose state is a `ScaleBySubspaceState`.
+
+    Raises:
+      ValueError, TypeError: as `scale_by_subspace` does.
+
+    Example:
+      >>> import optax, bulk_sgd
+      >>> tx = optax.chain(optax.adam(1e-3), bulk_sgd.project_bulk(rank=10))
+    """
+    return scale_by_subspace(
+        rank,
+        0.0,
+        1.0,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
+
+
+def project_dominant(
+    rank: int,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps only the dominant part of the updates: u ← P u, (a, b) = (1, 0).
+
+    The keyword-only arguments are those of `scale_by_subspace`.
+
+    Args:
+      rank: number of leading eigenvectors k.
+
+    Returns:
+      A transform whose state is a `ScaleBySubspaceState`.
+
+    Raises:
+      ValueError, TypeError: as `scale_by_subspace` does.
+
+    Example:
+      >>> import optax, bulk_sgd
+      >>> tx = optax.chain(optax.sgd(0.01), bulk_sgd.project_dominant(rank=10))
+    """
+    return scale_by_subspace(
+        rank,
+        1.0,
+        0.0,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
+
+
 def bulk_sgd(
-    learning_rate: optax.ScalarOrSchedule, rank: int, **options
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Bulk-SGD: θ ← θ − η (g − P g) (arXiv 2505.11972).
 
+    The keyword-only arguments are those of `scale_by_subspace`.
+
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
-      rank: number of leading eigenvectors k that are projected out.
-      **options: keyword arguments of `scale_by_subspace`.
+      rank: number of leading eigenvectors k to project out.
 
     Returns:
       An optimizer whose `update` takes `value_fn`.
@@ -73,19 +172,40 @@ def bulk_sgd(
       >>> print(abs(updates).round(3))
       [0.  0.1]
     """
-    return _scaled_sgd(learning_rate, rank, 0.0, 1.0, options)
+    transform = scale_by_subspace(
+        rank,
+        0.0,
+        1.0,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
+    return _sgd(learning_rate, transform)
 
 
-@takes_options
 def dom_sgd(
-    learning_rate: optax.ScalarOrSchedule, rank: int, **options
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Dom-SGD: θ ← θ − η P g (Song, Ahn and Yun, arXiv 2405.16002).
 
+    The keyword-only arguments are those of `scale_by_subspace`.
+
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
-      rank: number of leading eigenvectors k that are kept.
-      **options: keyword arguments of `scale_by_subspace`.
+      rank: number of leading eigenvectors k to keep.
 
     Returns:
       An optimizer whose `update` takes `value_fn`.
@@ -97,32 +217,51 @@ def dom_sgd(
       >>> import bulk_sgd
       >>> tx = bulk_sgd.dom_sgd(0.01, rank=10, refresh_every=5)
     """
-    return _scaled_sgd(learning_rate, rank, 1.0, 0.0, options)
+    transform = scale_by_subspace(
+        rank,
+        1.0,
+        0.0,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
+    return _sgd(learning_rate, transform)
 
 
-@takes_options
 def interpolated_sgd(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,
     alpha: optax.ScalarOrSchedule,
     path: str = "bulk",
-    **options,
+    *,
+    refresh_every: int = 1,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A point between SGD, Dom-SGD and Bulk-SGD: θ ← θ − η (a P g + b (g − P g)).
+
+    The keyword-only arguments are those of `scale_by_subspace`.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
       rank: number of leading eigenvectors k.
       alpha: position α on the path, a number or a schedule of the step.
-      path: "bulk", "dom" or "cross"; see `path_scales` for the formulas.
-      **options: keyword arguments of `scale_by_subspace`.
+      path: "bulk", "dom" or "cross"; `path_scales` has the formulas.
 
     Returns:
       An optimizer whose `update` takes `value_fn`.
 
     Raises:
-      ValueError: if the rate is negative, alpha neither a number nor a schedule of
-        the step, the path unknown, or as `scale_by_subspace` does.
+      ValueError: if the rate is negative, alpha is neither a number nor a schedule of
+        the step, the path is unknown, or as `scale_by_subspace` does.
 
     Example:
       >>> import optax, bulk_sgd
@@ -130,19 +269,28 @@ def interpolated_sgd(
       >>> tx = bulk_sgd.interpolated_sgd(0.01, rank=10, alpha=fade)
     """
     checks.scale("alpha", alpha)
-    if not callable(alpha):
-        dominant, bulk = path_scales(path, alpha)
-    else:
-        path_scales(path, 0.0)
+    if callable(alpha):
+        checks.one_of("path", path, PATHS)
         dominant = lambda step: path_scales(path, alpha(step))[0]
         bulk = lambda step: path_scales(path, alpha(step))[1]
-    return _scaled_sgd(learning_rate, rank, dominant, bulk, options)
+    else:
+        dominant, bulk = path_scales(path, alpha)
+    transform = scale_by_subspace(
+        rank,
+        dominant,
+        bulk,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
+    return _sgd(learning_rate, transform)
 
 
-def _scaled_sgd(learning_rate, rank, dominant_scale, bulk_scale, options):
+def _sgd(learning_rate, transform):
     if not callable(learning_rate):
         checks.at_least("learning_rate", learning_rate, 0)
-    return optax.chain(
-        scale_by_subspace(rank, dominant_scale, bulk_scale, **options),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    return optax.chain(transform, optax.scale_by_learning_rate(learning_rate))

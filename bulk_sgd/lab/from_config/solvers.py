@@ -9,9 +9,9 @@ from bulk_sgd.solvers.drift import on_drift
 from bulk_sgd.solvers.krylov import krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.power import power
+from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.streaming import streaming
 from bulk_sgd.solvers.streaming_pca import streaming_pca
-from bulk_sgd.solvers.subspace import Solver
 from bulk_sgd.solvers.update_pca import update_pca
 
 _BUILDERS = {

@@ -1,0 +1,210 @@
+"""One step of Oja's rule on a window of a basis, for the solver `streaming`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.curvature import operators
+from bulk_sgd.linalg import basis, branches
+from bulk_sgd.solvers import rotation
+
+# The least that a vector keeps of itself, in lengths of its product: enough to leave it
+# orthogonal to 1e-5 where the rest is rounding, and little to the first sweeps.
+_LEAST = 0.01
+
+
+class Window(NamedTuple):
+    """The rows that a call multiplies.
+
+    Attributes:
+      start: int scalar, index of the first.
+      width: their number w, static.
+      turning: int scalar, index of the one to be rotated with a row outside.
+      weight: scalar, the gain ρ.
+    """
+
+    start: jax.Array
+    width: int
+    turning: jax.Array
+    weight: jax.Array
+
+    def outside(self, rank):
+        """`(rank,)` bools, which rows of the basis are not in the window."""
+        index = jnp.arange(rank)
+        return (index < self.start) | (index >= self.start + self.width)
+
+
+class _Products(NamedTuple):
+    """What the products H_b V of the rows V in the window say.
+
+    Attributes:
+      vectors: basis of w rows, H_b V.
+      inside: `(w, k)`, their inner products with all rows of the basis.
+      squares: `(w,)`, their squared norms.
+    """
+
+    vectors: Any
+    inside: jax.Array
+    squares: jax.Array
+
+    @property
+    def outside(self):
+        """`(w,)`, the squared norms of their parts outside of the basis."""
+        return self.squares - jnp.sum(self.inside**2, axis=1)
+
+
+class Moved(NamedTuple):
+    """What a call changes, if usable.
+
+    Attributes:
+      rows: basis of w rows, the new ones of the window.
+      other: the row outside of the window that one of them was rotated with.
+      partner: int32, the index of that row.
+      usable: bool, whether all of it is finite and the solver acts at this call.
+      quotients: `(k, k)`, the new averages, or the old ones if not usable.
+      noise: `(k,)`, likewise.
+    """
+
+    rows: Any
+    other: Any
+    partner: jax.Array
+    usable: jax.Array
+    quotients: jax.Array
+    noise: jax.Array
+
+
+def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
+    """Oja's rule on the rows in the window, and a rotation towards the eigenvectors.
+
+    Args:
+      matvec: H_b, from vector to vector.
+      rows: the basis V.
+      own: its rows in the window, seeded.
+      window: which rows these are.
+      quotients: `(k, k)`, running average of V H_b Vᵀ.
+      noise: `(k,)`, running average of the squares outside of span V.
+      acts: bool scalar or True, whether to use the result.
+    """
+    old, rank = (quotients, noise), len(quotients)
+    partner = rotation.partner(quotients, window.turning, window.outside(rank))
+    products = _multiply(matvec, rows, own, window)
+    averages, quotients, noise = _average(products, window, *old)
+    turned = basis.orthonormal(_mix(rows, own, products, old[0], window))
+
+    other = basis.row(rows, partner)
+    if window.width > 1:
+        turned, quotients, noise = rotation.diagonalize(
+            turned, quotients, noise, window.start
+        )
+    if window.width < rank:
+        place = window.turning - window.start
+        first, other, quotients, noise = rotation.jacobi(
+            basis.row(turned, place), other, quotients, noise, window.turning, partner
+        )
+        turned = basis.set_row(turned, place, first)
+    finite = jnp.all(jnp.isfinite(averages)) & jnp.all(jnp.isfinite(products.outside))
+    # Both the rows and the other one decide, so that XLA reads them before it writes
+    # either one and need not copy the basis between the writes.
+    lengths = basis.squared_norms(turned)
+    finite &= jnp.all((lengths > 0.5) | (lengths == 0))
+    finite &= jnp.isfinite(basis.norm(other))
+    usable = finite & acts
+    averages = basis.where(usable, (quotients, noise), old)
+    return Moved(turned, other, partner, usable, *averages)
+
+
+def _multiply(matvec, rows, own, window: Window) -> _Products:
+    vectors = basis.map_rows(operators.linearize(matvec), own)
+    inside = basis.gram(vectors, own)
+    if window.width < basis.num_rows(rows):
+        # `rows` does not hold a row that was just seeded.
+        at = jnp.zeros_like(window.start), window.start
+        inside = jax.lax.dynamic_update_slice(basis.gram(vectors, rows), inside, at)
+    return _Products(vectors, inside, basis.squared_norms(vectors))
+
+
+def _average(products: _Products, window: Window, quotients, noise):
+    """The running averages, with the products mixed in.
+
+    Returns:
+      The rows `(w, k)` of the new quotients in the window, the quotients, the noise.
+    """
+    start, width, _, weight = window
+    zero, rank = jnp.zeros_like(start), len(quotients)
+    old = jax.lax.dynamic_slice(quotients, (start, zero), (width, rank))
+    new = old + weight * (products.inside - old)
+    quotients = jax.lax.dynamic_update_slice(quotients, new, (start, zero))
+    quotients = jax.lax.dynamic_update_slice(quotients, new.T, (zero, start))
+    variance = jax.lax.dynamic_slice(noise, (start,), (width,))
+    variance = variance + weight * (jnp.maximum(products.outside, 0) - variance)
+    noise = jax.lax.dynamic_update_slice(noise, variance, (start,))
+    return new, quotients, noise
+
+
+def _mix(rows, own, products: _Products, quotients, window: Window):
+    """Oja's rule: vectors and products mixed, orthogonal to the rows outside."""
+    start, width, _, weight = window
+    values = jax.lax.dynamic_slice(jnp.diag(quotients), (start,), (width,))
+    # The magnitude: with a negative quotient as it stands the vector would reverse at
+    # every step, away from all directions of larger eigenvalues.
+    stays = jnp.abs(values) - weight * values
+    # Where H has fewer directions than V, a product lies all along other rows, and only
+    # rounding remains of it. Where H has none at all, no row is found.
+    stays = jnp.maximum(stays, _LEAST * weight * jnp.sqrt(products.squares))
+    kept = basis.scale_rows(stays, own)
+    mixed = jax.tree.map(lambda x, y: x + weight * y, kept, products.vectors)
+    if width == len(quotients):
+        return mixed
+    others = window.outside(len(quotients))
+    overlap = jnp.where(others, weight * products.inside, 0)
+    mixed = basis.subtract(mixed, basis.combine(overlap, rows))
+    # Little is removed as a rule, and the inner products are at hand: one pass is as
+    # good as two. Where less is left than was removed, rounding has grown.
+    at = jnp.zeros_like(start), start
+    forms = jnp.diag(jax.lax.dynamic_slice(products.inside, at, (width, width)))
+    before = stays**2 + weight * (2 * stays * forms + weight * products.squares)
+    short = 2 * jnp.sum(overlap**2, axis=1) > before
+
+    def again(_, mixed):
+        part = jnp.where(short[:, None] & others, basis.gram(mixed, rows), 0)
+        return basis.subtract(mixed, basis.combine(part, rows))
+
+    # A loop, unlike a conditional, works in place.
+    passes = branches.any_lane(jnp.any(short)).astype(jnp.int32)
+    return jax.lax.fori_loop(0, passes, again, mixed)
+
+
+def seed(own, rows, updates, key):
+    """The rows in the window, those of zeros replaced: the first by the update.
+
+    The others, and little of the first, are noise.
+
+    Args:
+      own: the rows in the window.
+      rows: the whole basis.
+      updates: the incoming update.
+      key: PRNG key.
+    """
+    missing = basis.squared_norms(own) == 0
+
+    def fill():
+        keys = jax.random.split(key, missing.size)
+        noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
+        length = basis.norm(updates)
+        scale = jnp.where(length > 0, jnp.sqrt(basis.size(updates)) / length, 0)
+        first = (jnp.arange(missing.size) == 0).astype(scale.dtype)
+        update = basis.scale(scale, basis.widen(updates))
+        fresh = basis.add_outer(basis.scale(0.1, noise), first, update)
+        fresh = basis.where_rows(missing, fresh, own)
+
+        def outside(_, fresh):
+            # The rows that are not missing are among `rows`.
+            overlap = jnp.where(missing[:, None], basis.gram(fresh, rows), 0)
+            fresh = basis.subtract(fresh, basis.combine(overlap, rows))
+            return basis.orthonormal(fresh)
+
+        fresh = jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
+        return basis.where(branches.own_lane(jnp.any(missing)), fresh, own)
+
+    return branches.cond(jnp.any(missing), fill, lambda: own)

@@ -1,0 +1,81 @@
+"""Rotations that turn orthonormal rows towards the eigenvectors of their quotients.
+
+The *quotients* of rows V are the symmetric matrix V H Vᵀ, whose diagonal holds the
+Rayleigh quotients; the *noise* of a row is a variance that mixes like its square. All
+functions here rotate rows, quotients and noise together.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.linalg import basis
+
+
+def diagonalize(rows, quotients, noise, start):
+    """Rayleigh-Ritz within a slice of the basis: its rows become Ritz vectors.
+
+    Args:
+      rows: the slice, a basis of w rows.
+      quotients: `(k, k)`, of the whole basis.
+      noise: `(k,)`.
+      start: index of the first row of the slice.
+
+    Returns:
+      The three after the rotation.
+    """
+    width = basis.num_rows(rows)
+    own = jax.lax.dynamic_slice(quotients, (start, start), (width, width))
+    _, vectors = jnp.linalg.eigh(own)
+    turn = vectors[:, ::-1].T
+    identity = jnp.eye(len(quotients), dtype=quotients.dtype)
+    rotation = jax.lax.dynamic_update_slice(identity, turn, (start, start))
+    return basis.combine(turn, rows), *_conjugate(rotation, quotients, noise)
+
+
+def partner(quotients, index, allowed):
+    """Which of the `allowed` rows needs a rotation with row `index` most.
+
+    It is the one with the largest sum of the off-diagonal quotient and the amount by
+    which the two are in the wrong order.
+    """
+    rows = jnp.arange(len(quotients))
+    values = jnp.diag(quotients)
+    gap = jnp.where(rows > index, values - values[index], values[index] - values)
+    need = jnp.abs(quotients[index]) + jnp.maximum(gap, 0)
+    return jnp.argmax(jnp.where(allowed, need, -1)).astype(jnp.int32)
+
+
+def jacobi(row, other, quotients, noise, index, partner):
+    """One Jacobi rotation: it makes the mutual quotient of two rows zero.
+
+    Args:
+      row: the vector at `index` of the basis.
+      other: the vector at `partner`.
+      quotients: `(k, k)`, of the whole basis.
+      noise: `(k,)`.
+      index: int scalar.
+      partner: int scalar.
+
+    Returns:
+      The four after the rotation; the first of the two rows gets the larger quotient.
+    """
+    forward = index < partner
+    first, second = jnp.minimum(index, partner), jnp.maximum(index, partner)
+    angle = 0.5 * jnp.arctan2(
+        2 * quotients[first, second],
+        quotients[first, first] - quotients[second, second],
+    )
+    # Rows trade places exactly: a cosine of rounding would fill a row of zeros.
+    places = (quotients[first, second] == 0) & (angle > 0)
+    c = jnp.where(places, 0, jnp.cos(angle))
+    s = jnp.where(forward, 1, -1) * jnp.sin(angle)
+    turned = jax.tree.map(lambda x, y: c * x + s * y, row, other)
+    rest = jax.tree.map(lambda x, y: c * y - s * x, row, other)
+    rotation = jnp.eye(len(quotients), dtype=quotients.dtype)
+    rotation = rotation.at[index, index].set(c).at[partner, partner].set(c)
+    rotation = rotation.at[index, partner].set(s).at[partner, index].set(-s)
+    return turned, rest, *_conjugate(rotation, quotients, noise)
+
+
+def _conjugate(rotation, quotients, noise):
+    return rotation @ quotients @ rotation.T, rotation**2 @ noise

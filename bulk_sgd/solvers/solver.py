@@ -1,0 +1,143 @@
+"""What a solver is, and one call of it: checked, and undone where it failed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.branches import own_lane
+from bulk_sgd.solvers.subspace import Subspace
+
+
+class Solver(NamedTuple):
+    """How a transform keeps its subspace up to date: a pair of pure functions.
+
+    Attributes:
+      init: `init(params, rank) -> state` makes the solver's own state, a pytree of
+        arrays.
+      solve: `solve(matvec, subspace, state, updates, key) -> (subspace, state)` takes
+        the curvature at this step (a new function at every call), the previous
+        subspace, its own state, the incoming update and a fresh PRNG key, and returns a
+        `Subspace` of the same rank. Where `converged` is False, or an eigenvalue or a
+        residual is not finite, the solve failed and the caller keeps the previous
+        subspace.
+      guarded: whether `solve` itself returns the previous vectors where it failed. The
+        caller then need not choose between two bases at every step.
+      eigenpairs: whether the result approximates eigenpairs of the curvature that also
+        hold for later updates. `on_drift` and `adaptive` need them and refuse a solver
+        without.
+      name: what errors call the solver.
+    """
+
+    init: Callable[[Any, int], Any]
+    solve: Callable[..., tuple[Subspace, Any]]
+    guarded: bool = False
+    eigenpairs: bool = True
+    name: str = ""
+
+
+def check_solver(solver, *, eigenpairs: bool = False):
+    """Raises ArgumentError unless `solver` is a `Solver`, of eigenpairs if needed."""
+    example = "such as bulk_sgd.lanczos()."
+    if not isinstance(solver, Solver):
+        raise checks.ArgumentError(
+            "solver", f"is {solver!r}; it must be a bulk_sgd.Solver {example}"
+        )
+    if eigenpairs and not solver.eigenpairs:
+        raise checks.ArgumentError(
+            "solver",
+            f"is {solver.name or repr(solver.solve)}, which keeps no eigenpairs of the "
+            "curvature, or wraps a solver that keeps none; it must be one that does, "
+            f"{example}",
+        )
+
+
+class Refreshed(NamedTuple):
+    """What to go on with after a solve.
+
+    Attributes:
+      subspace: the new `Subspace`, or the previous one where the solve is not used.
+      state: the solver's state, likewise.
+      usable: bool, whether the solve converged to finite numbers.
+      num_matvecs: curvature products spent, whether usable or not.
+    """
+
+    subspace: Subspace
+    state: Any
+    usable: jax.Array
+    num_matvecs: jax.Array
+
+
+def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refreshed:
+    """Calls a solver, and keeps what there was where it failed or was not due.
+
+    Args:
+      solver: the solver to call.
+      due: bool scalar, or True. To be called in the branch of `branches.cond(due, …)`,
+        so that False means a lane that only joins in under `vmap`.
+      matvec: as for `Solver.solve`, as are the others.
+      subspace: the previous subspace.
+      state: the solver's previous state.
+      updates: the incoming update.
+      key: PRNG key.
+
+    Raises:
+      TypeError: if the solver returns anything that cannot replace what it was given.
+    """
+    returned = solver.solve(matvec, subspace, state, updates, key)
+    check_solution(returned, subspace, state)
+    found, after = returned
+    # A vector that is not finite shows in its eigenvalue or residual.
+    finite = jnp.isfinite(found.eigenvalues) & jnp.isfinite(found.residuals)
+    usable = found.converged & jnp.all(finite)
+    accepted = due & usable
+    # To choose between two bases XLA copies the old one at every step. A guarded solver
+    # spares it that: its vectors hold even where it failed, and outside of `vmap` the
+    # predicate `own_lane` is a constant.
+    moved = own_lane(jnp.asarray(due)) if solver.guarded else accepted
+    old = subspace.eigenvectors, state
+    rows, after = basis.where(moved, (found.eigenvectors, after), old)
+    kept = basis.where(accepted, found, subspace)._replace(eigenvectors=rows)
+    return Refreshed(kept, after, usable, found.num_matvecs)
+
+
+def check_solution(returned, subspace: Subspace, state):
+    """Raises TypeError unless a solver returned what can replace what it was given.
+
+    Args:
+      returned: what `Solver.solve` returned.
+      subspace: the previous subspace.
+      state: the solver's previous state.
+    """
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not pair or not isinstance(returned[0], Subspace):
+        raise TypeError(
+            f"solver.solve returned {type(returned).__name__}; it must return a pair, "
+            "a bulk_sgd.Subspace and the solver's new state."
+        )
+    names = *Subspace._fields, "state"
+    pairs = zip(names, (*subspace, state), (*returned[0], returned[1]))
+    for name, old, new in pairs:
+        if not _replaces(new, old):
+            got, wanted = (jax.tree.map(_describe, x) for x in (new, old))
+            raise TypeError(
+                f"solver.solve returned {name} as {got}; it must be like the one that "
+                f"the solver was given, {wanted}."
+            )
+
+
+def _replaces(new, old) -> bool:
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        return False
+    # A Python scalar takes the dtype of what it replaces.
+    return all(
+        jnp.shape(x) == jnp.shape(y) and jnp.result_type(x, y) == jnp.result_type(y)
+        for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old))
+    )
+
+
+def _describe(leaf) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

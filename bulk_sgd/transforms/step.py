@@ -1,0 +1,178 @@
+"""One step of `scale_by_subspace`: select, refresh, scale."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import masking, preconditioning
+from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.linalg import basis, branches
+from bulk_sgd.solvers import solver as solver_lib
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.subspace import alignment
+from bulk_sgd.transforms.switch import Switch
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The arguments of `scale_by_subspace`, checked."""
+
+    rank: int
+    dominant_scale: Any
+    bulk_scale: Any
+    refresh_every: Any
+    solver: Solver
+    curvature: Callable
+    switch: Switch
+    mask: Any
+    sharding: Any
+    seed: Any
+
+    def due(self, count):
+        """Whether step `count` refreshes the subspace: a bool scalar, or True."""
+        first = self.switch.first_needed
+        static = isinstance(self.refresh_every, int) and isinstance(first, int)
+        if static and (self.refresh_every, first) == (1, 0):
+            return True
+        age = count - first
+        return (age >= 0) & (age % self.refresh_every == 0)
+
+
+class Selected(NamedTuple):
+    """What an update is about, the selected parameters alone.
+
+    Attributes:
+      updates: the incoming updates.
+      vector: the updates u in the working dtype, or P^½ u with a preconditioner P.
+      value_fn: the loss as a function of `params`.
+      params: the parameters.
+      preconditioner: P, or None.
+      layout: their `NamedSharding`s, or None.
+    """
+
+    updates: Any
+    vector: Any
+    value_fn: Callable
+    params: Any
+    preconditioner: Any
+    layout: Any
+
+
+def select(
+    options: Options, updates, state, params, value_fn, preconditioner
+) -> Selected:
+    """Leaves out what the mask leaves out, and takes u to P^½ u."""
+    flags = masking.resolve(options.mask, params)
+    selected = masking.select(updates, flags)
+    layout = options.sharding
+    if layout is not None:
+        layout = jax.tree.broadcast(masking.resolve(layout, params), params)
+        layout = masking.select(layout, flags)
+    vector = jax.tree.map(lambda x: x.astype(state.alignment.dtype), selected)
+    if preconditioner is not None:
+        _check_like(preconditioner, updates)
+        preconditioner = masking.select(preconditioner, flags)
+        root = preconditioning.root(preconditioner)
+        vector = jax.tree.map(jnp.multiply, root, vector)
+    restricted = masking.restrict(value_fn, params, flags)
+    return Selected(selected, vector, *restricted, preconditioner, layout)
+
+
+def refresh(options: Options, state, selected: Selected):
+    """The state with a new subspace, if a refresh is due."""
+    due = options.due(state.count)
+
+    def refresh():
+        matvec = options.curvature(selected.value_fn, selected.params)
+        if selected.preconditioner is not None:
+            matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
+        matvec = sharded(matvec, selected.layout)
+        key = jax.random.fold_in(jax.random.key(options.seed), state.count)
+        known = state.subspace, state.solver_state
+        found = solver_lib.refresh(
+            options.solver, due, matvec, *known, selected.vector, key
+        )
+        return state._replace(
+            subspace=found.subspace,
+            solver_state=found.state,
+            total_matvecs=state.total_matvecs + due * found.num_matvecs,
+            refreshes=state.refreshes + due,
+            failed_refreshes=state.failed_refreshes + (due & ~found.usable),
+        )
+
+    state = branches.cond(due, refresh, lambda: state)
+    rows = basis.place_rows(state.subspace.eigenvectors, selected.layout)
+    return state._replace(subspace=state.subspace._replace(eigenvectors=rows))
+
+
+def scale(options: Options, state, selected: Selected):
+    """The scaled updates, and the state after the step."""
+    coefficients = state.subspace.coefficients(selected.vector)
+    after = _watch(options.switch, state, alignment(coefficients, selected.vector))
+
+    bulk = _factors("bulk_scale", options.bulk_scale, state)
+    dominant = _factors("dominant_scale", options.dominant_scale, state)
+    # Zeros stay zeros whatever multiplies them: a filter may be infinite at the
+    # eigenvalue 0 of a missing direction, and where a = b an update that is not finite
+    # must not spread.
+    factors = dominant - bulk
+    inert = (factors == 0) | (coefficients == 0)
+    weights = jnp.where(inert, 0, factors * coefficients)
+    correction = basis.combine(weights, state.subspace.eigenvectors)
+    if selected.preconditioner is not None:
+        root = preconditioning.root(selected.preconditioner)
+        correction = jax.tree.map(jnp.divide, correction, root)
+
+    def scaled(u, c):
+        wide = bulk * u.astype(c.dtype)
+        wide = jnp.where(c == 0, wide, wide + c)  # −0 + 0 would lose its sign
+        return jnp.where(after.switched, wide.astype(u.dtype), u)
+
+    return jax.tree.map(scaled, selected.updates, correction), after
+
+
+def _watch(switch: Switch, state, alignment):
+    """The state after the step, with the switch thrown if it is time."""
+    average = switch.decay * state.alignment_average
+    average = (average + (1 - switch.decay) * alignment).astype(alignment.dtype)
+    average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
+    switched = state.switched | switch.acts(state.count, average)
+    first = switched & ~state.switched
+    return state._replace(
+        count=optax.safe_increment(state.count),
+        alignment=alignment,
+        alignment_average=average,
+        switched=switched,
+        switch_count=jnp.where(first, state.count, state.switch_count),
+    )
+
+
+def _factors(name, scale, state):
+    if not callable(scale):
+        return scale
+    filters = checks.is_filter(scale)
+    at = state.subspace.eigenvalues if filters else state.count
+    factors, shape = scale(at), jnp.shape(at)
+    if jnp.shape(factors) not in ((), shape):
+        raise TypeError(
+            f"{name} returned the shape {jnp.shape(factors)}; it must return "
+            + (f"one factor per eigenvalue, {shape}." if filters else "a scalar.")
+        )
+    return factors
+
+
+def _check_like(preconditioner, updates):
+    def form(tree):  # the user's node classes may not define equality
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    if form(preconditioner) != form(updates):
+        shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (preconditioner, updates))
+        raise checks.ArgumentError(
+            "preconditioner",
+            f"has the shapes {shapes}; it must be like the params, {wanted}.",
+        )
