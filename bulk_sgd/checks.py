@@ -37,14 +37,8 @@ def integer(
 ):
     """Raises ArgumentError unless `value` is an int with `low <= value <= high`.
 
-    Args:
-      name: the argument.
-      value: what it is.
-      low: smallest value allowed.
-      high: largest value allowed, or None.
-      why: what the bound comes from; part of the error.
-      static: whether `value` fixes shapes: a traced one is then refused, and else
-        passes unchecked.
+    `why` says where the bound comes from. A traced value is refused if `static`, which
+    means that it fixes array shapes; otherwise it passes unchecked.
     """
     bounds = f"at least {low}" if high is None else f"from {low} to {high}"
     if why:

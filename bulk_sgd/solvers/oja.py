@@ -77,14 +77,8 @@ class Moved(NamedTuple):
 def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     """Oja's rule on the rows in the window, and a rotation towards the eigenvectors.
 
-    Args:
-      matvec: H_b, from vector to vector.
-      rows: the basis V.
-      own: its rows in the window, seeded.
-      window: which rows these are.
-      quotients: `(k, k)`, running average of V H_b Vᵀ.
-      noise: `(k,)`, running average of the squares outside of span V.
-      acts: bool scalar or True, whether to use the result.
+    `own` holds the rows of the window, seeded; `quotients` and `noise` are those of
+    `StreamingState`; `acts` says whether to use the result.
     """
     old, rank = (quotients, noise), len(quotients)
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
@@ -176,16 +170,7 @@ def _mix(rows, own, products: _Products, quotients, window: Window):
 
 
 def seed(own, rows, updates, key):
-    """The rows in the window, those of zeros replaced: the first by the update.
-
-    The others, and little of the first, are noise.
-
-    Args:
-      own: the rows in the window.
-      rows: the whole basis.
-      updates: the incoming update.
-      key: PRNG key.
-    """
+    """The rows `own` of the window with its zeros replaced: by the update and noise."""
     missing = basis.squared_norms(own) == 0
 
     def fill():

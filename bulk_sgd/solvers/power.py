@@ -94,17 +94,15 @@ def power(
 
 
 class Probe(NamedTuple):
-    """What one matvec says about a basis and a vector.
+    """What one matvec, p = H V Λ⁻¹ q, says about a basis V and a vector u.
 
     Attributes:
-      weights: `(k,)`, Λ⁻¹ q with q = Vᵀu / ‖Vᵀu‖, or the first unit vector as q where
-        Vᵀu is zero.
-      inside: `(k,)`, Vᵀp of the product p = H V Λ⁻¹ q; q itself for an exact basis.
+      weights: `(k,)`, Λ⁻¹ q with q = Vᵀu / ‖Vᵀu‖, or q = (1, 0, …) if Vᵀu is zero.
+      inside: `(k,)`, Vᵀp; q itself for an exact basis.
       outside: pytree like the vector, p − V Vᵀp; zero for an exact basis.
       length: scalar, ‖p‖.
-      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖: an estimate of ‖(P − V Vᵀ) V q‖, to
-        first order in the error of the basis, and the better the smaller the
-        eigenvalues left out.
+      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖, which estimates ‖(P − V Vᵀ) V q‖ to
+        first order, the better the smaller the eigenvalues left out.
     """
 
     weights: jax.Array

@@ -12,20 +12,14 @@ ORDERS = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": jnp.abs
 
 
 def ritz_pairs(projected, size, bound, order):
-    """Eigenpairs of the leading block of the projected matrix, preferred first.
+    """Eigenpairs of the first `size` rows of the projected matrix, preferred first.
 
-    A diagonal that no true eigenvalue can reach completes the rows that are not
-    reached yet, so that none of them shows up as a false zero.
-
-    Args:
-      projected: `(m, m)`, zero outside of its leading block.
-      size: int scalar, rows of that block.
-      bound: scalar, at least max|θ|, as from `gershgorin`.
-      order: function whose largest value marks the preferred eigenvalue.
+    A diagonal that no true eigenvalue reaches completes the other rows, so that none of
+    them shows up as a false zero. `bound` is at least max|θ|, as from `gershgorin`;
+    `order` is largest at the preferred eigenvalue.
 
     Returns:
-      The values `(m,)` in order of preference, the vectors as columns `(m, m)` in the
-      same order, and max|θ|.
+      The values `(m,)`, the vectors as columns `(m, m)`, and max|θ|.
     """
     index = jnp.arange(projected.shape[0])
     reached = index < size

@@ -1,8 +1,9 @@
 """Rotations that turn orthonormal rows towards the eigenvectors of their quotients.
 
 The *quotients* of rows V are the symmetric matrix V H Vᵀ, whose diagonal holds the
-Rayleigh quotients; the *noise* of a row is a variance that mixes like its square. All
-functions here rotate rows, quotients and noise together.
+Rayleigh quotients; the *noise* of a row is a variance that mixes like its square.
+Rotations here take rows, the `(k, k)` quotients and the `(k,)` noise of the whole basis
+and return them turned.
 """
 
 import jax
@@ -12,17 +13,7 @@ from bulk_sgd.linalg import basis
 
 
 def diagonalize(rows, quotients, noise, start):
-    """Rayleigh-Ritz within a slice of the basis: its rows become Ritz vectors.
-
-    Args:
-      rows: the slice, a basis of w rows.
-      quotients: `(k, k)`, of the whole basis.
-      noise: `(k,)`.
-      start: index of the first row of the slice.
-
-    Returns:
-      The three after the rotation.
-    """
+    """Rayleigh-Ritz within the `rows` from index `start`: they become Ritz vectors."""
     width = basis.num_rows(rows)
     own = jax.lax.dynamic_slice(quotients, (start, start), (width, width))
     _, vectors = jnp.linalg.eigh(own)
@@ -46,18 +37,10 @@ def partner(quotients, index, allowed):
 
 
 def jacobi(row, other, quotients, noise, index, partner):
-    """One Jacobi rotation: it makes the mutual quotient of two rows zero.
+    """One Jacobi rotation, which makes the mutual quotient of two rows zero.
 
-    Args:
-      row: the vector at `index` of the basis.
-      other: the vector at `partner`.
-      quotients: `(k, k)`, of the whole basis.
-      noise: `(k,)`.
-      index: int scalar.
-      partner: int scalar.
-
-    Returns:
-      The four after the rotation; the first of the two rows gets the larger quotient.
+    The vectors `row` at `index` and `other` at `partner` turn so that the first one in
+    the basis gets the larger quotient.
     """
     forward = index < partner
     first, second = jnp.minimum(index, partner), jnp.maximum(index, partner)

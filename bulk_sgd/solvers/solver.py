@@ -74,15 +74,8 @@ class Refreshed(NamedTuple):
 def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refreshed:
     """Calls a solver, and keeps what there was where it failed or was not due.
 
-    Args:
-      solver: the solver to call.
-      due: bool scalar, or True. To be called in the branch of `branches.cond(due, …)`,
-        so that False means a lane that only joins in under `vmap`.
-      matvec: as for `Solver.solve`, as are the others.
-      subspace: the previous subspace.
-      state: the solver's previous state.
-      updates: the incoming update.
-      key: PRNG key.
+    It runs in the branch of `branches.cond(due, …)`: where `due` is False, this lane
+    only joins in under `vmap`. The other arguments are those of `Solver.solve`.
 
     Raises:
       TypeError: if the solver returns anything that cannot replace what it was given.
@@ -105,13 +98,7 @@ def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refre
 
 
 def check_solution(returned, subspace: Subspace, state):
-    """Raises TypeError unless a solver returned what can replace what it was given.
-
-    Args:
-      returned: what `Solver.solve` returned.
-      subspace: the previous subspace.
-      state: the solver's previous state.
-    """
+    """Raises TypeError unless a solver returned a new `subspace` and `state`."""
     pair = isinstance(returned, tuple) and len(returned) == 2
     if not pair or not isinstance(returned[0], Subspace):
         raise TypeError(

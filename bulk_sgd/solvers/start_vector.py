@@ -22,13 +22,9 @@ def like(start):
 
 
 def pack(start, form, key):
-    """The start vector, of length one and packed.
+    """The start vector in a form of `packing`, of length one.
 
-    Args:
-      start: a vector, or a `Subspace` for a warm start. Zero or not finite: a random
-        vector takes its place.
-      form: `packing.Packed` or `packing.Unpacked`.
-      key: PRNG key.
+    A random vector replaces a `start` that is zero or not finite.
     """
     if isinstance(start, Subspace):
         # A Krylov sequence favours large eigenvalues; inverse weights make up for it.

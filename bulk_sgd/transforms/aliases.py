@@ -73,25 +73,14 @@ def project_bulk(
     Returns:
       A transform whose state is a `ScaleBySubspaceState`.
 
-    Raises:
-      ValueError, TypeError: as `scale_by_subspace` does.
-
     Example:
       >>> import optax, bulk_sgd
       >>> tx = optax.chain(optax.adam(1e-3), bulk_sgd.project_bulk(rank=10))
     """
     return scale_by_subspace(
-        rank,
-        0.0,
-        1.0,
-        refresh_every=refresh_every,
-        solver=solver,
-        curvature=curvature,
-        switch=switch,
-        mask=mask,
-        sharding=sharding,
-        seed=seed,
-    )
+        rank, 0.0, 1.0, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
 
 
 def project_dominant(
@@ -115,25 +104,14 @@ def project_dominant(
     Returns:
       A transform whose state is a `ScaleBySubspaceState`.
 
-    Raises:
-      ValueError, TypeError: as `scale_by_subspace` does.
-
     Example:
       >>> import optax, bulk_sgd
       >>> tx = optax.chain(optax.sgd(0.01), bulk_sgd.project_dominant(rank=10))
     """
     return scale_by_subspace(
-        rank,
-        1.0,
-        0.0,
-        refresh_every=refresh_every,
-        solver=solver,
-        curvature=curvature,
-        switch=switch,
-        mask=mask,
-        sharding=sharding,
-        seed=seed,
-    )
+        rank, 1.0, 0.0, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
 
 
 def bulk_sgd(
@@ -173,17 +151,9 @@ def bulk_sgd(
       [0.  0.1]
     """
     transform = scale_by_subspace(
-        rank,
-        0.0,
-        1.0,
-        refresh_every=refresh_every,
-        solver=solver,
-        curvature=curvature,
-        switch=switch,
-        mask=mask,
-        sharding=sharding,
-        seed=seed,
-    )
+        rank, 0.0, 1.0, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
     return _sgd(learning_rate, transform)
 
 
@@ -218,17 +188,9 @@ def dom_sgd(
       >>> tx = bulk_sgd.dom_sgd(0.01, rank=10, refresh_every=5)
     """
     transform = scale_by_subspace(
-        rank,
-        1.0,
-        0.0,
-        refresh_every=refresh_every,
-        solver=solver,
-        curvature=curvature,
-        switch=switch,
-        mask=mask,
-        sharding=sharding,
-        seed=seed,
-    )
+        rank, 1.0, 0.0, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
     return _sgd(learning_rate, transform)
 
 
@@ -276,17 +238,9 @@ def interpolated_sgd(
     else:
         dominant, bulk = path_scales(path, alpha)
     transform = scale_by_subspace(
-        rank,
-        dominant,
-        bulk,
-        refresh_every=refresh_every,
-        solver=solver,
-        curvature=curvature,
-        switch=switch,
-        mask=mask,
-        sharding=sharding,
-        seed=seed,
-    )
+        rank, dominant, bulk, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
     return _sgd(learning_rate, transform)
 
 
