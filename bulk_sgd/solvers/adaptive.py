@@ -48,8 +48,8 @@ def adaptive(
     while λ_1 − λ_2 is often the largest difference. The gap never keeps an eigenvalue
     that is not positive.
 
-    Error: that of `solver`, except that a vector comes or goes at once when its
-    eigenvalue crosses the threshold. Cost: that of `solver`, and memory for one more
+    Error: as for `solver`, except that a vector comes or goes at once when its
+    eigenvalue crosses the threshold. Cost: as for `solver`, and memory for one more
     basis.
 
     Args:

@@ -27,7 +27,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     Under squared error each eigenvalue of a linear last layer occurs once per output.
     `lanczos()` finds one of them; `lanczos(repeated=True)` and `power()` find all.
 
-    Error: that of `solver` for each block; `docs/solvers.md` has the overlap with the
+    Error: as for `solver`, in each block; `docs/solvers.md` has the overlap with the
     subspace of H along training. Cost: B solves for about k / B vectors each, and
     memory for all k rows, each of them zero outside of its block.
 

@@ -111,7 +111,7 @@ class _Deflated:
 
 
 def _inserted(other: Subspace, found: Subspace, order) -> Subspace:
-    """`found` with its last pair replaced by that of `other`, in order."""
+    """`found` with the pair of `other` in place of its last one, in order."""
     values = found.eigenvalues.at[-1].set(other.eigenvalues[0])
     place = jnp.argsort(order(values), descending=True)
     merge = lambda x, y: x.at[-1].set(y[0])[place]

@@ -77,8 +77,8 @@ class Moved(NamedTuple):
 def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     """Oja's rule on the rows in the window, and a rotation towards the eigenvectors.
 
-    `own` holds the rows of the window, seeded; `quotients` and `noise` are those of
-    `StreamingState`; `acts` says whether to use the result.
+    `own` holds the rows of the window, seeded; `acts` says whether to use the result;
+    `StreamingState` explains `quotients` and `noise`.
     """
     old, rank = (quotients, noise), len(quotients)
     partner = rotation.partner(quotients, window.turning, window.outside(rank))

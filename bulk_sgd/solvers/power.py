@@ -38,7 +38,7 @@ def power(
     `residuals` are those before the step; along the update, the eigenvalues times the
     share of the one product that lies outside of the basis.
 
-    Error: λ_{k+1} / λ_k times that of the previous basis, with λ_{k+1} the largest in
+    Error: a step leaves the fraction λ_{k+1} / λ_k of it, with λ_{k+1} the largest in
     magnitude of the eigenvalues left out. Along the update this holds for P u, and the
     rest of the basis is as old as the last update that pointed there. Cost: k matvecs,
     or 1 along the update, and a few passes over the basis. Measured along training:

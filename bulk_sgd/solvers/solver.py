@@ -75,7 +75,7 @@ def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refre
     """Calls a solver, and keeps what there was where it failed or was not due.
 
     It runs in the branch of `branches.cond(due, …)`: where `due` is False, this lane
-    only joins in under `vmap`. The other arguments are those of `Solver.solve`.
+    only joins in under `vmap`. For the other arguments see `Solver`.
 
     Raises:
       TypeError: if the solver returns anything that cannot replace what it was given.

@@ -42,8 +42,8 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
     updates in the window. They are not eigenvalues of a Hessian: do not use them in a
     spectral filter. `residuals` are zero and say nothing.
 
-    Error: several times that of `streaming`, which costs one matvec; `docs/solvers.md`
-    has measurements along training. Cost: no matvec, and memory for the window.
+    Error: several times larger than with `streaming`, which costs one matvec; see
+    `docs/solvers.md`. Cost: no matvec, and memory for the window.
 
     Args:
       window: number m of updates remembered, at least the rank.

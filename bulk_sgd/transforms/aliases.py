@@ -65,7 +65,7 @@ def project_bulk(
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the dominant part of the updates: u ← u − P u, (a, b) = (0, 1).
 
-    The keyword-only arguments are those of `scale_by_subspace`.
+    `scale_by_subspace` explains the keyword-only arguments.
 
     Args:
       rank: number of leading eigenvectors k.
@@ -96,7 +96,7 @@ def project_dominant(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps only the dominant part of the updates: u ← P u, (a, b) = (1, 0).
 
-    The keyword-only arguments are those of `scale_by_subspace`.
+    `scale_by_subspace` explains the keyword-only arguments.
 
     Args:
       rank: number of leading eigenvectors k.
@@ -128,7 +128,7 @@ def bulk_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Bulk-SGD: θ ← θ − η (g − P g) (arXiv 2505.11972).
 
-    The keyword-only arguments are those of `scale_by_subspace`.
+    `scale_by_subspace` explains the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -171,7 +171,7 @@ def dom_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Dom-SGD: θ ← θ − η P g (Song, Ahn and Yun, arXiv 2405.16002).
 
-    The keyword-only arguments are those of `scale_by_subspace`.
+    `scale_by_subspace` explains the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -210,7 +210,7 @@ def interpolated_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """A point between SGD, Dom-SGD and Bulk-SGD: θ ← θ − η (a P g + b (g − P g)).
 
-    The keyword-only arguments are those of `scale_by_subspace`.
+    `scale_by_subspace` explains the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.

@@ -83,12 +83,12 @@ def scale_by_subspace(
     numbers as data; flags, strings and functions as they are.
 
     `update` also takes `preconditioner`, a positive pytree like the params such as
-    `bulk_sgd.adam_preconditioner` returns. The subspace is then that of P^{−½} H P^{−½}
-    (P the preconditioner), and the projection acts on P^½ u, in the coordinates of
-    those eigenvectors: u ← b·u + P^{−½} U ((a − b) Uᵀ P^½ u). The alignment is that of
-    P^½ u. Use it after an optimizer, on updates rather than gradients. With a solver
-    that has a memory, or `refresh_every` above 1, the basis belongs to an older P; the
-    error is the change of P since then, which is small once v̂ has settled.
+    `bulk_sgd.adam_preconditioner` returns. With D for it, U then holds eigenvectors of
+    D^{−½} H D^{−½}, and the projection acts on D^½ u, in their coordinates:
+    u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½ u. Use
+    it after an optimizer, on updates rather than gradients. With a solver that has a
+    memory, or `refresh_every` above 1, the basis belongs to an older D; the error is
+    the change of D since then, which is small once v̂ has settled.
 
     `optax.inject_hyperparams` takes every function for a schedule of the step. List in
     its `static_args` each function that is none (`dominant_scale` as a filter,
@@ -109,8 +109,8 @@ def scale_by_subspace(
         mode="finite_differences")`.
       switch: the step from which the scales are applied, or a `Switch`.
       mask: pytree of bools like the params (or a prefix of it), or a function of the
-        params that returns one. The subspace is that of the curvature block of the
-        selected parameters; updates of the others pass through unchanged. Use it
+        params that returns one. Only the selected parameters define the curvature, as a
+        diagonal block of H; updates of the others pass through unchanged. Use it
         instead of `optax.masked`, which hides the parameters that `value_fn` needs.
       sharding: for parameters sharded over devices, their `NamedSharding`s: a pytree
         like the params (or a prefix of it), or a function of the params that returns

@@ -44,15 +44,15 @@ class Options:
 
 
 class Selected(NamedTuple):
-    """What an update is about, the selected parameters alone.
+    """The arguments of an update, for the selected parameters only.
 
     Attributes:
-      updates: the incoming updates.
-      vector: the updates u in the working dtype, or P^½ u with a preconditioner P.
+      updates: the incoming updates u.
+      vector: u in the working dtype, or D^½ u with a preconditioner D.
       value_fn: the loss as a function of `params`.
       params: the parameters.
-      preconditioner: P, or None.
-      layout: their `NamedSharding`s, or None.
+      preconditioner: D, or None.
+      layout: the `NamedSharding`s of the parameters, or None.
     """
 
     updates: Any
@@ -66,7 +66,7 @@ class Selected(NamedTuple):
 def select(
     options: Options, updates, state, params, value_fn, preconditioner
 ) -> Selected:
-    """Leaves out what the mask leaves out, and takes u to P^½ u."""
+    """What the mask selects, in the coordinates of the eigenvectors."""
     flags = masking.resolve(options.mask, params)
     selected = masking.select(updates, flags)
     layout = options.sharding

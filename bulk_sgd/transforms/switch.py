@@ -11,16 +11,16 @@ from bulk_sgd import checks
 class Switch:
     """When a transform starts to act; until then it passes updates through.
 
-    It acts from the first step at which an exponential moving average of the alignment
-    χ_k exceeds `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4)
-    and at the latest from step `step`. The average starts at 0, so that it reaches
-    0.95 after 29 steps at the earliest.
+    It starts once an exponential moving average of the alignment χ_k exceeds
+    `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4), and at step
+    `step` at the latest. The average starts at 0 and, with the default decay, needs at
+    least 29 steps to reach 0.95.
 
     Attributes:
-      step: first step on which it acts whatever the alignment, at least 0. None is
-        step 0 where `alignment` is None too, and else waits for the alignment alone.
-      alignment: threshold between 0 and 1, or None to go by the step alone, in which
-        case no curvature is computed before it.
+      step: the step, at least 0, at which it starts whatever the alignment. None waits
+        for the alignment; without `alignment` it is step 0.
+      alignment: threshold between 0 and 1. None goes by the step alone, and computes no
+        curvature before it.
       decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
 
     Raises:
