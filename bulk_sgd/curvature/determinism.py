@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators, second_derivatives
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.hessian import check_scalar, hessian
+from bulk_sgd.curvature.operators import linearize
 from bulk_sgd.linalg import basis
 
 _CHANGES = (
@@ -71,7 +73,7 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
     checks.at_least("tol", tol, 0)
 
     values = [value_fn(params) for _ in range(2)]
-    operators.check_scalar(values[0])
+    check_scalar(values[0])
     first, second = map(float, values)
     # Rounding is not small against a loss next to nothing; products tell more there.
     scale = max(abs(first), abs(second), tol)
@@ -83,7 +85,7 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
         _CHANGES,
     )
 
-    matvec = operators.hessian(value_fn, params)
+    matvec = hessian(value_fn, params)
     u, v = (
         basis.random_normal(key, params)
         for key in jax.random.split(jax.random.key(seed))
@@ -91,7 +93,7 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
 
     def products(*vectors):
         # A function of its own, lest `jit` finds the trace of the call before.
-        apply = jax.jit(lambda matvec, v: operators.linearize(matvec)(v))
+        apply = jax.jit(lambda matvec, v: linearize(matvec)(v))
         with jax.default_matmul_precision("highest"):
             return [apply(matvec, vector) for vector in vectors]
 

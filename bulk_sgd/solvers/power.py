@@ -19,6 +19,7 @@ from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.subspace import Solver, Subspace
 
@@ -149,7 +150,7 @@ def _move_all(matvec, subspace: Subspace, updates):
     residuals = jnp.sqrt(jnp.maximum(outside, 0))
     moved = subspace._replace(
         eigenvalues=values,
-        eigenvectors=basis.orthonormal(products),
+        eigenvectors=orthonormal(products),
         residuals=residuals,
         num_matvecs=jnp.int32(subspace.rank),
     )

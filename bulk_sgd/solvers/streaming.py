@@ -24,6 +24,7 @@ from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane, own_lane
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.subspace import Solver, Subspace
 
 # What a vector keeps of itself at least, in lengths of its product: enough for it to be
@@ -112,7 +113,7 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
         def move():
             # Which row of the block is rotated with one outside of it.
             turning = (turn // sweep) % width
-            block = basis.block(rows, start, width)
+            block = basis.take_rows(rows, start, width)
             seeded = _seeded(block, rows, updates, key)
             moved = _move(matvec, rows, seeded, start, turning, state, weight)
             if every == 1:
@@ -124,7 +125,7 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
             return *moved, finite & acts, quotients, noise
 
         def rest():
-            old = basis.block(rows, start, width)
+            old = basis.take_rows(rows, start, width)
             other = basis.row(rows, 0)
             nothing = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
             return old, other, *nothing, state.quotients, state.noise
@@ -200,7 +201,7 @@ def _move(matvec, rows, block, start, turning, state: StreamingState, weight):
         # A loop works in place.
         passes = any_lane(jnp.any(short)).astype(jnp.int32)
         mixed = jax.lax.fori_loop(0, passes, again, mixed)
-    turned = basis.orthonormal(mixed)
+    turned = orthonormal(mixed)
 
     if width > 1:
         turned, quotients, noise = _diagonalize(turned, quotients, noise, start)
@@ -253,7 +254,7 @@ def _seeded(block, rows, updates, key):
             # Rows of the block that there are, are among `rows`.
             overlap = jnp.where(missing[:, None], basis.gram(fresh, rows), 0)
             fresh = basis.subtract(fresh, basis.combine(overlap, rows))
-            return basis.orthonormal(fresh)
+            return orthonormal(fresh)
 
         fresh = jax.tree.map(seed, block, noise, updates)
         fresh = jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough

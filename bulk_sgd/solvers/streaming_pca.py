@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.subspace import Rows, Solver
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
 
@@ -92,7 +93,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         )
         # Each turn loses a rounding of orthogonality.
         vectors = jax.lax.cond(
-            any_lane(state.count % _TURNS == 0), basis.orthonormal, lambda x: x, vectors
+            any_lane(state.count % _TURNS == 0), orthonormal, lambda x: x, vectors
         )
         update = basis.widen(updates)
         found = hessian_free(

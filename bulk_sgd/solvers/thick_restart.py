@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, packing
+from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers.subspace import Subspace
 
 # Rounding errors of one step, in units of eps times the largest Ritz value: below
@@ -211,7 +212,7 @@ def _expand(
     num_rows = state.projected.shape[0]
     product = apply(basis.row(state.rows, state.size))
     product, local = _orthogonalize_locally(product, state)
-    product, column = basis.orthogonalize(product, state.rows)
+    product, column = orthogonalize(product, state.rows)
     column = (column + local)[:num_rows]
     projected = state.projected.at[:, state.size].set(column)
     projected = projected.at[state.size, :].set(column)
@@ -248,7 +249,7 @@ def _expand(
     fresh = basis.scale(1 / jnp.where(breakdown, 1, beta), product)
     fresh = jax.lax.cond(
         breakdown & ~complete,
-        lambda: basis.unit(basis.orthogonalize(draw(noise_key), state.rows)[0]),
+        lambda: basis.unit(orthogonalize(draw(noise_key), state.rows)[0]),
         lambda: fresh,
     )
     return _State(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.subspace import Rows, Solver, Subspace
 
 
@@ -89,7 +90,7 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
             # Inner products square the ratio of the components: float32 leaves little
             # of the orthogonality of the last.
             means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
-            vectors = basis.put(previous[1], 0, basis.orthonormal(found), due)
+            vectors = basis.put(previous[1], 0, orthonormal(found), due)
             return jnp.where(due, means, previous[0]), vectors
 
         previous = subspace.eigenvalues, subspace.eigenvectors

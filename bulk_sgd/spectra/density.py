@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers.thick_restart import ROUNDING_UNITS
 from bulk_sgd.spectra.energies import Estimate
 
@@ -178,7 +179,7 @@ def spectral_density(
     checks.integer("num_probes", num_probes, 1)
     checks.integer("num_steps", num_steps, 1, dimension, "the number of parameters")
     nodes, weights, spent = _quadratures(
-        operators.as_pytree(matvec),
+        as_pytree(matvec),
         like,
         jax.random.key(0) if key is None else key,
         num_probes=num_probes,
@@ -208,7 +209,7 @@ class _State(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("num_probes", "num_steps"))
 def _quadratures(matvec, like, key, *, num_probes, num_steps):
     with jax.default_matmul_precision("highest"):
-        apply = operators.linearize(matvec)
+        apply = linearize(matvec)
 
         def probe(key):
             start = basis.unit(basis.random_normal(key, like))
@@ -232,7 +233,7 @@ def _quadrature(apply, start, num_steps):
 
     def step(state):
         product = apply(basis.row(state.rows, state.size))
-        product, along = basis.orthogonalize(product, state.rows)
+        product, along = orthogonalize(product, state.rows)
         diagonal = state.diagonal.at[state.size].set(along[state.size])
         beta = basis.norm(product)
         magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.beside)

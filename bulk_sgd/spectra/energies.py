@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.orthogonalization import orthonormal_range
 from bulk_sgd.solvers.subspace import Subspace, empty
 
 
@@ -131,19 +132,19 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
     """
     checks.integer("num_probes", num_probes, 1)
     key = jax.random.key(0) if key is None else key
-    return _energies(operators.as_pytree(matvec), subspace, key, num_probes)
+    return _energies(as_pytree(matvec), subspace, key, num_probes)
 
 
 @functools.partial(jax.jit, static_argnames="num_probes", inline=True)
 def _energies(matvec, subspace, key, num_probes):
-    apply = operators.linearize(matvec)
+    apply = linearize(matvec)
     rows = subspace.eigenvectors
     images = jax.lax.map(apply, rows)
     block = basis.gram(rows, images)
     rayleigh = jnp.diagonal(block)
 
     def probe(key):
-        vector = subspace.complement(_signs(key, basis.row(rows, 0)))
+        vector = subspace.complement(basis.random_signs(key, basis.row(rows, 0)))
         image = apply(vector)
         return basis.dot(vector, image), basis.dot(image, image)
 
@@ -200,7 +201,7 @@ def trace(
     checks.integer("num_probes", num_probes, 1)
     most = basis.size(like)
     checks.integer("sketch", sketch, 0, most, "the number of parameters")
-    matvec = operators.as_pytree(matvec)
+    matvec = as_pytree(matvec)
     key = jax.random.key(0) if key is None else key
     return _trace(matvec, like, key, num_probes=num_probes, sketch=sketch)
 
@@ -208,38 +209,15 @@ def trace(
 @functools.partial(jax.jit, static_argnames=("num_probes", "sketch"))
 def _trace(matvec, like, key, *, num_probes, sketch):
     with jax.default_matmul_precision("highest"):
-        apply = operators.linearize(matvec)
+        apply = linearize(matvec)
         sketch_key, key = jax.random.split(key)
         subspace = empty(like, max(sketch, 1))
         if sketch:
-            image = lambda key: apply(_signs(key, like))
+            image = lambda key: apply(basis.random_signs(key, like))
             images = jax.lax.map(image, jax.random.split(sketch_key, sketch))
-            subspace = subspace._replace(eigenvectors=_range(images))
+            subspace = subspace._replace(eigenvectors=orthonormal_range(images))
         found = energies(apply, subspace, num_probes, key=key)
         return Estimate(found.trace, found.trace_error)
-
-
-def _range(rows):
-    """Orthonormal rows that span those given, as far as rounding tells them apart.
-
-    What does not stand out of rounding becomes a row of zeros: Cholesky would make
-    of it rows that are not orthogonal (Stathopoulos and Wu, *A block orthogonalization
-    procedure with constant synchronization requirements*, 2002).
-    """
-    for _ in range(2):  # twice is enough
-        values, vectors = jnp.linalg.eigh(basis.gram(rows, rows))
-        floor = len(values) * jnp.finfo(values.dtype).eps * values[-1]
-        factors = jnp.where(values > floor, jax.lax.rsqrt(values), 0)
-        rows = basis.combine((vectors * factors).T, rows)
-    return rows
-
-
-def _signs(key, like):
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    )
 
 
 def _share(part, whole):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.linalg import basis
 
 
@@ -61,7 +61,7 @@ def loss_slice(value_fn, params, directions, offsets):
             )
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
     points = jnp.stack([x.ravel() for x in jnp.meshgrid(*offsets, indexing="ij")], 1)
-    losses = _losses(operators.as_pytree(value_fn), params, rows, points)
+    losses = _losses(as_pytree(value_fn), params, rows, points)
     return losses.reshape([len(axis) for axis in offsets])
 
 

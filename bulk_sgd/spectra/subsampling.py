@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES, sharded
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 

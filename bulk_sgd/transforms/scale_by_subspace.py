@@ -15,9 +15,11 @@ import optax
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import masking, preconditioning
-from bulk_sgd.curvature.operators import CURVATURES, sharded
+from bulk_sgd.curvature.hessian import CURVATURES
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane, own_lane
+from bulk_sgd.linalg.layout import place_rows
 from bulk_sgd.solvers import subspace
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.subspace import Solver, Subspace
@@ -246,7 +248,7 @@ def scale_by_subspace(
             state = refresh()
         else:
             state = jax.lax.cond(any_lane(due), refresh, lambda: state)
-        rows = basis.place_rows(state.subspace.eigenvectors, layout)
+        rows = place_rows(state.subspace.eigenvectors, layout)
         state = state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
         coefficients = state.subspace.coefficients(incoming)
