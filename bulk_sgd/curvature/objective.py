@@ -153,22 +153,14 @@ class Objective:
         return mean
 
     def _microbatches(self):
-        """The data of all full microbatches and of what is left over.
+        """The data of all full microbatches, and of the smaller last one or None.
 
-        Returns:
-          Two pairs of inputs and targets. Leaves of the first have shape
-          `(microbatch_size, num_full, …)`, leaves of the second `(remainder, …)`. With
-          groups both have a leading axis for them, and each group has its share of the
-          examples of a microbatch.
-
-        Raises:
-          ValueError: as `mean_over_microbatches` does.
+        Leaves of the first have shape `(microbatch_size, num_full, …)`, leaves of the
+        second `(remainder, …)`. With groups both have a leading axis for them, and the
+        examples of each microbatch are split among the groups.
         """
-        size, total, num_groups = (
-            self.microbatch_size,
-            self.num_examples,
-            self.num_groups,
-        )
+        size, total = self.microbatch_size, self.num_examples
+        num_groups = self.num_groups
         if size % num_groups or total % num_groups:
             raise ValueError(
                 f"num_groups is {num_groups}; it must divide the microbatch_size, "

@@ -91,7 +91,7 @@ def _deflated(matvec, vector, found, last):
 
 
 def _inserted(other: Subspace, found: Subspace, order) -> Subspace:
-    """`found` with its last pair replaced by that of `other`, in order."""
+    """`found` with its last pair replaced by the pair of `other`, in order."""
     values = found.eigenvalues.at[-1].set(other.eigenvalues[0])
     place = jnp.argsort(order(values), descending=True)
     merge = lambda x, y: x.at[-1].set(y[0])[place]

@@ -27,7 +27,7 @@ from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
 class SubsamplingError(NamedTuple):
-    """Expected distance of the leading eigenpairs of a sample from those of all data.
+    """Expected error of the leading eigenpairs of a sample.
 
     Attributes:
       eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
@@ -104,7 +104,7 @@ def subsampling_error(
     drawn = objective.num_examples
     why = "two halves of at least one example"
     checks.integer("the number of examples of objective", drawn, 2, why=why)
-    why = "those of objective"
+    why = "the examples of objective"
     checks.integer("num_examples", num_examples, drawn, why=why)
     checks.one_of("curvature", curvature, CURVATURES)
 
