@@ -6,13 +6,9 @@ arXiv 2505.11972.
 """
 
 from bulk_sgd.curvature.determinism import check_deterministic
+from bulk_sgd.curvature.hessian import functional_hessian, gauss_newton, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import (
-    functional_hessian,
-    gauss_newton,
-    hessian,
-    sharded,
-)
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.curvature.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.blockwise import blockwise

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree
 
 
 def symmetric(eigenvalues, seed=0):
@@ -43,7 +43,7 @@ def _columns(matvec, like):
 
 def dense(matvec, like):
     """The matrix of a linear map between pytrees like `like`."""
-    return np.asarray(_columns(operators.as_pytree(matvec), like), np.float64).T
+    return np.asarray(_columns(as_pytree(matvec), like), np.float64).T
 
 
 def assert_products_are_differences(value_fn, params, data, rtol=1e-4):

@@ -24,6 +24,8 @@ from bulk_sgd.lab.devices.sharding import Layout, make_mesh
 from bulk_sgd.lab.training import experiment as experiment_lib
 from bulk_sgd.lab.training import steps
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.layout import row_sharding
+from bulk_sgd.linalg.orthogonalization import orthogonalize, orthonormal
 
 MESHES = {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2, 2)}
 RANK, STEPS = 6, 50
@@ -163,14 +165,14 @@ def algebra(axis):
     split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
     put = lambda shape, s: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=s)
     vector = {"w": put((24, 32, 40), split)}
-    rows = {"w": put((5, 24, 32, 40), basis.row_sharding(split))}
+    rows = {"w": put((5, 24, 32, 40), row_sharding(split))}
     calls = {
         "dot": (basis.dot, vector, vector),
         "unit": (basis.unit, vector),
         "inner": (basis.inner, rows, vector),
         "gram": (basis.gram, rows, rows),
-        "orthogonalize": (basis.orthogonalize, vector, rows),
-        "orthonormal": (basis.orthonormal, rows),
+        "orthogonalize": (orthogonalize, vector, rows),
+        "orthonormal": (orthonormal, rows),
     }
     return {
         name: sent(jax.jit(fn).lower(*arguments).compile())

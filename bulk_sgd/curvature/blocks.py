@@ -1,20 +1,19 @@
 r"""Blocks of parameters: which leaves belong together, and the curvature within one.
 
-The *path* of a leaf is what leads to it, joined by slashes: `dense_0/kernel`. A
+The *path* of a leaf joins the keys that lead to it with slashes: `dense_0/kernel`. A
 *grouping* `by` names the block of each leaf from its path:
 
-- None or "layer": its layer, the path without its last part, so that a kernel and its
-  bias are one block; a leaf at the top is a block of its own;
-- a regular expression: what it finds in the path, or its first group if it has one;
-  `"block_\d+"`, or `".*"` for each leaf by itself;
+- None or "layer": the path without its last part, so that the kernel and the bias of a
+  layer are one block; a leaf at the top is a block of its own;
+- a regular expression: the text it matches in the path, or its first group if it has
+  one, such as `"block_\d+"`; `".*"` makes each leaf a block;
 - a function from the path to a name.
 
-A leaf for which the expression finds nothing, or the function gives None, is in no
-block. The diagonal block of a symmetric matrix A for the parameters S of a block is
-A_SS, of vectors like `masking.select(params, mask)`.
+A leaf that the expression does not match, or that the function maps to None, is in no
+block. The diagonal block of a symmetric matrix A for a block S of parameters is A_SS;
+it acts on vectors like `masking.select(params, mask)`.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import masking, operators
+from bulk_sgd.curvature import masking
+from bulk_sgd.curvature.operators import Wrapped, as_pytree
 from bulk_sgd.linalg import basis
 
 By = str | Callable[[str], str | None] | None
@@ -82,8 +82,8 @@ def masks(params, by: By = None) -> dict[str, Any]:
       by: the grouping, see above.
 
     Returns:
-      A pytree of bools like `params` for each block, by its name, in the order in
-      which the names first occur.
+      A dict from the name of each block to a pytree of bools like `params`, in the
+      order in which the names first occur.
 
     Raises:
       ValueError: as `names` does.
@@ -103,16 +103,16 @@ def masks(params, by: By = None) -> dict[str, Any]:
 
 
 def diagonal_block(matvec, params, mask):
-    """Matvec with a diagonal block: embeds, multiplies, and keeps the block.
+    """Matvec with a diagonal block of the matrix of `matvec`.
 
-    A product costs as much as one with the whole matrix. Where the loss is at hand,
-    the curvature of `masking.restrict(value_fn, params, mask)` is the same block and
-    costs less, as the gradient stops at the block; but that is a new function, and so
-    another program, at every call.
+    A product costs as much as one with the whole matrix. The curvature of
+    `masking.restrict(value_fn, params, mask)` is the same block and costs less, since
+    the gradient stops at the block; but that is a new function at every call, and so
+    another program.
 
     Args:
       matvec: symmetric linear callable on pytrees like `params`.
-      params: pytree like the vectors of `matvec`, for the shapes of what is left out.
+      params: pytree like the vectors of `matvec`, for the shapes outside the block.
       mask: pytree of bools or a prefix of one, see `masks`.
 
     Returns:
@@ -133,38 +133,18 @@ def diagonal_block(matvec, params, mask):
       [2.0, 2.0]
     """
     selected = masking.select(params, mask)
-    # Of `params`, in which a mask of the transform may have left None already.
+    # Mapped over `params`, where the mask of a transform may already have left None.
     flags = jax.tree.map(lambda _, x: x is not None, params, selected)
     leaves, structure = jax.tree.flatten(params)
     static = tuple(jax.tree.leaves(flags)), structure, tuple(map(jnp.shape, leaves))
-    return _Block(operators.as_pytree(matvec), static)
+    return Wrapped(_within, as_pytree(matvec), static=static)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """`matvec` between vectors that are zero outside of a block."""
-
-    matvec: Any
-    block: tuple = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, vector):
-        return self._within(self.matvec)(vector)
-
-    def linearize(self) -> Callable:
-        """As that of the products inside, restricted."""
-        return self._within(operators.linearize(self.matvec))
-
-    def _within(self, matvec):
-        flags, structure, shapes = self.block
-        mask = structure.unflatten(flags)
-
-        def product(vector):
-            dtype = basis.working_dtype(vector)
-            zeros = structure.unflatten([jnp.zeros(shape, dtype) for shape in shapes])
-            return masking.select(matvec(masking.merge(vector, zeros)), mask)
-
-        return product
+def _within(matvec, vector, flags, structure, shapes):
+    dtype = basis.working_dtype(vector)
+    zeros = structure.unflatten([jnp.zeros(shape, dtype) for shape in shapes])
+    image = matvec(masking.merge(vector, zeros))
+    return masking.select(image, structure.unflatten(flags))
 
 
 def _namer(by: By) -> Callable[[str], Any]:
@@ -189,7 +169,7 @@ def _namer(by: By) -> Callable[[str], Any]:
 
 
 def _text(path) -> str:
-    # flax keeps an array in the attribute `value` of a variable, which is no name.
+    # flax keeps the array of a variable in its attribute `value`, which names nothing.
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"

@@ -1,17 +1,19 @@
-"""A probe for losses that are not functions of the parameters alone."""
+"""A check for losses that are not functions of the parameters alone."""
 
 import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators, second_derivatives
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.hessian import check_scalar, hessian
+from bulk_sgd.curvature.operators import linearize
 from bulk_sgd.linalg import basis
 
 _CHANGES = (
     "Common causes: dropout or other noise whose generator advances, a loader that "
     "gives another batch at every call, batch normalisation that updates its averages. "
-    "Use the network in evaluation mode, and the same data at every call, such as an "
-    "Objective has."
+    "Use the network in evaluation mode, and the same data at every call, as an "
+    "Objective does."
 )
 _ASYMMETRY = (
     "Common causes: a custom derivative that is not the derivative, such as a straight-"
@@ -22,31 +24,32 @@ _ASYMMETRY = (
 def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int = 0):
     """Raises unless a loss has one Hessian: the same at every call, and symmetric.
 
-    A solver takes tens of products for those of one matrix. Where the loss changes
-    between them, the result looks like a spectrum and is none.
+    A solver takes tens of products and assumes that they belong to one matrix. If the
+    loss changes between them, the result looks like a spectrum but means nothing.
 
-    The loss is evaluated twice, as it is, outside of `jit`, where a generator or a
-    loader that it hides moves on; then a product with one random vector twice, each
-    traced anew; and ⟨u, Hv⟩ is compared with ⟨v, Hu⟩, which differ where the gradient
-    is not one of a scalar, as with straight-through estimators or a wrong
-    `jax.custom_vjp`. Two values, three products and two compilations in all, so that
-    nothing in bulk_sgd calls it at every step.
+    Three things are compared:
 
-    Call it outside of `jit`: inside, a loss is traced once and whatever it hides stays
-    at its first value.
+    - two calls of the loss outside of `jit`, where a hidden generator or loader moves;
+    - two products with one random vector, each traced anew;
+    - ⟨u, Hv⟩ and ⟨v, Hu⟩, which differ if the gradient is not the gradient of a scalar,
+      as with straight-through estimators or a wrong `jax.custom_vjp`.
+
+    This takes two values, three products and two compilations: call it before a loop,
+    not in it, and outside of `jit`, where a loss is traced once and whatever it hides
+    keeps its first value.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
       params: pytree of floating point arrays, the point θ.
-      tol: largest relative difference; None takes √ε of the coarsest dtype of the
-        params, in float32 3·10⁻⁴. Sums in another order, as accelerators and loaders
-        that shuffle one and the same data give them, differ by some 10⁻⁶, dropout and
-        other batches by 10⁻² and more.
-      seed: of the random vectors.
+      tol: largest relative difference allowed; None takes √ε of the coarsest dtype of
+        the params, 3·10⁻⁴ in float32. Sums in another order, from an accelerator or a
+        loader that shuffles the same data, differ by some 10⁻⁶; dropout and other
+        batches by 10⁻² and more.
+      seed: seed of the random vectors.
 
     Raises:
-      ValueError: with the difference found and what usually causes it; or if the params
-        are not floating point arrays, or traced.
+      ValueError: if a difference is too large, with its usual causes; or if the params
+        are traced or not floating point arrays.
       TypeError: if `value_fn` does not return a real scalar.
 
     References:
@@ -71,9 +74,9 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
     checks.at_least("tol", tol, 0)
 
     values = [value_fn(params) for _ in range(2)]
-    operators.check_scalar(values[0])
+    check_scalar(values[0])
     first, second = map(float, values)
-    # Rounding is not small against a loss next to nothing; products tell more there.
+    # Rounding is large relative to a loss near zero; the products tell more there.
     scale = max(abs(first), abs(second), tol)
     _refuse_beyond(
         tol,
@@ -83,15 +86,15 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
         _CHANGES,
     )
 
-    matvec = operators.hessian(value_fn, params)
+    matvec = hessian(value_fn, params)
     u, v = (
         basis.random_normal(key, params)
         for key in jax.random.split(jax.random.key(seed))
     )
 
     def products(*vectors):
-        # A function of its own, lest `jit` finds the trace of the call before.
-        apply = jax.jit(lambda matvec, v: operators.linearize(matvec)(v))
+        # A new function at each call, so that `jit` does not reuse an earlier trace.
+        apply = jax.jit(lambda matvec, v: linearize(matvec)(v))
         with jax.default_matmul_precision("highest"):
             return [apply(matvec, vector) for vector in vectors]
 
@@ -104,7 +107,7 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
         "vector differ",
         _CHANGES,
     )
-    # Of random vectors ⟨u, x⟩ is about as long as x: nothing is lost in high dimension.
+    # For a random u, ⟨u, x⟩ is about ‖x‖ in any dimension, so `size` is the scale here.
     _refuse_beyond(
         max(tol, 10 * second_derivatives.error(params))
         if matvec.mode == second_derivatives.DIFFERENCES
@@ -116,7 +119,7 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
 
 
 def _gap(x, y, scale: float) -> float:
-    """‖x − y‖ over a scale; what is not finite equals itself alone."""
+    """‖x − y‖ over a scale, zero if equal; NaN equals NaN, and inf equals inf."""
     same = jax.tree.map(lambda a, b: jnp.array_equal(a, b, equal_nan=True), x, y)
     if all(map(bool, jax.tree.leaves(same))):
         return 0.0

@@ -1,7 +1,7 @@
 """A subset of the parameters as a pytree of its own.
 
-What a mask leaves out becomes None, which JAX takes for an empty subtree, so that
-bases and products only ever see the selected leaves.
+Leaves outside the mask become None, an empty subtree to JAX, so that bases and products
+only ever see the selected leaves.
 """
 
 import jax
@@ -12,7 +12,7 @@ from bulk_sgd.curvature.objective import Objective
 
 
 def select(tree, mask):
-    """`tree` with None in place of the leaves that the mask leaves out.
+    """`tree` with None in place of the leaves outside the mask.
 
     Args:
       tree: params, or updates of the same structure.
@@ -20,8 +20,8 @@ def select(tree, mask):
         it, or a function from `tree` to one.
 
     Raises:
-      ValueError: if a leaf is an `optax.MaskedNode`, which stands for a parameter that
-        a wrapper hides, if the mask is not one, or if nothing is selected.
+      ValueError: if a leaf is an `optax.MaskedNode`, which hides a parameter, if the
+        mask is not as above, or if it selects nothing.
     """
     refuse_hidden(tree)
     if mask is None:
@@ -51,10 +51,10 @@ def refuse_hidden(tree):
 
 
 def resolve(option, tree):
-    """`option` itself, or what it returns for `tree` if it is a function.
+    """`option` itself, or `option(tree)` if it is a function.
 
-    A network that is a callable pytree, as in equinox, gives masks and layouts that can
-    be called as it can: a function has leaves that can be called, as in optax.
+    As in optax, a function is a pytree with callable leaves. To be callable is not
+    enough: a mask or layout of an equinox network is itself a callable pytree.
     """
     leaves = jax.tree.leaves(option)
     return option(tree) if leaves and all(map(callable, leaves)) else option
@@ -71,11 +71,11 @@ def merge(selected, tree):
 
 
 def restrict(value_fn, params, mask):
-    """`value_fn` as a function of the selected parameters, the others held fixed.
+    """`value_fn` as a function of the selected parameters, with the others fixed.
 
     Args:
       value_fn: a scalar function of all params; an `Objective` stays one.
-      params: all params, where the others are held.
+      params: all params.
       mask: as in `select`.
 
     Returns:

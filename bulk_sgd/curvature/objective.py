@@ -1,10 +1,10 @@
 """What is differentiated: a model, a loss and a set of data, in microbatches.
 
-`Objective` is a scalar function of the parameters that remembers its two parts, the
-model f and the loss ℓ, which Gauss-Newton products need, and its data, which
-memory-bounded products walk in microbatches. It is a pytree (its leaves are the
-data), so it passes through `jax.jit` as an argument: the data are then neither
-baked into the program as constants nor copied.
+An `Objective` is a scalar function of the parameters that knows its parts. Gauss-Newton
+products need the model f and the loss ℓ apart; products in bounded memory walk through
+the data in microbatches. It is a pytree whose leaves are the data, so it passes through
+`jax.jit` as an argument: the data are neither copied nor baked into the program as
+constants.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ class Objective:
     r"""Mean loss of a model over a set of examples, L(θ) = mean_n ℓ(f(θ, x_n), y_n).
 
     Attributes:
-      model_fn: `model_fn(params, inputs) -> outputs`, deterministic, with the examples
-        along the leading axis of inputs and outputs and no coupling between examples
-        (batch normalisation in training mode couples them and has no well-defined
-        Hessian per example).
-      loss_fn: `loss_fn(outputs, targets) -> losses`, one loss per example, shape
-        `(n,)` (further axes are averaged too), or the mean over examples, shape `()`.
+      model_fn: `model_fn(params, inputs) -> outputs`, deterministic. Examples lie along
+        the leading axis of inputs and outputs and must not affect each other, as they
+        do under batch normalisation in training mode.
+      loss_fn: `loss_fn(outputs, targets) -> losses`: one loss per example, shape
+        `(n,)`, where further axes are averaged too, or their mean, shape `()`.
       inputs: pytree of arrays with a common leading axis n.
       targets: pytree of arrays with the same leading axis.
       microbatch_size: None evaluates all n examples at once. Otherwise values,
         gradients and curvature products are accumulated over microbatches of this
-        many examples, so that memory is bounded by one microbatch; the last one may be
-        smaller. The result equals the full batch's to rounding.
-      num_groups: groups in which a microbatch is evaluated side by side, and which are
-        added up after the last one. With examples split over that many devices, and
-        parameters whole on each, a product then takes one all-reduce, not one for each
-        microbatch; with sharded parameters the groups would cost what sharding saves.
+        many examples, the last of which may be smaller. Memory is then bounded by one
+        microbatch, and results are the same to rounding.
+      num_groups: number of groups that split each microbatch. They are evaluated side
+        by side and added up after the last microbatch. With examples split over that
+        many devices, and whole parameters on each, a product then takes one all-reduce
+        instead of one per microbatch. Leave it at 1 with sharded parameters: groups
+        would cost the memory that sharding saves.
 
     Raises:
       ValueError: if the leading axes differ, there is no example, or
@@ -67,7 +67,7 @@ class Objective:
     def __post_init__(self):
         leaves = jax.tree.leaves((self.inputs, self.targets))
         if not all(hasattr(leaf, "shape") for leaf in leaves):
-            return  # a tree of placeholders, as jax makes when it rebuilds pytrees
+            return  # placeholders, with which JAX rebuilds pytrees
         lengths = {leaf.shape[0] if leaf.shape else None for leaf in leaves}
         if len(lengths) != 1 or lengths & {0, None}:
             shapes = [leaf.shape for leaf in leaves]
@@ -94,7 +94,6 @@ class Objective:
 
     def __call__(self, params):
         """The mean loss at `params`, a scalar."""
-
         if not self.is_split:
             return self.loss(self.outputs(params))
         return self.mean_over_microbatches(lambda part: part(params))
@@ -111,8 +110,8 @@ class Objective:
         """Average of `fn(part)` over the microbatches, weighted by their examples.
 
         Args:
-          fn: function of an unsplit `Objective` on one microbatch, which returns a
-            pytree of arrays; it is traced three times at most, whatever their number.
+          fn: function from the unsplit `Objective` of one microbatch to a pytree of
+            arrays; traced three times at most, however many microbatches there are.
 
         Returns:
           `sum_b (n_b / n) fn(part_b)`, with the structure of one `fn(part)`.
@@ -122,56 +121,71 @@ class Objective:
         """
         if not self.is_split:
             return fn(self._part(self.inputs, self.targets))
+        full, last = self._microbatches()
+        axis = 1 if self.num_groups == 1 else 2  # of the full microbatches
+        evaluate = lambda data: fn(self._part(*data))
+        if self.num_groups > 1:
+            evaluate = jax.vmap(evaluate)
+
+        def weighted(data, count):
+            """What a microbatch of `count` examples adds to the mean."""
+            weight = count / self.num_examples / self.num_groups
+            return jax.tree.map(lambda x: x * weight, evaluate(data))
+
+        # Recomputed in a backward pass: a gradient would otherwise keep the activations
+        # of every microbatch at once, and a copy of the data.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def weighted_full(index):
+            take = lambda x: jax.lax.dynamic_index_in_dim(x, index, axis, False)
+            return weighted(jax.tree.map(take, full), self.microbatch_size)
+
+        def step(mean, index):
+            return jax.tree.map(jnp.add, mean, weighted_full(index)), None
+
+        shapes = jax.eval_shape(weighted_full, 0)
+        mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        num_full, remainder = divmod(self.num_examples, self.microbatch_size)
+        mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
+        if remainder:
+            mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
+        if self.num_groups > 1:
+            mean = jax.tree.map(lambda x: jnp.sum(x, axis=0), mean)
+        return mean
+
+    def _microbatches(self):
+        """The data of all full microbatches, and of the smaller last one or None.
+
+        Leaves of the first have shape `(microbatch_size, num_full, …)`, leaves of the
+        second `(remainder, …)`. With groups both have a leading axis for them, and the
+        examples of each microbatch are split among the groups.
+        """
         size, total = self.microbatch_size, self.num_examples
-        num_full = total // size
-        if size % self.num_groups or total % self.num_groups:
+        num_groups = self.num_groups
+        if size % num_groups or total % num_groups:
             raise ValueError(
-                f"num_groups is {self.num_groups}; it must divide the microbatch_size, "
+                f"num_groups is {num_groups}; it must divide the microbatch_size, "
                 f"{size}, and the number of examples, {total}."
             )
-        groups = (self.num_groups,) if self.num_groups > 1 else ()
-        axis, part_size = len(groups), size // self.num_groups
+        groups = (num_groups,) if num_groups > 1 else ()
+        axis, part_size, num_full = len(groups), size // num_groups, total // size
+        end = num_full * part_size
+        cut = lambda x, *ends: jax.lax.slice_in_dim(x, *ends, axis=axis)
         data = jax.tree.map(
-            lambda x: x.reshape(*groups, total // self.num_groups, *x.shape[1:]),
+            lambda x: x.reshape(*groups, total // num_groups, *x.shape[1:]),
             (self.inputs, self.targets),
         )
-        cut = lambda x, *ends: jax.lax.slice_in_dim(x, *ends, axis=axis)
-        # Every num_full-th example of a group: where examples are split over devices,
-        # so is then each part, and no example moves.
+        # A microbatch takes every num_full-th example: where the examples are split
+        # over devices, so is each microbatch, and no example moves.
         full = jax.tree.map(
-            lambda x: cut(x, 0, num_full * part_size).reshape(
+            lambda x: cut(x, 0, end).reshape(
                 *groups, part_size, num_full, *x.shape[axis + 1 :]
             ),
             data,
         )
-
-        # Recomputed in a backward pass: else a gradient would keep the activations of
-        # every microbatch at once, and a copy of the data.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def weighted_part(index):
-            part_data = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, index, axis + 1, False),
-                full,
-            )
-            return weighted(part_data, size)
-
-        def weighted(part_data, count):
-            evaluate = lambda data: fn(self._part(*data))
-            value = (jax.vmap(evaluate) if groups else evaluate)(part_data)
-            weight = count / total / self.num_groups
-            return jax.tree.map(lambda x: x * weight, value)
-
-        def step(mean, index):
-            return jax.tree.map(jnp.add, mean, weighted_part(index)), None
-
-        shapes = jax.eval_shape(weighted_part, 0)
-        mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
-        remainder = total - num_full * size
-        if remainder:
-            last = jax.tree.map(lambda x: cut(x, num_full * part_size, None), data)
-            mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), mean) if groups else mean
+        last = None
+        if total > num_full * size:
+            last = jax.tree.map(lambda x: cut(x, end, None), data)
+        return full, last
 
     def take(self, indices):
         """The objective of the examples `indices`, an int array `(m,)`, unsplit."""

@@ -1,23 +1,21 @@
 r"""Curvature as an adaptive optimizer feels it.
 
 Adam steps by θ ← θ − η P⁻¹ m with a positive diagonal matrix P. In the coordinates
-w = P^½ θ that is plain momentum on a loss whose Hessian is P^{−½} H P^{−½}: it is the
-largest eigenvalue of this *preconditioned Hessian*, not of H, that Adam brings to the
-edge of stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
-arXiv 2207.14484). Its eigenvectors are orthonormal in w. An update u is projected
-there as well, P^½ u, and taken back by P^{−½}. P changes from step to step, and a basis
-that is kept over steps does not follow it.
-"""
+w = P^½ θ that is plain momentum on a loss with the Hessian P^{−½} H P^{−½}. Adam brings
+the largest eigenvalue of this *preconditioned Hessian*, not of H, to the edge of
+stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
+arXiv 2207.14484).
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+Its eigenvectors are orthonormal in w. So an update u is projected there, as P^½ u, and
+P^{−½} takes the result back. P changes from step to step; a basis that is kept over
+steps does not follow it.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd.curvature.operators import as_pytree, linearize
+from bulk_sgd.curvature.operators import Wrapped, as_pytree
 from bulk_sgd.linalg import basis
 
 
@@ -29,7 +27,7 @@ def preconditioned(matvec, preconditioner):
       preconditioner: pytree like the parameters, positive, the diagonal of P.
 
     Returns:
-      A callable pytree, whose `linearize()` is that of `matvec` inside.
+      A callable pytree as from `hessian`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -38,7 +36,8 @@ def preconditioned(matvec, preconditioner):
       >>> jax.vmap(scaled)(jnp.eye(2)).tolist()
       [[0.0, 4.0], [4.0, 0.0]]
     """
-    return _Preconditioned(as_pytree(matvec), root(preconditioner), _conjugate)
+    scale = root(preconditioner)
+    return Wrapped(_between_divisions, as_pytree(matvec), arrays=(scale,))
 
 
 def adam_preconditioner(
@@ -50,22 +49,22 @@ def adam_preconditioner(
 ):
     """The diagonal of P in the last step θ ← θ − η P⁻¹ m of `optax.adam` or `adamw`.
 
-    With m the average of gradients before its bias correction, and v̂ that of their
-    squares after it, P = (1 − b1^t) (√(v̂ + eps_root) + eps). `optax.nadam` steps
-    along another average than m, for which this is not meant.
+    Here m is the average of the gradients before bias correction, v̂ the average of
+    their squares after it, and P = (1 − b1^t) (√(v̂ + eps_root) + eps). This does not
+    hold for `optax.nadam`, which steps along another average than m.
 
     Args:
-      state: state of the optimizer after its update; others may be around it.
-      b1: as given to the optimizer, as are the others.
-      b2: see b1.
-      eps: see b1.
-      eps_root: see b1.
+      state: state of the optimizer after its update, alone or inside other states.
+      b1: as given to the optimizer.
+      b2: as given to the optimizer.
+      eps: as given to the optimizer.
+      eps_root: as given to the optimizer.
 
     Returns:
       A pytree like the parameters, in their dtypes.
 
     Raises:
-      ValueError: unless there is one state of Adam in `state`.
+      ValueError: unless `state` holds exactly one state of Adam.
 
     Example:
       >>> import jax.numpy as jnp, optax, bulk_sgd
@@ -79,10 +78,10 @@ def adam_preconditioner(
     found = [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
     if len(found) != 1:
         raise ValueError(
-            f"state has {len(found)} states of Adam in it; it must have one, that of "
-            "optax.adam or optax.adamw."
+            f"state has {len(found)} states of Adam in it; it must have exactly one, "
+            "from optax.adam or optax.adamw."
         )
-    count = jnp.maximum(found[0].count, 1)  # no division by 0 before the first step
+    count = jnp.maximum(found[0].count, 1)  # 0 before the first step
     corrected = optax.tree.bias_correction(found[0].nu, b2, count)
     average = 1 - b1**count
     return jax.tree.map(
@@ -95,27 +94,6 @@ def root(preconditioner):
     return jax.tree.map(jnp.sqrt, basis.widen(preconditioner))
 
 
-def _conjugate(matvec, scale):
-    def product(vector):
-        divide = lambda x: jax.tree.map(lambda a, s: (a / s).astype(a.dtype), x, scale)
-        return divide(matvec(divide(vector)))
-
-    return product
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Preconditioned:
-    """`matvec` between two divisions by a vector."""
-
-    matvec: Any
-    scale: Any
-    # Static, so that no other dataclass has an equal treedef, see curvature.py.
-    conjugate: Callable = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, vector):
-        return self.conjugate(self.matvec, self.scale)(vector)
-
-    def linearize(self) -> Callable:
-        """As that of the products inside."""
-        return self.conjugate(linearize(self.matvec), self.scale)
+def _between_divisions(matvec, vector, scale):
+    divide = lambda x: jax.tree.map(lambda a, s: (a / s).astype(a.dtype), x, scale)
+    return divide(matvec(divide(vector)))

@@ -1,10 +1,10 @@
 """Ways to differentiate twice, and which of them a function allows.
 
-A function whose kernel has a rule for reverse mode alone (`jax.custom_vjp`, as hand
-written attention often has) cannot be differentiated forwards. Its Hessian is then
-differentiated backwards twice, where the rule itself can be differentiated, and else
-by finite differences of its gradient. In all three a product costs about two
-gradients.
+Most functions are differentiated forwards over their gradient. A kernel that only has a
+rule for reverse mode (`jax.custom_vjp`, common for hand-written attention) does not
+allow that. If the rule itself can be differentiated, its Hessian is found by reverse
+mode twice, otherwise by finite differences of the gradient. In all three modes a
+product costs about two gradients.
 """
 
 import warnings
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core.primitives import custom_lin_p
 
 from bulk_sgd.linalg import basis
 
@@ -31,8 +32,8 @@ def second_derivative(fn: Callable, point, mode: str) -> Callable:
       mode: one of `MODES`, but not "auto".
 
     Returns:
-      A function of vectors with the shapes and dtypes of `point`. The two exact modes
-      share one primal pass between its calls.
+      A function of vectors with the shapes and dtypes of `point`. In the two exact
+      modes its calls share one primal pass.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,21 +80,21 @@ def first_derivative(fn: Callable, point, mode: str) -> tuple:
 def central_difference(fn: Callable, point) -> Callable:
     """The map v ↦ (fn(θ + h v) − fn(θ − h v)) / 2h, about the derivative along v.
 
-    Rounding θ + h v and fn changes the result by about ε (1 + ‖θ‖) / h‖v‖, ε that of
-    the dtype, and the third derivative by (h‖v‖)² where lengths of order 1 are those on
-    which fn bends. The step h‖v‖ = (ε (1 + ‖θ‖))^⅓ balances the two, which leaves a
-    relative error of about (ε (1 + ‖θ‖))^⅔: in float32, at ‖θ‖ = 10, 10⁻⁴.
+    Rounding of θ + h v and of fn changes the result by about ε (1 + ‖θ‖) / h‖v‖, with ε
+    of the dtype. The third derivative changes it by about (h‖v‖)², if fn bends over
+    lengths of order 1. The step h‖v‖ = (ε (1 + ‖θ‖))^⅓ balances the two and leaves a
+    relative error of about (ε (1 + ‖θ‖))^⅔, 10⁻⁴ in float32 at ‖θ‖ = 10.
 
-    A solver knows nothing of this error. Its residuals are those of its own recurrence,
-    of which it knows the rounding alone, so that below this error it may still report
-    `converged`. A `tol` is honest from some ten times `error(point)` on.
+    A solver does not see this error: its residuals come from its own recurrence and
+    only include rounding, so it may report `converged` for a tolerance below the error.
+    Choose a `tol` of at least ten times `error(point)`.
 
     Args:
       fn: function of one pytree to another.
       point: the pytree θ, of float32 or wider.
 
     Returns:
-      A function of vectors with the shapes of `point`, homogeneous but linear only to
+      A function of vectors with the shapes of `point`: homogeneous, and linear up to
       its error.
 
     Raises:
@@ -102,9 +103,9 @@ def central_difference(fn: Callable, point) -> Callable:
     dtype = _coarsest(point)
     if jnp.finfo(dtype).eps > jnp.finfo(jnp.float32).eps:
         raise ValueError(
-            f"mode is {DIFFERENCES!r} at arrays of {dtype.name}; it must be another "
-            "one, or the arrays float32 or wider, for narrower ones round its step "
-            "away."
+            f"mode is {DIFFERENCES!r} with params in {dtype.name}; it needs float32 or "
+            "wider, because narrower arrays round its step away. Take another mode or "
+            "wider params."
         )
 
     def along(vector):
@@ -136,13 +137,13 @@ def _coarsest(tree):
 def choose(name: str, product: Callable) -> str:
     """The first of the modes in which a product can be traced.
 
-    Args:
-      name: of the curvature, for the warning.
-      product: the jaxpr of a product in a given mode; raises where there is none. What
-        it raises in the last mode, which takes no second derivative, is passed on.
+    Any mode but forward-over-reverse comes with a UserWarning that says why.
 
-    Returns:
-      A mode. Any but forward-over-reverse comes with a UserWarning that says why.
+    Args:
+      name: name of the curvature in `bulk_sgd`, for the warning.
+      product: function from a mode to the jaxpr of a product; raises if JAX cannot
+        differentiate that way. An error in the last mode, which takes no second
+        derivative, is passed on.
     """
     mode, reasons = first_allowed(product)
     if reasons:
@@ -155,16 +156,12 @@ def choose(name: str, product: Callable) -> str:
 
 
 def first_allowed(product: Callable) -> tuple[str, list[str]]:
-    """The first of the modes in which a product can be traced, see `choose`.
-
-    Returns:
-      A mode, and why each of those before it fails.
-    """
+    """The mode that `choose` takes, and why each mode before it fails."""
     reasons = []
     for mode in (FORWARD, REVERSE):
         try:
             _check_rules(product(mode).jaxpr)
-        except Exception as error:  # JAX has no type of its own for a missing rule
+        except Exception as error:  # JAX has no type for a missing rule
             reason = str(error).partition("\n")[0]
             reasons.append(f"{mode} fails with {type(error).__name__}: {reason}")
         else:
@@ -176,11 +173,11 @@ def first_allowed(product: Callable) -> tuple[str, list[str]]:
 def _check_rules(jaxpr):
     """Raises TypeError if a program has no rule for one of its derivatives.
 
-    JAX leaves a placeholder for the forward derivative of a `jax.custom_vjp`, which
+    For the forward derivative of a `jax.custom_vjp` JAX leaves a placeholder, which
     transposition may yet remove, and raises only when it compiles one.
     """
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "custom_lin":
+        if equation.primitive is custom_lin_p:
             raise TypeError("a kernel has a jax.custom_vjp and no jvp")
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.devices import sharding
 from bulk_sgd.lab.from_config import arms, optimizers, solvers
 

@@ -1,32 +1,28 @@
 """Bases of pytree vectors: the linear algebra that the solvers and projections share.
 
-A *vector* is a pytree shaped like the parameters. A *basis* of m vectors is the
-same pytree with one leading axis: leaves of shape `(m, *leaf.shape)`. Rows need not
-be orthonormal, and a row of zeros stands for "no vector here".
+A *vector* is a pytree shaped like the parameters. A *basis* of m vectors is the same
+pytree with one leading axis: leaves of shape `(m, *leaf.shape)`. Rows need not be
+orthonormal, and a row of zeros stands for "no vector here".
 
-Every product is contracted leaf by leaf with `precision=HIGHEST`: TPU and recent
-GPUs otherwise round float32 operands to bfloat16 or TF32, which destroys the
-orthogonality of a Krylov basis. Nothing here flattens or concatenates leaves, so a
-sharded basis stays sharded and a contraction costs one all-reduce of m numbers.
+Every product is contracted leaf by leaf with `precision=HIGHEST`: TPUs and recent GPUs
+otherwise round float32 operands to bfloat16 or TF32, which destroys the orthogonality
+of a Krylov basis. Nothing here flattens or concatenates leaves, so a sharded basis
+stays sharded and a contraction costs one all-reduce of m numbers.
 """
 
-import collections
 import functools
 import operator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+
+from bulk_sgd.linalg import xla
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# A second pass follows where ‖Vv‖ is at least this times ‖v − VᵀVv‖. With 1, which is
-# usual, residuals after some 40 restarts of Lanczos are up to four times as large.
-_REORTHOGONALIZE = 0.01
 
 
 def working_dtype(tree):
-    """The dtype of basis arithmetic for `tree`: float32, or float64 if a leaf is."""
+    """The dtype of arithmetic with `tree`: float32, or float64 if a leaf has it."""
     return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
 
 
@@ -53,31 +49,19 @@ def zeros(like, num_rows: int, dtype=None):
 
 
 def random_normal(key, like, dtype=None):
-    """A vector of independent standard normal entries shaped like `like`.
-
-    Leaves of one shape are drawn in a loop: the same numbers, but code to draw them is
-    compiled once per shape, where it would be most of what a solver takes to compile.
-    """
+    """A vector of independent standard normal entries shaped like `like`."""
     leaves, treedef = jax.tree.flatten(like)
     shapes = tuple(jnp.shape(x) for x in leaves)
-    return treedef.unflatten(_draw(key, shapes, dtype or working_dtype(like)))
+    return treedef.unflatten(xla.normal(key, shapes, dtype or working_dtype(like)))
 
 
-@functools.partial(jax.jit, static_argnames=("shapes", "dtype"))
-def _draw(key, shapes, dtype):
-    keys = jax.random.split(key, len(shapes))
-    places = collections.defaultdict(list)
-    for i, shape in enumerate(shapes):
-        places[shape].append(i)
-    drawn = [None] * len(shapes)
-    for shape, alike in places.items():
-        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
-        if len(alike) == 1:
-            drawn[alike[0]] = draw(keys[alike[0]])
-            continue
-        for i, row in zip(alike, jax.lax.map(draw, keys[np.array(alike)])):
-            drawn[i] = row
-    return drawn
+def random_signs(key, like):
+    """A vector of independent entries ±1 with the shapes and dtypes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
+    )
 
 
 def inner(basis, vector):
@@ -94,7 +78,7 @@ def inner(basis, vector):
 
 @functools.partial(jax.jit, inline=True)
 def gram(basis, other):
-    """Inner products of all rows, shape `(m, p)`: entry ij is <basis_i, other_j>."""
+    """Inner products of all rows, shape `(m, p)`: entry ij is ⟨basis_i, other_j⟩."""
 
     def at_once(basis, other):
         def contract(x, y):
@@ -103,12 +87,9 @@ def gram(basis, other):
 
         return _sum_leaves(jax.tree.map(contract, basis, other))
 
-    def by_row(basis, other):  # the CPU's matrix product would transpose `other`
-        return jax.lax.map(lambda x: inner(other, x), basis)
-
     if num_rows(basis) == 1:
         return inner(other, row(basis, 0))[None]
-    return jax.lax.platform_dependent(basis, other, cpu=by_row, default=at_once)
+    return xla.products(inner, at_once, basis, other)
 
 
 def combine(coefficients, basis):
@@ -127,65 +108,8 @@ def combine(coefficients, basis):
     )
 
 
-def orthogonalize(vector, basis):
-    """`vector` without its part along the orthonormal or zero rows, and that part.
-
-    One pass leaves what rounding makes of the part removed, so that a second follows
-    unless that was short (Daniel, Gragg, Kaufman and Stewart, 1976); twice is enough
-    (Giraud, Langou, Rozložník and van den Eshof, 2005). In a loop, lest XLA compute
-    what the first pass leaves once for each of its readers, with other roundings: with
-    JAX 0.11.2 on an H200 rows came out to 1e-3 of orthogonal. It has no derivative in
-    reverse mode.
-
-    Returns:
-      The remaining vector, and the inner products `(m,)` with the rows.
-    """
-
-    def remove(carry):
-        vector, total, passes, _ = carry
-        coefficients = inner(basis, vector)
-        vector = subtract(vector, combine(coefficients, basis))
-        # Against the rest, lest `vector` be kept; what is not finite counts as long.
-        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * norm(vector)
-        return vector, total + coefficients, passes + 1, ~short
-
-    dtype = working_dtype((basis, vector))
-    vector = jax.tree.map(lambda x: x.astype(dtype), vector)
-    nothing = jnp.zeros(num_rows(basis), dtype)
-    start = vector, nothing, jnp.int32(0), jnp.asarray(True)
-    unfinished = lambda carry: (carry[2] < 2) & carry[3]
-    return jax.lax.while_loop(unfinished, remove, start)[:2]
-
-
-def orthonormal(basis):
-    """A basis of orthonormal rows with the same span, by Cholesky QR.
-
-    A row of zeros stays one. Where rows depend on those before them, their rounding is
-    what is made orthonormal.
-    """
-    inverse_of = lambda length: jnp.where(length > 0, 1 / length, 0)
-    if num_rows(basis) == 1:
-        return scale(inverse_of(norm(basis)), basis)
-
-    def factored(index, basis):
-        products = gram(basis, basis)
-        # In units of their lengths, lest the shift be long for the shortest rows.
-        scales = jnp.diag(inverse_of(jnp.sqrt(jnp.diag(products))))
-        cosines = scales @ products @ scales
-        eps = jnp.finfo(products.dtype).eps
-        # It makes dependent rows factorable; what that leaves is less and less so.
-        shift = jnp.where(index < 2, 10 * len(products) * eps, 0)
-        identity = jnp.eye(len(products), dtype=products.dtype)
-        cosines = jnp.where(identity > 0, 1 + shift, cosines)
-        factor = jnp.linalg.cholesky(cosines.astype(products.dtype))
-        inverse = jax.scipy.linalg.solve_triangular(factor, scales, lower=True)
-        return combine(inverse, basis)
-
-    return jax.lax.fori_loop(0, 3, factored, widen(basis))  # two for independent rows
-
-
 def row(basis, index):
-    """Row `index` of the basis (a traced index is fine)."""
+    """Row `index` of the basis; the index may be traced."""
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), basis
     )
@@ -196,8 +120,8 @@ def num_rows(basis) -> int:
     return jax.tree.leaves(basis)[0].shape[0]
 
 
-def block(basis, start, size: int):
-    """The `size` rows from `start` on (which may be traced), as a basis."""
+def take_rows(basis, start, size: int):
+    """The `size` rows from `start` on, which may be traced, as a basis."""
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size), basis
     )
@@ -205,16 +129,11 @@ def block(basis, start, size: int):
 
 def map_rows(fn, basis):
     """`fn(row)` for each row, stacked."""
-    if num_rows(basis) == 1:  # a batch of one would cost its products their shape
-        return jax.tree.map(lambda x: x[None], fn(row(basis, 0)))
-    return jax.vmap(fn)(basis)
+    return xla.vmap(fn)(basis)
 
 
 def put(basis, start, rows, write):
-    """The basis with its rows from `start` on replaced by `rows`, where `write`.
-
-    A loop that XLA does not know to run once: it writes in place, where a straight
-    write would be fused with whatever reads the basis next, and the basis copied.
+    """The basis with its rows from `start` on replaced by `rows`, if `write` holds.
 
     Args:
       basis: pytree with leaves `(m, *leaf.shape)`.
@@ -223,14 +142,14 @@ def put(basis, start, rows, write):
       write: bool scalar.
     """
 
-    def once(_, basis):
+    def update(basis):
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0),
             basis,
             rows,
         )
 
-    return jax.lax.fori_loop(0, write.astype(jnp.int32), once, basis)
+    return xla.update_in_place(update, basis, write)
 
 
 def set_row(basis, index, vector):
@@ -271,33 +190,6 @@ def scale(factor, vector):
 def subtract(x, y):
     """`x - y`."""
     return jax.tree.map(operator.sub, x, y)
-
-
-def place(vector, sharding):
-    """`vector` laid out over devices as `sharding` says; None leaves it to XLA."""
-    if sharding is None:
-        return vector
-    return jax.lax.with_sharding_constraint(vector, sharding)
-
-
-def place_rows(basis, sharding):
-    """A basis with each row laid out as the `NamedSharding`s say of one vector."""
-    return place(basis, row_sharding(sharding))
-
-
-def row_sharding(sharding):
-    """The layout of a basis whose rows are laid out like `sharding`, all on the spot.
-
-    >>> mesh = jax.sharding.AbstractMesh((1,), ("x",))
-    >>> tuple(row_sharding(NamedSharding(mesh, PartitionSpec("x"))).spec)
-    (None, 'x')
-    """
-    return jax.tree.map(
-        lambda s: NamedSharding(
-            s.mesh, PartitionSpec(None, *s.spec), memory_kind=s.memory_kind
-        ),
-        sharding,
-    )
 
 
 def where(predicate, x, y):

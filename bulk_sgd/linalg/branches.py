@@ -8,8 +8,9 @@ import jax.numpy as jnp
 def any_lane(predicate):
     """The predicate, or under `vmap` whether it holds in any lane, unbatched.
 
-    A batched predicate would turn `lax.cond` into a select that computes both branches
-    at every step. Where the lanes may differ, the branch must do for each of them.
+    A batched predicate would turn `lax.cond` into a select, which computes both
+    branches at every step. The branch taken must be right for all lanes, even where
+    they differ.
 
     Args:
       predicate: bool scalar.
@@ -34,10 +35,10 @@ def _of_batch(axis_size, in_batched, predicate):
 
 @jax.custom_batching.custom_vmap
 def own_lane(predicate):
-    """Within a branch that `any_lane(predicate)` took: whether this lane asked for it.
+    """Whether this lane asked for the branch that `any_lane(predicate)` took.
 
-    Without `vmap` that is known, so that XLA drops what is selected by it: a select
-    between an old and a new basis would have it copy the old one.
+    Without `vmap` it is the constant True, and XLA drops every select that depends on
+    it: one between an old and a new basis would copy the old one.
 
     Args:
       predicate: bool scalar.

@@ -1,8 +1,8 @@
-"""Vectors packed into one array, for which a solver compiles in half of the time.
+"""Vectors packed into one array, so that a solver compiles in half the time.
 
-Code for each leaf of each operation is most of what a solver takes to compile for a
-network of many arrays. A packed vector is one array; only products with an operator
-see the leaves.
+Operations on vectors are compiled leaf by leaf, which takes most of the compile time of
+a solver for a network of many arrays. A packed vector is one array; only the products
+with an operator see the leaves.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from bulk_sgd.linalg import basis
 
-# The last axis of packed vectors. They have two axes because XLA's CPU compiler takes
-# the product of a matrix with an array of one axis for a sum, many times as slow.
+# The last axis of packed vectors. They have two axes because XLA's CPU compiler turns
+# the product of a matrix with an array of one axis into a sum, many times as slow.
 _WIDTH = 128
-_MAX_SIZE = 2**31 - 2**12  # places are int32
-# Random bits take several times the memory of the numbers that are made of them.
+_MAX_SIZE = 2**31 - 2**12  # indices are int32
+# Random bits take several times the memory of the numbers made from them, so they are
+# drawn in this many turns.
 _NUM_DRAWS = 16
 
 
@@ -26,8 +27,8 @@ def choose(like, spans_devices: bool):
     """How a solver holds vectors shaped like `like`.
 
     Args:
-      like: a vector whose leaves have one dtype; their shapes and dtypes will do.
-      spans_devices: True keeps them as they are, since packing would gather them.
+      like: a vector whose leaves have one dtype, or its shapes and dtypes.
+      spans_devices: True keeps vectors as they are, since packing would gather them.
 
     Returns:
       `Packed` or `Unpacked`.
@@ -66,7 +67,7 @@ class Unpacked:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Vectors as one array of the shape (rows, 128), filled up with zeros.
+    """Vectors as one array of shape `(n, 128)`, padded with zeros.
 
     Attributes:
       like: a vector as it is unpacked, for its shapes and dtypes.
@@ -84,8 +85,8 @@ class Packed:
     def pack(self, vector):
         """The array of a vector."""
         leaves = jax.tree.leaves(vector)
-        # One after the other, in place: XLA's CPU compiler makes a slow loop with a
-        # branch per element of a concatenation that it fuses with what reads it.
+        # One after the other, in place: XLA's CPU compiler fuses a concatenation with
+        # its readers into a slow loop with a branch per element.
         array = jnp.zeros(self._num_rows * _WIDTH, leaves[0].dtype)
         for x, start in zip(leaves, self._starts):
             array = jax.lax.dynamic_update_slice(array, x.ravel(), (start,))
@@ -101,7 +102,7 @@ class Packed:
         )
 
     def combine(self, coefficients, rows):
-        """An unpacked basis from packed rows, one at a time: nothing is there twice.
+        """An unpacked basis from packed rows, one at a time to save memory.
 
         Args:
           coefficients: `(p, m)`.

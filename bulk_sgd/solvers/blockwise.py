@@ -78,7 +78,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             rows = masking.select(subspace.eigenvectors, mask)
             part = subspace._replace(
                 eigenvalues=subspace.eigenvalues[own],
-                eigenvectors=basis.block(rows, start, share),
+                eigenvectors=basis.take_rows(rows, start, share),
                 residuals=subspace.residuals[own],
             )
             returned, after = solver.solve(

@@ -1,20 +1,18 @@
 """Lanczos that sees a repeated eigenvalue as often as it occurs.
 
-A single Krylov sequence meets one direction of each eigenspace. Diagonal blocks of a
-Hessian have larger eigenspaces: under squared error the block of a linear last layer is
-a Kronecker product with the identity, which repeats each eigenvalue once per output. So
-the complement of the pairs found is searched by itself, until it holds no larger
-eigenvalue (Hotelling's deflation).
+A single Krylov sequence meets one direction of each eigenspace. Blocks of a Hessian
+have larger eigenspaces: under squared error the block of a linear last layer is a
+Kronecker product with the identity, so each eigenvalue occurs once per output. After a
+first solve the orthogonal complement of the pairs found is searched, again and again,
+until it holds no larger eigenvalue (Hotelling's deflation).
 """
 
-import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import Wrapped
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import thick_restart
 from bulk_sgd.solvers.ritz import ORDERS
@@ -25,9 +23,9 @@ from bulk_sgd.solvers.subspace import Subspace
     jax.jit, static_argnames=("rank", "max_matvecs", "num_rows", "which")
 )
 def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
-    """`thick_restart.solve`, and searches for what it missed.
+    """`thick_restart.solve`, followed by searches for the pairs that it missed.
 
-    Each search has `max_matvecs` of its own, and every one but the last adds a pair.
+    Each search may take `max_matvecs`, and each but the last adds a pair.
     """
     key, solve_key = jax.random.split(key)
     found = thick_restart.solve(
@@ -49,12 +47,12 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     def search(found, key):
         """The first eigenpair orthogonal to those found."""
         start_key, key = jax.random.split(key)
-        # Those found go to the end of the order: their zeros might come first there.
+        # The pairs found move to the end of the order; as zeros they could come first.
         last = {"largest": -1, "smallest": 1, "magnitude": 0}[which]
         last = last * jnp.max(jnp.abs(found.eigenvalues) + found.residuals)
 
         return thick_restart.solve(
-            _Deflated(matvec, found, last),
+            Wrapped(_deflated, matvec, arrays=(found, last)),
             found.complement(basis.random_normal(start_key, like)),
             key,
             tol,
@@ -68,8 +66,8 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
         found, key, _ = carry
         key, search_key = jax.random.split(key)
         other = search(found, search_key)
-        # Even the least residual holds the rounding of the largest eigenvalue of all,
-        # to which the eigenvalues found may be small.
+        # The eigenvalues found can all be rounding. Residuals are at least the rounding
+        # of the largest eigenvalue of all.
         slack = tol * jnp.max(jnp.abs(found.eigenvalues))
         slack += jnp.minimum(jnp.min(found.residuals), other.residuals[0])
         missed = order(other.eigenvalues[0]) > order(found.eigenvalues[-1]) + slack
@@ -80,38 +78,21 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
         )
         return together, key, missed
 
-    # No search follows a solve that failed.
+    # No search if the first solve failed.
     return jax.lax.while_loop(
         lambda carry: carry[2], go_on, (found, key, found.converged)
     )[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Deflated:
-    """`matvec` with the eigenvalues of `found` replaced by `last`."""
-
-    matvec: Any
-    found: Subspace
-    last: jax.Array
-
-    def __call__(self, vector):
-        return self.linearize()(vector)
-
-    def linearize(self):
-        """As that of `matvec`."""
-        apply = operators.linearize(self.matvec)
-
-        def product(vector):
-            inside = self.found.project(vector)
-            image = self.found.complement(apply(basis.subtract(vector, inside)))
-            return jax.tree.map(lambda x, y: x + self.last * y, image, inside)
-
-        return product
+def _deflated(matvec, vector, found, last):
+    """A product with `matvec`, its eigenvalues in `found` replaced by `last`."""
+    inside = found.project(vector)
+    image = found.complement(matvec(basis.subtract(vector, inside)))
+    return jax.tree.map(lambda x, y: x + last * y, image, inside)
 
 
 def _inserted(other: Subspace, found: Subspace, order) -> Subspace:
-    """`found` with the pair of `other` in place of its last one, in order."""
+    """`found` with its last pair replaced by the pair of `other`, in order."""
     values = found.eigenvalues.at[-1].set(other.eigenvalues[0])
     place = jnp.argsort(order(values), descending=True)
     merge = lambda x, y: x.at[-1].set(y[0])[place]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers import rotation
 
 # The least that a vector keeps of itself, in lengths of its product: enough to leave it
@@ -84,7 +85,7 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
     products = _multiply(matvec, rows, own, window)
     averages, quotients, noise = _average(products, window, *old)
-    turned = basis.orthonormal(_mix(rows, own, products, old[0], window))
+    turned = orthonormal(_mix(rows, own, products, old[0], window))
 
     other = basis.row(rows, partner)
     if window.width > 1:
@@ -187,7 +188,7 @@ def seed(own, rows, updates, key):
             # The rows that are not missing are among `rows`.
             overlap = jnp.where(missing[:, None], basis.gram(fresh, rows), 0)
             fresh = basis.subtract(fresh, basis.combine(overlap, rows))
-            return basis.orthonormal(fresh)
+            return orthonormal(fresh)
 
         fresh = jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
         return basis.where(branches.own_lane(jnp.any(missing)), fresh, own)

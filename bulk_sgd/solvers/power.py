@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
@@ -148,7 +149,7 @@ def _move_all(matvec, subspace: Subspace, updates):
     residuals = jnp.sqrt(jnp.maximum(outside, 0))
     moved = subspace._replace(
         eigenvalues=values,
-        eigenvectors=basis.orthonormal(products),
+        eigenvectors=orthonormal(products),
         residuals=residuals,
         num_matvecs=jnp.int32(subspace.rank),
     )

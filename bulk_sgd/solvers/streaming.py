@@ -106,14 +106,14 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
         rows = subspace.eigenvectors
 
         def move():
-            own = oja.seed(basis.block(rows, start, width), rows, updates, key)
+            own = oja.seed(basis.take_rows(rows, start, width), rows, updates, key)
             window = oja.Window(start, width, start + sweep % width, weight)
             averages = state.quotients, state.noise
             return oja.move(matvec, rows, own, window, *averages, acts)
 
         def rest():
             return oja.Moved(
-                rows=basis.block(rows, start, width),
+                rows=basis.take_rows(rows, start, width),
                 other=basis.row(rows, 0),
                 partner=jnp.zeros((), jnp.int32),
                 usable=jnp.zeros((), bool),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import any_lane
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Rows
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
@@ -90,7 +91,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         vectors = basis.add_outer(vectors, added, outside)
         # Each turn loses a rounding of orthogonality.
         vectors = jax.lax.cond(
-            any_lane(state.count % _TURNS == 0), basis.orthonormal, lambda x: x, vectors
+            any_lane(state.count % _TURNS == 0), orthonormal, lambda x: x, vectors
         )
         update = basis.widen(updates)
         found = hessian_free(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, packing
+from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers import start_vector
 from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs
 from bulk_sgd.solvers.subspace import Subspace
@@ -207,7 +208,7 @@ def _expand(
     fresh = basis.scale(1 / jnp.where(breakdown, 1, beta), product)
     fresh = jax.lax.cond(
         breakdown & ~complete,
-        lambda: basis.unit(basis.orthogonalize(draw(noise_key), state.rows)[0]),
+        lambda: basis.unit(orthogonalize(draw(noise_key), state.rows)[0]),
         lambda: fresh,
     )
     return _State(
@@ -248,7 +249,7 @@ def _product(state: _State, apply):
     product = apply(basis.row(state.rows, state.size))
     nothing = jnp.zeros(basis.num_rows(state.rows), state.projected.dtype)
     product, local = jax.lax.fori_loop(0, 2, remove, (product, nothing))
-    product, rest = basis.orthogonalize(product, state.rows)
+    product, rest = orthogonalize(product, state.rows)
     return product, rest + local
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Rows, Subspace
 
@@ -88,7 +89,7 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
             found = basis.combine(jnp.where(keep[:, None], weights, 0), rows)
             # Inner products square the ratio of the components, so that in float32 the
             # last ones come out far from orthogonal.
-            vectors = basis.put(previous[1], 0, basis.orthonormal(found), due)
+            vectors = basis.put(previous[1], 0, orthonormal(found), due)
             means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
             return jnp.where(due, means, previous[0]), vectors
 

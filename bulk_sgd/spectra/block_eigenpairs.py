@@ -1,4 +1,4 @@
-"""Leading eigenpairs of one block of parameters while the others stand still."""
+"""Leading eigenpairs of each block of parameters by itself."""
 
 import jax
 
@@ -14,23 +14,23 @@ def block_eigenpairs(
 ) -> dict[str, Subspace]:
     """Leading eigenpairs of the diagonal blocks of a symmetric operator.
 
-    With the Hessian these are the sharpest directions of one layer while the others
-    stand still. One compiled program per block: `top_eigenpairs` with `repeated` on
-    `matvec` restricted to it. Blocks do have repeated eigenvalues: under squared error
-    those of the last layer occur once per output.
+    For the Hessian these are the sharpest directions of one layer while the others
+    stand still. Each block takes one compiled program, `top_eigenpairs` on `matvec`
+    restricted to the block. It runs with `repeated`, because blocks have repeated
+    eigenvalues: under squared error each eigenvalue of a linear last layer occurs once
+    per output.
 
     Args:
       matvec: symmetric linear callable on pytrees like `params`.
       params: pytree of floating point arrays.
-      rank: number of eigenpairs of each block; a block of fewer parameters has as many
-        as parameters.
+      rank: number of eigenpairs per block, or the number of its parameters if smaller.
       tol: as in `top_eigenpairs`, relative to the largest eigenvalue of the block.
-      by: how leaves make blocks, by layer if None; see `bulk_sgd.curvature.blocks`.
+      by: how leaves are grouped, by layer if None; see `bulk_sgd.curvature.blocks`.
       key: PRNG key of the start vectors; by default a fixed one.
 
     Returns:
-      A `Subspace` for each block, by its name. Its vectors are like
-      `masking.select(params, mask)`: the params with None outside of the block.
+      A dict from the name of each block to its `Subspace`. Vectors are like the params,
+      with None outside the block.
 
     Raises:
       ValueError: if an argument is out of its range, or `by` is no grouping.

@@ -1,19 +1,19 @@
 r"""Spectral density by stochastic Lanczos quadrature.
 
-The density of eigenvalues of a symmetric matrix A of dimension n is the measure with
-weight 1/n at each. For a random unit vector v, with v = Σ_i c_i u_i, the measure with
-weights c_i² at λ_i has that density as its mean, and m steps of Lanczos from v give the
-m-point Gauss quadrature of it: nodes θ_j, the eigenvalues of the tridiagonal matrix T,
-and weights the squared first entries of its eigenvectors, exact for polynomials up to
-degree 2m − 1 (Golub and Welsch, 1969). The mean over several v is the estimate: Lin,
-Saad and Yang, *Approximating spectral densities of large matrices*, SIAM Review 58,
-2016; Ghorbani, Krishnan and Xiao, *An investigation into neural net optimization via
-Hessian eigenvalue density*, ICML 2019.
+The spectral density of a symmetric matrix A of dimension n is the measure with weight
+1/n at each eigenvalue. A random unit vector v = Σ_i c_i u_i gives the measure with
+weights c_i² at λ_i, whose mean over v is that density. From v, m steps of Lanczos give
+the m-point Gauss quadrature of its measure: the nodes are the eigenvalues of the
+tridiagonal matrix T, the weights the squared first entries of its eigenvectors. It is
+exact for polynomials up to degree 2m − 1 (Golub and Welsch, 1969). The estimate is the
+mean over several v: Lin, Saad and Yang, *Approximating spectral densities of large
+matrices*, SIAM Review 58, 2016; Ghorbani, Krishnan and Xiao, *An investigation into
+neural net optimization via Hessian eigenvalue density*, ICML 2019.
 
-Every new vector is orthogonal to all before it, to rounding: without that T has copies
-of the outer eigenvalues, and their weights are wrong. Where the Krylov space of
-v is exhausted its quadrature is complete; what the static shapes have beyond has no
-weight, and lies within the spectrum.
+Every new vector is orthogonal to all before it, to rounding. Otherwise T would have
+copies of the outer eigenvalues, with wrong weights. When the Krylov space of v is
+exhausted, its quadrature is complete; the remaining nodes, which static shapes demand,
+lie within the spectrum and have weight zero.
 """
 
 import functools
@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers.ritz import ROUNDING_UNITS
 from bulk_sgd.spectra.energies import Estimate
 
@@ -32,15 +33,15 @@ from bulk_sgd.spectra.energies import Estimate
 class SpectralDensity(NamedTuple):
     """The eigenvalues of an operator as a probability measure on the line.
 
-    Errors are standard errors of the mean over the probes. They do not cover that each
-    probe has its weight at m points; features narrower than the range of the spectrum
-    over m are smoothed, but for its ends, where Lanczos converges first.
+    Errors are standard errors of the mean over the probes. They do not include that
+    each probe has only m nodes: inside the spectrum, features narrower than its range
+    over m are smoothed. The ends are sharper, since Lanczos converges there first.
 
     Attributes:
       nodes: `(probes, steps)`, ascending in each row.
       weights: `(probes, steps)`, each row sums to one.
-      dimension: n, number of eigenvalues in all.
-      num_matvecs: int32 scalar, products spent.
+      dimension: n, the number of eigenvalues.
+      num_matvecs: int32 scalar, number of products.
     """
 
     nodes: jax.Array
@@ -52,7 +53,7 @@ class SpectralDensity(NamedTuple):
         """The mean of a function over all eigenvalues, tr f(A) / n.
 
         Args:
-          fn: maps an array elementwise; further axes may be added on the right.
+          fn: elementwise function of an array; it may add axes on the right.
 
         Returns:
           An `Estimate`.
@@ -79,10 +80,10 @@ class SpectralDensity(NamedTuple):
         return (jnp.max(self.nodes) - jnp.min(self.nodes)) / 100
 
     def density(self, points, width=None) -> Estimate:
-        """The density, each node replaced by a Gaussian.
+        """The density, with each node replaced by a Gaussian.
 
         Args:
-          points: `(p,)`, where.
+          points: `(p,)`.
           width: standard deviation of the Gaussians, by default `width`.
 
         Returns:
@@ -98,7 +99,7 @@ class SpectralDensity(NamedTuple):
         return self.mean(gaussians)
 
     def distribution(self, points) -> Estimate:
-        """The share of eigenvalues up to each of the points.
+        """The share of eigenvalues at or below each of the points.
 
         Args:
           points: `(p,)`.
@@ -109,14 +110,14 @@ class SpectralDensity(NamedTuple):
         return self.mean(lambda nodes: nodes[..., None] <= jnp.asarray(points))
 
     def quantile(self, levels) -> Estimate:
-        """The smallest node up to which there is the given share of eigenvalues.
+        """The smallest node with at least the given share of eigenvalues up to it.
 
         Args:
           levels: `(p,)`, from 0 to 1.
 
         Returns:
-          An `Estimate` of shape `(p,)`, whose error is half the distance between the
-          quantiles a standard error of the distribution below and above.
+          An `Estimate` of shape `(p,)`. Its error is half the distance between the
+          quantiles at the levels plus and minus a standard error of the distribution.
         """
         levels = jnp.asarray(levels)
         order = jnp.argsort(self.nodes.ravel())
@@ -147,14 +148,14 @@ def spectral_density(
       matvec: symmetric linear callable from pytree to pytree, such as
         `bulk_sgd.hessian(value_fn, params)`.
       params: pytree of floating point arrays like the vectors of `matvec`.
-      num_probes: number of random start vectors; errors take two.
+      num_probes: number of random start vectors; errors need at least two.
       num_steps: nodes per probe, up to the dimension; by default 80, or the dimension
         if that is less.
       key: PRNG key of the probes; by default a fixed one.
 
     Returns:
-      A `SpectralDensity` in float32, or float64 if the params are; NaN in the rows of
-      probes for which a product was not finite.
+      A `SpectralDensity` in float32, or float64 if the params are. The row of a probe
+      is NaN if one of its products was not finite.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -178,7 +179,7 @@ def spectral_density(
     checks.integer("num_probes", num_probes, 1)
     checks.integer("num_steps", num_steps, 1, dimension, "the number of parameters")
     nodes, weights, spent = _quadratures(
-        operators.as_pytree(matvec),
+        as_pytree(matvec),
         like,
         jax.random.key(0) if key is None else key,
         num_probes=num_probes,
@@ -192,15 +193,15 @@ class _State(NamedTuple):
 
     Attributes:
       rows: basis of `num_steps + 1` rows, zero where not reached.
-      diagonal: `(num_steps,)` of T.
-      beside: `(num_steps,)`, the entries of T beside its diagonal, and one more.
+      diagonal: `(num_steps,)`, the diagonal of T.
+      off_diagonal: `(num_steps,)`, the entries of T next to its diagonal, and one more.
       size: int32, steps taken.
-      complete: bool, whether the Krylov space is exhausted, or not finite.
+      complete: bool, whether the Krylov space is exhausted or a value not finite.
     """
 
     rows: Any
     diagonal: jax.Array
-    beside: jax.Array
+    off_diagonal: jax.Array
     size: jax.Array
     complete: jax.Array
 
@@ -208,7 +209,7 @@ class _State(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("num_probes", "num_steps"))
 def _quadratures(matvec, like, key, *, num_probes, num_steps):
     with jax.default_matmul_precision("highest"):
-        apply = operators.linearize(matvec)
+        apply = linearize(matvec)
 
         def probe(key):
             start = basis.unit(basis.random_normal(key, like))
@@ -225,24 +226,26 @@ def _quadrature(apply, start, num_steps):
     initial = _State(
         rows=basis.set_row(basis.zeros(start, num_steps + 1), 0, start),
         diagonal=jnp.zeros(num_steps, dtype),
-        beside=jnp.zeros(num_steps, dtype),
+        off_diagonal=jnp.zeros(num_steps, dtype),
         size=jnp.zeros((), jnp.int32),
         complete=jnp.zeros((), bool),
     )
 
     def step(state):
         product = apply(basis.row(state.rows, state.size))
-        product, along = basis.orthogonalize(product, state.rows)
+        product, along = orthogonalize(product, state.rows)
         diagonal = state.diagonal.at[state.size].set(along[state.size])
         beta = basis.norm(product)
-        magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.beside)
+        magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.off_diagonal)
         rounding = ROUNDING_UNITS * jnp.finfo(dtype).eps * magnitude
         complete = ~(beta > rounding)  # also where it is not a number
         fresh = basis.scale(1 / jnp.where(complete, 1, beta), product)
         return _State(
             rows=basis.set_row(state.rows, state.size + 1, fresh),
             diagonal=diagonal,
-            beside=state.beside.at[state.size].set(jnp.where(complete, 0, beta)),
+            off_diagonal=state.off_diagonal.at[state.size].set(
+                jnp.where(complete, 0, beta)
+            ),
             size=state.size + 1,
             complete=complete,
         )
@@ -251,10 +254,10 @@ def _quadrature(apply, start, num_steps):
         lambda state: ~state.complete & (state.size < num_steps), step, initial
     )
     reached = jnp.arange(num_steps) < state.size
-    # A Rayleigh quotient lies within the spectrum, and couples to nothing here.
+    # Filled with a Rayleigh quotient, which lies within the spectrum, uncoupled.
     diagonal = jnp.where(reached, state.diagonal, state.diagonal[0])
-    beside = jnp.diag(state.beside[:-1], 1)
-    projected = jnp.diag(diagonal) + beside + beside.T
+    above = jnp.diag(state.off_diagonal[:-1], 1)
+    projected = jnp.diag(diagonal) + above + above.T
     finite = jnp.all(jnp.isfinite(projected))
     nodes, vectors = jnp.linalg.eigh(jnp.where(finite, projected, 0))
     nodes, weights = (

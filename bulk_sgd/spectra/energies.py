@@ -8,16 +8,15 @@ Q = I − P:
   Frobenius share   ‖M Uᵀ‖²_F / ‖M‖²_F
   block share       ‖U M Uᵀ‖²_F / ‖M‖²_F
 
-What lies in the subspace takes k products and is exact. The rest is estimated with m
+The part in the subspace takes k products and is exact. The rest is estimated with m
 random sign vectors z (Hutchinson, *A stochastic estimator of the trace of the influence
 matrix*, 1989), projected to the bulk:
 
-  tr M = tr(U M Uᵀ) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M Uᵀ‖²_F + E ‖M Q z‖²,
+  tr M = tr(U M Uᵀ) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M Uᵀ‖²_F + E ‖M Q z‖².
 
-so that the subspace plays the part of the sketch in Hutch++ (Meyer, Musco, Musco and
-Woodruff, 2021): the large eigenvalues, which make the variance, are taken out first.
-
-`trace` does without a known subspace: its sketch is random.
+The subspace plays the part of the sketch in Hutch++ (Meyer, Musco, Musco and Woodruff,
+2021): it takes out the large eigenvalues, which cause most of the variance. `trace`
+needs no known subspace; its sketch is random.
 """
 
 import functools
@@ -27,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.orthogonalization import orthonormal_range
 from bulk_sgd.solvers.subspace import Subspace, empty
 
 
@@ -63,17 +63,16 @@ class Estimate(NamedTuple):
 
 
 class Energies(NamedTuple):
-    """Where the curvature energy of one operator lies; scalars but the last.
+    """How the curvature of one operator is shared out; all but `rayleigh` are scalars.
 
-    Shares are NaN where the whole is zero, as tr F is for piecewise linear networks.
-    An error is the standard error of the mean over the probes of what stands before it.
+    A share is NaN if the whole is zero, as tr F is for piecewise linear networks.
 
     Attributes:
       trace: tr M.
-      trace_error: of the trace.
+      trace_error: standard error of `trace` over the probes.
       trace_dominant: tr(U M Uᵀ), exact.
       frobenius: ‖M‖²_F.
-      frobenius_error: of ‖M‖²_F.
+      frobenius_error: standard error of `frobenius` over the probes.
       frobenius_dominant: ‖M Uᵀ‖²_F, exact.
       frobenius_block: ‖U M Uᵀ‖²_F, exact.
       rayleigh: `(k,)`, u_iᵀ M u_i, exact.
@@ -112,7 +111,7 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
       matvec: symmetric linear callable from pytree to pytree, such as
         `bulk_sgd.hessian(value_fn, params)`.
       subspace: the dominant subspace, whose rows are orthonormal or zero.
-      num_probes: number m of random vectors; k + m products in all. Static.
+      num_probes: number m of random vectors, a Python integer; k + m products in all.
       key: PRNG key of the probes; by default a fixed one.
 
     Returns:
@@ -131,19 +130,19 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
     """
     checks.integer("num_probes", num_probes, 1)
     key = jax.random.key(0) if key is None else key
-    return _energies(operators.as_pytree(matvec), subspace, key, num_probes)
+    return _energies(as_pytree(matvec), subspace, key, num_probes)
 
 
 @functools.partial(jax.jit, static_argnames="num_probes", inline=True)
 def _energies(matvec, subspace, key, num_probes):
-    apply = operators.linearize(matvec)
+    apply = linearize(matvec)
     rows = subspace.eigenvectors
     images = jax.lax.map(apply, rows)
     block = basis.gram(rows, images)
     rayleigh = jnp.diagonal(block)
 
     def probe(key):
-        vector = subspace.complement(_signs(key, basis.row(rows, 0)))
+        vector = subspace.complement(basis.random_signs(key, basis.row(rows, 0)))
         image = apply(vector)
         return basis.dot(vector, image), basis.dot(image, image)
 
@@ -167,19 +166,19 @@ def trace(
 ) -> Estimate:
     """The trace of a symmetric operator, by Hutch++ or Hutchinson's estimator.
 
-    The range of A S, for S of `sketch` random sign vectors, takes out most of what is
-    large in A; its part is exact, and what is left is estimated with random signs.
-    One compiled program of 2 `sketch` + `num_probes` products.
+    With a matrix S of `sketch` random sign vectors, the range of A S holds most of the
+    large eigenvalues of A. Its part of the trace is exact; the rest is estimated with
+    random signs. One compiled program of 2 `sketch` + `num_probes` products.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.
       params: pytree of floating point arrays like the vectors of `matvec`.
-      num_probes: number of random vectors; an error takes two.
+      num_probes: number of random vectors; an error needs at least two.
       sketch: rank of the sketch, up to the dimension; 0 is Hutchinson's estimator.
       key: PRNG key of the sketch and the probes; by default a fixed one.
 
     Returns:
-      An `Estimate`, whose error is that of the probes.
+      An `Estimate`, with the standard error over the probes.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -200,7 +199,7 @@ def trace(
     checks.integer("num_probes", num_probes, 1)
     most = basis.size(like)
     checks.integer("sketch", sketch, 0, most, "the number of parameters")
-    matvec = operators.as_pytree(matvec)
+    matvec = as_pytree(matvec)
     key = jax.random.key(0) if key is None else key
     return _trace(matvec, like, key, num_probes=num_probes, sketch=sketch)
 
@@ -208,38 +207,15 @@ def trace(
 @functools.partial(jax.jit, static_argnames=("num_probes", "sketch"))
 def _trace(matvec, like, key, *, num_probes, sketch):
     with jax.default_matmul_precision("highest"):
-        apply = operators.linearize(matvec)
+        apply = linearize(matvec)
         sketch_key, key = jax.random.split(key)
         subspace = empty(like, max(sketch, 1))
         if sketch:
-            image = lambda key: apply(_signs(key, like))
+            image = lambda key: apply(basis.random_signs(key, like))
             images = jax.lax.map(image, jax.random.split(sketch_key, sketch))
-            subspace = subspace._replace(eigenvectors=_range(images))
+            subspace = subspace._replace(eigenvectors=orthonormal_range(images))
         found = energies(apply, subspace, num_probes, key=key)
         return Estimate(found.trace, found.trace_error)
-
-
-def _range(rows):
-    """Orthonormal rows that span those given, as far as rounding tells them apart.
-
-    What does not stand out of rounding becomes a row of zeros: Cholesky would make
-    of it rows that are not orthogonal (Stathopoulos and Wu, *A block orthogonalization
-    procedure with constant synchronization requirements*, 2002).
-    """
-    for _ in range(2):  # twice is enough
-        values, vectors = jnp.linalg.eigh(basis.gram(rows, rows))
-        floor = len(values) * jnp.finfo(values.dtype).eps * values[-1]
-        factors = jnp.where(values > floor, jax.lax.rsqrt(values), 0)
-        rows = basis.combine((vectors * factors).T, rows)
-    return rows
-
-
-def _signs(key, like):
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    )
 
 
 def _share(part, whole):

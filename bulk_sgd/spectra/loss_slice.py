@@ -4,22 +4,22 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.linalg import basis
 
 
 def loss_slice(value_fn, params, directions, offsets):
     """The loss at the points of a grid, θ + Σ_i a_i d_i.
 
-    One direction gives a line, two give a plane. Directions are taken as they are:
-    with unit vectors the offsets are distances. The points are evaluated one after the
-    other in one compiled program, which calls on the same kind of `value_fn` share.
+    One direction gives a line, two give a plane. Directions are not normalised; with
+    unit vectors the offsets are distances. One compiled program evaluates the points
+    one after the other; calls with the same kind of `value_fn` share it.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
       params: pytree of floating point arrays, the point θ.
-      directions: sequence of pytrees like `params`.
-      offsets: sequence of as many arrays `(p_i,)`, the values of each a_i.
+      directions: sequence of pytrees like `params`, the d_i.
+      offsets: sequence of arrays `(p_i,)`, the values of a_i for each direction.
 
     Returns:
       The losses, an array of shape `(p_1, p_2, …)`.
@@ -44,7 +44,7 @@ def loss_slice(value_fn, params, directions, offsets):
     if not directions or len(directions) != len(offsets):
         raise ValueError(
             f"offsets are {len(offsets)} arrays for {len(directions)} directions; "
-            "there must be one for each direction, and at least one."
+            "there must be one array per direction, and at least one direction."
         )
     for axis in offsets:
         if axis.ndim != 1:
@@ -56,12 +56,12 @@ def loss_slice(value_fn, params, directions, offsets):
         matches = jax.tree.structure(direction) == structure
         if not matches or jax.tree.map(jnp.shape, direction) != shape:
             raise ValueError(
-                "directions has a pytree unlike the params; its structure and shapes "
-                "must be theirs."
+                "directions has a pytree unlike the params; each must have their "
+                "structure and shapes."
             )
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
     points = jnp.stack([x.ravel() for x in jnp.meshgrid(*offsets, indexing="ij")], 1)
-    losses = _losses(operators.as_pytree(value_fn), params, rows, points)
+    losses = _losses(as_pytree(value_fn), params, rows, points)
     return losses.reshape([len(axis) for axis in offsets])
 
 

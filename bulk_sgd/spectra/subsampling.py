@@ -1,16 +1,15 @@
-r"""How far the curvature of a sample is from that of all the data.
+r"""How far the curvature of a sample is from the curvature of all the data.
 
-Of N examples a random n give the subspace P̂ and eigenvalues λ̂ of H_n in place of those
-of H. What that costs shows between two disjoint halves A and B of the sample, solved
-apart: the variance of H_A − H_B is 4 σ² / n, that of H_n − H is σ² (1/n − 1/N), so that
-to first order in the noise, for eigenvalues as for projectors,
+A random n of N examples give H_n in place of H, with projector P̂ and eigenvalues λ̂. The
+error shows when two disjoint halves A and B of the sample are solved separately:
+H_A − H_B has variance 4 σ² / n and H_n − H has variance σ² (1/n − 1/N). To first order
+in the noise, for projectors and likewise for eigenvalues,
 
   E‖P̂ − P‖² = ¼ (1 − n/N) E‖P_A − P_B‖².
 
-This is a jackknife with two groups, with the correction for a finite population
-(Cochran, *Sampling Techniques*, 1977). Unlike the bound of Davis and Kahan, which takes
-all of the noise for noise along u_{k+1}, it is no bound, and as near to the truth from
-above as from below.
+This is a jackknife with two groups and the correction for a finite population (Cochran,
+*Sampling Techniques*, 1977). It is an estimate, not a bound. The bound of Davis and
+Kahan is much larger, since it takes all noise to lie along u_{k+1}.
 """
 
 import dataclasses
@@ -20,21 +19,22 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES, sharded
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
 class SubsamplingError(NamedTuple):
-    """Expected distance of the leading eigenpairs of a sample from those of all data.
+    """Expected error of the leading eigenpairs of a sample.
 
     Attributes:
-      eigenvalues: scalar, root mean square over k of λ̂_i − λ_i.
+      eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
       overlap: scalar between 0 and 1, ‖ÛᵀU‖²_F / k.
-      projection: scalar, ‖(P̂ − P) v‖ / ‖v‖ of the vector.
-      converged: bool, whether both solves did; else the rest says nothing.
-      num_matvecs: int32, products with half of the sample.
+      projection: scalar, ‖(P̂ − P) v‖ / ‖v‖ for the given vector v.
+      converged: bool, whether both solves converged; otherwise the rest means nothing.
+      num_matvecs: int32, number of products, each over half of the sample.
     """
 
     eigenvalues: jax.Array
@@ -57,20 +57,21 @@ def subsampling_error(
     max_matvecs: int | None = None,
     sharding=None,
 ) -> SubsamplingError:
-    """Estimates what the curvature of a sample misses, without the rest of the data.
+    """Estimates the error of a sample's eigenpairs from the sample alone.
 
-    Two solves, each on one half of the sample; see above for how they compare. Over
-    samples the root mean square is within a factor of 1.5 of the truth (measured along
-    training in `docs/solvers.md`), and low rather than high for small ones, whose noise
-    is not of first order. That of a single sample is a draw: of k differences for the
-    eigenvalues, of many more for the rest.
+    Two solves, each on one half of the sample, are compared as described above. The
+    root mean square over many samples is within a factor of 1.5 of the truth (measured
+    along training in `docs/solvers.md`). For small samples, whose noise is beyond first
+    order, it is low rather than high. The estimate of a single sample scatters: for
+    eigenvalues it rests on k differences, for the rest on many more.
 
     Args:
-      objective: of n examples drawn at random without replacement, in random order.
+      objective: an `Objective` of n examples, drawn at random without replacement, in
+        random order.
       params: pytree of the parameters.
-      vector: pytree like them, such as a gradient.
-      rank: number of leading eigenvectors k.
-      num_examples: N, of which n were drawn.
+      vector: pytree like `params`, such as a gradient.
+      rank: number k of leading eigenpairs.
+      num_examples: number N of examples that the n were drawn from.
       curvature: "hessian", "gauss_newton" or "functional_hessian".
       mode: as in `hessian`.
       tol: as in `top_eigenpairs`.
@@ -82,8 +83,8 @@ def subsampling_error(
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: if there are fewer than two examples, or fewer in all, or an argument
-        of the solve is out of its range.
+      ValueError: if n is less than two or more than N, or an argument of the solve is
+        out of its range.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -103,16 +104,16 @@ def subsampling_error(
     drawn = objective.num_examples
     why = "two halves of at least one example"
     checks.integer("the number of examples of objective", drawn, 2, why=why)
-    why = "those of objective"
+    why = "the examples of objective"
     checks.integer("num_examples", num_examples, drawn, why=why)
     checks.one_of("curvature", curvature, CURVATURES)
 
     def solve(first):
-        # Every second one: where examples are split over devices, so is the half.
+        # Every second example: where they are split over devices, so is each half.
         inputs, targets = jax.tree.map(
             lambda x: x[first::2], (objective.inputs, objective.targets)
         )
-        # Groups that split the sample evenly need not split a half.
+        # Groups that split the sample evenly may not split a half evenly.
         half = dataclasses.replace(
             objective, inputs=inputs, targets=targets, num_groups=1
         )

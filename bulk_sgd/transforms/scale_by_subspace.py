@@ -14,7 +14,7 @@ import optax
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import masking
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.solver import Solver, check_solver

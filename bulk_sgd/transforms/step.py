@@ -12,6 +12,7 @@ from bulk_sgd import checks
 from bulk_sgd.curvature import masking, preconditioning
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg.layout import place_rows
 from bulk_sgd.solvers import solver as solver_lib
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import alignment
@@ -106,7 +107,7 @@ def refresh(options: Options, state, selected: Selected):
         )
 
     state = branches.cond(due, refresh, lambda: state)
-    rows = basis.place_rows(state.subspace.eigenvectors, selected.layout)
+    rows = place_rows(state.subspace.eigenvectors, selected.layout)
     return state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import flat, mlp, objective, squared_error
 
 import bulk_sgd
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 

@@ -35,7 +35,7 @@ from optimizer_runs import (
 )
 
 import bulk_sgd
-from bulk_sgd.curvature import operators
+from bulk_sgd.curvature.operators import linearize
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.training import steps
 
@@ -70,7 +70,7 @@ def test_solves_share_a_program_and_one_primal_pass():
         np.testing.assert_allclose(found, expected / factor, rtol=1e-4)
     assert solve._cache_size() == 1
     count = lambda fn: count_equations(jax.make_jaxpr(fn)(params), "tanh")
-    linear = lambda v: [operators.linearize(matvec)(v)]
+    linear = lambda v: [linearize(matvec)(v)]
     twice = lambda v: (lambda product: [product(v), product(v)])(matvec.linearize())
     assert count(linear) == count(twice) > 0
 

@@ -10,7 +10,8 @@ from four_devices import RANK, python
 from helpers import cross_entropy, dense, flat, mlp, objective, squared_error
 
 import bulk_sgd
-from bulk_sgd.curvature import operators, second_derivatives
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.operators import linearize
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -81,7 +82,7 @@ def tolerance(params):
 
 @functools.cache
 def reference(kind):
-    """The matrix for the plain network in float64, checked in test_operators.py."""
+    """The matrix for the plain network in float64, checked in test_hessian.py."""
     made, params = problem("plain")
     matvec = getattr(bulk_sgd, kind)(made, params, mode=second_derivatives.FORWARD)
     return dense(matvec, params)
@@ -100,7 +101,7 @@ def error(matrix, kind):
 def test_every_mode_gives_the_same_matrix(x64, mode, size, kind):
     made, params = problem("plain", size)
     matrix = dense(getattr(bulk_sgd, kind)(made, params, mode=mode), params)
-    # Rounding of float64 through a small network, as in test_operators.py.
+    # Rounding of float64 through a small network, as in test_hessian.py.
     assert error(matrix, kind) < (1e-12 if mode in EXACT else tolerance(params))
 
 
@@ -270,7 +271,7 @@ def test_modes_work_under_vmap(x64, mode):
     @jax.vmap
     def product(params):
         matvec = bulk_sgd.hessian(made, params, mode=mode)
-        return operators.linearize(matvec)(params)
+        return linearize(matvec)(params)
 
     first = jax.tree.map(lambda x: x[0], product(stacked))
     expected = reference("hessian") @ flat(params)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import abstract_mesh, projector, rows, symmetric
+from helpers import projector, rows, symmetric
 from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
@@ -109,21 +109,6 @@ def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
 
 
 def test_vectors_that_may_lie_on_several_devices_stay_as_they_are():
-    one, two = (abstract_mesh(n, names=("fsdp",)) for n in (1, 2))
-    matvec = lambda vector: vector
-
-    def on(mesh):
-        return operators.sharded(matvec, jax.NamedSharding(mesh, jax.P("fsdp")))
-
-    assert operators.spans_devices(on(two))
-    assert not operators.spans_devices(on(one))
-    assert operators.spans_devices(matvec) == (jax.device_count() > 1)
-    outer = bulk_sgd.preconditioned(on(two), jnp.ones(4))
-    assert operators.spans_devices(outer)
-    hidden = jax.tree_util.Partial(lambda inner, vector: inner(vector), on(two))
-    assert operators.spans_devices(hidden)
-    here = jax.tree.map(lambda x: x.sharding, jnp.ones(4))
-    assert not operators.spans_devices(operators.sharded(matvec, here))
     assert isinstance(packing.choose(LIKE, True), packing.Unpacked)
     assert isinstance(packing.choose(LIKE, False), packing.Packed)
     assert isinstance(packing.choose(jnp.ones((2, 3)), False), packing.Unpacked)

@@ -10,12 +10,13 @@ import pytest
 from helpers import count_equations, dense, equations, flat, rows, top
 
 import bulk_sgd
-from bulk_sgd.curvature import operators, second_derivatives
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.training import measures
 from bulk_sgd.lab.training.stability import Bisection
 
 RANK, PROBES = 3, 4_000
-NAMES = sorted(operators.CURVATURES)
+NAMES = sorted(CURVATURES)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def point():
 @pytest.mark.parametrize("name", NAMES)
 def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
     objective, params, found = point
-    matvec = operators.CURVATURES[name](objective, params)
+    matvec = CURVATURES[name](objective, params)
     matrix = dense(matvec, params)
     basis = rows(found.eigenvectors)
     energies = bulk_sgd.energies(matvec, found, PROBES, key=jax.random.key(0))
@@ -122,7 +123,7 @@ def test_forms_overlap_and_sum_rule(x64, point, measured):
     basis = rows(found.eigenvectors)
     inside = basis.T @ (basis @ gradient)
     squared = gradient @ gradient
-    for name, make in operators.CURVATURES.items():
+    for name, make in CURVATURES.items():
         matrix = dense(make(objective, params), params)
         forms = measured.curvatures[name]
         expected = inside @ matrix @ inside / squared
@@ -138,8 +139,8 @@ def test_forms_overlap_and_sum_rule(x64, point, measured):
 
 def test_sum_rule_catches_a_wrong_part(x64, point, monkeypatch):
     objective, params, found = point
-    wrong = dict(operators.CURVATURES, functional_hessian=bulk_sgd.gauss_newton)
-    monkeypatch.setattr(operators, "CURVATURES", wrong)
+    wrong = dict(CURVATURES, functional_hessian=bulk_sgd.gauss_newton)
+    monkeypatch.setattr(measures, "CURVATURES", wrong)
     batch = lambda i: objective.take(jnp.arange(2))
     result = measures.measure(
         params, found, objective, (batch, 1), jax.random.key(0), 2

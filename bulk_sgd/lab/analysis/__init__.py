@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from bulk_sgd.curvature import blocks
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES
 from bulk_sgd.lab.analysis.examine import examine, locate
 from bulk_sgd.lab.analysis.point import Point, Settings
 from bulk_sgd.lab.analysis.store import Store

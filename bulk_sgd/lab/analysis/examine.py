@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd.curvature import blocks
+from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES, as_pytree, hessian
+from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.lab.analysis.landscape import slices
 from bulk_sgd.lab.analysis.point import Known, Point, Settings
 from bulk_sgd.lab.files import metrics

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.layout import row_sharding
 from bulk_sgd.solvers.subspace import Rows, Subspace
 
 DATA, FSDP = "data", "fsdp"
@@ -147,7 +147,7 @@ class Layout:
     def basis(self, tree):
         """Rows like parameters: leaves `(m, *leaf.shape)`, every device has all m."""
         rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
-        return basis.row_sharding(self.parameters(rows))
+        return row_sharding(self.parameters(rows))
 
     def state(self, state):
         """That of a `steps.TrainState`: sharded are parameters, moments and basis."""

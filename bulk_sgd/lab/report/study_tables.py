@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.report import page
 from bulk_sgd.lab.report.narrative import number, percent
 from bulk_sgd.lab.report.results import last_finite

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES, hessian, sharded
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.solvers.subspace import Subspace
@@ -81,8 +82,8 @@ def measure(
         number.
       key: PRNG key of the probes.
       num_probes: number m of random vectors per operator.
-      mode: as in `operators.hessian`, of all products.
-      sharding: layout of vectors over devices, as in `operators.sharded`.
+      mode: as in `bulk_sgd.hessian`, of all products.
+      sharding: layout of vectors over devices, as in `bulk_sgd.sharded`.
 
     Returns:
       The `Measures`.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.files.metrics import MetricWriter

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd.curvature import preconditioning
+from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import CURVATURES, hessian, sharded
+from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.lab.data.reader import Batches
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.from_config import optimizers, solvers

@@ -17,7 +17,7 @@ from tiny_runs import tiny
 
 import bulk_sgd
 from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.curvature.operators import CURVATURES
+from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.analysis import Point, Settings, analyze, report, store
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
 from bulk_sgd.lab.devices import signals

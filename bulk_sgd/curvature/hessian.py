@@ -1,0 +1,250 @@
+r"""The curvature of a loss as operators: Hessian, Gauss-Newton, functional Hessian.
+
+The Hessian of a loss L(θ) = ℓ(f(θ)) splits exactly into two parts,
+
+  H = G + F,   G = Jᵀ ∇²ℓ J,   F = Σ_c (∂ℓ/∂f_c) ∇²f_c,
+
+with J the Jacobian of the model outputs f. G is the generalized Gauss-Newton matrix
+(Schraudolph, *Fast curvature matrix-vector products for second-order gradient
+descent*, 2002) and F the functional Hessian. `second_derivatives` does the
+differentiation.
+
+A product called by itself runs with matmul precision "highest", and so do the products
+of `top_eigenpairs`: with bfloat16 or TF32 Lanczos converges to rounding noise. A loss
+that sets `jax.default_matmul_precision` itself keeps its own. A matvec that `linearize`
+returns follows the precision in force, so that a product in a training step can share
+its primal pass with the gradient.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.operators import as_pytree
+from bulk_sgd.linalg import basis
+
+
+def hessian(value_fn, params, *, mode: str = "auto"):
+    """Matvec with the Hessian of a scalar function of the parameters.
+
+    With an `Objective` in microbatches each product recomputes the gradient one
+    microbatch at a time.
+
+    Args:
+      value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
+      params: pytree of floating point arrays, the point θ.
+      mode: how to differentiate twice.
+
+        - "forward_over_reverse" suits almost every network;
+        - "reverse_over_reverse" is for kernels that only have a `jax.custom_vjp`;
+        - "finite_differences" of the gradient is for kernels whose backward pass cannot
+          be differentiated. Its relative error is about (ε (1 + ‖θ‖))^⅔, see
+          `second_derivatives.central_difference`;
+        - "auto" takes the first of these that can be traced, and warns unless it is
+          "forward_over_reverse".
+
+    Returns:
+      A callable pytree: `matvec(v)` is ∇²L(θ) v, in the dtypes of v. Its `linearize()`
+      runs the primal pass once and returns a matvec that shares it.
+
+    Raises:
+      TypeError: if `value_fn` does not return a real scalar.
+      ValueError: if the params are not floating point arrays, if they are narrower than
+        float32 with finite differences, or if `mode` is none of the above.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> matvec = bulk_sgd.hessian(lambda x: x[0] ** 2 * x[1], jnp.array([1.0, 3.0]))
+      >>> matvec(jnp.array([1.0, 0.0])).tolist()
+      [6.0, 2.0]
+    """
+    checks.floating("params", params)
+    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
+        check_scalar(jax.eval_shape(value_fn, params))
+    return _curvature("hessian", _hessian, as_pytree(value_fn), params, mode)
+
+
+def gauss_newton(objective, params, *, mode: str = "auto"):
+    """Matvec with the generalized Gauss-Newton matrix G = Jᵀ ∇²ℓ J.
+
+    Args:
+      objective: an `Objective`; G depends on where the model ends and the loss begins.
+      params: pytree of floating point arrays, the point θ.
+      mode: as in `hessian`, here for J v. A model with a `jax.custom_vjp` has no
+        forward derivative; "reverse_over_reverse" differentiates u ↦ Jᵀ u backwards
+        instead. ∇²ℓ is taken in the same mode, but never by finite differences if the
+        loss has an exact one.
+
+    Returns:
+      A callable pytree as from `hessian`.
+
+    Raises:
+      TypeError: if `objective` is not an `Objective`.
+      ValueError: as `hessian`.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> objective = bulk_sgd.Objective(
+      ...     lambda w, x: x @ w, lambda f, y: (f - y) ** 2, jnp.eye(2), jnp.ones(2))
+      >>> bulk_sgd.gauss_newton(objective, jnp.zeros(2))(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    _check_objective("gauss_newton", objective)
+    checks.floating("params", params)
+    return _curvature("gauss_newton", _gauss_newton, objective, params, mode)
+
+
+def functional_hessian(objective, params, *, mode: str = "auto"):
+    """Matvec with the functional Hessian F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
+
+    F is computed as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), not as H − G, which
+    cancels where F is small. For piecewise linear networks the diagonal of F, and so
+    its trace, is zero almost everywhere.
+
+    Args:
+      objective: an `Objective`.
+      params: pytree of floating point arrays, the point θ.
+      mode: as in `hessian`.
+
+    Returns:
+      A callable pytree as from `hessian`.
+
+    Raises:
+      TypeError: if `objective` is not an `Objective`.
+      ValueError: as `hessian`.
+
+    Example:
+      >>> import jax.numpy as jnp, bulk_sgd
+      >>> objective = bulk_sgd.Objective(  # f = w0 w1 x, ℓ = f
+      ...     lambda w, x: w[0] * w[1] * x, lambda f, y: f, jnp.ones(1), jnp.ones(1))
+      >>> bulk_sgd.functional_hessian(objective, jnp.ones(2))(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    name = "functional_hessian"
+    _check_objective(name, objective)
+    checks.floating("params", params)
+    return _curvature(name, _functional_hessian, objective, params, mode)
+
+
+CURVATURES = {
+    "hessian": hessian,
+    "gauss_newton": gauss_newton,
+    "functional_hessian": functional_hessian,
+}
+
+
+def _hessian(objective, params, mode):
+    return second_derivatives.second_derivative(objective, params, mode)
+
+
+def _gauss_newton(objective, params, mode):
+    outputs, push, pull = second_derivatives.first_derivative(
+        objective.outputs, params, mode
+    )
+    second = lambda mode: second_derivatives.second_derivative(
+        objective.loss, outputs, mode
+    )
+    if mode == second_derivatives.DIFFERENCES:  # which the model needs, not the loss
+        mode, _ = second_derivatives.first_allowed(
+            lambda mode: jax.make_jaxpr(second(mode))(outputs)
+        )
+    loss_hessian = second(mode)
+    return lambda vector: pull(loss_hessian(push(vector)))
+
+
+def _functional_hessian(objective, params, mode):
+    slope = jax.grad(objective.loss)(objective.outputs(params))
+
+    def pairing(params):
+        return basis.dot(slope, objective.outputs(params))
+
+    return second_derivatives.second_derivative(pairing, params, mode)
+
+
+def _check_objective(name, objective):
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"{name} needs a bulk_sgd.Objective, which knows where the model ends and "
+            f"the loss begins; got {type(objective).__name__}."
+        )
+
+
+def _curvature(name, linear_map, objective, params, mode):
+    """A `_Curvature` in a mode; "auto" finds it by tracing products."""
+    checks.one_of("mode", mode, second_derivatives.MODES)
+    make = lambda mode: _Curvature(objective, params, linear_map, mode)
+    if mode == second_derivatives.AUTO:
+        # A call outside of `jit` needs this trace anyhow, and finds it again.
+        trace = lambda mode: jax.make_jaxpr(_apply)(make(mode), params)
+        mode = second_derivatives.choose(name, trace)
+    return make(mode)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Curvature:
+    """A curvature operator at `params`, a mean over the examples of its objective.
+
+    One class for H, G and F, told apart by `linear_map`, for the reason that
+    `operators.Wrapped` gives.
+
+    Attributes:
+      objective: an `Objective`, or any scalar function as a pytree.
+      params: the point θ.
+      linear_map: from an objective, θ and a mode to the matvec.
+      mode: how to differentiate twice.
+    """
+
+    objective: Any
+    params: Any
+    linear_map: Callable = dataclasses.field(metadata={"static": True})
+    mode: str = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, vector):
+        return _apply(self, vector)
+
+    def linearize(self) -> Callable:
+        """A matvec that shares one primal pass between its calls.
+
+        With microbatches each call recomputes the primal pass, one microbatch at a
+        time: sharing it would take the memory of all of them.
+        """
+        if not getattr(self.objective, "is_split", False):
+            return self._product(self.objective)
+        return lambda vector: self.objective.mean_over_microbatches(
+            lambda part: self._product(part)(vector)
+        )
+
+    def _product(self, part):
+        linear = self.linear_map(part, self.params, self.mode)
+
+        def product(vector):
+            result = linear(basis.cast_like(vector, self.params))
+            return basis.cast_like(result, vector)
+
+        return product
+
+
+@jax.jit
+def _apply(curvature, vector):
+    with jax.default_matmul_precision("highest"):
+        return curvature.linearize()(vector)
+
+
+def check_scalar(value):
+    """Raises TypeError unless `value`, returned by a `value_fn`, is a real scalar."""
+    leaves = jax.tree.leaves(value)
+    leaves = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+    ok = len(leaves) == 1 and leaves[0].shape == ()
+    if not ok or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        got = [f"{x.dtype}{list(x.shape)}" for x in leaves]
+        raise TypeError(
+            f"value_fn returned {', '.join(got) or 'nothing'}; it must return one real "
+            "scalar, the loss at the given parameters."
+        )
