@@ -8,10 +8,17 @@ from paths import ROOT
 
 RANK, WINDOW = 6, 9  # of the runs in sharded_runs.py
 
+
+def devices(count):
+    """XLA's flags for so many CPU devices, and those of the tests."""
+    count = f"--xla_force_host_platform_device_count={count}"
+    return f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+
+
 FOUR_DEVICES = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "XLA_FLAGS": devices(4),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
 }

@@ -1,5 +1,7 @@
 """The streaming tracker against dense float64 answers."""
 
+import functools
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import bulk_sgd
 from bulk_sgd.solvers import subspace
 
 SIZE, RANK = 40, 4
+MAX_STEPS, MAX_MATRICES = 1000, 40
 SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
 MATRIX = helpers.symmetric(SPECTRUM)
 
@@ -20,30 +23,50 @@ def shaped(flat):
     return {"a": flat[:20].reshape(4, 5), "b": flat[20], "c": flat[21:]}
 
 
-def run(solver, num_steps, noise=0.0, matrix=MATRIX, rank=RANK, seed=0):
-    """Calls the solver with the matrix plus fresh symmetric noise at every step."""
-    dense = jnp.asarray(matrix, jnp.float32)
-    like = shaped(jnp.zeros(SIZE))
+@functools.partial(jax.jit, static_argnames=("columns", "every"))
+def _follow(matrices, order, noise, gain, seed, num_steps, *, columns, every):
+    """The path of a tracker of `RANK` rows; what is not static shares one program."""
+    solver = bulk_sgd.streaming(columns, every=every, gain=gain)
 
-    def step(carry, index):
-        found, state = carry
+    def step(index, carry):
+        before, path = carry
         key = jax.random.fold_in(jax.random.key(seed), index)
         wiggle = noise * jax.random.normal(key, (SIZE, SIZE))
+        # Streaming leaves precision to its user: a GPU's default is TF32.
+        multiply = functools.partial(jnp.matmul, precision="highest")
+        matrix = matrices[order[index]] + wiggle + wiggle.T
 
         def matvec(vector):
             flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(vector)])
-            # Streaming leaves precision to its user: a GPU's default is TF32.
-            noisy = dense + wiggle + wiggle.T
-            return shaped(jnp.matmul(noisy, flat, precision="highest"))
+            return shaped(multiply(matrix, flat))
 
-        gradient = shaped(jax.random.normal(key, (SIZE,)))
-        found, state = solver.solve(matvec, found, state, gradient, key)
-        return (found, state), (found.num_matvecs, found.converged)
+        gradient = shaped(multiply(matrix, jax.random.normal(key, (SIZE,))))
+        after = solver.solve(matvec, *before, gradient, key)
+        return after, jax.tree.map(lambda x, new: x.at[index].set(new), path, after[0])
 
-    start = subspace.empty(like, rank), solver.init(like, rank)
-    scan = jax.jit(lambda start: jax.lax.scan(step, start, jnp.arange(num_steps)))
-    (found, state), trace = scan(start)
-    return found, state, trace
+    like = shaped(jnp.zeros(SIZE))
+    start = subspace.empty(like, RANK), solver.init(like, RANK)
+    path = jax.tree.map(lambda x: jnp.zeros((len(order), *x.shape), x.dtype), start[0])
+    (found, state), path = jax.lax.fori_loop(0, num_steps, step, (start, path))
+    return found, state, path
+
+
+def run(
+    num_steps, matrices=(MATRIX,), order=(0,), columns=1, every=1, gain=0.1, noise=0.0,
+    seed=0,
+):  # fmt: skip
+    """The last subspace and state, and the subspaces of all steps.
+
+    Each step sees one of the matrices, by default in turn, and fresh symmetric noise.
+    """
+    order = order if len(order) > 1 else range(len(matrices))
+    shown = np.resize(np.asarray(order, np.int32), MAX_STEPS)
+    stack = np.zeros((MAX_MATRICES, SIZE, SIZE), np.float32)
+    stack[: len(matrices)] = matrices
+    found, state, path = _follow(
+        stack, shown, noise, gain, seed, num_steps, columns=columns, every=every
+    )
+    return found, state, jax.tree.map(lambda x: x[:num_steps], path)
 
 
 def projector_error(found, rank=RANK, matrix=MATRIX):
@@ -58,15 +81,15 @@ def test_converges_to_the_top_space_of_a_constant_matrix(columns):
     # Power iteration with gain 1: the ratio 2 / 5 of the gap to the power of the
     # sweeps, 40 of them, is far below rounding.
     sweeps = 40 * RANK // (columns or RANK)
-    found, _, (matvecs, converged) = run(bulk_sgd.streaming(columns, gain=1), sweeps)
+    found, _, path = run(sweeps, columns=columns, gain=1.0)
     assert projector_error(found) < 1e-5
     np.testing.assert_allclose(found.eigenvalues, SPECTRUM[:RANK], rtol=2e-5)
     rows = helpers.rows(found.eigenvectors)
     # Rows are the eigenvectors, in order, not just some basis of their span.
     quotients = rows @ MATRIX @ rows.T
     np.testing.assert_allclose(quotients, np.diag(SPECTRUM[:RANK]), atol=1e-3)
-    assert set(np.asarray(matvecs)) == {columns or RANK}
-    assert np.all(converged)
+    assert set(np.asarray(path.num_matvecs)) == {columns or RANK}
+    assert np.all(path.converged)
 
 
 @pytest.mark.parametrize("columns", [0, 1, 2])
@@ -74,14 +97,14 @@ def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
     values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -9, -20]
     matrix = helpers.symmetric(values)
     sweeps = 150 * RANK // (columns or RANK)
-    found, _, _ = run(bulk_sgd.streaming(columns), sweeps, matrix=matrix)
+    found, _, _ = run(sweeps, [matrix], columns=columns)
     assert projector_error(found, matrix=matrix) < 1e-3
     np.testing.assert_allclose(found.eigenvalues, values[:RANK], rtol=1e-4)
 
 
 @pytest.mark.parametrize("columns", [0, 1])
 def test_rows_stay_orthonormal_over_many_noisy_steps(columns):
-    found, _, _ = run(bulk_sgd.streaming(columns), 1000, noise=0.5)
+    found, _, _ = run(1000, columns=columns, noise=0.5)
     rows = helpers.rows(found.eigenvectors)
     np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=2e-5)
 
@@ -91,8 +114,7 @@ def test_smaller_gain_averages_the_noise():
     errors = {}
     for gain in (1.0, 0.2, 0.02):
         found = [
-            run(bulk_sgd.streaming(0, gain=gain), 400, noise=0.3, seed=seed)[0]
-            for seed in range(4)
+            run(400, columns=0, gain=gain, noise=0.3, seed=seed)[0] for seed in range(4)
         ]
         errors[gain] = np.mean([projector_error(each) for each in found])
     assert errors[0.2] < 0.6 * errors[1.0]
@@ -100,11 +122,9 @@ def test_smaller_gain_averages_the_noise():
 
 
 def test_residuals_are_standard_errors_of_the_averaged_products():
-    gain = 0.1
-    solver = bulk_sgd.streaming(0, gain=gain)
     ratios = []
     for seed in range(6):
-        found, _, _ = run(solver, 300, noise=0.3, seed=seed)
+        found, _, _ = run(300, columns=0, noise=0.3, seed=seed)
         rows = helpers.rows(found.eigenvectors)
         values = np.asarray(found.eigenvalues, np.float64)
         true = np.linalg.norm(rows @ MATRIX - values[:, None] * rows, axis=1)
@@ -115,12 +135,11 @@ def test_residuals_are_standard_errors_of_the_averaged_products():
 
 @pytest.mark.parametrize("columns", [0, 1])
 def test_every_acts_on_one_call_in_so_many(columns):
-    found, _, (matvecs, _) = run(bulk_sgd.streaming(columns, every=3), 9)
+    found, _, path = run(9, columns=columns, every=3)
     width = columns or RANK
-    assert matvecs.tolist() == [width, 0, 0] * 3
+    assert path.num_matvecs.tolist() == [width, 0, 0] * 3
     # Between its acts nothing moves: the third is the last of nine calls but two.
-    acted, _, _ = run(bulk_sgd.streaming(columns, every=3), 7)
-    before, _, _ = run(bulk_sgd.streaming(columns, every=3), 6)
+    before, acted = (jax.tree.map(lambda x, i=i: x[i], path) for i in (5, 6))
     rows = [helpers.rows(x.eigenvectors) for x in (found, acted, before)]
     np.testing.assert_array_equal(rows[0], rows[1])
     assert np.abs(rows[1] - rows[2]).max() > 1e-3
@@ -130,20 +149,11 @@ def test_every_acts_on_one_call_in_so_many(columns):
 @pytest.mark.parametrize("directions", [1, 2])
 def test_fewer_directions_than_rows(columns, directions):
     """What is left of a product is rounding then, and must not pass for a vector."""
-    solver, like = bulk_sgd.streaming(columns), jnp.zeros(SIZE)
     matrix = helpers.symmetric([10.0, 5.0][:directions] + [0.0] * (SIZE - directions))
-    dense = jnp.asarray(matrix, jnp.float32)
-
-    def step(carry, key):
-        update = jax.random.normal(key, (SIZE,))
-        carry = solver.solve(lambda v: dense @ v, *carry, update, key)
-        return carry, carry[0]
-
-    start = subspace.empty(like, RANK), solver.init(like, RANK)
-    keys = jax.random.split(jax.random.key(0), 200)
-    (found, _), path = jax.lax.scan(step, start, keys)
+    found, _, path = run(200, [matrix], columns=columns)
     assert path.converged.all()
-    for rows in np.asarray(path.eigenvectors, np.float64):
+    for index in range(200):
+        rows = helpers.rows(jax.tree.map(lambda x, i=index: x[i], path.eigenvectors))
         rows = rows[np.linalg.norm(rows, axis=1) > 0]
         np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
     values, exact = helpers.top(matrix, directions)
@@ -154,20 +164,10 @@ def test_fewer_directions_than_rows(columns, directions):
 @pytest.mark.parametrize("columns", [0, 1, 2])
 def test_batches_of_one_example_add_up(columns):
     """Each has a Hessian of rank one; the average has not."""
-    solver = bulk_sgd.streaming(columns)
     draws = np.random.default_rng(0).standard_normal((40, SIZE))
     inputs = draws * np.sqrt(SPECTRUM + 1)
-    data, like = jnp.asarray(inputs, jnp.float32), jnp.zeros(SIZE)
-
-    def step(carry, index):
-        example = data[index % 40]
-        matvec = lambda v: example * (example @ v)
-        carry = solver.solve(matvec, *carry, example, jax.random.key(0))
-        return carry, carry[0].converged
-
-    start = subspace.empty(like, RANK), solver.init(like, RANK)
-    (found, _), converged = jax.lax.scan(step, start, jnp.arange(400))
-    assert converged.all()
+    found, _, path = run(400, [np.outer(x, x) for x in inputs], columns=columns)
+    assert path.converged.all()
     rows = helpers.rows(found.eigenvectors)
     np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
     _, exact = helpers.top(inputs.T @ inputs / 40, RANK)
@@ -176,40 +176,23 @@ def test_batches_of_one_example_add_up(columns):
 
 def test_follows_a_matrix_that_turns():
     # After the spectrum is exchanged, the tracker leaves the old space for the new.
-    solver = bulk_sgd.streaming(0)
     other = helpers.symmetric(SPECTRUM, seed=7)
-    dense = jnp.asarray(np.stack([MATRIX, other]), jnp.float32)
-    like = jnp.zeros(SIZE)
-
-    def step(carry, index):
-        found, state = carry
-        matvec = lambda v: dense[(index >= 50).astype(int)] @ v
-        key = jax.random.key(0)
-        return solver.solve(matvec, found, state, jnp.ones(SIZE), key), found
-
-    start = subspace.empty(like, RANK), solver.init(like, RANK)
-    (found, _), path = jax.lax.scan(step, start, jnp.arange(250))
-    at_50 = jax.tree.map(lambda x: x[50], path)
-    assert projector_error(at_50) < 0.01
+    order = np.arange(MAX_STEPS) >= 50
+    found, _, path = run(250, [MATRIX, other], order, columns=0)
+    assert projector_error(jax.tree.map(lambda x: x[49], path)) < 0.01
     assert projector_error(found, matrix=other) < 0.01
 
 
 def test_value_that_is_not_finite_leaves_everything_as_it_was():
-    solver = bulk_sgd.streaming()
-    like = jnp.zeros(SIZE)
-    found, state = subspace.empty(like, RANK), solver.init(like, RANK)
-    solve = lambda matvec, found, state: solver.solve(
-        matvec, found, state, jnp.ones(SIZE), jax.random.key(0)
+    matrices, order = [MATRIX, np.full_like(MATRIX, np.nan)], np.zeros(MAX_STEPS)
+    order[2 * RANK] = 1
+    (found, state, _), (after, later, _), (again, _, _) = (
+        run(steps, matrices, order) for steps in range(2 * RANK, 2 * RANK + 3)
     )
-    good = lambda v: jnp.asarray(MATRIX, jnp.float32) @ v
-    for _ in range(2 * RANK):
-        found, state = solve(good, found, state)
-    after, later = solve(lambda v: v * jnp.nan, found, state)
     assert not after.converged
-    np.testing.assert_array_equal(after.eigenvectors, found.eigenvectors)
+    jax.tree.map(np.testing.assert_array_equal, after.eigenvectors, found.eigenvectors)
     np.testing.assert_array_equal(after.eigenvalues, found.eigenvalues)
     np.testing.assert_array_equal(later.quotients, state.quotients)
-    again, _ = solve(good, after, later)
     assert again.converged
 
 
@@ -338,17 +321,11 @@ def test_rows_that_come_and_go_stay_orthonormal(columns):
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_rows_of_zeros_and_others_change_places_exactly(columns):
-    solver, like = bulk_sgd.streaming(columns), jnp.zeros(8)
-    step = jax.jit(lambda sharpness, *rest: solver.solve(
-        lambda v: sharpness * v, *rest))  # fmt: skip
-    carry = subspace.empty(like, RANK), solver.init(like, RANK)
-    sharpness = jnp.array([10.0, 5, 3, 1, 0.5, 0, 0, 0])
-    for index in range(40):  # every second batch has no curvature
-        keys = jax.random.split(jax.random.key(index))
-        update = jax.random.normal(keys[0], (8,))
-        carry = step(index % 2 * sharpness, *carry, update, keys[1])
-        assert bool(carry[0].converged)
-    assert int(carry[0].kept) > 0
+    sharpness = np.diag([10.0, 5, 3, 1, 0.5, *np.zeros(SIZE - 5)])
+    # Every second batch has no curvature.
+    found, _, path = run(40, [0 * sharpness, sharpness], columns=columns)
+    assert path.converged.all()
+    assert int(found.kept) > 0
 
 
 def test_columns_must_divide_the_rank():

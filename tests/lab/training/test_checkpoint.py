@@ -11,6 +11,7 @@ import time
 
 import orbax.checkpoint as ocp
 import pytest
+from four_devices import devices
 from paths import ROOT
 from tiny_runs import numbers, rows_of, tiny
 
@@ -269,8 +270,7 @@ def test_goes_on_on_other_devices(undisturbed, tmp_path, monkeypatch):
         interrupt_after(patch, 12)
         with pytest.raises(SystemExit):
             train.train_and_evaluate(config(), tmp_path)
-    flags = "--xla_force_host_platform_device_count=2"
-    process = start(tmp_path, {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
+    process = start(tmp_path, {"XLA_FLAGS": devices(2), "JAX_PLATFORMS": "cpu"})
     assert process.wait() == 0, process.stderr.read()
     assert "going on from bulk_sgd, step 14" in process.stderr.read()
     for mine, alone in zip(rows_of(tmp_path), rows_of(undisturbed[0]), strict=True):
