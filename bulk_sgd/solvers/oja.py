@@ -86,6 +86,7 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     products = _multiply(matvec, rows, own, window)
     averages, quotients, noise = _average(products, window, *old)
     turned = orthonormal(_mix(rows, own, products, old[0], window))
+    quotients, noise = _of_vectors(turned, window, quotients, noise)
 
     other = basis.row(rows, partner)
     if window.width > 1:
@@ -135,6 +136,15 @@ def _average(products: _Products, window: Window, quotients, noise):
     variance = variance + weight * (jnp.maximum(products.outside, 0) - variance)
     noise = jax.lax.dynamic_update_slice(noise, variance, (start,))
     return new, quotients, noise
+
+
+def _of_vectors(rows, window: Window, quotients, noise):
+    """The averages, zero for rows of zeros: no rotation may mix these with vectors."""
+    found = basis.squared_norms(rows) > 0
+    others = jnp.ones(len(noise), bool)
+    found = jax.lax.dynamic_update_slice(others, found, (window.start,))
+    both = found[:, None] & found
+    return jnp.where(both, quotients, 0), jnp.where(found, noise, 0)
 
 
 def _mix(rows, own, products: _Products, quotients, window: Window):
