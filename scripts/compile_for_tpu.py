@@ -96,13 +96,13 @@ def compile_programs(config, devices):
     import jax
 
     from bulk_sgd.lab import config as config_lib
-    from bulk_sgd.lab import data
+    from bulk_sgd.lab.data import sources
     from bulk_sgd.lab.devices.sharding import Layout, make_mesh
     from bulk_sgd.lab.training import forecast, steps
 
     config_lib.validate(config)
     layout = Layout(make_mesh(config.sharding, devices))
-    dataset = data.load(config.data)
+    dataset = sources.load(config.data)
     counts = len(dataset.train_targets), len(dataset.test_targets)
     layout.check(config, *counts, config_lib.num_subset(config))
     programs = steps.Programs(config, layout)

@@ -8,7 +8,7 @@ from data_sets import write_images
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import models
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.lab.training import train
 from configs import song_cifar10
 
@@ -16,7 +16,7 @@ from configs import song_cifar10
 def build(name, input_shape=(32, 32, 3), seed=0, **changes):
     config = {"name": name, "width": 4, "norm": "group", "num_groups": 2}
     config |= {"pool": "max", "activation": "relu", "init": "lecun_normal"}
-    return models.build(ConfigDict(config | changes), input_shape, 10, seed)
+    return build_model(ConfigDict(config | changes), input_shape, 10, seed)
 
 
 def images(n=2, side=32):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import models
 from bulk_sgd.lab.models import layers
+from bulk_sgd.lab.models.build import build_model
 
 IMAGE = (8, 9, 3)
 
@@ -19,7 +19,7 @@ def build(input_shape=IMAGE, seed=0, **changes):
         "activation": "tanh",
         "init": "lecun_normal",
     }
-    return models.build(ConfigDict(config | changes), input_shape, 10, seed)
+    return build_model(ConfigDict(config | changes), input_shape, 10, seed)
 
 
 def inputs(n=2):

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import models
+from bulk_sgd.lab.models.build import build_model
 from configs import gpt2_small
 
 VOCABULARY, LENGTH, CLASSES = 11, 6, 3
@@ -19,7 +19,7 @@ def build(name="transformer", seed=0, vocab_size=VOCABULARY, **changes):
     config |= {"activation": "relu", "init": "lecun_normal", "hidden": (4,)}
     config |= {"tied": False, "scan_layers": False, "remat": False} | changes
     classes = vocab_size if config["tied"] else CLASSES
-    return models.build(ConfigDict(config), (LENGTH,), classes, seed, vocab_size)
+    return build_model(ConfigDict(config), (LENGTH,), classes, seed, vocab_size)
 
 
 def by_hand(params, tokens, causal):
@@ -123,7 +123,7 @@ def test_stacked_layers_are_the_same_network(name):
 def test_gpt2_small_has_the_parameters_of_its_description():
     config = gpt2_small.get_config("quick")
     vocab_size = config.data.vocab_size
-    make = lambda: models.build(config.model, (1024,), vocab_size, 0, vocab_size)[1]
+    make = lambda: build_model(config.model, (1024,), vocab_size, 0, vocab_size)[1]
     leaves = jax.tree.leaves(jax.eval_shape(make))
     # 124,439,808 in the original, of 50,257 tokens.
     assert sum(leaf.size for leaf in leaves) == 124_439_808 + 47 * 768 == 124_475_904

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_products_are_differences
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import models
+from bulk_sgd.lab.models.build import build_model
 
 IMAGE = (6, 4, 3)
 
@@ -20,7 +20,7 @@ def build(input_shape=IMAGE, seed=0, **changes):
         "scan_layers": False,
         "remat": False,
     }
-    return models.build(ConfigDict(config | changes), input_shape, 3, seed)
+    return build_model(ConfigDict(config | changes), input_shape, 3, seed)
 
 
 def images(n=2):

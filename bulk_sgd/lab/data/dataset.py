@@ -1,4 +1,4 @@
-"""What a data set is, and how its fields are refused."""
+"""What a data set is, and errors that name a field of `config.data`."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,8 @@ class Dataset(NamedTuple):
 
     Inputs are float32 images (N, height, width, depth) or features (N, dimension), or
     int32 tokens (N, length) below vocab_size, which is 0 for the others. Labels are
-    (N,), or (N, length) where every position has one. num_classes is what TFDS says or,
-    without TFDS, one more than the largest label of all the data, whatever is selected
-    of it.
+    (N,), or (N, length) where every position has one. num_classes is what TFDS says or
+    else one more than the largest label of all the data, selected or not.
     """
 
     name: str

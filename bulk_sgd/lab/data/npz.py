@@ -1,4 +1,4 @@
-"""Arrays of an .npz archive, without reading all of them."""
+"""Data sets in .npz archives, without reading all of them."""
 
 import pathlib
 import struct
@@ -8,28 +8,55 @@ import zlib
 import jax
 import numpy as np
 
+from bulk_sgd.lab.data import images
 from bulk_sgd.lab.data.dataset import wrong
+from bulk_sgd.lab.data.rows import LazyRows
 
+_MNIST = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_NAME_LENGTH = 26  # where the lengths of name and extra are in the header of a member
+_NAME_LENGTH = 26  # offset of the lengths of name and extra in a member's header
+
+
+def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
+    """Inputs of a part, their labels, and the number of classes.
+
+    Args:
+      config: `config.data` with `name`, 'mnist5k' or a path.
+      part: 'train' or 'test'.
+
+    Raises:
+      ValueError: as `open_arrays`, or the arrays are not images or features and labels.
+    """
+    path = _MNIST if config.name == "mnist5k" else config.name
+    pixels, labels = open_arrays(config, path, [f"{x}_{part}" for x in "xy"])
+    rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
+    inputs = images.as_inputs(config, part, rows)
+    problem = None
+    if labels.shape != pixels.shape[:1]:
+        problem = f"labels have shape {labels.shape} for {len(pixels)} images"
+    elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        problem = f"labels ({labels.dtype}) are not all non-negative integers"
+    if problem:
+        raise wrong(config, "name", f"its {part} {problem}")
+    return inputs, labels[: len(inputs)].astype(np.int32), int(labels.max()) + 1
 
 
 def open_arrays(config, path, names) -> list[np.ndarray]:
-    """Arrays of an archive: mapped, so that only rows which are used are read.
+    """Arrays of an archive, mapped so that only the rows in use are read.
 
-    What `numpy.savez_compressed` writes has no rows to find and is read whole.
+    Compressed archives cannot be mapped and are read whole.
 
     Args:
-      config: `config.data`, whose `name` is blamed.
+      config: `config.data`, whose `name` errors blame.
       path: of the archive.
       names: of the arrays.
 
     Raises:
-      ValueError: there is no such archive, it lacks an array, or one is damaged, which
-        process 0 alone looks for, or not of numbers.
+      ValueError: there is no such archive, it lacks an array, or an array does not hold
+        numbers or is damaged. Process 0 alone checks for damage.
 
     >>> import numpy as np
     >>> from ml_collections import ConfigDict
@@ -60,7 +87,7 @@ def _array(config, path, name: str) -> np.ndarray:
 
 
 def _mapped(path, member: str) -> np.ndarray | None:
-    """The array in place, None where it must be read to be had."""
+    """The array in place, or None if it cannot be mapped."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:

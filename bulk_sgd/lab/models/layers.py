@@ -15,10 +15,10 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
 
     Args:
       kind: `nnx.Linear` or `nnx.Conv`.
-      fan_in: inputs of one output.
-      *args: of the layer, as are the options.
+      fan_in: number of inputs of one output.
+      *args: arguments of the layer, as are the options.
       init: 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
-      rngs: where the parameters are drawn from.
+      rngs: draws the parameters.
 
     >>> dense = layer(nnx.Linear, 4, 4, 3, init="torch", rngs=nnx.Rngs(0))
     >>> bool(abs(dense.kernel[...]).max() <= 1 / 2)
@@ -35,18 +35,18 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
 
 
 def convolve(inputs, kernel, strides, padding, *args, **kwargs):
-    """Convolution whose margins are (size − 1) // 2 before and size // 2 after.
+    """Convolution with margins of (size − 1) // 2 before and size // 2 after.
 
-    On a CPU it is one product with the patches. Inside a compiled loop XLA's CPU
-    convolutions lose most of their speed: with 16 channels and 1,000 images of 28x28 a
-    Hessian-vector product took 9 times as long.
+    On a CPU it is one matrix product with the patches: inside a compiled loop XLA's
+    CPU convolutions lose most of their speed, and with 16 channels and 1,000 images of
+    28x28 a Hessian-vector product took 9 times as long.
 
     Args:
       inputs: (n, height, width, depth).
       kernel: (rows, columns, depth, features).
       strides: (vertical, horizontal).
       padding: the margins, as `jax.lax.conv_general_dilated` takes them.
-      *args: further ones of that function, as are the options.
+      *args: its further arguments, as are the options.
 
     Returns:
       (n, ⌈height / vertical⌉, ⌈width / horizontal⌉, features).
@@ -74,7 +74,7 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
 
 def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
-    """A convolution that divides height and width by its stride, rounding up.
+    """A convolution that divides height and width by the stride, rounding up.
 
     >>> conv(3, 4, init="torch", rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 3))).shape
     (2, 8, 8, 4)
@@ -95,15 +95,15 @@ def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rn
 
 
 def halve(x: jax.Array, pool: str) -> jax.Array:
-    """Pools 2×2 blocks: (n, height, width, depth), odd ends dropped, to half of it.
+    """Pools 2×2 windows of (n, height, width, depth); drops odd ends.
 
-    Blocks rather than flax's windows, through which a product with the Hessian takes
-    1.6 to 2.3 times as long for max pooling on a CPU.
+    With flax's pooling a Hessian-vector product through max pooling takes 1.6 to 2.3
+    times as long on a CPU.
 
     >>> halve(jnp.arange(20.0).reshape(1, 4, 5, 1), "max")[0, :, :, 0].tolist()
     [[6.0, 8.0], [16.0, 18.0]]
     """
     n, height, width, depth = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    blocks = x.reshape(n, height // 2, 2, width // 2, 2, depth)
-    return POOLS[pool](blocks, axis=(2, 4))
+    windows = x.reshape(n, height // 2, 2, width // 2, 2, depth)
+    return POOLS[pool](windows, axis=(2, 4))

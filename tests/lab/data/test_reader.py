@@ -15,8 +15,8 @@ from four_devices import python
 from tiny_runs import rows_of, streaming, strip_times, tiny
 
 from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.lab import data
-from bulk_sgd.lab.data.reader import Stream
+from bulk_sgd.lab.data.batches import batch_indices
+from bulk_sgd.lab.data.reader import Reader
 from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.steps import Programs
@@ -44,15 +44,15 @@ class Source:
 
 
 def indices(step, steps):
-    return data.batch_indices(3, step, steps, SIZE, BATCH)
+    return batch_indices(3, step, steps, SIZE, BATCH)
 
 
 def test_batches_are_those_of_the_indices_in_order():
     # Threads that sleep for different times finish in another order than they start.
     source, labels = Source(delay=1e-3), np.arange(SIZE)
-    with Stream(source, labels, indices, STEPS) as stream:
+    with Reader(source, labels, indices, STEPS) as reader:
         for first in (0, 6, 12, 300, 306, 6):  # on, ahead over an epoch, and back
-            found = stream.read(first)
+            found = reader.read(first)
             expected = indices(first, STEPS)
             np.testing.assert_array_equal(found.targets, expected)
             np.testing.assert_array_equal(found.inputs, source.rows[expected])
@@ -61,9 +61,9 @@ def test_batches_are_those_of_the_indices_in_order():
 
 def test_only_two_dispatches_are_in_memory():
     source = Source()
-    with Stream(source, np.arange(SIZE), indices, STEPS) as stream:
+    with Reader(source, np.arange(SIZE), indices, STEPS) as reader:
         for call in range(1, 6):
-            stream.read((call - 1) * STEPS)
+            reader.read((call - 1) * STEPS)
             time.sleep(0.3)  # time to read as far ahead as it ever does
             ahead = source.read - call * STEPS * BATCH
             assert STEPS * BATCH <= ahead <= (STEPS + 4) * BATCH
@@ -71,11 +71,11 @@ def test_only_two_dispatches_are_in_memory():
 
 def test_the_last_batches_are_at_hand():
     source = Source()
-    with Stream(source, np.arange(SIZE), indices, STEPS) as stream:
-        first = stream.read(0)
-        assert stream.read(0) is first
-        stream.read(STEPS)
-        assert stream.read(STEPS).targets.tolist() == indices(STEPS, STEPS).tolist()
+    with Reader(source, np.arange(SIZE), indices, STEPS) as reader:
+        first = reader.read(0)
+        assert reader.read(0) is first
+        reader.read(STEPS)
+        assert reader.read(STEPS).targets.tolist() == indices(STEPS, STEPS).tolist()
         time.sleep(0.3)  # time to read as far ahead as it ever does
         assert source.read <= (3 * STEPS + 4) * BATCH
 
@@ -87,20 +87,20 @@ def wait_for_the_end(threads):
     assert not threads()
 
 
-def test_threads_end_with_the_stream():
+def test_threads_end_with_the_reader():
     before = set(threading.enumerate())
     started = lambda: set(threading.enumerate()) - before
-    with Stream(Source(), np.arange(SIZE), indices, STEPS) as stream:
-        stream.read(0)
+    with Reader(Source(), np.arange(SIZE), indices, STEPS) as reader:
+        reader.read(0)
         assert started()
-        stream.read(300)  # ends those of the first reader too
+        reader.read(300)  # ends those of the first reader too
     wait_for_the_end(started)
 
 
 def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monkeypatch):
-    opened, open_ = [], Stream._open
+    opened, open_ = [], Reader._open
     monkeypatch.setattr(
-        Stream, "_open", lambda self, step: opened.append(step) or open_(self, step)
+        Reader, "_open", lambda self, step: opened.append(step) or open_(self, step)
     )
     config = streaming(data__streaming=True, measures__every=5, measures__num_probes=2)
     config.arms, config.switch.step = ("bulk_sgd",), 0
@@ -112,7 +112,7 @@ def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monke
     # To calibrate and to train: neither a second run of a program nor a row of measures
     # takes the reader back.
     assert opened == [0]
-    assert experiment._stream._iterator is None
+    assert experiment._reader._iterator is None
 
 
 def test_errors_of_the_source_reach_the_caller():
@@ -121,10 +121,10 @@ def test_errors_of_the_source_reach_the_caller():
             raise OSError("the disk is gone")
 
     with (
-        Stream(Broken(), np.arange(SIZE), indices, STEPS) as stream,
+        Reader(Broken(), np.arange(SIZE), indices, STEPS) as reader,
         pytest.raises(OSError, match="the disk is gone"),
     ):
-        stream.read(0)
+        reader.read(0)
 
 
 def test_array_records_of_tfds_stream(prepared):
@@ -137,9 +137,9 @@ def test_array_records_of_tfds_stream(prepared):
             return np.stack([r["image"] for r in source.__getitems__(rows.tolist())])
 
     labels = np.array([record["label"] for record in source])
-    places = lambda step, steps: data.batch_indices(0, step, steps, 6, 2)
-    with Stream(Images(), labels, places, 3) as stream:
-        found = stream.read(30)
+    places = lambda step, steps: batch_indices(0, step, steps, 6, 2)
+    with Reader(Images(), labels, places, 3) as reader:
+        found = reader.read(30)
     np.testing.assert_array_equal(found.targets, labels[places(30, 3)])
     # Every pixel of an image of this data set is ten times its label.
     np.testing.assert_array_equal(found.inputs[..., 1, 2, 0], 10 * found.targets)
@@ -149,9 +149,9 @@ def test_grain_needs_no_tensorflow():
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"  # cannot be imported
         "import numpy as np\n"
-        "from bulk_sgd.lab.data.reader import Stream\n"
+        "from bulk_sgd.lab.data.reader import Reader\n"
         "x = np.arange(4); places = lambda step, steps: np.zeros((steps, 1), int)\n"
-        "Stream(x, x, places, 2).read(0)"
+        "Reader(x, x, places, 2).read(0)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -1,0 +1,85 @@
+"""Data sets by the name that a config gives them."""
+
+from bulk_sgd.lab.data import images, npz, text, tfds
+from bulk_sgd.lab.data.dataset import Dataset, wrong
+from bulk_sgd.lab.data.rows import LazyRows
+
+
+def load(config) -> Dataset:
+    """The data set that a config names, in memory.
+
+    Args:
+      config: as for `find`.
+
+    Raises:
+      ValueError: as `find`, or data are not finite or out of the range of the
+        normalization.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
+    >>> config.normalization = "unit"
+    >>> dataset = load(config)
+    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
+    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
+    """
+    found = find(config)
+    return found._replace(
+        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, LazyRows)}
+    )
+
+
+def find(config) -> Dataset:
+    """The data set that a config names, read where it is indexed.
+
+    The number of classes and the statistics of a normalization depend on all examples
+    and are computed here. Inputs and targets are numpy arrays or, where the format lets
+    single examples be read, `rows.LazyRows`; labelled sentences are read whole, because
+    all of them make the vocabulary.
+
+    Args:
+      config: has
+        `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
+          the original order, from the package; 'tfds:NAME', a prepared TFDS data set
+          with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
+          sentences, see `text.read_tsv`; 'sonnets', from the package, 'text:PATH',
+          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a
+          .npz file with x_train, y_train, x_test, y_test, images uint8 or float
+          (N, height, width) or (N, height, width, depth), or features (N, dimension),
+          labels integer (N,).
+        `num_train`, `num_test`: the first so many are taken; 0 takes all.
+        `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
+          from 0 to 1; 'standard', zero mean and unit variance over the selected train
+          images, per channel, or per feature; 'none', raw values, and for text.
+        `test_path`, `length`, `vocab_size`: for text only, see `text`.
+        `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
+          directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
+
+    Raises:
+      ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen or
+        too few. Reading inputs raises it where they are not finite or out of the range
+        of the normalization.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
+    >>> config.normalization = "unit"
+    >>> inputs = find(config).train_inputs
+    >>> inputs.shape, inputs[7:9].shape
+    ((100, 28, 28, 1), (2, 28, 28, 1))
+    """
+    if config.normalization not in ("unit", "standard", "none"):
+        raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
+    kind, colon, _ = config.name.partition(":")
+    if config.name in ("sonnets", "random") or kind + colon in ("text:", "tokens:"):
+        return text.running(config)
+    read = {"tfds:": tfds.read, "tsv:": text.read_tsv}.get(kind + colon, npz.read)
+    parts = read(config, "train"), read(config, "test")
+    if isinstance(parts[0][0], list):
+        return text.labelled(config, *parts)
+    (train, train_targets, train_classes), (test, test_targets, test_classes) = parts
+    shapes = train.shape[1:], test.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise wrong(config, "name", f"its train and test images differ: {shapes}")
+    if config.normalization == "standard":
+        train, test = images.standardized(train, test)
+    num_classes = max(train_classes, test_classes)
+    return Dataset(config.name, train, train_targets, test, test_targets, num_classes)
