@@ -26,12 +26,7 @@ class Dataset(NamedTuple):
 
 
 def wrong(config, field: str, problem: str) -> ValueError:
-    """The error that names a field of `config.data`, its value and the problem.
-
-    >>> from ml_collections import ConfigDict
-    >>> wrong(ConfigDict({"name": "x"}), "name", "it must be y")
-    ValueError("config.data.name is 'x', but it must be y.")
-    """
+    """The error that names a field of `config.data`, its value and the problem."""
     return ValueError(
         f"config.data.{field} is {getattr(config, field)!r}, but {problem}."
     )
@@ -39,10 +34,6 @@ def wrong(config, field: str, problem: str) -> ValueError:
 
 def count(config, part: str, available: int) -> int:
     """How many examples of a part, 'train' or 'test', `config.data` selects.
-
-    >>> from ml_collections import ConfigDict
-    >>> count(ConfigDict({"num_train": 0}), "train", 7)
-    7
 
     Raises:
       ValueError: fewer are available.

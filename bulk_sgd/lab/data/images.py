@@ -9,21 +9,9 @@ from bulk_sgd.lab.data.rows import LazyRows
 def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
     """The selected images (N, height, width, depth) or (N, dimension), float32.
 
-    Args:
-      config: `config.data`.
-      part: 'train' or 'test'.
-      images: uint8 or float; a missing depth becomes 1.
-
     Raises:
       ValueError: they have another shape or dtype. Reading raises it where they are not
         finite or out of the range of the normalization.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"normalization": "unit", "num_train": 1})
-    >>> pixels = np.full((2, 1, 2), 51, np.uint8)
-    >>> rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
-    >>> as_inputs(config, "train", rows)[:].tolist()
-    [[[[0.20000000298023224], [0.20000000298023224]]]]
     """
     problem = None
     if images.ndim not in (2, 3, 4):

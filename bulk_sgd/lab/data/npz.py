@@ -1,4 +1,4 @@
-"""Data sets in .npz archives, without reading all of them."""
+"""Data sets in .npz archives, mapped so that only the rows in use are read."""
 
 import pathlib
 import struct
@@ -21,17 +21,19 @@ _NAME_LENGTH = 26  # offset of the lengths of name and extra in a member's heade
 
 
 def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
-    """Inputs of a part, their labels, and the number of classes.
-
-    Args:
-      config: `config.data` with `name`, 'mnist5k' or a path.
-      part: 'train' or 'test'.
+    """Inputs of a part, 'train' or 'test', their labels, and the number of classes.
 
     Raises:
-      ValueError: as `open_arrays`, or the arrays are not images or features and labels.
+      ValueError: there is no such archive, or its arrays are missing, damaged, or not
+        images or features and labels.
     """
     path = _MNIST if config.name == "mnist5k" else config.name
-    pixels, labels = open_arrays(config, path, [f"{x}_{part}" for x in "xy"])
+    if not pathlib.Path(path).exists():
+        known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
+        raise wrong(config, "name", f"must be {known} or an existing .npz")
+    if not zipfile.is_zipfile(path):
+        raise wrong(config, "name", "it is not the archive that numpy.savez writes")
+    pixels, labels = (_array(config, path, f"{x}_{part}") for x in "xy")
     rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
     inputs = images.as_inputs(config, part, rows)
     problem = None
@@ -42,34 +44,6 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
     if problem:
         raise wrong(config, "name", f"its {part} {problem}")
     return inputs, labels[: len(inputs)].astype(np.int32), int(labels.max()) + 1
-
-
-def open_arrays(config, path, names) -> list[np.ndarray]:
-    """Arrays of an archive, mapped so that only the rows in use are read.
-
-    Compressed archives cannot be mapped and are read whole.
-
-    Args:
-      config: `config.data`, whose `name` errors blame.
-      path: of the archive.
-      names: of the arrays.
-
-    Raises:
-      ValueError: there is no such archive, it lacks an array, or an array does not hold
-        numbers or is damaged. Process 0 alone checks for damage.
-
-    >>> import numpy as np
-    >>> from ml_collections import ConfigDict
-    >>> np.savez("a.npz", x=np.arange(3), y=np.ones(2))
-    >>> open_arrays(ConfigDict({"name": "a.npz"}), "a.npz", ["x"])
-    [memmap([0, 1, 2])]
-    """
-    if not pathlib.Path(path).exists():
-        known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
-        raise wrong(config, "name", f"must be {known} or an existing .npz")
-    if not zipfile.is_zipfile(path):
-        raise wrong(config, "name", "it is not the archive that numpy.savez writes")
-    return [_array(config, path, name) for name in names]
 
 
 def _array(config, path, name: str) -> np.ndarray:
@@ -87,13 +61,13 @@ def _array(config, path, name: str) -> np.ndarray:
 
 
 def _mapped(path, member: str) -> np.ndarray | None:
-    """The array in place, or None if it cannot be mapped."""
+    """The array in place, or None if it is compressed or cannot be mapped."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:
             return None
-        if jax.process_index() == 0:
-            with archive.open(info) as content:  # compares the checksum at the end
+        if jax.process_index() == 0:  # the checksum needs all of it once
+            with archive.open(info) as content:
                 while content.read(1 << 20):
                     pass
     with pathlib.Path(path).open("rb") as file:

@@ -4,6 +4,7 @@ Seed and step alone decide which examples a batch has, as for data in memory. So
 resumed run needs no state of the reader and sees the same batches to the last bit.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Batches(NamedTuple):
     targets: Any
 
 
-class Reader:
+class Reader(contextlib.AbstractContextManager):
     """Batches from any arrays that read rows when indexed by an int array.
 
     While the devices take the steps of one call, threads read the batches of the next.
@@ -89,9 +90,6 @@ class Reader:
         if self._iterator is not None:
             self._iterator.close()
         self._last, self._iterator = None, None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.close()

@@ -19,14 +19,6 @@ class LazyRows:
       shape: with the number of rows first.
       dtype: of what is read.
       read: from the numbers of rows, int `(m,)`, to the array `(m, *shape[1:])`.
-
-    Example:
-      >>> import numpy as np
-      >>> from bulk_sgd.lab.data.rows import LazyRows
-      >>> squares = lambda n: np.stack([n, n**2], axis=1)
-      >>> rows = LazyRows((1_000, 2), np.dtype(int), squares)
-      >>> rows[3:5].tolist(), len(rows)
-      ([[3, 9], [4, 16]], 1000)
     """
 
     shape: tuple[int, ...]

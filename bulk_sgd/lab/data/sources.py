@@ -58,13 +58,6 @@ def find(config) -> Dataset:
       ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen or
         too few. Reading inputs raises it where they are not finite or out of the range
         of the normalization.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
-    >>> config.normalization = "unit"
-    >>> inputs = find(config).train_inputs
-    >>> inputs.shape, inputs[7:9].shape
-    ((100, 28, 28, 1), (2, 28, 28, 1))
     """
     if config.normalization not in ("unit", "standard", "none"):
         raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")

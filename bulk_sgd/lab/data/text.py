@@ -25,14 +25,6 @@ def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
 
     Raises:
       ValueError: the file cannot be read or a line is malformed.
-
-    >>> import pathlib
-    >>> from ml_collections import ConfigDict
-    >>> lines = "sentence\\tlabel\\nso good\\t1\\nbad\\t0\\n"
-    >>> _ = pathlib.Path("a.tsv").write_text(lines)
-    >>> config = ConfigDict({"name": "tsv:a.tsv", "test_path": "", "num_train": 1})
-    >>> read_tsv(config, "train")
-    (['so good'], array([1], dtype=int32), 2)
     """
     field = {"train": "name", "test": "test_path"}[part]
     path = getattr(config, field).removeprefix("tsv:")

@@ -11,11 +11,7 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 def read(config, part: str):
-    """Inputs, or sentences as a list, of a part, their labels and number of classes.
-
-    Args:
-      config: `config.data` with `name`, 'tfds:NAME', `data_dir` and the splits.
-      part: 'train' or 'test'.
+    """Inputs, or a list of sentences, of a part, their labels and number of classes.
 
     Raises:
       ValueError: the data set is not prepared in a format that can be indexed, lacks

@@ -66,12 +66,6 @@ class MetricWriter:
         for board in self._boards.values():
             board.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
     def _write_board(self, row):
         arm = row["arm"]
         if arm not in self._boards:

@@ -1,12 +1,13 @@
 """A progress bar."""
 
+import contextlib
 import sys
 
 import jax
 import tqdm
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A progress bar over all steps of an experiment, with the time left.
 
     Without a terminal it prints a line every 30 seconds. Only process 0 shows it.
@@ -43,9 +44,6 @@ class Progress:
     def close(self):
         """Leaves the bar as it stands."""
         self._bar.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exc):
         self.close()

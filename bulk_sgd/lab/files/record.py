@@ -58,7 +58,7 @@ def provenance() -> dict:
         "git": _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in packages},
+            **{name: __import__(name).__version__ for name in packages},
         },
         "device": f"{len(devices)} x {devices[0].device_kind} "
         f"({devices[0].platform}, {os.cpu_count()} host cores)",
@@ -157,11 +157,6 @@ def _program():
     if spec is not None:
         return ["python", "-m", spec.name.removesuffix(".__main__")]
     return ["python", pathlib.Path(sys.argv[0]).name]
-
-
-def _version(name):
-    module = __import__(name)
-    return getattr(module, "__version__", "unknown")
 
 
 def _commit():

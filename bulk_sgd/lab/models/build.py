@@ -1,6 +1,7 @@
 """From the fields of `config.model` to a network."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -147,10 +148,6 @@ def _transformer(config, input_shape, num_classes, causal=False, **options):
     return Transformer(length=input_shape[0], out_features=num_classes, **options)
 
 
-def _decoder(*args, **options):
-    return _transformer(*args, causal=True, **options)
-
-
 # Each with whether it takes tokens.
 _MODELS = {
     "mlp": (_mlp, False),
@@ -159,7 +156,7 @@ _MODELS = {
     "resnet8": (_resnet8, False),
     "vit": (_vit, False),
     "transformer": (_transformer, True),
-    "decoder": (_decoder, True),
+    "decoder": (functools.partial(_transformer, causal=True), True),
 }
 
 

@@ -14,11 +14,6 @@ class CNN(nnx.Module):
     Ahn and Yun, arXiv 2405.16002; three stages are the other. The convolution of a
     stage keeps height and width, its pooling halves them, rounding down. Takes the
     arguments of `build_model`.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> cnn = CNN((8, 8, 3), (4, 4), 10, "relu", "average", **options)
-    >>> cnn(jnp.ones((5, 8, 8, 3))).shape
-    (5, 10)
     """
 
     def __init__(
@@ -63,11 +58,6 @@ class VGG11(nnx.Module):
     configuration A, with one dense layer instead of three, as is usual on 32×32 images.
 
     Takes the arguments of `build_model`; without a normalisation num_groups is 0.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> vgg = VGG11((32, 32, 3), 4, 2, 10, "relu", "max", **options)
-    >>> vgg(jnp.ones((5, 32, 32, 3))).shape
-    (5, 10)
     """
 
     def __init__(
@@ -112,10 +102,6 @@ class Residual(nnx.Module):
     """Two 3×3 convolutions and a shortcut, projected where shapes differ.
 
     Stride 2 halves height and width, rounding up.
-
-    >>> options = {"stride": 2, "init": "torch", "rngs": nnx.Rngs(0)}
-    >>> Residual(4, 8, 2, "relu", **options)(jnp.ones((5, 9, 8, 4))).shape
-    (5, 5, 4, 8)
     """
 
     def __init__(self, depth, features, num_groups, activation, *, stride, init, rngs):
@@ -146,11 +132,6 @@ class ResNet8(nnx.Module):
     arXiv 1512.03385, section 4.2 with n = 1, and projections as shortcuts.
 
     Takes the arguments of `VGG11` but for the pooling.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> resnet = ResNet8((32, 32, 3), 4, 2, 10, "relu", **options)
-    >>> resnet(jnp.ones((5, 32, 32, 3))).shape
-    (5, 10)
     """
 
     def __init__(

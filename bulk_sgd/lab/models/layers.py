@@ -19,10 +19,6 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
       *args: arguments of the layer, as are the options.
       init: 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
       rngs: draws the parameters.
-
-    >>> dense = layer(nnx.Linear, 4, 4, 3, init="torch", rngs=nnx.Rngs(0))
-    >>> bool(abs(dense.kernel[...]).max() <= 1 / 2)
-    True
     """
     if init == "lecun_normal":
         return kind(*args, rngs=rngs, **options)
@@ -50,12 +46,6 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
     Returns:
       (n, ⌈height / vertical⌉, ⌈width / horizontal⌉, features).
-
-    >>> margins = (1, 1), (1, 1)
-    >>> x, ones = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 3, 3, 1))
-    >>> layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    >>> convolve(x, ones, (1, 1), margins, **layout)[0, 1, :, 0].tolist()
-    [18.0, 27.0, 27.0, 18.0]
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
@@ -74,11 +64,7 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
 
 def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
-    """A convolution that divides height and width by the stride, rounding up.
-
-    >>> conv(3, 4, init="torch", rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 3))).shape
-    (2, 8, 8, 4)
-    """
+    """A convolution that divides height and width by the stride, rounding up."""
     return layer(
         nnx.Conv,
         size**2 * depth,
@@ -99,9 +85,6 @@ def halve(x: jax.Array, pool: str) -> jax.Array:
 
     With flax's pooling a Hessian-vector product through max pooling takes 1.6 to 2.3
     times as long on a CPU.
-
-    >>> halve(jnp.arange(20.0).reshape(1, 4, 5, 1), "max")[0, :, :, 0].tolist()
-    [[6.0, 8.0], [16.0, 18.0]]
     """
     n, height, width, depth = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

@@ -18,11 +18,6 @@ class MLP(nnx.Module):
     With tanh and sizes 784-200-200-10 it is the MNIST network of Song, Ahn and Yun,
     *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, with 199,210
     parameters. Without hidden layers it is linear in its inputs.
-
-    >>> import jax.numpy as jnp
-    >>> mlp = MLP(4, (8,), 3, "tanh", init="torch", rngs=nnx.Rngs(0))
-    >>> mlp(jnp.ones((5, 2, 2))).shape
-    (5, 3)
     """
 
     def __init__(self, in_features, hidden, out_features, activation, *, init, rngs):

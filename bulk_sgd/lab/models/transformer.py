@@ -15,10 +15,6 @@ class Layer(nnx.Module):
     """Self-attention, then two dense layers with four times the width between them.
 
     Both halves normalise their input and add their output to it.
-
-    >>> layer = Layer(8, 2, "gelu", init="torch", rngs=nnx.Rngs(0))
-    >>> layer(jnp.ones((5, 3, 8)), jnp.tri(3, dtype=bool)).shape
-    (5, 3, 8)
     """
 
     def __init__(self, width, num_heads, activation, *, init, rngs):
@@ -52,50 +48,57 @@ class Layer(nnx.Module):
         return x + self.dense_out(self.activation(self.dense_in(self.norm_dense(x))))
 
 
-def _add_layers(
-    module,
-    width,
-    num_layers,
-    num_heads,
-    out_features,
-    activation,
-    scan_layers,
-    remat,
-    **init,
-):
-    """Gives a module its layers, a layer norm and, unless tied, a dense layer.
+class _Stack(nnx.Module):
+    """Layers, a layer norm and a dense layer, around which networks embed."""
 
-    The layers are `block_0`, … or stacked as `blocks`, names that checkpoints have.
-    """
-    layers = [Layer(width, num_heads, activation, **init) for _ in range(num_layers)]
-    module.num_layers, module.scan_layers = num_layers, scan_layers
-    module.remat = remat
-    if scan_layers:
-        graphs, states = zip(*map(nnx.split, layers))
-        stack = lambda *arrays: jnp.stack(arrays)
-        module.blocks = nnx.merge(graphs[0], jax.tree.map(stack, *states))
-    else:
-        for i, made in enumerate(layers):
-            setattr(module, f"block_{i}", made)
-    module.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
-    if out_features is not None:
-        module.dense = layer(nnx.Linear, width, width, out_features, **init)
+    def add_layers(
+        self,
+        width,
+        num_layers,
+        num_heads,
+        out_features,
+        activation,
+        *,
+        scan_layers=False,
+        remat=False,
+        **init,
+    ):
+        """Makes the layers: `block_0`, … or stacked as `blocks`, as checkpoints say.
 
+        Without `out_features` there is no dense layer.
+        """
+        self.num_layers, self.scan_layers, self.remat = num_layers, scan_layers, remat
+        layers = [
+            Layer(width, num_heads, activation, **init) for _ in range(num_layers)
+        ]
+        if scan_layers:
+            graphs, states = zip(*map(nnx.split, layers))
+            stack = lambda *arrays: jnp.stack(arrays)
+            self.blocks = nnx.merge(graphs[0], jax.tree.map(stack, *states))
+        else:
+            for i, one in enumerate(layers):
+                setattr(self, f"block_{i}", one)
+        self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
+        if out_features is not None:
+            self.dense = layer(nnx.Linear, width, width, out_features, **init)
 
-def _through_layers(module, x, mask):
-    def through(x, split):
-        graph, state = split
-        return nnx.merge(graph, state)(x, mask)
+    def through_layers(self, x, mask):
+        """x (n, length, width) after all layers, normalised."""
 
-    if module.remat:
-        through = jax.checkpoint(through, prevent_cse=not module.scan_layers)
-    if module.scan_layers:
-        graph, states = nnx.split(module.blocks)
-        step = lambda x, state: (through(x, (graph, state)), None)
-        x, _ = jax.lax.scan(step, x, states)
-    for i in range(0 if module.scan_layers else module.num_layers):
-        x = through(x, nnx.split(getattr(module, f"block_{i}")))
-    return module.norm(x)
+        def through(x, split):
+            graph, state = split
+            return nnx.merge(graph, state)(x, mask)
+
+        if self.remat:
+            through = jax.checkpoint(through, prevent_cse=not self.scan_layers)
+        if self.scan_layers:
+            graph, states = nnx.split(self.blocks)
+            step = lambda x, state: (through(x, (graph, state)), None)
+            x, _ = jax.lax.scan(step, x, states)
+        else:
+            for i in range(self.num_layers):
+                x = through(x, nnx.split(getattr(self, f"block_{i}")))
+        return self.norm(x)
 
 
 def _embedding(size, width, init, rngs):
@@ -103,7 +106,7 @@ def _embedding(size, width, init, rngs):
     return nnx.Embed(size, width, rngs=rngs, **options)
 
 
-class Transformer(nnx.Module):
+class Transformer(_Stack):
     """Embedded tokens and positions, layers, a layer norm and a dense layer.
 
     Arguments:
@@ -130,11 +133,6 @@ class Transformer(nnx.Module):
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
     Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, as far as they
     describe it.
-
-    >>> options = {"causal": False, "init": "torch", "rngs": nnx.Rngs(0)}
-    >>> transformer = Transformer(9, 4, 8, 2, 2, 3, "gelu", **options)
-    >>> transformer(jnp.array([[5, 8, 3, 0], [2, 0, 0, 0]])).shape
-    (2, 3)
     """
 
     def __init__(
@@ -151,8 +149,7 @@ class Transformer(nnx.Module):
         init,
         rngs,
         tied=False,
-        scan_layers=False,
-        remat=False,
+        **ways,
     ):
         self.causal = causal
         self.tied = tied
@@ -160,7 +157,7 @@ class Transformer(nnx.Module):
         self.tokens = _embedding(vocab_size, width, **options)
         self.positions = _embedding(length, width, **options)
         sizes = width, num_layers, num_heads, None if tied else out_features
-        _add_layers(self, *sizes, activation, scan_layers, remat, **options)
+        self.add_layers(*sizes, activation, **options, **ways)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of int tokens (n, length).
@@ -172,13 +169,13 @@ class Transformer(nnx.Module):
         mask = jnp.tri(length, dtype=bool) if self.causal else real[:, None, None]
         # Not the calls of nnx.Embed, which cast to the dtype it was made with.
         x = self.tokens.embedding[...][tokens] + self.positions.embedding[...]
-        x = _through_layers(self, x, mask)
+        x = self.through_layers(x, mask)
         if not self.causal:
             x = jnp.sum(x * real[..., None], axis=1) / real.sum(axis=1, keepdims=True)
         return x @ self.tokens.embedding[...].T if self.tied else self.dense(x)
 
 
-class ViT(nnx.Module):
+class ViT(_Stack):
     """Embedded patches and positions, layers, a layer norm, mean and a dense layer.
 
     Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929, with the mean
@@ -188,11 +185,6 @@ class ViT(nnx.Module):
 
     Takes the arguments of `Transformer`; patch is the side of a square patch and must
     divide height and width.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> vit = ViT((8, 4, 3), 2, 8, 2, 2, 10, "gelu", **options)
-    >>> vit(jnp.ones((5, 8, 4, 3))).shape
-    (5, 10)
     """
 
     def __init__(
@@ -207,8 +199,7 @@ class ViT(nnx.Module):
         *,
         init,
         rngs,
-        scan_layers=False,
-        remat=False,
+        **ways,
     ):
         self.patch = patch
         height, columns, depth = input_shape
@@ -218,7 +209,7 @@ class ViT(nnx.Module):
         length = height // patch * (columns // patch)
         self.positions = _embedding(length, width, **options)
         sizes = width, num_layers, num_heads, out_features
-        _add_layers(self, *sizes, activation, scan_layers, remat, **options)
+        self.add_layers(*sizes, activation, **options, **ways)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""
@@ -227,5 +218,5 @@ class ViT(nnx.Module):
         x = inputs.reshape(n, height // side, side, columns // side, side, depth)
         x = jnp.swapaxes(x, 2, 3).reshape(n, -1, side**2 * depth)
         x = self.patches(x) + self.positions.embedding[...]
-        x = _through_layers(self, x, True)
+        x = self.through_layers(x, True)
         return self.dense(x.mean(axis=1))

@@ -27,18 +27,10 @@ def statuses(workdir, indices) -> list[str]:
 def claim(workdir, base: dict, cells: list[dict], about: str):
     """Writes `sweep.json` unless the same sweep is there.
 
-    A sweep with only failed cells, all of which failed before their first row, is
-    replaced.
-
-    Args:
-      workdir: made if missing.
-      base: plain config.
-      cells: overrides of it.
-      about: what the sweep asks.
+    Replaces a sweep whose cells all failed before their first row.
 
     Raises:
-      ValueError: the workdir cannot be made or holds another sweep, or one of another
-        base.
+      ValueError: the workdir cannot be made, or holds another sweep or another base.
     """
     workdir = record.make_folder(workdir)
     path = workdir / FILE
