@@ -16,18 +16,16 @@ class CNN(nnx.Module):
     arguments of `build_model`.
     """
 
-    def __init__(
-        self, input_shape, channels, out_features, activation, pool, *, init, rngs
-    ):
+    def __init__(self, input_shape, channels, out_features, activation, pool, **init):
         self.activation = ACTIVATIONS[activation]
         self.pool = pool
         self.num_stages = len(channels)
         height, width, depth = input_shape
         for i, features in enumerate(channels):
-            setattr(self, f"conv_{i}", conv(depth, features, init=init, rngs=rngs))
+            setattr(self, f"conv_{i}", conv(depth, features, **init))
             height, width, depth = height // 2, width // 2, features
         sizes = height * width * depth, out_features
-        self.dense = layer(nnx.Linear, sizes[0], *sizes, init=init, rngs=rngs)
+        self.dense = layer(nnx.Linear, sizes[0], *sizes, **init)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""
@@ -61,31 +59,20 @@ class VGG11(nnx.Module):
     """
 
     def __init__(
-        self,
-        input_shape,
-        width,
-        num_groups,
-        out_features,
-        activation,
-        pool,
-        *,
-        init,
-        rngs,
+        self, input_shape, width, num_groups, out_features, activation, pool, **init
     ):
         self.activation = ACTIVATIONS[activation]
         self.pool = pool
         height, columns, depth = input_shape
-        names = []
         for i, factors in enumerate(_VGG11):
             for j, factor in enumerate(factors):
-                names.append(f"{i}_{j}")
-                made = conv(depth, factor * width, init=init, rngs=rngs)
-                setattr(self, f"conv_{names[-1]}", made)
+                made = conv(depth, factor * width, **init)
+                setattr(self, f"conv_{i}_{j}", made)
                 depth = factor * width
-                setattr(self, f"norm_{names[-1]}", _norm(depth, num_groups, rngs))
+                setattr(self, f"norm_{i}_{j}", _norm(depth, num_groups, init["rngs"]))
             height, columns = height // 2, columns // 2
         size = height * columns * depth
-        self.dense = layer(nnx.Linear, size, size, out_features, init=init, rngs=rngs)
+        self.dense = layer(nnx.Linear, size, size, out_features, **init)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""

@@ -54,13 +54,13 @@ class _Stack(nnx.Module):
     def add_layers(
         self,
         width,
+        out_features,
+        *,
         num_layers,
         num_heads,
-        out_features,
         activation,
-        *,
-        scan_layers=False,
-        remat=False,
+        scan_layers,
+        remat,
         **init,
     ):
         """Makes the layers: `block_0`, … or stacked as `blocks`, as checkpoints say.
@@ -136,28 +136,13 @@ class Transformer(_Stack):
     """
 
     def __init__(
-        self,
-        vocab_size,
-        length,
-        width,
-        num_layers,
-        num_heads,
-        out_features,
-        activation,
-        *,
-        causal,
-        init,
-        rngs,
-        tied=False,
-        **ways,
+        self, vocab_size, length, width, out_features, *, causal, tied, init, **stack
     ):
-        self.causal = causal
-        self.tied = tied
-        options = {"init": init, "rngs": rngs}
-        self.tokens = _embedding(vocab_size, width, **options)
-        self.positions = _embedding(length, width, **options)
-        sizes = width, num_layers, num_heads, None if tied else out_features
-        self.add_layers(*sizes, activation, **options, **ways)
+        self.causal, self.tied = causal, tied
+        self.tokens = _embedding(vocab_size, width, init, stack["rngs"])
+        self.positions = _embedding(length, width, init, stack["rngs"])
+        out_features = None if tied else out_features
+        self.add_layers(width, out_features, init=init, **stack)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of int tokens (n, length).
@@ -187,20 +172,7 @@ class ViT(_Stack):
     divide height and width.
     """
 
-    def __init__(
-        self,
-        input_shape,
-        patch,
-        width,
-        num_layers,
-        num_heads,
-        out_features,
-        activation,
-        *,
-        init,
-        rngs,
-        **ways,
-    ):
+    def __init__(self, input_shape, patch, width, out_features, *, init, rngs, **stack):
         self.patch = patch
         height, columns, depth = input_shape
         options = {"init": init, "rngs": rngs}
@@ -208,8 +180,7 @@ class ViT(_Stack):
         self.patches = layer(nnx.Linear, size, size, width, **options)
         length = height // patch * (columns // patch)
         self.positions = _embedding(length, width, **options)
-        sizes = width, num_layers, num_heads, out_features
-        self.add_layers(*sizes, activation, **options, **ways)
+        self.add_layers(width, out_features, **options, **stack)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""

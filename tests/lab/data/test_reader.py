@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from data_sets import prepared_fixture  # noqa: F401
 from four_devices import python
-from tiny_runs import rows_of, streaming, strip_times, tiny
+from tiny_runs import on_subset, rows_of, strip_times, tiny
 
 from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.lab.data.batches import batch_indices
@@ -102,7 +102,7 @@ def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monke
     monkeypatch.setattr(
         Reader, "_open", lambda self, step: opened.append(step) or open_(self, step)
     )
-    config = streaming(data__streaming=True, measures__every=5, measures__num_probes=2)
+    config = on_subset(data__streaming=True, measures__every=5, measures__num_probes=2)
     config.arms, config.switch.step = ("bulk_sgd",), 0
     experiment = Experiment(config)
     tmp_path.joinpath("run").mkdir()
@@ -127,7 +127,7 @@ def test_errors_of_the_source_reach_the_caller():
         reader.read(0)
 
 
-def test_array_records_of_tfds_stream(prepared):
+def test_array_records_of_tfds_are_read(prepared):
     import tensorflow_datasets as tfds
 
     source = tfds.builder("tiny", data_dir=prepared).as_data_source("train")
@@ -157,28 +157,28 @@ def test_grain_needs_no_tensorflow():
 
 
 @pytest.mark.parametrize("curvature", ["subset", "batch"])
-def test_a_streaming_run_is_that_in_memory_bit_for_bit(tmp_path, curvature):
+def test_a_run_that_reads_equals_one_in_memory_bit_for_bit(tmp_path, curvature):
     ways = {}
     for way in (False, True):
-        config = streaming(data__streaming=way)
+        config = on_subset(data__streaming=way)
         config.subspace.data = curvature
         train.train_and_evaluate(config, tmp_path / str(way))
         ways[way] = strip_times(rows_of(tmp_path / str(way)))
     # What is measured on the training set is then measured on the subset.
     of_train = ("train_loss", "alignment_gradient", "sharpness", "sharpness_ratio")
     assert len(ways[True]) == len(ways[False]) > 8
-    for streamed, resident in zip(ways[True], ways[False]):
-        assert streamed["train_loss"] != resident["train_loss"]
-        for row in (streamed, resident):
+    for read, resident in zip(ways[True], ways[False]):
+        assert read["train_loss"] != resident["train_loss"]
+        for row in (read, resident):
             for name in of_train:
                 del row[name]
-        assert streamed == resident
+        assert read == resident
 
 
 def test_states_are_equal_bit_for_bit():
     found = {}
     for way in (False, True):
-        experiment = Experiment(streaming(data__streaming=way))
+        experiment = Experiment(on_subset(data__streaming=way))
         programs = Programs(experiment.config)
         state = programs.init(experiment.params)
         scalars = experiment.scalars(experiment.arms[1])
@@ -195,7 +195,7 @@ def test_states_are_equal_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
 
 
-def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
+def test_a_subset_of_data_that_are_read_misses_as_much_as_in_memory(monkeypatch):
     def no_choice(*args, **kwargs):
         raise AssertionError("config.subspace.mode was not passed on")
 
@@ -203,7 +203,7 @@ def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
     found = {}
     for way in (False, True):
         changes = {"measures__every": 5, "measures__num_probes": 2}
-        config = streaming(
+        config = on_subset(
             data__streaming=way, subspace__mode=second_derivatives.FORWARD, **changes
         )
         experiment, programs = Experiment(config), Programs(config)
@@ -218,15 +218,15 @@ def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
         assert found[True][name] == found[False][name]
 
 
-def test_a_killed_streaming_run_goes_on_bit_for_bit(tmp_path):
-    config = streaming(
+def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
+    config = on_subset(
         data__streaming=True, checkpoint__every=5, num_steps=200, switch__step=100
     )
     program = (
         "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from tiny_runs import streaming\n"
+        "from tiny_runs import on_subset\n"
         "from bulk_sgd.lab.training import train\n"
-        "train.train_and_evaluate(streaming(data__streaming=True, checkpoint__every=5,"
+        "train.train_and_evaluate(on_subset(data__streaming=True, checkpoint__every=5,"
         " num_steps=200, switch__step=100), sys.argv[1])"
     )
     killed = tmp_path / "killed"
@@ -243,8 +243,8 @@ def test_a_killed_streaming_run_goes_on_bit_for_bit(tmp_path):
     assert strip_times(rows_of(killed)) == strip_times(rows_of(tmp_path / "whole"))
 
 
-def test_lanes_stream_too(tmp_path):
-    config = streaming(data__streaming=True, arms=("sgd", "bulk_sgd"))
+def test_lanes_read_too(tmp_path):
+    config = on_subset(data__streaming=True, arms=("sgd", "bulk_sgd"))
     experiment = Experiment(config)
     (tmp_path / "lanes").mkdir()
     train.train_together([experiment], [tmp_path / "lanes"], lanes=2)
@@ -259,10 +259,10 @@ def test_lanes_stream_too(tmp_path):
 
 
 def test_batches_are_split_over_the_devices():
-    result = python("tests/sharded_streams.py")
+    result = python("tests/sharded_readers.py")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["streamed"] == found["resident"]
+    assert found["read"] == found["resident"]
     # 5 steps of 16 images of 784 pixels, on each of four devices.
     assert found["elements"] == 5 * 16 * 784 // 4
 

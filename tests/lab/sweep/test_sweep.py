@@ -44,8 +44,9 @@ def test_cells_differ(swept):
 
 
 def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
-    sweep.run_sweep(tiny(), CELLS, tmp_path, lanes=3, say=quiet)
-    for index in range(4):
+    # The third cell leaves a lane empty. Two lanes compile once for all tests here.
+    sweep.run_sweep(tiny(), CELLS[:3], tmp_path, lanes=2, say=quiet)
+    for index in range(3):
         folders = (sweep.cell_folder(place, index) for place in (tmp_path, swept))
         # Arms that train in lockstep write their rows in turns.
         order = lambda row: (row["arm"], row["step"])
