@@ -37,22 +37,11 @@ def find(config) -> Dataset:
     all of them make the vocabulary.
 
     Args:
-      config: has
-        `name`: 'mnist5k', the first 5,000 train and 1,000 test images of MNIST, in
-          the original order, from the package; 'tfds:NAME', a prepared TFDS data set
-          with the features 'image' or 'sentence', and 'label'; 'tsv:PATH', labelled
-          sentences, see `text.read_tsv`; 'sonnets', from the package, 'text:PATH',
-          'tokens:PATH' or 'random', running text, see `text.running`; or the path of a
-          .npz file with x_train, y_train, x_test, y_test, images uint8 or float
-          (N, height, width) or (N, height, width, depth), or features (N, dimension),
-          labels integer (N,).
-        `num_train`, `num_test`: the first so many are taken; 0 takes all.
-        `normalization`: 'unit', uint8 over 255 and floats as they are, which must be
-          from 0 to 1; 'standard', zero mean and unit variance over the selected train
-          images, per channel, or per feature; 'none', raw values, and for text.
-        `test_path`, `length`, `vocab_size`: for text only, see `text`.
-        `data_dir`, `train_split`, `test_split`: for TFDS only; '' is its default
-          directory. Its order is shuffled: 'train[:5000]' are not the first 5,000.
+      config: `config.data`; `bulk_sgd.lab.config` lists its fields. An .npz file has
+        images x_train and x_test, uint8 or float (N, height, width[, depth]), or
+        features (N, dimension), and integer labels y_train and y_test (N,). A TFDS data
+        set has 'label', and 'image' or 'sentence'; its order is shuffled, so
+        'train[:5000]' are not the first 5,000.
 
     Raises:
       ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen or

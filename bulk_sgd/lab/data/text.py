@@ -17,11 +17,7 @@ _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "sonnets.txt"
 def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """Selected sentences of a TSV file, their labels, and the number of classes.
 
-    Args:
-      config: `config.data`, with `name`, 'tsv:' and the file to train on, and
-        `test_path`, the file to test on. The first line names the columns; 'sentence'
-        and 'label' are read, without quoting.
-      part: 'train' or 'test'.
+    The first line names the columns; 'sentence' and 'label' are read, without quoting.
 
     Raises:
       ValueError: the file cannot be read or a line is malformed.
@@ -60,13 +56,9 @@ def labelled(config, train, test) -> Dataset:
     word that the training set lacks, so its embedding is not trained.
 
     Args:
-      config: `config.data`, with `length`, the number of words per example: longer
-        sentences are cut; 0 takes the length of the longest training sentence.
+      config: `config.data`.
       train: sentences, labels and number of classes, as `read_tsv` returns them.
       test: the same.
-
-    Raises:
-      ValueError: the normalization is not 'none'.
 
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
@@ -107,13 +99,6 @@ def running(config) -> Dataset:
 
     The text is cut into examples of `length` tokens. The last target of an example is
     the first token of the next one; the remainder is dropped.
-
-    Args:
-      config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
-        package, or 'text:' and the path of a file, both as bytes, or 'tokens:' and the
-        path of an .npy of integer ids `(n,)`, or 'random', `num_train` and `num_test`
-        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, of
-        the same kind, or '' for the last tenth of the text; `length`; `vocab_size`.
 
     Raises:
       ValueError: a file cannot be read or is shorter than an example; length is 0; the

@@ -41,36 +41,24 @@ def build_model(
     """The network that a config names, and its initial parameters.
 
     Args:
-      config: has `name`, 'mlp', 'cnn', 'vgg11', 'resnet8', 'vit', 'transformer' or
-        'decoder';
-        `activation`, 'tanh', 'relu' or 'gelu' (the tanh approximation); `init`,
-        'lecun_normal' (flax's default, biases zero) or 'torch' (PyTorch's default:
-        kernels and biases uniform in ±1/√fan_in, embeddings normal); for 'mlp'
-        `hidden`, a tuple of widths; for 'cnn' `channels`, a tuple of widths, and
-        `pool`, 'average' or 'max', which 'vgg11' has too; for 'vgg11' and 'resnet8'
-        `width`, of the first convolution, `norm`, 'group' or 'none', and `num_groups`;
-        for 'transformer', 'decoder', which is causal, and 'vit' `width`, `num_layers`,
-        `num_heads`, `scan_layers` and `remat`, for 'vit' also `patch`, for the first
-        two `tied`.
-      input_shape: of one example; (height, width, depth) for 'cnn', 'vgg11', 'resnet8'
-        and 'vit', (length,) for 'transformer' and 'decoder'.
+      config: `config.model`; `bulk_sgd.lab.config` lists its fields. 'gelu' is the tanh
+        approximation; 'lecun_normal', flax's default, has zero biases; 'torch',
+        PyTorch's default, draws kernels and biases uniformly in ±1/√fan_in.
+      input_shape: of one example; (height, width, depth) of an image, (length,) of a
+        text; the MLP takes any.
       num_classes: width of the outputs.
       seed: non-negative; equal seeds give equal parameters.
       vocab_size: tokens are below it; 0 if inputs are not tokens.
 
     Returns:
       model_fn: (params, inputs (n, *input_shape)) to outputs (n, num_classes), or
-        (n, length, num_classes) for 'decoder'; it is pure, works under jit, grad, vmap
-        and linearize, and follows the dtype of params and of inputs that are floats.
+        (n, length, num_classes) for 'decoder'. It is pure and follows the dtype of
+        params and of inputs that are floats.
       params: a nested dict of float32 arrays, {layer: {'kernel', 'bias'}}; transformers
         have dicts of them, 'block_0', … or, stacked, 'blocks'.
 
     Raises:
-      ValueError: unknown name, activation, init or pool; widths or numbers that are
-        not positive integers; an image too small for its stages; heads or groups that
-        do not divide the width, patches that do not divide the image; batch
-        normalisation; tokens for a network of numbers or the other way round; a
-        negative seed.
+      ValueError: a field is wrong or does not fit the inputs.
 
     >>> import jax.numpy as jnp
     >>> from ml_collections import ConfigDict

@@ -11,14 +11,9 @@ POOLS = {"average": jnp.mean, "max": jnp.max}
 
 
 def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
-    """A flax layer with kernel and bias, initialized as `init` says.
+    """An `nnx.Linear` or `nnx.Conv`, where one output has `fan_in` inputs.
 
-    Args:
-      kind: `nnx.Linear` or `nnx.Conv`.
-      fan_in: number of inputs of one output.
-      *args: arguments of the layer, as are the options.
-      init: 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
-      rngs: draws the parameters.
+    `init` is 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
     """
     if init == "lecun_normal":
         return kind(*args, rngs=rngs, **options)
@@ -35,17 +30,8 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
     On a CPU it is one matrix product with the patches: inside a compiled loop XLA's
     CPU convolutions lose most of their speed, and with 16 channels and 1,000 images of
-    28x28 a Hessian-vector product took 9 times as long.
-
-    Args:
-      inputs: (n, height, width, depth).
-      kernel: (rows, columns, depth, features).
-      strides: (vertical, horizontal).
-      padding: the margins, as `jax.lax.conv_general_dilated` takes them.
-      *args: its further arguments, as are the options.
-
-    Returns:
-      (n, ⌈height / vertical⌉, ⌈width / horizontal⌉, features).
+    28x28 a Hessian-vector product took 9 times as long. Takes the arguments of
+    `jax.lax.conv_general_dilated`, in the layout NHWC, HWIO, NHWC.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
