@@ -26,7 +26,7 @@ def main(argv):
     del argv
     cli.prepare()
 
-    # After the flags: importing JAX takes seconds.
+    # After the flags: importing flax and orbax takes seconds.
     from bulk_sgd.lab.devices import distributed
     from bulk_sgd.lab.training import train
 
