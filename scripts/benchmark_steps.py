@@ -9,7 +9,7 @@ import optax
 from benchmark_common import RANK, gradient_and_matvec, interleaved, median_ratio, timed
 
 import bulk_sgd
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.linalg import basis
 
 _STEPS, _RATE = 200, 0.01  # steps per call
@@ -90,7 +90,7 @@ class _Loop:
         params = jax.tree.map(jnp.copy, params)
         self.carry = params, optimizer.init(params)
         count = objective.num_examples
-        indices = data.batch_indices(0, 0, _STEPS, count, batch_size)
+        indices = batch_indices(0, 0, _STEPS, count, batch_size)
         self.data = objective, jnp.asarray(indices)
 
     def __call__(self):

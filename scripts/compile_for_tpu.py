@@ -21,7 +21,7 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
@@ -96,13 +96,13 @@ def compile_programs(config, devices):
     import jax
 
     from bulk_sgd.lab import config as config_lib
-    from bulk_sgd.lab import data
+    from bulk_sgd.lab.data import sources
     from bulk_sgd.lab.devices.sharding import Layout, make_mesh
     from bulk_sgd.lab.training import forecast, steps
 
     config_lib.validate(config)
     layout = Layout(make_mesh(config.sharding, devices))
-    dataset = data.load(config.data)
+    dataset = sources.load(config.data)
     counts = len(dataset.train_targets), len(dataset.test_targets)
     layout.check(config, *counts, config_lib.num_subset(config))
     programs = steps.Programs(config, layout)
@@ -180,8 +180,7 @@ def _si(number: float) -> str:
 
 def main(argv):
     """Prints the report."""
-    if len(argv) > 1:
-        cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
+    del argv
     cli.prepare()
     values = flags.FLAGS
     with cli.refusing():
@@ -215,6 +214,5 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "File with get_config().")
     flags.DEFINE_string("topology", "v5e:4x4", "CHIP:SHAPE, such as v5e:4x4.")
     flags.DEFINE_integer("matvecs", 20, "Products in a step that is estimated.")
-    flags.mark_flag_as_required("config")
     sys.path.insert(0, os.getcwd())  # for configs that import one another
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main, "config")

@@ -3,17 +3,17 @@
 
   python scripts/prepare_data.py mnist --raw=FOLDER --data_dir=DIR
 
-and then `--config.data.name=tfds:mnist --config.data.data_dir=DIR`. What the folder
-needs to hold, each file as its authors publish it:
+and then `--config.data.name=tfds:mnist --config.data.data_dir=DIR`. FOLDER holds the
+files as their authors publish them:
 
   mnist, fashion_mnist  train-images-idx3-ubyte, train-labels-idx1-ubyte,
                         t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, or each .gz
   cifar10               data_batch_1.bin to data_batch_5.bin, test_batch.bin
   glue/sst2             train.tsv, dev.tsv (the split "validation")
 
-TFDS shuffles what it prepares. `--first=5000` keeps the first 5,000 of each split
-before that, so that the training set is that of Song et al., in another order. A data
-set cut like this has the name of the whole: give it a --data_dir of its own.
+TFDS shuffles what it prepares. `--first=5000` first keeps the first 5,000 of each
+split, so the training set is the one of Song et al., in another order. Such a data set
+has the name of the whole one: give it its own --data_dir.
 """
 
 import argparse
@@ -34,13 +34,13 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=sorted(_DATA_SETS))
     parser.add_argument("--raw", type=pathlib.Path, required=True, help="raw files")
-    parser.add_argument("--data_dir", help="default: that of TFDS")
+    parser.add_argument("--data_dir", help="default: TFDS's own")
     parser.add_argument("--first", type=int, default=0, help="of each split; 0: all")
     flags = parser.parse_args(arguments)
     if flags.first < 0:
         parser.error(f"--first is {flags.first}; it must be at least 0.")
     try:
-        # Reads and checks all of it before TFDS, which takes a second to import.
+        # Before TFDS, which takes a second to import.
         splits = _DATA_SETS[flags.name](flags.raw)
     except (OSError, ValueError) as error:
         parser.error(f"--raw is '{flags.raw}', but {error}.")
@@ -54,7 +54,7 @@ def prepare(name: str, splits: dict, data_dir=None, first: int = 0):
       SystemExit: the data set is already there.
     """
     import tensorflow_datasets as tfds
-    import tensorflow_datasets.text.glue  # which it does not find by itself
+    import tensorflow_datasets.text.glue  # registers it
 
     name, _, config = name.partition("/")
     official = tfds.builder_cls(name)
@@ -67,7 +67,7 @@ def prepare(name: str, splits: dict, data_dir=None, first: int = 0):
     def _generate_examples(self, split):
         yield from enumerate(split)
 
-    # The name decides where it is written and looked for.
+    # The name decides where TFDS writes it and looks for it.
     with tfds.core.registered.skip_registration():
         overrides = {
             "name": name,
@@ -164,13 +164,13 @@ def _existing(raw, name, shown=None):
 
 
 class _Images:
-    """Examples with their image as PNG, made as they are asked for."""
+    """Examples with their image as PNG, encoded one at a time."""
 
     def __init__(self, images, labels, identity=None):
         self._images, self._labels, self._identity = images, labels, identity
 
     def __iter__(self):
-        # TFDS hands arrays to TensorFlow, but takes what is encoded.
+        # TFDS encodes arrays with TensorFlow, but takes encoded images as they are.
         from PIL import Image
 
         for i, (image, label) in enumerate(zip(self._images, self._labels)):

@@ -19,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import bulk_sgd
-from bulk_sgd.lab import config, data, models
+from bulk_sgd.lab import config
+from bulk_sgd.lab.data import sources
+from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import subspace
 
@@ -109,9 +112,9 @@ class _Path:
     def __init__(self, num_steps: int):
         fields = config.default()
         fields.data.num_train, fields.model.hidden = 1000, (32, 32)
-        dataset = data.load(fields.data)
+        dataset = sources.load(fields.data)
         shape = dataset.train_inputs.shape[1:]
-        model_fn, params = models.build(fields.model, shape, dataset.num_classes, 0)
+        model_fn, params = build_model(fields.model, shape, dataset.num_classes, 0)
         self.objective = bulk_sgd.Objective(
             model_fn,
             losses.build(fields.loss, dataset.num_classes),
@@ -119,7 +122,7 @@ class _Path:
             jnp.asarray(dataset.train_targets),
         )
         self.size = self.objective.num_examples
-        order = data.batch_indices(0, 0, _BEFORE + num_steps, self.size, _BATCH)
+        order = batch_indices(0, 0, _BEFORE + num_steps, self.size, _BATCH)
         walk = jax.jit(_walk)
         params, _ = walk(params, self.objective, order[:_BEFORE])
         self.indices = jnp.asarray(order[_BEFORE:])

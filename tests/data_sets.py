@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources
 
 
 def load(name="mnist5k", **changes):
@@ -20,7 +20,7 @@ def load(name="mnist5k", **changes):
         "train_split": "train",
         "test_split": "test",
     }
-    return data.load(ConfigDict(config | changes))
+    return sources.load(ConfigDict(config | changes))
 
 
 def write_images(path, count):

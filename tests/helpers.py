@@ -46,29 +46,6 @@ def dense(matvec, like):
     return np.asarray(_columns(as_pytree(matvec), like), np.float64).T
 
 
-def assert_products_are_differences(value_fn, params, data, rtol=1e-4):
-    """Products of `value_fn(params, data)` agree with differences of its gradient.
-
-    In float64, where central differences with step 1e-6 err by about 1e-16 / 1e-6.
-    """
-
-    @jax.jit
-    def products(params, vector, data):
-        grad = jax.grad(lambda p: value_fn(p, data))
-        _, product = jax.linearize(grad, params)
-        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
-        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
-        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
-        return product(vector), difference
-
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    with jax.enable_x64(True):
-        found = products(params, jax.tree.map(np.cos, params), data)
-    for left, right in zip(*map(jax.tree.leaves, found)):
-        assert left.dtype == np.float64
-        np.testing.assert_allclose(left, right, rtol=rtol, atol=rtol)
-
-
 def flat(vector):
     """A pytree vector as a float64 array, in the order of `ravel_pytree`."""
     return np.asarray(ravel_pytree(vector)[0], np.float64)

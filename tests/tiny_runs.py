@@ -31,7 +31,7 @@ def tiny(**changes):
     return config
 
 
-def streaming(**changes):
+def on_subset(**changes):
     """A tiny run whose curvature is that of 30 images."""
     return tiny(subspace__data="subset", subspace__subset_size=30, **changes)
 

@@ -2,7 +2,7 @@
 
 import json
 
-from bulk_sgd.lab.sweep import sweep
+from bulk_sgd.lab.sweep import workdir as workdir_lib
 
 SCALES = {
     "sgd": (1.0, 1.0),
@@ -22,7 +22,7 @@ LOSSES = {
 
 
 def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rates):
-    folder = sweep.cell_folder(workdir, index)
+    folder = workdir_lib.cell_folder(workdir, index)
     folder.mkdir(parents=True)
     rows = [{"arm": "prefix", "step": 10, "train_loss": 1.0}]
     for i, arm in enumerate(arms):
@@ -67,4 +67,4 @@ def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rate
 def write_axis(workdir, cells, name="Axis"):
     workdir.mkdir(parents=True, exist_ok=True)
     content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells}
-    (workdir / sweep.FILE).write_text(json.dumps(content))
+    (workdir / workdir_lib.FILE).write_text(json.dumps(content))

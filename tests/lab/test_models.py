@@ -1,16 +1,19 @@
+"""The MLP and the CNN by hand in NumPy, how networks begin, and what is refused."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from networks import assert_product_is_difference, hessian_product, network
 
-from bulk_sgd.lab import models
 from bulk_sgd.lab.models import layers
+from bulk_sgd.lab.models.build import build_model
 
 IMAGE = (8, 9, 3)
 
 
-def build(input_shape=IMAGE, seed=0, **changes):
+def fields(**changes):
     config = {
         "name": "cnn",
         "hidden": (6, 5),
@@ -19,11 +22,21 @@ def build(input_shape=IMAGE, seed=0, **changes):
         "activation": "tanh",
         "init": "lecun_normal",
     }
-    return models.build(ConfigDict(config | changes), input_shape, 10, seed)
+    return config | changes
+
+
+def build(input_shape=IMAGE, seed=0, **changes):
+    return build_model(ConfigDict(fields(**changes)), input_shape, 10, seed)
+
+
+def random(**changes):
+    """A compiled function and parameters that NumPy draws."""
+    model_fn, params = network(fields(**changes), IMAGE, 10)
+    return jax.jit(model_fn), params
 
 
 def inputs(n=2):
-    return jax.random.normal(jax.random.key(1), (n, *IMAGE))
+    return np.random.default_rng(1).standard_normal((n, *IMAGE)).astype(np.float32)
 
 
 def test_default_mlp_has_the_parameters_of_the_paper():
@@ -33,42 +46,44 @@ def test_default_mlp_has_the_parameters_of_the_paper():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 199_210
 
 
+def affine(layer, x):
+    return x @ layer["kernel"] + layer["bias"]
+
+
 def test_mlp_is_dense_layers_with_activations_between():
-    model_fn, params = build(name="mlp")
-    x = np.asarray(inputs()).reshape(2, -1)
+    model_fn, params = random(name="mlp")
+    x = inputs().reshape(2, -1)
     for layer in ("dense_0", "dense_1"):
-        x = np.tanh(x @ params[layer]["kernel"] + params[layer]["bias"])
-    expected = x @ params["dense_2"]["kernel"] + params["dense_2"]["bias"]
+        x = np.tanh(affine(params[layer], x))
+    expected = affine(params["dense_2"], x)
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
 def test_mlp_without_hidden_layers_is_affine():
-    model_fn, params = build(name="mlp", hidden=())
-    kernel = params["dense_0"]["kernel"]
-    expected = inputs().reshape(2, -1) @ kernel
+    model_fn, params = random(name="mlp", hidden=())
+    expected = affine(params["dense_0"], inputs().reshape(2, -1))
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["average", "max"])
 def test_cnn_convolves_activates_pools_and_is_dense_at_the_end(pool):
-    model_fn, params = build(pool=pool, activation="relu", channels=(4,))
+    model_fn, params = random(pool=pool, activation="relu", channels=(4,))
     padded = np.pad(inputs(), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     kernel, bias = params["conv_0"]["kernel"], params["conv_0"]["bias"]
     x = np.maximum(np.einsum("nhwcij,ijcd->nhwd", windows, kernel) + bias, 0)
     x = x[:, :, :8].reshape(2, 4, 2, 4, 2, 4)  # the ninth column is dropped
     x = x.mean(axis=(2, 4)) if pool == "average" else x.max(axis=(2, 4))
-    expected = x.reshape(2, -1) @ params["dense"]["kernel"] + params["dense"]["bias"]
+    expected = affine(params["dense"], x.reshape(2, -1))
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])
 def test_activations_are_those_of_jax(activation):
-    model_fn, params = build(name="mlp", hidden=(6,), activation=activation)
-    first, last = params["dense_0"], params["dense_1"]
+    model_fn, params = random(name="mlp", hidden=(6,), activation=activation)
     function = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}[activation]
-    hidden = function(inputs().reshape(2, -1) @ first["kernel"] + first["bias"])
-    expected = hidden @ last["kernel"] + last["bias"]
+    hidden = function(affine(params["dense_0"], inputs().reshape(2, -1)))
+    expected = affine(params["dense_1"], hidden)
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
@@ -127,40 +142,30 @@ def test_different_configurations_are_different_functions():
 
 @pytest.mark.parametrize("changes", [{"name": "mlp"}, {"pool": "max"}])
 def test_hessian_products_agree_with_finite_differences(changes):
-    model_fn, params = build(**changes)
-
-    @jax.jit
-    def products(params, vector, x):
-        grad = jax.grad(lambda p: jnp.sum(model_fn(p, x) ** 2))
-        _, product = jax.linearize(grad, params)
-        batch = jax.tree.map(lambda leaf: leaf[None], vector)
-        up = grad(jax.tree.map(lambda p, v: p + 1e-6 * v, params, vector))
-        down = grad(jax.tree.map(lambda p, v: p - 1e-6 * v, params, vector))
-        difference = jax.tree.map(lambda a, b: (a - b) / 2e-6, up, down)
-        return jax.vmap(product)(batch), difference
-
-    with jax.enable_x64(True):
-        x = inputs().astype(jnp.float64)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-        exact, difference = products(params, jax.tree.map(np.cos, params), x)
-    for left, right in zip(jax.tree.leaves(exact), jax.tree.leaves(difference)):
-        assert left.dtype == np.float64
-        np.testing.assert_allclose(left[0], right, rtol=1e-5, atol=1e-5)
+    """Under vmap too, which several vectors at a time need."""
+    model_fn, params = network(fields(**changes), IMAGE, 10)
+    value_fn = lambda p, x: jnp.sum(model_fn(p, x) ** 2)
+    arguments = value_fn, params, inputs().astype(np.float64)
+    product = hessian_product(*arguments, under_vmap=True)
+    assert_product_is_difference(product, *arguments, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vat"}, r"^config\.model\.name is 'vat'.*'mlp', 'cnn', 'vgg"),
+        (
+            {"name": "vat"},
+            r"^config\.model\.name is 'vat'; .*cnn, decoder, mlp, res",
+        ),
         (
             {"activation": "elu"},
-            r"^config\.model\.activation is 'elu'.*'tanh', 'relu', 'gelu'",
+            r"^config\.model\.activation is 'elu'; .*gelu, relu, tanh",
         ),
         (
             {"init": "zeros"},
-            r"^config\.model\.init is 'zeros'.*'lecun_normal', 'torch'",
+            r"^config\.model\.init is 'zeros'; .*lecun_normal, torch",
         ),
-        ({"pool": "min"}, r"^config\.model\.pool is 'min'.*'average', 'max'"),
+        ({"pool": "min"}, r"^config\.model\.pool is 'min'; .*average, max"),
         (
             {"channels": (4, 0)},
             r"^config\.model\.channels is \(4, 0\).*positive integers",
@@ -189,16 +194,24 @@ def test_wrong_fields_are_named(changes, message):
         build(**changes)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_convolution_by_patches_is_the_convolution(size, strides):
-    key = jax.random.key(size)
-    inputs = jax.random.normal(key, (2, 6, 5, 3))
-    kernel = jax.random.normal(key, (size, size, 3, 4))
+def test_convolution_by_patches_is_the_convolution(size):
     layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
-    arguments = inputs, kernel, strides, [((size - 1) // 2, size // 2)] * 2
-    expected = jax.lax.conv_general_dilated(*arguments, **layout)
-    # Up to 75 products are summed, in another order.
-    np.testing.assert_allclose(
-        layers.convolve(*arguments), expected, rtol=1e-5, atol=1e-5
-    )
+    margins = [((size - 1) // 2, size // 2)] * 2
+
+    @jax.jit
+    def both(*arrays):
+        return [
+            (
+                layers.convolve(*arrays, strides, margins),
+                jax.lax.conv_general_dilated(*arrays, strides, margins, **layout),
+            )
+            for strides in ((1, 1), (2, 2), (2, 1))
+        ]
+
+    rng = np.random.default_rng(size)
+    shapes = (2, 6, 5, 3), (size, size, 3, 4)
+    arrays = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    for found, expected in both(*arrays):
+        # Up to 75 products are summed, in another order.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -24,7 +24,7 @@ from paths import ROOT
 
 import bulk_sgd
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.linalg import basis
 
@@ -203,7 +203,7 @@ def test_own_data_are_learned_and_load(own_data):
     assert names["data"](names["params"]) < 0.5 < math.log(2)
     fields = config_lib.default().data
     fields.name, fields.normalization = str(path), "standard"
-    loaded = data.load(fields)
+    loaded = sources.load(fields)
     assert loaded.train_inputs.shape == (150, 8)
     np.testing.assert_array_equal(loaded.test_targets, names["labels"][150:])
 

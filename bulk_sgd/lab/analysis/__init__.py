@@ -15,7 +15,7 @@ from bulk_sgd.lab.analysis.examine import examine, locate
 from bulk_sgd.lab.analysis.point import Point, Settings
 from bulk_sgd.lab.analysis.store import Store
 from bulk_sgd.lab.devices import signals
-from bulk_sgd.lab.files.metrics import Progress
+from bulk_sgd.lab.files.progress import Progress
 
 __all__ = ["Point", "Settings", "analyze"]
 

@@ -7,7 +7,7 @@ as JSON. Interrupted, the same command goes on. See `docs/analysis.md`.
 import dataclasses
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from bulk_sgd.lab.commands import cli
 
@@ -18,8 +18,7 @@ FOLDER = "analysis"
 
 def main(argv):
     """Analyzes `--workdir`; wrong input ends it with one sentence and status 2."""
-    if len(argv) > 1:
-        cli.refuse(f"Unexpected arguments {argv[1:]}.")
+    del argv
     cli.prepare()
 
     # After the flags: importing JAX takes seconds.
@@ -65,10 +64,9 @@ def _define_flags():
     flags.DEFINE_integer("slice_points", None, "Points of a slice per axis; 0: none.")
     flags.DEFINE_float("radius", None, "How far slices go, in units of the default.")
     flags.DEFINE_integer("seed", None, "Seed of all random vectors.")
-    flags.mark_flag_as_required("workdir")
 
 
 def run():
     """Entry point of the command line."""
     _define_flags()
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main, "workdir")

@@ -2,55 +2,70 @@
 
 import ast
 import contextlib
+import functools
 import logging
 import pathlib
 import re
 import signal
 import sys
 
-from absl import flags
+from absl import app, flags
 
 from bulk_sgd.lab.devices import signals
 
-flags.disclaim_key_flags()  # the --help of a program shows those defined here
+flags.disclaim_key_flags()  # the --help of a program shows flags defined here
 
 
-def prepare():
-    """Lets an ended job leave its record, and silences what JAX says at its start."""
-    signals.install()
-    # It reports every kind of device that the machine lacks.
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
-    # Orbax tells every step of a save there.
-    logging.getLogger("absl").setLevel(logging.WARNING)
+def run(main, *required: str):
+    """Parses the flags and calls `main`; wrong flags end the process as `refuse` does.
+
+    Args:
+      main: takes the arguments, which are only the name of the program.
+      required: names of flags that must be set.
+    """
+    app.run(main, flags_parser=functools.partial(parse, required=required))
 
 
-def parse(argv):
+def parse(argv, required=()):
     """Parses the flags; wrong ones end the process as `refuse` does."""
     _check_config_file(argv)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except (flags.Error, OSError) as error:
-        missing = re.search(r"Flag --(\w+) must have a value", str(error))
-        refuse(f"--{missing[1]} is missing." if missing else _illegal_value(error))
+        # ml_collections tells the whole traceback of a config file that fails.
+        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
     except ModuleNotFoundError as error:
         refuse(
             f"--config imports {error.name}, which is not found from "
             f"{str(pathlib.Path.cwd())!r}; run from the folder that holds it."
         )
     except (AttributeError, KeyError) as error:
-        # What ml_collections raises for a field that the config does not have.
-        refuse(f"--config has no field {_with_groups(_reason(error), argv)}")
+        refuse(f"--config has no field {_unknown_field(error, argv)}")
+    for name in required:
+        if flags.FLAGS[name].value is None:
+            refuse(f"--{name} is missing.")
+    if len(rest) > 1:
+        refuse(f"Unexpected arguments {rest[1:]}; flags are set as --name=value.")
+    return rest
 
 
 def define_distributed():
-    """The flag that makes a process one of several."""
-    return flags.DEFINE_enum(
+    """Defines the flag that makes a process one of several."""
+    flags.DEFINE_enum(
         "distributed",
         "off",
         ["auto", "on", "off"],
         "Join the other processes of the job: on, off, or auto, where one is detected.",
     )
+
+
+def prepare():
+    """Lets an ended job leave its record, and quiets JAX and Orbax."""
+    signals.install()
+    # The first warns of every kind of device that the machine lacks; Orbax logs every
+    # step of a save to "absl".
+    for name in ("jax._src.xla_bridge", "jax._src.distributed", "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
@@ -64,7 +79,7 @@ def refusing():
 
 @contextlib.contextmanager
 def reporting(workdir):
-    """Says it if a signal ends the process.
+    """Prints a line if a signal ends the process.
 
     Args:
       workdir: folder of what runs inside.
@@ -78,8 +93,17 @@ def reporting(workdir):
         raise
 
 
+def refuse(error):
+    """Ends the process with the sentence of an error and status 2."""
+    print(error, file=sys.stderr)
+    sys.exit(2)
+
+
 def _check_config_file(argv):
-    """Refuses a --config that is no file with get_config(), before it is run."""
+    """Refuses a --config that is no file with get_config(), before it is run.
+
+    ml_collections would answer with the traceback of its import.
+    """
     # A field, --config.x=…, is no file; a variant follows a colon.
     words = "\n".join(argv)
     found = re.search(r"\n--?config[=\n]([^\n:]*)", words)
@@ -104,43 +128,14 @@ def _check_config_file(argv):
         refuse(f"--config is {str(path)!r}, which does not define get_config().")
 
 
-def _illegal_value(error):
-    """What absl says of a value of another type, as one sentence."""
-    found = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", str(error))
-    for sign, kind in (
-        ("for int()", "an integer"),
-        ("to float", "a number"),
-        ("Non-boolean", "true or false"),
-    ):
-        if found and sign in found[3]:
-            return f"--{found[1]} is {found[2]!r}; it must be {kind}."
-    return error
-
-
-def _reason(error) -> str:
-    """The end of an error, where its cause is named, without what led there."""
-    if isinstance(error, str):
-        return error
-    while error.args and isinstance(error.args[0], Exception):
+def _unknown_field(error, argv) -> str:
+    """The sentence of ml_collections, and the groups that it leaves out."""
+    while isinstance(error.args[0], Exception):  # AttributeError(KeyError(…))
         error = error.args[0]
-    lines = str(error.args[0] if len(error.args) == 1 else error).strip().splitlines()
-    if lines[0].startswith("'"):  # a field, and perhaps one that is meant
-        return ". ".join(lines)
-    return re.sub(r"^\w+Error: ", "", lines[-1].strip())
-
-
-def _with_groups(reason: str, argv) -> str:
-    """A reason that starts with a field, with the groups that a flag has before it."""
-    name = reason.split("'")[1] if reason.startswith("'") else ""
+    field, *hints = str(error.args[0]).splitlines()
+    name = field.strip("'")
     for flag in argv:
-        path = flag.partition("=")[0].removeprefix("--config.").split(".")
-        if name in path:
-            whole = ".".join(path[: path.index(name) + 1])
-            return reason.replace(f"'{name}'", f"'{whole}'", 1)
-    return reason
-
-
-def refuse(error):
-    """Ends the process with the sentence of an error and status 2."""
-    print(_reason(error), file=sys.stderr)
-    sys.exit(2)
+        found = re.match(rf"--config\.((?:\w+\.)*{re.escape(name)})\b", flag)
+        if found:
+            field = f"'{found[1]}'"
+    return ". ".join([field, *hints])

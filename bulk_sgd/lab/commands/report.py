@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from bulk_sgd.lab import report
 from bulk_sgd.lab.commands import cli
@@ -24,5 +24,4 @@ def main(argv: list[str]) -> int:
 def run():
     """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run or study to report on.")
-    flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main, "workdir")

@@ -9,7 +9,7 @@ import runpy
 import sys
 import traceback
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
@@ -20,10 +20,21 @@ from bulk_sgd.lab.sweep import grid, sweep
 flags.disclaim_key_flags()
 
 
+def run():
+    """Entry point of the command line."""
+    config_flags.DEFINE_config_file("config", None, "FILE with get_config, get_sweep.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+    flags.DEFINE_bool("list_cells", False, "Print the cells and stop.")
+    flags.DEFINE_integer("cell", None, "Run this cell alone, for job arrays.")
+    flags.DEFINE_integer("lanes", 1, "Runs in lockstep under vmap (accelerators).")
+    flags.DEFINE_string("prefixes", None, "Folder of trained prefixes to share.")
+    cli.define_distributed()
+    cli.run(main, "config")
+
+
 def main(argv):
     """Runs the sweep; wrong input ends it with one sentence and status 2."""
-    if len(argv) > 1:
-        cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=…")
+    del argv
     cli.prepare()
     values = flags.FLAGS
     with (
@@ -44,7 +55,7 @@ def _run(values):
     cells = _call(module["get_sweep"], [preset] if colon else [], path)
     _check_overrides(config_flags.get_override_values(values["config"]), cells)
     if values.list_cells:
-        sweep.configs_of(values.config, cells)
+        sweep.configs_of(values.config, cells)  # raises if one is wrong
         for index, cell in enumerate(cells):
             print(index, json.dumps(cell))
         return
@@ -60,16 +71,16 @@ def _run(values):
         about=(module.get("__doc__") or "").strip(),
     )
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    ends = ", ".join(f"{count} {status}" for status, count in counts.items())
     if distributed.is_first():
-        print(f"{len(statuses)} cells, {told}: {values.workdir}")
+        print(f"{len(statuses)} cells, {ends}: {values.workdir}")
     chosen = statuses if values.cell is None else [statuses[values.cell]]
     if record.FAILED in chosen:
         sys.exit(1)
 
 
 def _call(get_sweep, arguments, path) -> list[grid.Cell]:
-    """The checked cells that a function of a config file gives."""
+    """The checked cells that a function of a config file returns."""
     try:
         return grid.check(get_sweep(*arguments))
     except ValueError:
@@ -93,16 +104,3 @@ def _check_overrides(overrides, cells):
                     f"this field (cell {index}: {cell[field]!r}); leave it out, or "
                     "change get_sweep."
                 )
-
-
-def run():
-    """Entry point of the command line."""
-    config_flags.DEFINE_config_file("config", None, "FILE with get_config, get_sweep.")
-    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
-    flags.DEFINE_bool("list_cells", False, "Print the cells and stop.")
-    flags.DEFINE_integer("cell", None, "Run this cell alone, for job arrays.")
-    flags.DEFINE_integer("lanes", 1, "Runs in lockstep under vmap (accelerators).")
-    flags.DEFINE_string("prefixes", None, "Folder of trained prefixes to share.")
-    cli.define_distributed()
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=cli.parse)

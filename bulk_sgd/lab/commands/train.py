@@ -1,9 +1,9 @@
-"""The training binary: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`.
+"""Trains: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`.
 
 Any field can be set on the command line, `--config.subspace.rank=5`.
 """
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
@@ -11,13 +11,22 @@ from bulk_sgd.lab.commands import cli
 flags.disclaim_key_flags()
 
 
+def run():
+    """Entry point of the command line."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File with get_config(); FILE:VARIANT passes it a string."
+    )
+    flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
+    cli.define_distributed()
+    cli.run(main, "config", "workdir")
+
+
 def main(argv):
     """Runs the experiment; wrong input ends it with one sentence and status 2."""
-    if len(argv) > 1:
-        cli.refuse(f"Unexpected arguments {argv[1:]}; fields are set as --config.x=….")
+    del argv
     cli.prepare()
 
-    # After the flags: importing JAX takes seconds.
+    # After the flags: importing flax and orbax takes seconds.
     from bulk_sgd.lab.devices import distributed
     from bulk_sgd.lab.training import train
 
@@ -31,14 +40,3 @@ def main(argv):
         record = train.train_and_evaluate(values.config, values.workdir)
         if distributed.is_first():
             print(f"{record['status']}: {values.workdir}")
-
-
-def run():
-    """Entry point of the command line."""
-    config_flags.DEFINE_config_file(
-        "config", None, "File with get_config(); FILE:VARIANT passes it a string."
-    )
-    flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
-    cli.define_distributed()
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=cli.parse)

@@ -1,4 +1,4 @@
-"""What a data set is, and how its fields are refused."""
+"""What a data set is, and errors that name a field of `config.data`."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,8 @@ class Dataset(NamedTuple):
 
     Inputs are float32 images (N, height, width, depth) or features (N, dimension), or
     int32 tokens (N, length) below vocab_size, which is 0 for the others. Labels are
-    (N,), or (N, length) where every position has one. num_classes is what TFDS says or,
-    without TFDS, one more than the largest label of all the data, whatever is selected
-    of it.
+    (N,), or (N, length) where every position has one. num_classes is what TFDS says or
+    else one more than the largest label of all the data, selected or not.
     """
 
     name: str
@@ -27,12 +26,7 @@ class Dataset(NamedTuple):
 
 
 def wrong(config, field: str, problem: str) -> ValueError:
-    """The error that names a field of `config.data`, its value and the problem.
-
-    >>> from ml_collections import ConfigDict
-    >>> wrong(ConfigDict({"name": "x"}), "name", "it must be y")
-    ValueError("config.data.name is 'x', but it must be y.")
-    """
+    """The error that names a field of `config.data`, its value and the problem."""
     return ValueError(
         f"config.data.{field} is {getattr(config, field)!r}, but {problem}."
     )
@@ -40,10 +34,6 @@ def wrong(config, field: str, problem: str) -> ValueError:
 
 def count(config, part: str, available: int) -> int:
     """How many examples of a part, 'train' or 'test', `config.data` selects.
-
-    >>> from ml_collections import ConfigDict
-    >>> count(ConfigDict({"num_train": 0}), "train", 7)
-    7
 
     Raises:
       ValueError: fewer are available.

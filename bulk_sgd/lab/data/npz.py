@@ -1,4 +1,4 @@
-"""Arrays of an .npz archive, without reading all of them."""
+"""Data sets in .npz archives, mapped so that only the rows in use are read."""
 
 import pathlib
 import struct
@@ -8,41 +8,42 @@ import zlib
 import jax
 import numpy as np
 
+from bulk_sgd.lab.data import images
 from bulk_sgd.lab.data.dataset import wrong
+from bulk_sgd.lab.data.rows import LazyRows
 
+_MNIST = pathlib.Path(__file__).parent / "embedded" / "mnist_5k.npz"
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_NAME_LENGTH = 26  # where the lengths of name and extra are in the header of a member
+_NAME_LENGTH = 26  # offset of the lengths of name and extra in a member's header
 
 
-def open_arrays(config, path, names) -> list[np.ndarray]:
-    """Arrays of an archive: mapped, so that only rows which are used are read.
-
-    What `numpy.savez_compressed` writes has no rows to find and is read whole.
-
-    Args:
-      config: `config.data`, whose `name` is blamed.
-      path: of the archive.
-      names: of the arrays.
+def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
+    """Inputs of a part, 'train' or 'test', their labels, and the number of classes.
 
     Raises:
-      ValueError: there is no such archive, it lacks an array, or one is damaged, which
-        process 0 alone looks for, or not of numbers.
-
-    >>> import numpy as np
-    >>> from ml_collections import ConfigDict
-    >>> np.savez("a.npz", x=np.arange(3), y=np.ones(2))
-    >>> open_arrays(ConfigDict({"name": "a.npz"}), "a.npz", ["x"])
-    [memmap([0, 1, 2])]
+      ValueError: there is no such archive, or its arrays are missing, damaged, or not
+        images or features and labels.
     """
+    path = _MNIST if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
         known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
         raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")
-    return [_array(config, path, name) for name in names]
+    pixels, labels = (_array(config, path, f"{x}_{part}") for x in "xy")
+    rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
+    inputs = images.as_inputs(config, part, rows)
+    problem = None
+    if labels.shape != pixels.shape[:1]:
+        problem = f"labels have shape {labels.shape} for {len(pixels)} images"
+    elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        problem = f"labels ({labels.dtype}) are not all non-negative integers"
+    if problem:
+        raise wrong(config, "name", f"its {part} {problem}")
+    return inputs, labels[: len(inputs)].astype(np.int32), int(labels.max()) + 1
 
 
 def _array(config, path, name: str) -> np.ndarray:
@@ -60,13 +61,13 @@ def _array(config, path, name: str) -> np.ndarray:
 
 
 def _mapped(path, member: str) -> np.ndarray | None:
-    """The array in place, None where it must be read to be had."""
+    """The array in place, or None if it is compressed or cannot be mapped."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:
             return None
-        if jax.process_index() == 0:
-            with archive.open(info) as content:  # compares the checksum at the end
+        if jax.process_index() == 0:  # the checksum needs all of it once
+            with archive.open(info) as content:
                 while content.read(1 << 20):
                     pass
     with pathlib.Path(path).open("rb") as file:

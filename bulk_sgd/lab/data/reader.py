@@ -1,9 +1,10 @@
-"""Mini-batches of data that are not on the devices, read ahead by threads.
+"""Data read while training: threads read mini-batches ahead of the devices.
 
-Which examples a batch has follows from seed and step alone, as in memory: a resumed run
-needs no state of the reader, and sees to the last bit what it would have seen.
+Seed and step alone decide which examples a batch has, as for data in memory. So a
+resumed run needs no state of the reader and sees the same batches to the last bit.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,27 +25,27 @@ class Batches(NamedTuple):
     targets: Any
 
 
-class Stream:
+class Reader(contextlib.AbstractContextManager):
     """Batches from any arrays that read rows when indexed by an int array.
 
-    While the devices take the steps of one call, threads read the batches of the next
-    one. In memory are at most those of two calls, and one per thread.
+    While the devices take the steps of one call, threads read the batches of the next.
+    Memory holds at most the batches of two calls, and one per thread.
 
     Args:
       inputs: array-like with the examples along the first axis; it may lie on disk.
-      targets: another one.
+      targets: the same.
       indices: function from a step and a number of steps to int `(steps, batch_size)`,
-        the examples of each; it is called from several threads.
+        the examples of each step; called from several threads.
       num_steps: steps per call.
 
     Example:
       >>> import numpy as np
-      >>> from bulk_sgd.lab.data import batch_indices
-      >>> from bulk_sgd.lab.data.reader import Stream
+      >>> from bulk_sgd.lab.data.batches import batch_indices
+      >>> from bulk_sgd.lab.data.reader import Reader
       >>> x, y = np.arange(10) ** 2, np.arange(10)
       >>> indices = lambda step, steps: batch_indices(0, step, steps, 10, batch_size=2)
-      >>> with Stream(x, y, indices, num_steps=5) as stream:
-      ...     batches = stream.read(0)
+      >>> with Reader(x, y, indices, num_steps=5) as reader:
+      ...     batches = reader.read(0)
       >>> batches.inputs.shape, sorted(batches.targets.ravel().tolist())
       ((5, 2), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
@@ -55,13 +56,10 @@ class Stream:
         self._last, self._iterator = None, None
 
     def read(self, first_step: int) -> Batches:
-        """The batches of `num_steps` steps, at once where they follow on the last ones.
+        """The batches of the `num_steps` steps after `first_step`.
 
-        The last ones themselves are at hand: a state is measured on what it is then
-        trained on.
-
-        Args:
-          first_step: steps taken before.
+        They are ready if they follow the last ones. The last ones stay at hand, because
+        a state is measured on the batches that it is then trained on.
         """
         last_step, last = self._last or (None, None)
         if first_step == last_step:
@@ -69,7 +67,7 @@ class Stream:
         if last is None or first_step != last_step + self._num_steps:
             self.close()
             self._iterator = self._open(first_step)
-        self._last = last = None  # room for the next ones
+        self._last = last = None  # frees memory for the next ones
         read = [next(self._iterator) for _ in range(self._num_steps)]
         self._last = first_step, Batches(*map(np.stack, zip(*read)))
         return self._last[1]
@@ -82,7 +80,7 @@ class Stream:
             rows = self._indices(first_step + step, 1)[0]
             return np.asarray(self._inputs[rows]), np.asarray(self._targets[rows])
 
-        # Without an end: how many steps a run takes is not known here.
+        # Endless, because the reader does not know how many steps a run takes.
         steps = grain.MapDataset.range(2**31 - 1).map(batch)
         options = grain.ReadOptions(_THREADS, prefetch_buffer_size=self._num_steps)
         return iter(steps.to_iter_dataset(options))
@@ -92,9 +90,6 @@ class Stream:
         if self._iterator is not None:
             self._iterator.close()
         self._last, self._iterator = None, None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.close()

@@ -17,22 +17,10 @@ _EMBEDDED = pathlib.Path(__file__).parent / "embedded" / "sonnets.txt"
 def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """Selected sentences of a TSV file, their labels, and the number of classes.
 
-    Args:
-      config: `config.data`, with `name`, 'tsv:' and the file of the part 'train', and
-        `test_path`, that of 'test'. The first line names the columns, of which
-        'sentence' and 'label' are read; nothing is quoted.
-      part: 'train' or 'test'.
+    The first line names the columns; 'sentence' and 'label' are read, without quoting.
 
     Raises:
-      ValueError: the file cannot be read or a line of it is not meant.
-
-    >>> import pathlib
-    >>> from ml_collections import ConfigDict
-    >>> lines = "sentence\\tlabel\\nso good\\t1\\nbad\\t0\\n"
-    >>> _ = pathlib.Path("a.tsv").write_text(lines)
-    >>> config = ConfigDict({"name": "tsv:a.tsv", "test_path": "", "num_train": 1})
-    >>> read_tsv(config, "train")
-    (['so good'], array([1], dtype=int32), 2)
+      ValueError: the file cannot be read or a line is malformed.
     """
     field = {"train": "name", "test": "test_path"}[part]
     path = getattr(config, field).removeprefix("tsv:")
@@ -64,17 +52,13 @@ def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
 def labelled(config, train, test) -> Dataset:
     """Sentences as words, numbered by their frequency in the training set.
 
-    Words are what white space separates, in lower case. Token 0 fills up, token 1 is
-    any word that the training set does not have: its embedding is not trained.
+    White space separates words; case is ignored. Token 0 is padding. Token 1 is any
+    word that the training set lacks, so its embedding is not trained.
 
     Args:
-      config: `config.data`, with `length`, the number of words of an example: longer
-        ones are cut, 0 takes the longest of the training set.
+      config: `config.data`.
       train: sentences, labels and number of classes, as `read_tsv` returns them.
       test: the same.
-
-    Raises:
-      ValueError: the normalization is not 'none'.
 
     >>> from ml_collections import ConfigDict
     >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
@@ -111,17 +95,10 @@ def labelled(config, train, test) -> Dataset:
 
 
 def running(config) -> Dataset:
-    """Running text as tokens, each with the one that follows as its target.
+    """Running text as tokens, each with the next token as its target.
 
-    It is cut into examples of `length` tokens one after the other, whose last target is
-    the first token of the next; what is left over at the end is dropped.
-
-    Args:
-      config: `config.data`, with `name`, 'sonnets', nine of Shakespeare's from the
-        package, or 'text:' and the path of a file, both as bytes, or 'tokens:' and the
-        path of an .npy of integer ids `(n,)`, or 'random', `num_train` and `num_test`
-        examples of ids drawn below `vocab_size`; `test_path`, the file to test on, of
-        the same kind, or '' for the last tenth of the text; `length`; `vocab_size`.
+    The text is cut into examples of `length` tokens. The last target of an example is
+    the first token of the next one; the remainder is dropped.
 
     Raises:
       ValueError: a file cannot be read or is shorter than an example; length is 0; the
@@ -141,16 +118,16 @@ def running(config) -> Dataset:
         raise wrong(config, "length", "running text needs 1 or more")
     kind, _, path = config.name.partition(":")
     if kind == "random":
-        streams = _random(config)
+        texts = _random(config)
     else:
         read = _map_ids if kind == "tokens" else _map_bytes
         train = read(config, "name", _EMBEDDED if kind == "sonnets" else path)
         if config.test_path:
             test_path = config.test_path.removeprefix(f"{kind}:")
-            streams = train, read(config, "test_path", test_path)
+            texts = train, read(config, "test_path", test_path)
         else:
-            streams = np.split(train, [len(train) - len(train) // 10])
-    seen = max(int(stream.max()) + 1 for stream in streams if len(stream))
+            texts = np.split(train, [len(train) - len(train) // 10])
+    seen = max(int(tokens.max()) + 1 for tokens in texts if len(tokens))
     if kind in ("sonnets", "text"):
         seen = 256
     vocab_size = config.vocab_size or seen
@@ -158,7 +135,7 @@ def running(config) -> Dataset:
         problem = f"the text has {seen} tokens (0 takes as many)"
         raise wrong(config, "vocab_size", problem)
     arrays = []
-    for part, tokens in zip(("train", "test"), streams):
+    for part, tokens in zip(("train", "test"), texts):
         available = (len(tokens) - 1) // config.length
         if available < 1:
             problem = f"the text to {part} on has {len(tokens)} tokens, too few for one"
@@ -173,7 +150,7 @@ def running(config) -> Dataset:
 
 
 def _random(config) -> list[np.ndarray]:
-    """Tokens to train and to test on, drawn evenly."""
+    """Uniformly random tokens to train and to test on."""
     for field in ("num_train", "num_test", "vocab_size"):
         if config[field] < 1:
             raise wrong(config, field, "random tokens need 1 or more")
@@ -183,7 +160,7 @@ def _random(config) -> list[np.ndarray]:
 
 
 def _map_ids(config, field: str, path) -> np.ndarray:
-    """The token ids of an .npy, of which only those that are used are read."""
+    """The token ids of an .npy, mapped so that only those in use are read."""
     try:
         tokens = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -206,10 +183,10 @@ def _read(config, field: str, path: str) -> str:
 
 
 def _map_bytes(config, field: str, path) -> np.ndarray:
-    """The bytes of a file, of which only those that are used are read."""
+    """The bytes of a file, mapped so that only those in use are read."""
     try:
         if pathlib.Path(path).stat().st_size == 0:
-            return np.zeros(0, np.uint8)  # there is nothing to map
+            return np.zeros(0, np.uint8)  # an empty file cannot be mapped
         return np.memmap(path, np.uint8, "r")
     except OSError as error:
         problem = f"there is no such file to read ({error.strerror})"

@@ -1,29 +1,24 @@
-"""Rows of metrics on their way out: JSON lines, TensorBoard and a progress bar."""
+"""Rows of metrics as JSON lines and for TensorBoard."""
 
 import json
 import math
 import os
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
+
+from bulk_sgd.lab.files import atomic
 
 FILE = "metrics.jsonl"
 
 
 def cut(workdir, count: int) -> list[dict]:
-    """Takes all rows after the first `count` out of the file, and returns the others.
-
-    A reader sees the old file or the new one.
-    """
+    """Keeps the first `count` rows of the file, and returns them."""
     path = pathlib.Path(workdir) / FILE
     lines = path.read_text().splitlines(keepends=True)[:count]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(lines))
-    partial.replace(path)
+    atomic.write_text(path, "".join(lines))
     return [json.loads(line) for line in lines]
 
 
@@ -36,9 +31,8 @@ def count(workdir) -> int:
 class MetricWriter:
     """Writes rows to `metrics.jsonl` and, one run per arm, to `tensorboard/`.
 
-    Each row is one line, written and flushed at once, so that a killed run keeps all
-    but the last. Numbers that are not finite become null. Of several processes process
-    0 alone writes.
+    Each row is one line, flushed at once, so a killed run loses at most the last.
+    Numbers that are not finite become null. Only process 0 writes.
 
     Args:
       workdir: folder of the run.
@@ -54,7 +48,7 @@ class MetricWriter:
         self._boards = {}
 
     def write(self, row: dict) -> dict:
-        """Appends a row, a dict with `arm`, `step`, and numbers or lists of them.
+        """Appends a row, a dict with `arm`, `step`, and numbers or lists of numbers.
 
         Returns:
           The row as written.
@@ -72,12 +66,6 @@ class MetricWriter:
         for board in self._boards.values():
             board.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
     def _write_board(self, row):
         arm = row["arm"]
         if arm not in self._boards:
@@ -93,53 +81,8 @@ class MetricWriter:
         board.flush()
 
 
-class Progress:
-    """A progress bar over all steps of an experiment, with the time left.
-
-    Where stderr is no terminal it prints a line every 30 seconds.
-
-    Args:
-      total: number of steps; None if it is not known yet.
-      enabled: False shows nothing.
-      unit: what is counted.
-    """
-
-    def __init__(self, total: int | None, enabled: bool = True, unit: str = "step"):
-        self._bar = tqdm.tqdm(
-            total=total,
-            unit=unit,
-            disable=not enabled or jax.process_index() != 0,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
-
-    def expect(self, total: int | None):
-        """Sets the number of steps, as soon as it is known."""
-        self._bar.total = total
-
-    def advance(self, steps: int, **facts):
-        """Counts steps and shows facts such as the arm and its loss."""
-        self._bar.update(steps)
-        self._bar.set_postfix(facts, refresh=False)
-
-    def say(self, message: str):
-        """Prints a line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(message, file=sys.stderr)
-
-    def close(self):
-        """Leaves the bar as it stands."""
-        self._bar.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
-
 def plain(value):
-    """A nest of arrays as JSON holds it, with null for what is not finite."""
+    """Nested arrays as JSON holds them; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (str, bool)) or value is None:

@@ -11,14 +11,14 @@ import sys
 
 import jax
 
-from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.files import atomic, metrics
 
 FILE = "run.json"
 RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
 DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
-ENDED = (COMPLETE, DIVERGED)  # what is left as it is
+ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
-# Fields that change no result: who goes on with a run may set them anew.
+# Fields that change no result, so that a run may go on with other values.
 _IMMATERIAL = ("check_memory", "checkpoint", "progress", "tensorboard")
 
 
@@ -41,7 +41,7 @@ def differences(left, right, path="config") -> list[str]:
 
 
 def changes(earlier, config, path="config") -> list[str]:
-    """Dotted names of the fields that matter in which two plain configs differ."""
+    """`differences` in the fields that change results."""
     return [
         name
         for name in differences(earlier, config, path)
@@ -58,7 +58,7 @@ def provenance() -> dict:
         "git": _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in packages},
+            **{name: __import__(name).__version__ for name in packages},
         },
         "device": f"{len(devices)} x {devices[0].device_kind} "
         f"({devices[0].platform}, {os.cpu_count()} host cores)",
@@ -78,16 +78,10 @@ def read(workdir) -> dict | None:
 
 
 def write(workdir, record: dict):
-    """Writes the record; a reader sees the old one or the new one, never a part.
-
-    Of several processes process 0 alone writes.
-    """
-    if jax.process_index() != 0:
-        return
-    path = pathlib.Path(workdir) / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    """Writes the record, on process 0 alone."""
+    if jax.process_index() == 0:
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        atomic.write_text(pathlib.Path(workdir) / FILE, text)
 
 
 def make_folder(path, name: str = "workdir") -> pathlib.Path:
@@ -95,10 +89,10 @@ def make_folder(path, name: str = "workdir") -> pathlib.Path:
 
     Args:
       path: of the folder.
-      name: of the argument that gave it.
+      name: the argument that errors blame.
 
     Raises:
-      ValueError: if there is a file of that name, or it cannot be made.
+      ValueError: the path is a file, or the folder cannot be made.
     """
     path = pathlib.Path(path)
     try:
@@ -124,11 +118,10 @@ def claim(workdir, config: dict) -> dict | None:
     """Prepares `workdir` for a run of `config`.
 
     Returns:
-      The record of a finished run of the same config, or None to go ahead.
+      The record of a finished run of the same config, or None if there is work to do.
 
     Raises:
-      ValueError: if the folder cannot be made, or holds a run of another config that
-        left anything.
+      ValueError: the folder cannot be made, or holds rows of a run of another config.
     """
     workdir = make_folder(workdir)
     earlier = read(workdir)
@@ -144,7 +137,7 @@ def claim(workdir, config: dict) -> dict | None:
 
 
 def archive(workdir):
-    """Moves what an unfinished run left, if anything, to `attempts/N`."""
+    """Moves the files of an unfinished run, if any, to `attempts/N`."""
     workdir = pathlib.Path(workdir)
     if read(workdir) is None:
         return
@@ -164,11 +157,6 @@ def _program():
     if spec is not None:
         return ["python", "-m", spec.name.removesuffix(".__main__")]
     return ["python", pathlib.Path(sys.argv[0]).name]
-
-
-def _version(name):
-    module = __import__(name)
-    return getattr(module, "__version__", "unknown")
 
 
 def _commit():

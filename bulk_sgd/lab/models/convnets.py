@@ -1,4 +1,4 @@
-"""VGG-11 and ResNet-8 in the sizes used on 32×32 images, with group normalisation."""
+"""A plain CNN, and VGG-11 and ResNet-8 as used on 32×32 images."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,44 @@ from flax import nnx
 
 from bulk_sgd.lab.models.layers import ACTIVATIONS, conv, halve, layer
 
+
+class CNN(nnx.Module):
+    """Stages of 3×3 convolution, activation and 2×2 pooling, then a dense layer.
+
+    Two stages of width 32 with ReLU are one reading of the "3-layer CNN" of Song,
+    Ahn and Yun, arXiv 2405.16002; three stages are the other. The convolution of a
+    stage keeps height and width, its pooling halves them, rounding down. Takes the
+    arguments of `build_model`.
+    """
+
+    def __init__(self, input_shape, channels, out_features, activation, pool, **init):
+        self.activation = ACTIVATIONS[activation]
+        self.pool = pool
+        self.num_stages = len(channels)
+        height, width, depth = input_shape
+        for i, features in enumerate(channels):
+            setattr(self, f"conv_{i}", conv(depth, features, **init))
+            height, width, depth = height // 2, width // 2, features
+        sizes = height * width * depth, out_features
+        self.dense = layer(nnx.Linear, sizes[0], *sizes, **init)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Outputs (n, out_features) of inputs (n, height, width, depth)."""
+        x = inputs
+        for i in range(self.num_stages):
+            x = self.activation(getattr(self, f"conv_{i}")(x))
+            x = halve(x, self.pool)
+        return self.dense(x.reshape(len(x), -1))
+
+
 # Widths in units of the first, and the convolutions before each pooling.
 _VGG11 = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 
 
-def _identity(x):
-    return x
-
-
 def _norm(features, num_groups, rngs):
     if not num_groups:
-        return _identity
-    # Means of squares minus squared means would lose digits, which curvature needs.
+        return jax.nn.identity
+    # The mean of squares minus the squared mean loses digits that curvature needs.
     options = {"use_fast_variance": False, "rngs": rngs}
     return nnx.GroupNorm(features, num_groups, **options)
 
@@ -25,45 +51,28 @@ def _norm(features, num_groups, rngs):
 class VGG11(nnx.Module):
     """Eight 3×3 convolutions, each normalised and activated, and one dense layer.
 
-    2×2 pooling after the first, second, fourth, sixth and eighth, which have 1, 2, 4, 8
-    and 8 times the given width: Simonyan and Zisserman, arXiv 1409.1556, configuration
-    A, with one dense layer instead of three, as is usual on 32×32 images.
+    2×2 pooling follows the first, second, fourth, sixth and eighth, which have 1, 2, 4,
+    8 and 8 times the given width: Simonyan and Zisserman, arXiv 1409.1556,
+    configuration A, with one dense layer instead of three, as is usual on 32×32 images.
 
-    Arguments are those of `models.build`; num_groups is that of a group normalisation,
-    0 for none.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> vgg = VGG11((32, 32, 3), 4, 2, 10, "relu", "max", **options)
-    >>> vgg(jnp.ones((5, 32, 32, 3))).shape
-    (5, 10)
+    Takes the arguments of `build_model`; without a normalisation num_groups is 0.
     """
 
     def __init__(
-        self,
-        input_shape,
-        width,
-        num_groups,
-        out_features,
-        activation,
-        pool,
-        *,
-        init,
-        rngs,
+        self, input_shape, width, num_groups, out_features, activation, pool, **init
     ):
         self.activation = ACTIVATIONS[activation]
         self.pool = pool
         height, columns, depth = input_shape
-        names = []
         for i, factors in enumerate(_VGG11):
             for j, factor in enumerate(factors):
-                names.append(f"{i}_{j}")
-                made = conv(depth, factor * width, init=init, rngs=rngs)
-                setattr(self, f"conv_{names[-1]}", made)
+                made = conv(depth, factor * width, **init)
+                setattr(self, f"conv_{i}_{j}", made)
                 depth = factor * width
-                setattr(self, f"norm_{names[-1]}", _norm(depth, num_groups, rngs))
+                setattr(self, f"norm_{i}_{j}", _norm(depth, num_groups, init["rngs"]))
             height, columns = height // 2, columns // 2
         size = height * columns * depth
-        self.dense = layer(nnx.Linear, size, size, out_features, init=init, rngs=rngs)
+        self.dense = layer(nnx.Linear, size, size, out_features, **init)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""
@@ -77,13 +86,9 @@ class VGG11(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Two 3×3 convolutions around which the inputs are added, projected if need be.
+    """Two 3×3 convolutions and a shortcut, projected where shapes differ.
 
-    With stride 2 height and width are halved, rounding up.
-
-    >>> options = {"stride": 2, "init": "torch", "rngs": nnx.Rngs(0)}
-    >>> Residual(4, 8, 2, "relu", **options)(jnp.ones((5, 9, 8, 4))).shape
-    (5, 5, 4, 8)
+    Stride 2 halves height and width, rounding up.
     """
 
     def __init__(self, depth, features, num_groups, activation, *, stride, init, rngs):
@@ -108,17 +113,12 @@ class Residual(nnx.Module):
 
 
 class ResNet8(nnx.Module):
-    """A 3×3 convolution, three residual blocks, the mean over pixels, a dense layer.
+    """A 3×3 convolution, three residual units, the mean over pixels, a dense layer.
 
-    The blocks have 1, 2 and 4 times the given width, the last two stride 2: He et al.,
+    The units have 1, 2 and 4 times the given width, the last two stride 2: He et al.,
     arXiv 1512.03385, section 4.2 with n = 1, and projections as shortcuts.
 
-    Arguments are those of `VGG11`, without pooling.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> resnet = ResNet8((32, 32, 3), 4, 2, 10, "relu", **options)
-    >>> resnet(jnp.ones((5, 32, 32, 3))).shape
-    (5, 10)
+    Takes the arguments of `VGG11` but for the pooling.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class ResNet8(nnx.Module):
         sizes = (width, width, 2 * width, 4 * width)
         for i in range(3):
             sides = sizes[i], sizes[i + 1], num_groups, activation
-            block = Residual(*sides, stride=2 if i else 1, **options)
-            setattr(self, f"block_{i}", block)
+            unit = Residual(*sides, stride=2 if i else 1, **options)
+            setattr(self, f"block_{i}", unit)  # a name that checkpoints have
         self.dense = layer(nnx.Linear, sizes[3], sizes[3], out_features, **options)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:

@@ -11,18 +11,9 @@ POOLS = {"average": jnp.mean, "max": jnp.max}
 
 
 def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
-    """A flax layer with kernel and bias, initialized as `init` says.
+    """An `nnx.Linear` or `nnx.Conv`, where one output has `fan_in` inputs.
 
-    Args:
-      kind: `nnx.Linear` or `nnx.Conv`.
-      fan_in: inputs of one output.
-      *args: of the layer, as are the options.
-      init: 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
-      rngs: where the parameters are drawn from.
-
-    >>> dense = layer(nnx.Linear, 4, 4, 3, init="torch", rngs=nnx.Rngs(0))
-    >>> bool(abs(dense.kernel[...]).max() <= 1 / 2)
-    True
+    `init` is 'lecun_normal', flax's default, or 'torch', uniform in ±1/√fan_in.
     """
     if init == "lecun_normal":
         return kind(*args, rngs=rngs, **options)
@@ -35,27 +26,12 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
 
 
 def convolve(inputs, kernel, strides, padding, *args, **kwargs):
-    """Convolution whose margins are (size − 1) // 2 before and size // 2 after.
+    """Convolution with margins of (size − 1) // 2 before and size // 2 after.
 
-    On a CPU it is one product with the patches. Inside a compiled loop XLA's CPU
-    convolutions lose most of their speed: with 16 channels and 1,000 images of 28x28 a
-    Hessian-vector product took 9 times as long.
-
-    Args:
-      inputs: (n, height, width, depth).
-      kernel: (rows, columns, depth, features).
-      strides: (vertical, horizontal).
-      padding: the margins, as `jax.lax.conv_general_dilated` takes them.
-      *args: further ones of that function, as are the options.
-
-    Returns:
-      (n, ⌈height / vertical⌉, ⌈width / horizontal⌉, features).
-
-    >>> margins = (1, 1), (1, 1)
-    >>> x, ones = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 3, 3, 1))
-    >>> layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    >>> convolve(x, ones, (1, 1), margins, **layout)[0, 1, :, 0].tolist()
-    [18.0, 27.0, 27.0, 18.0]
+    On a CPU it is one matrix product with the patches: inside a compiled loop XLA's
+    CPU convolutions lose most of their speed, and with 16 channels and 1,000 images of
+    28x28 a Hessian-vector product took 9 times as long. Takes the arguments of
+    `jax.lax.conv_general_dilated`, in the layout NHWC, HWIO, NHWC.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
@@ -74,11 +50,7 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
 
 def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
-    """A convolution that divides height and width by its stride, rounding up.
-
-    >>> conv(3, 4, init="torch", rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 3))).shape
-    (2, 8, 8, 4)
-    """
+    """A convolution that divides height and width by the stride, rounding up."""
     return layer(
         nnx.Conv,
         size**2 * depth,
@@ -95,15 +67,12 @@ def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rn
 
 
 def halve(x: jax.Array, pool: str) -> jax.Array:
-    """Pools 2×2 blocks: (n, height, width, depth), odd ends dropped, to half of it.
+    """Pools 2×2 windows of (n, height, width, depth); drops odd ends.
 
-    Blocks rather than flax's windows, through which a product with the Hessian takes
-    1.6 to 2.3 times as long for max pooling on a CPU.
-
-    >>> halve(jnp.arange(20.0).reshape(1, 4, 5, 1), "max")[0, :, :, 0].tolist()
-    [[6.0, 8.0], [16.0, 18.0]]
+    With flax's pooling a Hessian-vector product through max pooling takes 1.6 to 2.3
+    times as long on a CPU.
     """
     n, height, width, depth = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    blocks = x.reshape(n, height // 2, 2, width // 2, 2, depth)
-    return POOLS[pool](blocks, axis=(2, 4))
+    windows = x.reshape(n, height // 2, 2, width // 2, 2, depth)
+    return POOLS[pool](windows, axis=(2, 4))

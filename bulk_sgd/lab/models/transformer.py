@@ -11,14 +11,10 @@ from bulk_sgd.lab.models.layers import ACTIVATIONS, layer
 PADDING = 0
 
 
-class Block(nnx.Module):
-    """Self-attention, then two dense layers of four times the width between them.
+class Layer(nnx.Module):
+    """Self-attention, then two dense layers with four times the width between them.
 
-    Each reads its input layer-normalised and adds its output to it.
-
-    >>> block = Block(8, 2, "gelu", init="torch", rngs=nnx.Rngs(0))
-    >>> block(jnp.ones((5, 3, 8)), jnp.tri(3, dtype=bool)).shape
-    (5, 3, 8)
+    Both halves normalise their input and add their output to it.
     """
 
     def __init__(self, width, num_heads, activation, *, init, rngs):
@@ -36,8 +32,8 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Outputs like x (n, length, width).
 
-        The mask, bool, broadcasts to (n, heads, length, length): it is true where a
-        position, in the last axis but one, sees another, in the last.
+        The bool mask broadcasts to (n, heads, length, length) and is true where the
+        position of the last axis but one sees the position of the last.
         """
         n, length, width = x.shape
         mixed = self.attention_in(self.norm_attention(x))
@@ -52,47 +48,57 @@ class Block(nnx.Module):
         return x + self.dense_out(self.activation(self.dense_in(self.norm_dense(x))))
 
 
-def _add_blocks(
-    module,
-    width,
-    num_layers,
-    num_heads,
-    out_features,
-    activation,
-    scan_layers,
-    remat,
-    **init,
-):
-    """Gives a module blocks, a layer norm and, of so many outputs, a dense layer."""
-    blocks = [Block(width, num_heads, activation, **init) for _ in range(num_layers)]
-    module.num_layers, module.scan_layers = num_layers, scan_layers
-    module.remat = remat
-    if scan_layers:
-        graphs, states = zip(*map(nnx.split, blocks))
-        stack = lambda *layers: jnp.stack(layers)
-        module.blocks = nnx.merge(graphs[0], jax.tree.map(stack, *states))
-    else:
-        for i, block in enumerate(blocks):
-            setattr(module, f"block_{i}", block)
-    module.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
-    if out_features is not None:
-        module.dense = layer(nnx.Linear, width, width, out_features, **init)
+class _Stack(nnx.Module):
+    """Layers, a layer norm and a dense layer, around which networks embed."""
 
+    def add_layers(
+        self,
+        width,
+        out_features,
+        *,
+        num_layers,
+        num_heads,
+        activation,
+        scan_layers,
+        remat,
+        **init,
+    ):
+        """Makes the layers: `block_0`, … or stacked as `blocks`, as checkpoints say.
 
-def _through_blocks(module, x, mask):
-    def through(x, block):
-        graph, state = block
-        return nnx.merge(graph, state)(x, mask)
+        Without `out_features` there is no dense layer.
+        """
+        self.num_layers, self.scan_layers, self.remat = num_layers, scan_layers, remat
+        layers = [
+            Layer(width, num_heads, activation, **init) for _ in range(num_layers)
+        ]
+        if scan_layers:
+            graphs, states = zip(*map(nnx.split, layers))
+            stack = lambda *arrays: jnp.stack(arrays)
+            self.blocks = nnx.merge(graphs[0], jax.tree.map(stack, *states))
+        else:
+            for i, one in enumerate(layers):
+                setattr(self, f"block_{i}", one)
+        self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
+        if out_features is not None:
+            self.dense = layer(nnx.Linear, width, width, out_features, **init)
 
-    if module.remat:
-        through = jax.checkpoint(through, prevent_cse=not module.scan_layers)
-    if module.scan_layers:
-        graph, states = nnx.split(module.blocks)
-        step = lambda x, state: (through(x, (graph, state)), None)
-        x, _ = jax.lax.scan(step, x, states)
-    for i in range(0 if module.scan_layers else module.num_layers):
-        x = through(x, nnx.split(getattr(module, f"block_{i}")))
-    return module.norm(x)
+    def through_layers(self, x, mask):
+        """x (n, length, width) after all layers, normalised."""
+
+        def through(x, split):
+            graph, state = split
+            return nnx.merge(graph, state)(x, mask)
+
+        if self.remat:
+            through = jax.checkpoint(through, prevent_cse=not self.scan_layers)
+        if self.scan_layers:
+            graph, states = nnx.split(self.blocks)
+            step = lambda x, state: (through(x, (graph, state)), None)
+            x, _ = jax.lax.scan(step, x, states)
+        else:
+            for i in range(self.num_layers):
+                x = through(x, nnx.split(getattr(self, f"block_{i}")))
+        return self.norm(x)
 
 
 def _embedding(size, width, init, rngs):
@@ -100,113 +106,73 @@ def _embedding(size, width, init, rngs):
     return nnx.Embed(size, width, rngs=rngs, **options)
 
 
-class Transformer(nnx.Module):
-    """Embedded tokens and positions, blocks, a layer norm and a dense layer.
+class Transformer(_Stack):
+    """Embedded tokens and positions, layers, a layer norm and a dense layer.
 
     Arguments:
       vocab_size: tokens are below it.
       length: positions of one example.
       width: of the embeddings, a multiple of num_heads.
-      num_layers: number of blocks.
-      num_heads: of the attention of each.
+      num_layers: depth.
+      num_heads: heads of each attention.
       out_features: of the dense layer.
-      activation: between the dense layers of a block.
-      causal: a position sees itself and those before it, and has outputs of its own,
-        as in a language model. Otherwise all see all that are not padding, token 0,
-        and the outputs are those of their mean.
-      init: that of dense layers; with 'torch' embeddings are standard normal as there,
-        with 'lecun_normal' normal with variance 1/width, flax's default.
-      tied: the outputs are the products with the embeddings of all tokens, as in GPT-2,
-        in place of a dense layer; out_features must then be vocab_size.
-      scan_layers: the parameters of all blocks are stacked, along a leading axis of
-        num_layers, and the blocks one body of a loop: compiled in the time of one, and
-        one block to the analysis by layers. Outputs are the same to rounding.
-      remat: backward passes compute the activations of a block anew from its inputs,
-        so that only those of one block are kept.
+      activation: between the dense layers.
+      causal: a position sees itself and earlier ones, and has its own outputs, as in a
+        language model. Otherwise every position sees all but padding, token 0, and
+        the mean over positions gives one output.
+      init: of dense layers; embeddings are standard normal with 'torch', PyTorch's
+        default, and normal with variance 1/width with 'lecun_normal', flax's default.
+      tied: outputs are products with the embeddings of all tokens, as in GPT-2, in
+        place of a dense layer; out_features must then be vocab_size.
+      scan_layers: stacks the parameters along a leading axis of num_layers and loops
+        over it. This compiles in the time of one layer, and the analysis by layers sees
+        one block. Outputs are the same to rounding.
+      remat: backward passes recompute the activations of a layer from its inputs, so
+        that only one layer's are kept.
 
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
     Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, as far as they
     describe it.
-
-    >>> options = {"causal": False, "init": "torch", "rngs": nnx.Rngs(0)}
-    >>> transformer = Transformer(9, 4, 8, 2, 2, 3, "gelu", **options)
-    >>> transformer(jnp.array([[5, 8, 3, 0], [2, 0, 0, 0]])).shape
-    (2, 3)
     """
 
     def __init__(
-        self,
-        vocab_size,
-        length,
-        width,
-        num_layers,
-        num_heads,
-        out_features,
-        activation,
-        *,
-        causal,
-        init,
-        rngs,
-        tied=False,
-        scan_layers=False,
-        remat=False,
+        self, vocab_size, length, width, out_features, *, causal, tied, init, **stack
     ):
-        self.causal = causal
-        self.tied = tied
-        options = {"init": init, "rngs": rngs}
-        self.tokens = _embedding(vocab_size, width, **options)
-        self.positions = _embedding(length, width, **options)
-        sizes = width, num_layers, num_heads, None if tied else out_features
-        _add_blocks(self, *sizes, activation, scan_layers, remat, **options)
+        self.causal, self.tied = causal, tied
+        self.tokens = _embedding(vocab_size, width, init, stack["rngs"])
+        self.positions = _embedding(length, width, init, stack["rngs"])
+        out_features = None if tied else out_features
+        self.add_layers(width, out_features, init=init, **stack)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Outputs of int tokens (n, length).
+        """Outputs (n, out_features) of int tokens (n, length).
 
-        They are (n, length, out_features) where causal, else (n, out_features).
+        If causal, one per position: (n, length, out_features).
         """
         length = tokens.shape[1]
         real = tokens != PADDING
         mask = jnp.tri(length, dtype=bool) if self.causal else real[:, None, None]
         # Not the calls of nnx.Embed, which cast to the dtype it was made with.
         x = self.tokens.embedding[...][tokens] + self.positions.embedding[...]
-        x = _through_blocks(self, x, mask)
+        x = self.through_layers(x, mask)
         if not self.causal:
             x = jnp.sum(x * real[..., None], axis=1) / real.sum(axis=1, keepdims=True)
         return x @ self.tokens.embedding[...].T if self.tied else self.dense(x)
 
 
-class ViT(nnx.Module):
-    """Embedded patches and positions, blocks, a layer norm, mean and a dense layer.
+class ViT(_Stack):
+    """Embedded patches and positions, layers, a layer norm, mean and a dense layer.
 
     Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929, with the mean
     over patches in place of a class token, as in Beyer, Zhai and Kolesnikov, *Better
     plain ViT baselines*, arXiv 2205.01580, but learned positions. Width 192, 12 layers
     and 3 heads are its "tiny" size.
 
-    Arguments are those of `Transformer`; patch is the side of a square one, which must
+    Takes the arguments of `Transformer`; patch is the side of a square patch and must
     divide height and width.
-
-    >>> options = {"init": "torch", "rngs": nnx.Rngs(0)}
-    >>> vit = ViT((8, 4, 3), 2, 8, 2, 2, 10, "gelu", **options)
-    >>> vit(jnp.ones((5, 8, 4, 3))).shape
-    (5, 10)
     """
 
-    def __init__(
-        self,
-        input_shape,
-        patch,
-        width,
-        num_layers,
-        num_heads,
-        out_features,
-        activation,
-        *,
-        init,
-        rngs,
-        scan_layers=False,
-        remat=False,
-    ):
+    def __init__(self, input_shape, patch, width, out_features, *, init, rngs, **stack):
         self.patch = patch
         height, columns, depth = input_shape
         options = {"init": init, "rngs": rngs}
@@ -214,8 +180,7 @@ class ViT(nnx.Module):
         self.patches = layer(nnx.Linear, size, size, width, **options)
         length = height // patch * (columns // patch)
         self.positions = _embedding(length, width, **options)
-        sizes = width, num_layers, num_heads, out_features
-        _add_blocks(self, *sizes, activation, scan_layers, remat, **options)
+        self.add_layers(width, out_features, **options, **stack)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs (n, out_features) of inputs (n, height, width, depth)."""
@@ -224,5 +189,5 @@ class ViT(nnx.Module):
         x = inputs.reshape(n, height // side, side, columns // side, side, depth)
         x = jnp.swapaxes(x, 2, 3).reshape(n, -1, side**2 * depth)
         x = self.patches(x) + self.positions.embedding[...]
-        x = _through_blocks(self, x, True)
+        x = self.through_layers(x, True)
         return self.dense(x.mean(axis=1))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bulk_sgd.lab.report.results import Run, last_finite, read_run
-from bulk_sgd.lab.sweep.sweep import FILE, cell_folder
+from bulk_sgd.lab.sweep.workdir import FILE, cell_folder
 
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}

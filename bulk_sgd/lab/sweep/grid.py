@@ -55,7 +55,7 @@ def zipped(*parts: list[Cell]) -> list[Cell]:
 
 
 def chain(*parts: list[Cell]) -> list[Cell]:
-    """The cells of one part after those of another.
+    """The cells of the first part, then of the next.
 
     Example:
       >>> from bulk_sgd.lab.sweep import grid

@@ -9,12 +9,14 @@ import numpy as np
 from bulk_sgd import checks
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import data, models
-from bulk_sgd.lab.data.reader import Stream
+from bulk_sgd.lab.data import sources
+from bulk_sgd.lab.data.batches import batch_indices
+from bulk_sgd.lab.data.reader import Reader
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.from_config import losses, solvers
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.lab.training import forecast as forecast_lib
 from bulk_sgd.lab.training.steps import Programs, Scalars, Task, TrainState
 from bulk_sgd.linalg import basis
@@ -96,7 +98,7 @@ class Experiment:
         self.layout = Layout.of(config)
         shared = like is not None and program_of(like.config) == program_of(config)
         same_data = like and like.config.data.to_dict() == config.data.to_dict()
-        self.dataset = like.dataset if same_data else data.find(config.data)
+        self.dataset = like.dataset if same_data else sources.find(config.data)
         num_train = len(self.dataset.train_targets)
         checks.integer(
             "config.batch_size",
@@ -117,7 +119,7 @@ class Experiment:
         num_test = len(self.dataset.test_targets)
         self.layout.check(config, num_train, num_test, num_subset)
         build = functools.partial(
-            models.build,
+            build_model,
             config.model,
             self.dataset.train_inputs.shape[1:],
             self.dataset.num_classes,
@@ -140,10 +142,10 @@ class Experiment:
         _, self.params = self.layout.born(build)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         self.task = self._task(like.task if shared else None)
-        self._stream = None
+        self._reader = None
         if config.data.streaming:
             inputs, targets = self.dataset.train_inputs, self.dataset.train_targets
-            self._stream = Stream(inputs, targets, self.indices, config.eval_every)
+            self._reader = Reader(inputs, targets, self.indices, config.eval_every)
 
     def _forecast(self):
         shapes = [x.shape for x in self.dataset if hasattr(x, "shape")]
@@ -202,7 +204,7 @@ class Experiment:
 
     def indices(self, first_step: int, num_steps: int | None = None):
         """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
-        return data.batch_indices(
+        return batch_indices(
             self.config.seed,
             first_step,
             num_steps or self.config.eval_every,
@@ -218,17 +220,17 @@ class Experiment:
         """What `Programs.train` takes of the examples of one dispatch.
 
         Returns:
-          `indices`, or with `config.data.streaming` the `data.stream.Batches` that
+          `indices`, or with `config.data.streaming` the `reader.Batches` that
           they stand for, with the examples of each step split over the devices.
         """
-        if self._stream is None:
+        if self._reader is None:
             return self.indices(first_step)
-        return self.layout.put_batches(self._stream.read(first_step))
+        return self.layout.put_batches(self._reader.read(first_step))
 
     def close(self):
         """Ends what reads ahead; `feed` starts it anew."""
-        if self._stream is not None:
-            self._stream.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
         """`Scalars` of an arm, or of the prefix, at another learning rate if given."""

@@ -13,10 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.lab import models
 from bulk_sgd.lab.data.reader import Batches
 from bulk_sgd.lab.devices import sharding
 from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.lab.training import liveness, steps
 
 # The fields that make a part smaller when they are lowered, and when they are raised.
@@ -89,14 +89,14 @@ def abstract(config, layout, dataset):
     Args:
       config: a validated config.
       layout: `sharding.Layout`.
-      dataset: `data.Dataset`, of which shapes and types are used.
+      dataset: `Dataset`, of which shapes and types are used.
 
     Returns:
       The `steps.TrainState`, the `steps.Task`, and the feed of a dispatch as
       `steps.Programs.train` takes it, of `ShapeDtypeStruct`s.
     """
     model_fn, params = layout.abstract(
-        lambda: models.build(
+        lambda: build_model(
             config.model,
             dataset.train_inputs.shape[1:],
             dataset.num_classes,
@@ -139,16 +139,16 @@ def forecast(config, layout, dataset) -> Forecast:
     Args:
       config: a validated config.
       layout: `sharding.Layout`, which has checked the config.
-      dataset: `data.Dataset`.
+      dataset: `Dataset`.
 
     Example:
       >>> from bulk_sgd.lab import config
-      >>> from bulk_sgd.lab import data
+      >>> from bulk_sgd.lab.data import sources
       >>> from bulk_sgd.lab.training import forecast
       >>> from bulk_sgd.lab.devices.sharding import Layout
       >>> config = config.default()
       >>> config.data.num_train, config.model.hidden = 100, (8,)
-      >>> dataset = data.load(config.data)
+      >>> dataset = sources.load(config.data)
       >>> found = forecast.forecast(config, Layout.of(config), dataset)
       >>> found.parameters == 4 * (784 * 8 + 8 + 8 * 10 + 10)
       True

@@ -11,7 +11,7 @@ import numpy as np
 
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.files.metrics import Progress
+from bulk_sgd.lab.files.progress import Progress
 from bulk_sgd.lab.from_config import solvers
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.run import Run

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 
 import jax
 import numpy as np
 
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import atomic, record
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.steps import TrainState
 
@@ -36,14 +35,10 @@ class PrefixStore:
         leaves = [distributed.whole(leaf) for leaf in leaves]
         if not distributed.is_first():
             return
-        partial = self._path(experiment).with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                *leaves,
-                story=json.dumps({"rows": rows, "entry": entry}),
-            )
-        partial.replace(self._path(experiment))
+        story = json.dumps({"rows": rows, "entry": entry})
+        atomic.write(
+            self._path(experiment), lambda file: np.savez(file, *leaves, story=story)
+        )
 
     def load(self, experiment: Experiment, blank: TrainState):
         """The state, rows and entry of a prefix, or None where it was not trained.

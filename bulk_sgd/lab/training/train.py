@@ -7,7 +7,7 @@ import sys
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.files.metrics import Progress
+from bulk_sgd.lab.files.progress import Progress
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.loop import Job, Trainer
 from bulk_sgd.lab.training.prefixes import PrefixStore

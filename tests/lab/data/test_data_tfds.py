@@ -12,7 +12,7 @@ from data_sets import load, prepared_fixture  # noqa: F401
 from ml_collections import ConfigDict
 from paths import ROOT
 
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources, tfds
 
 
 def test_tfds_is_read_whole_and_in_its_own_order(prepared):
@@ -37,10 +37,10 @@ def test_tfds_reads_the_records_that_are_indexed(prepared, monkeypatch):
     config = {"name": "tfds:tiny", "data_dir": str(prepared)}
     config |= {"normalization": "none", "train_split": "train", "test_split": "test"}
     whole = load(**config)
-    read, records = [], data._records
+    read, records = [], tfds._records
     spy = lambda source, numbers: read.append(len(numbers)) or records(source, numbers)
-    monkeypatch.setattr(data, "_records", spy)
-    found = data.find(ConfigDict(config | {"num_train": 0, "num_test": 0}))
+    monkeypatch.setattr(tfds, "_records", spy)
+    found = sources.find(ConfigDict(config | {"num_train": 0, "num_test": 0}))
     for name in ("train_inputs", "train_targets"):
         part = getattr(whole, name)[2:4]
         np.testing.assert_array_equal(getattr(found, name)[2:4], part)
@@ -118,9 +118,9 @@ def test_neither_tfds_nor_tensorflow_is_imported_for_other_data():
     code = """if True:
         import sys
         from ml_collections import ConfigDict
-        from bulk_sgd.lab import data
+        from bulk_sgd.lab.data import sources
         fields = {"name": "mnist5k", "num_train": 1, "num_test": 1}
-        data.load(ConfigDict(fields | {"normalization": "unit"}))
+        sources.load(ConfigDict(fields | {"normalization": "unit"}))
         sys.exit(bool({"tensorflow", "tensorflow_datasets"} & sys.modules.keys()))
     """
     root = ROOT

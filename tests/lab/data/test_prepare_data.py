@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from paths import ROOT
 
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources
 
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
 spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
@@ -24,7 +24,7 @@ def load(name, data_dir, **changes):
     fields = {"name": f"tfds:{name}", "data_dir": str(data_dir), "num_train": 0}
     fields |= {"num_test": 0, "normalization": "none", "length": 0}
     fields |= {"train_split": "train", "test_split": "test"}
-    return data.load(ConfigDict(fields | changes))
+    return sources.load(ConfigDict(fields | changes))
 
 
 def images(shape, seed):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from data_sets import prepared_fixture  # noqa: F401
 from four_devices import python
-from tiny_runs import rows_of, streaming, strip_times, tiny
+from tiny_runs import on_subset, rows_of, strip_times, tiny
 
 from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.lab import data
-from bulk_sgd.lab.data.reader import Stream
+from bulk_sgd.lab.data.batches import batch_indices
+from bulk_sgd.lab.data.reader import Reader
 from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.steps import Programs
@@ -44,15 +44,15 @@ class Source:
 
 
 def indices(step, steps):
-    return data.batch_indices(3, step, steps, SIZE, BATCH)
+    return batch_indices(3, step, steps, SIZE, BATCH)
 
 
 def test_batches_are_those_of_the_indices_in_order():
     # Threads that sleep for different times finish in another order than they start.
     source, labels = Source(delay=1e-3), np.arange(SIZE)
-    with Stream(source, labels, indices, STEPS) as stream:
+    with Reader(source, labels, indices, STEPS) as reader:
         for first in (0, 6, 12, 300, 306, 6):  # on, ahead over an epoch, and back
-            found = stream.read(first)
+            found = reader.read(first)
             expected = indices(first, STEPS)
             np.testing.assert_array_equal(found.targets, expected)
             np.testing.assert_array_equal(found.inputs, source.rows[expected])
@@ -61,9 +61,9 @@ def test_batches_are_those_of_the_indices_in_order():
 
 def test_only_two_dispatches_are_in_memory():
     source = Source()
-    with Stream(source, np.arange(SIZE), indices, STEPS) as stream:
+    with Reader(source, np.arange(SIZE), indices, STEPS) as reader:
         for call in range(1, 6):
-            stream.read((call - 1) * STEPS)
+            reader.read((call - 1) * STEPS)
             time.sleep(0.3)  # time to read as far ahead as it ever does
             ahead = source.read - call * STEPS * BATCH
             assert STEPS * BATCH <= ahead <= (STEPS + 4) * BATCH
@@ -71,11 +71,11 @@ def test_only_two_dispatches_are_in_memory():
 
 def test_the_last_batches_are_at_hand():
     source = Source()
-    with Stream(source, np.arange(SIZE), indices, STEPS) as stream:
-        first = stream.read(0)
-        assert stream.read(0) is first
-        stream.read(STEPS)
-        assert stream.read(STEPS).targets.tolist() == indices(STEPS, STEPS).tolist()
+    with Reader(source, np.arange(SIZE), indices, STEPS) as reader:
+        first = reader.read(0)
+        assert reader.read(0) is first
+        reader.read(STEPS)
+        assert reader.read(STEPS).targets.tolist() == indices(STEPS, STEPS).tolist()
         time.sleep(0.3)  # time to read as far ahead as it ever does
         assert source.read <= (3 * STEPS + 4) * BATCH
 
@@ -87,22 +87,22 @@ def wait_for_the_end(threads):
     assert not threads()
 
 
-def test_threads_end_with_the_stream():
+def test_threads_end_with_the_reader():
     before = set(threading.enumerate())
     started = lambda: set(threading.enumerate()) - before
-    with Stream(Source(), np.arange(SIZE), indices, STEPS) as stream:
-        stream.read(0)
+    with Reader(Source(), np.arange(SIZE), indices, STEPS) as reader:
+        reader.read(0)
         assert started()
-        stream.read(300)  # ends those of the first reader too
+        reader.read(300)  # ends those of the first reader too
     wait_for_the_end(started)
 
 
 def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monkeypatch):
-    opened, open_ = [], Stream._open
+    opened, open_ = [], Reader._open
     monkeypatch.setattr(
-        Stream, "_open", lambda self, step: opened.append(step) or open_(self, step)
+        Reader, "_open", lambda self, step: opened.append(step) or open_(self, step)
     )
-    config = streaming(data__streaming=True, measures__every=5, measures__num_probes=2)
+    config = on_subset(data__streaming=True, measures__every=5, measures__num_probes=2)
     config.arms, config.switch.step = ("bulk_sgd",), 0
     experiment = Experiment(config)
     tmp_path.joinpath("run").mkdir()
@@ -112,7 +112,7 @@ def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monke
     # To calibrate and to train: neither a second run of a program nor a row of measures
     # takes the reader back.
     assert opened == [0]
-    assert experiment._stream._iterator is None
+    assert experiment._reader._iterator is None
 
 
 def test_errors_of_the_source_reach_the_caller():
@@ -121,13 +121,13 @@ def test_errors_of_the_source_reach_the_caller():
             raise OSError("the disk is gone")
 
     with (
-        Stream(Broken(), np.arange(SIZE), indices, STEPS) as stream,
+        Reader(Broken(), np.arange(SIZE), indices, STEPS) as reader,
         pytest.raises(OSError, match="the disk is gone"),
     ):
-        stream.read(0)
+        reader.read(0)
 
 
-def test_array_records_of_tfds_stream(prepared):
+def test_array_records_of_tfds_are_read(prepared):
     import tensorflow_datasets as tfds
 
     source = tfds.builder("tiny", data_dir=prepared).as_data_source("train")
@@ -137,9 +137,9 @@ def test_array_records_of_tfds_stream(prepared):
             return np.stack([r["image"] for r in source.__getitems__(rows.tolist())])
 
     labels = np.array([record["label"] for record in source])
-    places = lambda step, steps: data.batch_indices(0, step, steps, 6, 2)
-    with Stream(Images(), labels, places, 3) as stream:
-        found = stream.read(30)
+    places = lambda step, steps: batch_indices(0, step, steps, 6, 2)
+    with Reader(Images(), labels, places, 3) as reader:
+        found = reader.read(30)
     np.testing.assert_array_equal(found.targets, labels[places(30, 3)])
     # Every pixel of an image of this data set is ten times its label.
     np.testing.assert_array_equal(found.inputs[..., 1, 2, 0], 10 * found.targets)
@@ -149,36 +149,36 @@ def test_grain_needs_no_tensorflow():
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"  # cannot be imported
         "import numpy as np\n"
-        "from bulk_sgd.lab.data.reader import Stream\n"
+        "from bulk_sgd.lab.data.reader import Reader\n"
         "x = np.arange(4); places = lambda step, steps: np.zeros((steps, 1), int)\n"
-        "Stream(x, x, places, 2).read(0)"
+        "Reader(x, x, places, 2).read(0)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("curvature", ["subset", "batch"])
-def test_a_streaming_run_is_that_in_memory_bit_for_bit(tmp_path, curvature):
+def test_a_run_that_reads_equals_one_in_memory_bit_for_bit(tmp_path, curvature):
     ways = {}
     for way in (False, True):
-        config = streaming(data__streaming=way)
+        config = on_subset(data__streaming=way)
         config.subspace.data = curvature
         train.train_and_evaluate(config, tmp_path / str(way))
         ways[way] = strip_times(rows_of(tmp_path / str(way)))
     # What is measured on the training set is then measured on the subset.
     of_train = ("train_loss", "alignment_gradient", "sharpness", "sharpness_ratio")
     assert len(ways[True]) == len(ways[False]) > 8
-    for streamed, resident in zip(ways[True], ways[False]):
-        assert streamed["train_loss"] != resident["train_loss"]
-        for row in (streamed, resident):
+    for read, resident in zip(ways[True], ways[False]):
+        assert read["train_loss"] != resident["train_loss"]
+        for row in (read, resident):
             for name in of_train:
                 del row[name]
-        assert streamed == resident
+        assert read == resident
 
 
 def test_states_are_equal_bit_for_bit():
     found = {}
     for way in (False, True):
-        experiment = Experiment(streaming(data__streaming=way))
+        experiment = Experiment(on_subset(data__streaming=way))
         programs = Programs(experiment.config)
         state = programs.init(experiment.params)
         scalars = experiment.scalars(experiment.arms[1])
@@ -195,7 +195,7 @@ def test_states_are_equal_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
 
 
-def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
+def test_a_subset_of_data_that_are_read_misses_as_much_as_in_memory(monkeypatch):
     def no_choice(*args, **kwargs):
         raise AssertionError("config.subspace.mode was not passed on")
 
@@ -203,7 +203,7 @@ def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
     found = {}
     for way in (False, True):
         changes = {"measures__every": 5, "measures__num_probes": 2}
-        config = streaming(
+        config = on_subset(
             data__streaming=way, subspace__mode=second_derivatives.FORWARD, **changes
         )
         experiment, programs = Experiment(config), Programs(config)
@@ -218,15 +218,15 @@ def test_a_streamed_subset_misses_what_it_misses_in_memory(monkeypatch):
         assert found[True][name] == found[False][name]
 
 
-def test_a_killed_streaming_run_goes_on_bit_for_bit(tmp_path):
-    config = streaming(
+def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
+    config = on_subset(
         data__streaming=True, checkpoint__every=5, num_steps=200, switch__step=100
     )
     program = (
         "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from tiny_runs import streaming\n"
+        "from tiny_runs import on_subset\n"
         "from bulk_sgd.lab.training import train\n"
-        "train.train_and_evaluate(streaming(data__streaming=True, checkpoint__every=5,"
+        "train.train_and_evaluate(on_subset(data__streaming=True, checkpoint__every=5,"
         " num_steps=200, switch__step=100), sys.argv[1])"
     )
     killed = tmp_path / "killed"
@@ -243,8 +243,8 @@ def test_a_killed_streaming_run_goes_on_bit_for_bit(tmp_path):
     assert strip_times(rows_of(killed)) == strip_times(rows_of(tmp_path / "whole"))
 
 
-def test_lanes_stream_too(tmp_path):
-    config = streaming(data__streaming=True, arms=("sgd", "bulk_sgd"))
+def test_lanes_read_too(tmp_path):
+    config = on_subset(data__streaming=True, arms=("sgd", "bulk_sgd"))
     experiment = Experiment(config)
     (tmp_path / "lanes").mkdir()
     train.train_together([experiment], [tmp_path / "lanes"], lanes=2)
@@ -259,10 +259,10 @@ def test_lanes_stream_too(tmp_path):
 
 
 def test_batches_are_split_over_the_devices():
-    result = python("tests/sharded_streams.py")
+    result = python("tests/sharded_readers.py")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["streamed"] == found["resident"]
+    assert found["read"] == found["resident"]
     # 5 steps of 16 images of 784 pixels, on each of four devices.
     assert found["elements"] == 5 * 16 * 784 // 4
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import data
-from bulk_sgd.lab.data import npz, rows
+from bulk_sgd.lab.data import npz, rows, sources
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10_000, 3, 4, 2), np.uint8)
 
@@ -59,7 +58,7 @@ def fields(path, **changes):
 def test_parts_are_those_of_the_whole(tmp_path, save, normalization):
     save(tmp_path / "a.npz", **ARRAYS)
     config = fields(tmp_path / "a.npz", normalization=normalization)
-    found, whole = data.find(config), data.load(config)
+    found, whole = sources.find(config), sources.load(config)
     assert found.num_classes == whole.num_classes == 10
     for start, stop in ((0, 2), (1249, 2500), (4999, 5000)):
         for name in ("train_inputs", "train_targets"):
@@ -85,17 +84,17 @@ def test_memory_is_that_of_the_part(tmp_path, normalization):
     small = {"x_test": images[:4], "y_test": labels[:4]}
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, **small)
     config = fields(tmp_path / "a.npz", normalization=normalization)
-    most = peak(lambda: data.find(config).train_inputs[: len(images) // 100])
+    most = peak(lambda: sources.find(config).train_inputs[: len(images) // 100])
     # In float32 all of it takes four times as much; the statistics hold a block.
     assert most < images.nbytes / (1 if normalization == "standard" else 10)
-    assert peak(lambda: data.load(config)) > 4 * images.nbytes
+    assert peak(lambda: sources.load(config)) > 4 * images.nbytes
 
 
 def test_running_text_is_read_by_examples(tmp_path):
     (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 40_000)
     config = fields(f"text:{tmp_path / 'a.txt'}", normalization="none")
-    assert peak(lambda: data.find(config).train_inputs[:4]) < 1e6
-    found, whole = data.find(config), data.load(config)
+    assert peak(lambda: sources.find(config).train_inputs[:4]) < 1e6
+    found, whole = sources.find(config), sources.load(config)
     for name in ("train_inputs", "train_targets", "test_inputs", "test_targets"):
         part, all_ = getattr(found, name)[3:6], getattr(whole, name)
         np.testing.assert_array_equal(part, all_[3:6])
@@ -110,6 +109,6 @@ def test_only_process_0_reads_all_for_the_checksum(tmp_path, monkeypatch):
     path.write_bytes(content)
     config = fields(path)
     with pytest.raises(ValueError, match="its x_train is damaged: Bad CRC-32"):
-        data.find(config)
+        sources.find(config)
     monkeypatch.setattr(npz.jax, "process_index", lambda: 1)
-    assert len(data.find(config).train_inputs[:3]) == 3
+    assert len(sources.find(config).train_inputs[:3]) == 3

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from paths import SHARED
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from configs import char_lm, song_sst2
@@ -32,7 +32,7 @@ def tables(tmp_path):
 def load(name, test_path="", **changes):
     config = {"name": name, "test_path": test_path, "normalization": "none"}
     config |= {"num_train": 0, "num_test": 0, "length": 0, "vocab_size": 0}
-    return data.load(ConfigDict(config | changes))
+    return sources.load(ConfigDict(config | changes))
 
 
 def test_words_are_numbered_by_their_frequency_in_training(tables):

@@ -10,6 +10,7 @@ import pytest
 from paths import ROOT
 from tiny_runs import CELLS, quiet, tiny
 
+from bulk_sgd.lab.commands import sweep as sweep_command
 from bulk_sgd.lab.sweep import sweep
 
 
@@ -61,7 +62,7 @@ def test_ablation_configs_are_valid(path, preset):
     finally:
         sys.path.pop(0)
     cells = module.get_sweep(preset)
-    assert len(sweep._configs(module.get_config(preset), cells)) >= 3
+    assert len(sweep.configs_of(module.get_config(preset), cells)) >= 3
     with pytest.raises(ValueError, match="preset is 'tpu'"):
         module.get_config("tpu")
 
@@ -107,7 +108,7 @@ def fail():
 )
 def test_get_sweep_that_gives_no_cells(get_sweep, match):
     with pytest.raises(ValueError, match=match):
-        sweep._call(get_sweep, [], __file__)
+        sweep_command._call(get_sweep, [], __file__)
 
 
 class Values(types.SimpleNamespace):
@@ -125,13 +126,13 @@ def test_array_job_answers_for_its_own_cell(tmp_path, monkeypatch, cell, status)
     flag = types.SimpleNamespace(
         get_config_filename=lambda _: str(path), get_override_values=lambda _: {}
     )
-    monkeypatch.setattr(sweep, "config_flags", flag)
+    monkeypatch.setattr(sweep_command, "config_flags", flag)
     ends = ["failed", "complete", "pending"]
     monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: ends)
     values = Values(config=tiny(), workdir="x", prefixes=None, lanes=1)
     values.cell, values.list_cells = cell, False
     try:
-        sweep._run(values)
+        sweep_command._run(values)
         ended = None
     except SystemExit as error:
         ended = error.code

@@ -8,7 +8,7 @@ import pytest
 from helpers import abstract_mesh
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import data
+from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.data.rows import LazyRows
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.training import forecast, liveness, steps, train
@@ -36,7 +36,7 @@ def language(**changes):
 
 def forecast_of(config, mesh=(1, 1)):
     layout = Layout(abstract_mesh(*mesh))
-    return forecast.forecast(config, layout, data.load(config.data))
+    return forecast.forecast(config, layout, sources.load(config.data))
 
 
 def bytes_of(tree):
@@ -65,7 +65,7 @@ def test_a_forecast_reads_no_example():
         raise AssertionError(f"{len(numbers)} examples are read")
 
     config = small()
-    dataset = data.load(config.data)
+    dataset = sources.load(config.data)
     lazy = {
         name: LazyRows(x.shape, x.dtype, read)
         for name, x in dataset._asdict().items()
@@ -116,7 +116,7 @@ def test_streamed_batches_are_split_over_the_devices():
     ids=["mlp, lanczos", "mlp, streaming", "decoder, lanczos"],
 )
 def test_forecast_is_near_what_the_compiler_takes(config, tolerance):
-    layout, dataset = Layout.of(config), data.load(config.data)
+    layout, dataset = Layout.of(config), sources.load(config.data)
     found = forecast.forecast(config, layout, dataset)
     state, task, feed = forecast.abstract(config, layout, dataset)
     program = steps.Programs(config, layout).train.lower(

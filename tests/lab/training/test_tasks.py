@@ -7,8 +7,9 @@ import pytest
 from data_sets import write_images
 from paths import ROOT
 
-from bulk_sgd.lab import data, models
 from bulk_sgd.lab.data import embedded
+from bulk_sgd.lab.data.batches import batch_indices
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.lab.training import experiment, steps
 from configs import (
     char_lm,
@@ -120,7 +121,7 @@ def test_a_task_trains_as_a_loop_by_hand(task, tmp_path):
     kind = config.model.name
     vocab_size = {"transformer": int(x.max()) + 1, "decoder": 256}.get(kind, 0)
     num_outputs = {"transformer": 2, "decoder": 256}.get(kind, 10)
-    model_fn, params = models.build(
+    model_fn, params = build_model(
         config.model, x.shape[1:], num_outputs, config.seed, vocab_size
     )
 
@@ -130,7 +131,7 @@ def test_a_task_trains_as_a_loop_by_hand(task, tmp_path):
         return jax.value_and_grad(mean)(params)
 
     losses, optimizer = [], config.optimizer
-    for step, index in enumerate(data.batch_indices(config.seed, 0, STEPS, 20, 6)):
+    for step, index in enumerate(batch_indices(config.seed, 0, STEPS, 20, 6)):
         loss, grads = value_and_grad(params, x[index], y[index])
         losses.append(loss)
         rate = optimizer.learning_rate

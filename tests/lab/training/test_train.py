@@ -10,9 +10,11 @@ import pytest
 from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, strip_times, tiny
 
 import bulk_sgd
-from bulk_sgd.lab import data, models
+from bulk_sgd.lab.data import sources
+from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.models.build import build_model
 from bulk_sgd.lab.training import steps, train
 
 
@@ -24,13 +26,13 @@ def finished(tmp_path_factory):
 
 def by_hand(config, method, num_steps):
     """Parameters, loss and χ after each step of a loop that uses the library alone."""
-    set_ = data.load(config.data)
+    set_ = sources.load(config.data)
     shape = set_.train_inputs.shape[1:]
-    model_fn, params = models.build(config.model, shape, 10, config.seed)
+    model_fn, params = build_model(config.model, shape, 10, config.seed)
     loss_fn = losses.build(config.loss, 10)
     inputs, targets = jnp.asarray(set_.train_inputs), jnp.asarray(set_.train_targets)
     full = bulk_sgd.Objective(model_fn, loss_fn, inputs, targets)
-    order = data.batch_indices(config.seed, 0, num_steps, 60, config.batch_size)
+    order = batch_indices(config.seed, 0, num_steps, 60, config.batch_size)
     state = method.init(params)
 
     @jax.jit

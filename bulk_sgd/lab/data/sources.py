@@ -1,0 +1,67 @@
+"""Data sets by the name that a config gives them."""
+
+from bulk_sgd.lab.data import images, npz, text, tfds
+from bulk_sgd.lab.data.dataset import Dataset, wrong
+from bulk_sgd.lab.data.rows import LazyRows
+
+
+def load(config) -> Dataset:
+    """The data set that a config names, in memory.
+
+    Args:
+      config: as for `find`.
+
+    Raises:
+      ValueError: as `find`, or data are not finite or out of the range of the
+        normalization.
+
+    >>> from ml_collections import ConfigDict
+    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
+    >>> config.normalization = "unit"
+    >>> dataset = load(config)
+    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
+    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
+    """
+    found = find(config)
+    return found._replace(
+        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, LazyRows)}
+    )
+
+
+def find(config) -> Dataset:
+    """The data set that a config names, read where it is indexed.
+
+    The number of classes and the statistics of a normalization depend on all examples
+    and are computed here. Inputs and targets are numpy arrays or, where the format lets
+    single examples be read, `rows.LazyRows`; labelled sentences are read whole, because
+    all of them make the vocabulary.
+
+    Args:
+      config: `config.data`; `bulk_sgd.lab.config` lists its fields. An .npz file has
+        images x_train and x_test, uint8 or float (N, height, width[, depth]), or
+        features (N, dimension), and integer labels y_train and y_test (N,). A TFDS data
+        set has 'label', and 'image' or 'sentence'; its order is shuffled, so
+        'train[:5000]' are not the first 5,000.
+
+    Raises:
+      ValueError: a wrong field, or data missing, unreadable, unprepared, misshapen or
+        too few. Reading inputs raises it where they are not finite or out of the range
+        of the normalization.
+    """
+    if config.normalization not in ("unit", "standard", "none"):
+        raise wrong(config, "normalization", "must be 'unit', 'standard' or 'none'")
+    kind, colon, _ = config.name.partition(":")
+    if config.name in ("sonnets", "random") or kind + colon in ("text:", "tokens:"):
+        return text.running(config)
+    read = {"tfds:": tfds.read, "tsv:": text.read_tsv}.get(kind + colon, npz.read)
+    parts = read(config, "train"), read(config, "test")
+    if isinstance(parts[0][0], list):
+        return text.labelled(config, *parts)
+    (train, train_targets, train_classes), (test, test_targets, test_classes) = parts
+    shapes = train.shape[1:], test.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise wrong(config, "name", f"its train and test images differ: {shapes}")
+    if config.normalization == "standard":
+        train, test = images.standardized(train, test)
+    num_classes = max(train_classes, test_classes)
+    return Dataset(config.name, train, train_targets, test, test_targets, num_classes)

@@ -1,0 +1,49 @@
+"""A progress bar."""
+
+import contextlib
+import sys
+
+import jax
+import tqdm
+
+
+class Progress(contextlib.AbstractContextManager):
+    """A progress bar over all steps of an experiment, with the time left.
+
+    Without a terminal it prints a line every 30 seconds. Only process 0 shows it.
+
+    Args:
+      total: number of steps; None if it is not known yet.
+      enabled: False shows nothing.
+      unit: what is counted.
+    """
+
+    def __init__(self, total: int | None, enabled: bool = True, unit: str = "step"):
+        self._bar = tqdm.tqdm(
+            total=total,
+            unit=unit,
+            disable=not enabled or jax.process_index() != 0,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def expect(self, total: int | None):
+        """Sets the number of steps once it is known."""
+        self._bar.total = total
+
+    def advance(self, steps: int, **facts):
+        """Counts steps and shows facts such as the arm and its loss."""
+        self._bar.update(steps)
+        self._bar.set_postfix(facts, refresh=False)
+
+    def say(self, message: str):
+        """Prints a line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self):
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+    def __exit__(self, *exc):
+        self.close()
