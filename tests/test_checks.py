@@ -1,5 +1,7 @@
 """What the library refuses, and with which sentence."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from helpers import exact_solver
 
 import bulk_sgd
+from bulk_sgd import checks
 
 PARAMS = {"b": jnp.ones(2), "w": jnp.ones((2, 3))}
 NEWTON = lambda eigenvalues: 1 / (1 + eigenvalues)
@@ -25,6 +28,29 @@ def transform(**options):
 
 def update(tx, params=PARAMS, value_fn=loss):
     return tx.update(params, tx.init(params), params, value_fn=value_fn)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: bulk_sgd.lanczos(tol=-1), "tol"),
+        (lambda: bulk_sgd.streaming(2).init(jnp.ones(9), 5), "columns"),
+        (
+            lambda: bulk_sgd.blockwise(bulk_sgd.streaming(2)).init(PARAMS, 3),
+            "columns",
+        ),
+        (lambda: bulk_sgd.blockwise(exact_solver(), "no").init(PARAMS, 5), "by"),
+        (lambda: bulk_sgd.adaptive(None), "solver"),
+        (lambda: bulk_sgd.hessian(loss, {"w": 1}), "params['w']"),
+    ],
+)
+def test_errors_carry_the_name_of_the_argument(make, name):
+    with pytest.raises(checks.ArgumentError) as caught:
+        make()
+    error = caught.value
+    assert error.name == name
+    assert str(error) == f"{name} {error.problem}"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 # Scales.

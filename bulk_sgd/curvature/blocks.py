@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.curvature import masking, operators
 from bulk_sgd.linalg import basis
 
@@ -62,11 +63,13 @@ def names(params, by: By = None) -> list[str | None]:
     found = [_namer(by)(path) for path in paths(params)]
     if any(not isinstance(name, str | None) for name in found):
         wrong = next(name for name in found if not isinstance(name, str | None))
-        raise ValueError(f"by gave {wrong!r}; it must give a name or None.")
+        problem = f"gave {wrong!r}; it must give a name or None."
+        raise checks.ArgumentError("by", problem)
     if not any(name is not None for name in found):
-        raise ValueError(
-            f"by is {by!r}, which puts no parameter in a block; it must fit one of the "
-            f"paths {', '.join(paths(params))}."
+        raise checks.ArgumentError(
+            "by",
+            f"is {by!r}, which puts no parameter in a block; it must fit one of the "
+            f"paths {', '.join(paths(params))}.",
         )
     return found
 
@@ -172,9 +175,10 @@ def _namer(by: By) -> Callable[[str], Any]:
     try:
         pattern = re.compile(by)
     except (re.error, TypeError):
-        raise ValueError(
-            f"by is {by!r}; it must be None, 'layer', a regular expression or a "
-            "function from a path to a name."
+        raise checks.ArgumentError(
+            "by",
+            f"is {by!r}; it must be None, 'layer', a regular expression or a function "
+            "from a path to a name.",
         ) from None
 
     def find(path):

@@ -71,9 +71,10 @@ def adaptive(
     if threshold is not None:
         checks.at_least("threshold", threshold, 0)
     elif not isinstance(learning_rate, (int, float)) or learning_rate != 1:
-        raise ValueError(
-            f"learning_rate is {learning_rate!r}; it must be 1 where threshold is "
-            "None, for the largest gap knows no unit."
+        raise checks.ArgumentError(
+            "learning_rate",
+            f"is {learning_rate!r}; it must be 1 where threshold is None, for the "
+            "largest gap has no unit.",
         )
     checks.at_least("learning_rate", learning_rate, 0)
 

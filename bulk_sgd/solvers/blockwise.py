@@ -67,11 +67,10 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             )
             try:
                 states.append(solver.init(part, share))
-            except ValueError as error:
-                told = (
-                    f"{error} The rank of block {name!r} is {share}, of {rank} in all."
-                )
-                raise ValueError(told) from None
+            except checks.ArgumentError as error:
+                where = f"The rank of block {name!r} is {share}, of {rank} in all."
+                problem = f"{error.problem} {where}"
+                raise checks.ArgumentError(error.name, problem) from None
         return tuple(states)
 
     def solve(matvec, subspace, state, updates, key):

@@ -89,9 +89,9 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
 
     def init(params, rank):
         if columns and rank % columns:
-            raise ValueError(
-                f"columns is {columns}; it must divide the rank, {rank}, or be 0 for "
-                "all columns."
+            raise checks.ArgumentError(
+                "columns",
+                f"is {columns}; it must divide the rank, {rank}, or be 0 for all.",
             )
         dtype = basis.working_dtype(params)
         return StreamingState(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 
 
@@ -180,13 +181,14 @@ def check_solver(solver, *, eigenpairs: bool = False):
     """Raises ValueError unless `solver` is a `Solver`, of eigenpairs if needed."""
     example = "such as bulk_sgd.lanczos()."
     if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver is {solver!r}; it must be a bulk_sgd.Solver {example}"
+        raise checks.ArgumentError(
+            "solver", f"is {solver!r}; it must be a bulk_sgd.Solver {example}"
         )
     if eigenpairs and not solver.eigenpairs:
         name = getattr(solver.solve, "__qualname__", repr(solver.solve))
         name = name.partition(".<locals>")[0]
-        raise ValueError(
-            f"solver is {name}, which keeps no eigenpairs of the curvature, or wraps "
-            f"what keeps none; it must be one that does, {example}"
+        raise checks.ArgumentError(
+            "solver",
+            f"is {name}, which keeps no eigenpairs of the curvature, or wraps what "
+            f"keeps none; it must be one that does, {example}",
         )
