@@ -1,14 +1,8 @@
-"""The fields of an experiment, each once, with its default; and their checks."""
+"""The fields of an experiment, each with its meaning and its default."""
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import checks
-from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.curvature.operators import CURVATURES
-from bulk_sgd.lab.devices import sharding
-from bulk_sgd.lab.from_config import arms, optimizers, solvers
-
-CURVATURE_DATA = ("full", "subset", "batch")
+from bulk_sgd.lab import validation
 
 
 def default() -> ConfigDict:
@@ -237,127 +231,5 @@ def validate(config: ConfigDict):
             f"config is {config!r}; it must be a ConfigDict, such as "
             "bulk_sgd.lab.config.default()."
         )
-    _check_fields(config, default(), "config")
-    checks.integer("config.seed", config.seed, 0)
-    checks.integer("config.data.length", config.data.length, 0)
-    checks.integer("config.data.vocab_size", config.data.vocab_size, 0)
-    checks.integer("config.batch_size", config.batch_size, 1)
-    checks.integer("config.num_steps", config.num_steps, 1)
-    checks.integer("config.eval_every", config.eval_every, 1)
-    checks.integer("config.microbatch_size", config.microbatch_size, 0)
-    optimizers.validate(config.optimizer)
-    if config.model.scan_layers and config.optimizer.name == "muon":
-        raise ValueError(
-            "config.model.scan_layers is True; with config.optimizer.name 'muon' it "
-            "must be False, for Muon orthogonalises matrices, not stacks of them."
-        )
-    space = config.subspace
-    checks.integer("config.subspace.rank", space.rank, 1)
-    checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
-    if space.preconditioned:
-        optimizers.validate_preconditioned(config.optimizer)
-    checks.one_of("config.subspace.mode", space.mode, second_derivatives.MODES)
-    checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
-    checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
-    if config.data.streaming and space.data == "full":
-        raise ValueError(
-            "config.subspace.data is 'full'; with config.data.streaming it must be "
-            "'subset' or 'batch', for the training set is not on the devices."
-        )
-    checks.integer("config.subspace.subset_size", space.subset_size, 1)
-    solvers.validate(space)
-    switch = config.switch
-    checks.integer(
-        "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
-    )
-    checks.between("config.switch.alignment", switch.alignment, 0, 1)
-    checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
-    checks.integer("config.switch.measure_every", switch.measure_every, 1)
-    intervals = {"subspace.refresh_every": space.refresh_every}
-    if switch.alignment > 0:
-        intervals["switch.measure_every"] = switch.measure_every
-    for name, interval in intervals.items():
-        if space.solver in solvers.EVERY_STEP and interval != 1:
-            raise ValueError(
-                f"config.{name} is {interval}; it must be 1 with "
-                f"config.subspace.solver = {space.solver!r}, which "
-                f"{solvers.EVERY_STEP[space.solver]}."
-            )
-    arms.parse_all(config.arms)
-    sharding.validate(config.sharding)
-    _validate_measures(config)
-
-
-def num_subset(config) -> int:
-    """Number of training examples that curvature is of, 0 if that is of no subset.
-
-    With streamed data losses are those of it too.
-    """
-    needed = config.data.streaming or config.subspace.data == "subset"
-    return config.subspace.subset_size if needed else 0
-
-
-def _validate_measures(config):
-    for name in ("every", "sharpness_every"):
-        every = config.measures[name]
-        checks.integer(f"config.measures.{name}", every, 0)
-        if every % config.eval_every:
-            raise ValueError(
-                f"config.measures.{name} is {every}; it must be a multiple of "
-                f"config.eval_every, {config.eval_every}, or 0."
-            )
-    checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
-    required = {"curvature": "hessian", "preconditioned": False}
-    for name, needed in required.items():
-        value = config.subspace[name]
-        if config.measures.every and value != needed:
-            raise ValueError(
-                f"config.subspace.{name} is {value!r}; where config.measures.every is "
-                f"not 0 it must be {needed!r}, for the energies are measured in the "
-                "subspace of the Hessian."
-            )
-    checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
-    checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
-    if config.measures.every and config.subspace.data == "subset":
-        why = "config.measures.every compares halves of the subset"
-        size = config.subspace.subset_size
-        checks.integer("config.subspace.subset_size", size, 2, why=why)
-    stability = config.stability
-    checks.integer("config.stability.rounds", stability.rounds, 0)
-    if stability.rounds and config.optimizer.schedule != "constant":
-        raise ValueError(
-            f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
-            "config.stability.rounds is not 0 it must be 'constant', for a rate that "
-            "changes after the fork is not one rate that is stable or not."
-        )
-    checks.integer("config.stability.num_steps", stability.num_steps, 1)
-    checks.at_least("config.stability.low", stability.low, 1e-9)
-    checks.at_least("config.stability.high", stability.high, stability.low)
-    checks.at_least("config.stability.loss_factor", stability.loss_factor, 1)
-
-
-def _check_fields(config, reference, path):
-    """Raises on fields that are unknown, missing, or of another type."""
-    for name in config:
-        if name not in reference:
-            known = ", ".join(sorted(reference))
-            raise ValueError(
-                f"{path}.{name} is not a field of the config; known here: {known}."
-            )
-    for name, value in reference.items():
-        field = f"{path}.{name}"
-        if name not in config:
-            raise ValueError(f"{field} is missing; its default is {value!r}.")
-        if isinstance(value, ConfigDict):
-            if not isinstance(config[name], ConfigDict):
-                raise ValueError(
-                    f"{field} is {config[name]!r}; it must be a group of fields."
-                )
-            _check_fields(config[name], value, field)
-            continue
-        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(value))
-        if not isinstance(config[name], kinds or type(value)):
-            raise ValueError(
-                f"{field} is {config[name]!r}; it must be of type "
-                f"{type(value).__name__}, as its default {value!r}."
-            )
+    validation.check_fields(config, default())
+    validation.check_values(config)

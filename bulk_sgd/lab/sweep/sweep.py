@@ -22,7 +22,6 @@ from bulk_sgd.lab.files import record
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.training.experiment import Experiment, program_of
 from bulk_sgd.lab.training.prefixes import PrefixStore
-from bulk_sgd.lab.training.steps import Programs
 from bulk_sgd.lab.training.train import train_together
 
 FILE = "sweep.json"
@@ -216,11 +215,10 @@ class _Sweep:
         if todo:
             self._say(f"cells to run: {len(todo)}; programs: {len(groups)}.")
         for group in groups:
-            programs = Programs(self._configs[group[0]])
             for first in range(0, len(group), self._lanes):
-                self._run_together(group[first : first + self._lanes], programs)
+                self._run_together(group[first : first + self._lanes])
 
-    def _run_together(self, batch, programs):
+    def _run_together(self, batch):
         """Trains cells in lockstep; where that fails, each of them by itself."""
         start = time.perf_counter()
         folders = [cell_folder(self._workdir, index) for index in batch]
@@ -234,7 +232,6 @@ class _Sweep:
                 folders,
                 lanes=self._lanes,
                 prefixes=self._store,
-                programs=programs,
             )
         except Exception as error:
             if jax.process_count() > 1:
@@ -247,7 +244,7 @@ class _Sweep:
                 if status in record.ENDED:
                     self._tell(index, start)
                 else:
-                    self._run_together([index], programs)
+                    self._run_together([index])
             return
         for index in batch:
             self._tell(index, start)

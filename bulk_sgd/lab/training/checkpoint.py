@@ -1,13 +1,14 @@
 """Where an interrupted run goes on: states on disk, written by orbax.
 
 A checkpoint is complete or does not count. It is restored into the layout of the run
-that reads it, whatever the number of devices and processes that wrote it. Of several
-processes process 0 alone reads and writes, so that the workdir need not be shared; it
-holds the whole state in its memory meanwhile.
+that reads it, whatever the number of devices and processes that wrote it. Process 0
+alone reads and writes, so that processes need not share the workdir; meanwhile it holds
+the whole state in its memory.
 """
 
 import pathlib
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
 FOLDER = "checkpoints"
@@ -30,7 +31,7 @@ class Checkpoints:
       config: of the run, plain, which a checkpoint must have in its record; None takes
         any.
       read_only: leaves everything as it is, even what cannot be read or is half
-        written, for another process may be at it.
+        written, because another process may be writing it.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Checkpoints:
         if position in manager.all_steps():
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves), story=ocp.args.JsonSave(story)
+            state=ocp.args.StandardSave(_Saved(*leaves)), story=ocp.args.JsonSave(story)
         )
         try:
             manager.save(position, args=arguments, force=True)
@@ -187,7 +188,8 @@ class Checkpoints:
         story = restore(story=ocp.args.JsonRestore()).story
         if "record" in story and self._config is not None:
             self._check(story["record"], basis.size(like.params))
-        return restore(state=ocp.args.StandardRestore(like)).state, story
+        saved = restore(state=ocp.args.StandardRestore(_Saved(*like))).state
+        return TrainState(*saved), story
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
@@ -201,6 +203,16 @@ class Checkpoints:
         raise _OtherRun(
             f"{str(self._folder)!r} holds checkpoints {what}; choose another workdir."
         )
+
+
+class _Saved(NamedTuple):
+    """A `TrainState` under its names on disk, where `projection` is `subspace`."""
+
+    step: Any
+    params: Any
+    inner: Any
+    subspace: Any
+    loss: Any
 
 
 class _OtherRun(ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.lab.training.state import TrainState
 
 
 class PrefixStore:
@@ -59,8 +59,8 @@ class PrefixStore:
         like, treedef = jax.tree.flatten(_lasting(experiment, blank))
         leaves = distributed.arrays_from_first(lambda: _arrays(path), like)
         lasting = treedef.unflatten(leaves)
-        subspace = lasting.subspace or blank.subspace
-        return lasting._replace(subspace=subspace), story["rows"], story["entry"]
+        projection = lasting.projection or blank.projection
+        return lasting._replace(projection=projection), story["rows"], story["entry"]
 
     def _path(self, experiment):
         name = hashlib.sha256(experiment.prefix.encode()).hexdigest()[:16]
@@ -81,4 +81,4 @@ def _arrays(path):
 
 def _lasting(experiment, state):
     """What the prefix changes: plain training leaves the subspace as it began."""
-    return state if experiment.ends_by_alignment else state._replace(subspace=None)
+    return state if experiment.ends_by_alignment else state._replace(projection=None)
