@@ -112,7 +112,7 @@ def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monke
     # To calibrate and to train: neither a second run of a program nor a row of measures
     # takes the reader back.
     assert opened == [0]
-    assert experiment._stream._iterator is None
+    assert experiment._reader._iterator is None
 
 
 def test_errors_of_the_source_reach_the_caller():
@@ -259,10 +259,10 @@ def test_lanes_stream_too(tmp_path):
 
 
 def test_batches_are_split_over_the_devices():
-    result = python("tests/sharded_streams.py")
+    result = python("tests/sharded_reader.py")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["streamed"] == found["resident"]
+    assert found["read"] == found["resident"]
     # 5 steps of 16 images of 784 pixels, on each of four devices.
     assert found["elements"] == 5 * 16 * 784 // 4
 

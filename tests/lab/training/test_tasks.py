@@ -9,7 +9,7 @@ from paths import ROOT
 
 from bulk_sgd.lab import data, models
 from bulk_sgd.lab.data import embedded
-from bulk_sgd.lab.training import experiment, steps
+from bulk_sgd.lab.training.experiment import Experiment
 from configs import (
     char_lm,
     mnist_cnn,
@@ -111,10 +111,9 @@ def test_a_task_trains_as_a_loop_by_hand(task, tmp_path):
     config.switch.step = 2
     if config.optimizer.warmup_steps:
         config.optimizer.warmup_steps = 3  # steps beyond it, too
-    made = experiment.Experiment(config)
-    programs = steps.Programs(config)
-    state, trace = programs.train(
-        made.start(programs), made.task, made.indices(0), STEPS, projected=False
+    made = Experiment(config)
+    state, trace = made.programs.train(
+        made.start(), made.task, made.indices(0), STEPS, projected=False
     )
 
     kind = config.model.name
