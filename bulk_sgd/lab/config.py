@@ -210,7 +210,7 @@ def default() -> ConfigDict:
     config.sharding.data = 0
     config.sharding.fsdp = 1
 
-    # Refuses a run whose forecast is more than the memory of a device.
+    # Refuses a run that does not fit the memory of a device, before its first step.
     config.check_memory = True
     config.tensorboard = True
     config.progress = True

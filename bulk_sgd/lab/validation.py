@@ -5,6 +5,7 @@ where it is built, and called from here.
 """
 
 import contextlib
+import functools
 
 import jax
 from ml_collections import ConfigDict
@@ -15,8 +16,6 @@ from bulk_sgd.curvature.operators import CURVATURES
 from bulk_sgd.lab.devices import sharding
 from bulk_sgd.lab.from_config import arms, losses, optimizers, solvers
 from bulk_sgd.linalg import basis
-
-_CURVATURE_DATA = ("full", "subset", "batch")
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"):
@@ -58,109 +57,132 @@ def check_values(config: ConfigDict):
     Args:
       config: as `check_fields` passes it.
     """
-    for name, low in (
-        ("seed", 0),
-        ("batch_size", 1),
-        ("num_steps", 1),
-        ("eval_every", 1),
-        ("microbatch_size", 0),
-    ):
-        checks.integer(f"config.{name}", config[name], low)
-    for name in ("length", "vocab_size"):
-        checks.integer(f"config.data.{name}", config.data[name], 0)
+    for check, fields in _RANGES.items():
+        for path, bounds in fields.items():
+            value = functools.reduce(ConfigDict.__getitem__, path.split("."), config)
+            check(f"config.{path}", value, *bounds)
     losses.build(config.loss, num_classes=2)  # which refuses an unknown name
     optimizers.validate(config.optimizer)
+    solvers.validate(config.subspace)
+    arms.parse_all(config.arms)
+    sharding.validate(config.sharding)
+    _check_pairs(config)
+    _check_every_step(config)
+    _check_measures(config)
+
+
+# What a field may be by itself, whatever the others are.
+_RANGES = {
+    checks.integer: {
+        "seed": (0,),
+        "batch_size": (1,),
+        "num_steps": (1,),
+        "eval_every": (1,),
+        "microbatch_size": (0,),
+        "data.length": (0,),
+        "data.vocab_size": (0,),
+        "optimizer.diagonal_every": (1,),
+        "optimizer.warmup_steps": (0,),
+        "subspace.rank": (1,),
+        "subspace.refresh_every": (1,),
+        "subspace.subset_size": (1,),
+        "subspace.probe_every": (1,),
+        "switch.measure_every": (1,),
+        "measures.every": (0,),
+        "measures.sharpness_every": (0,),
+        "measures.num_probes": (2,),
+        "checkpoint.every": (0,),
+        "checkpoint.keep": (0,),
+        "stability.rounds": (0,),
+        "stability.num_steps": (1,),
+    },
+    checks.at_least: {
+        "optimizer.learning_rate": (0,),
+        "optimizer.eps": (0,),
+        "optimizer.gamma": (0,),
+        "optimizer.weight_decay": (0,),
+        "optimizer.rho": (0,),
+        "optimizer.final_scale": (0,),
+        "optimizer.decay": (0,),
+        "subspace.threshold": (0,),
+        "stability.low": (1e-9,),
+        "stability.loss_factor": (1,),
+    },
+    checks.between: {
+        "optimizer.momentum": (0, 1),
+        "optimizer.b1": (0, 1, True),
+        "optimizer.b2": (0, 1, True),
+        "subspace.drift": (0, 1),
+        "switch.alignment": (0, 1),
+        "switch.decay": (0, 1, True),
+    },
+    checks.one_of: {
+        "subspace.curvature": (CURVATURES,),
+        "subspace.mode": (second_derivatives.MODES,),
+        "subspace.data": (("full", "subset", "batch"),),
+    },
+}
+
+
+def _check_pairs(config):
+    """Raises ValueError on values that exclude one another."""
+    space, stability = config.subspace, config.stability
+    most = config.num_steps, "config.num_steps"
+    checks.integer("config.switch.step", config.switch.step, 0, *most)
+    checks.at_least("config.stability.high", stability.high, stability.low)
+    if space.preconditioned:
+        optimizers.validate_preconditioned(config.optimizer)
     if config.model.scan_layers and config.optimizer.name == "muon":
         raise ValueError(
             "config.model.scan_layers is True; with config.optimizer.name 'muon' it "
             "must be False, because Muon orthogonalises matrices, not stacks of them."
         )
-    _check_subspace(config)
-    _check_switch(config)
-    arms.parse_all(config.arms)
-    sharding.validate(config.sharding)
-    _check_measures(config)
-    for name in ("every", "keep"):
-        checks.integer(f"config.checkpoint.{name}", config.checkpoint[name], 0)
-    _check_stability(config)
-
-
-def _check_subspace(config):
-    space = config.subspace
-    checks.integer("config.subspace.rank", space.rank, 1)
-    checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
-    if space.preconditioned:
-        optimizers.validate_preconditioned(config.optimizer)
-    checks.one_of("config.subspace.mode", space.mode, second_derivatives.MODES)
-    checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
-    checks.one_of("config.subspace.data", space.data, _CURVATURE_DATA)
     if config.data.streaming and space.data == "full":
         raise ValueError(
             "config.subspace.data is 'full'; with config.data.streaming it must be "
             "'subset' or 'batch', because the training set is not on the devices."
         )
-    checks.integer("config.subspace.subset_size", space.subset_size, 1)
-    solvers.validate(space)
-
-
-def _check_switch(config):
-    switch, space = config.switch, config.subspace
-    checks.integer(
-        "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
-    )
-    checks.between("config.switch.alignment", switch.alignment, 0, 1)
-    checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
-    checks.integer("config.switch.measure_every", switch.measure_every, 1)
-    intervals = {"subspace.refresh_every": space.refresh_every}
-    if switch.alignment > 0:
-        intervals["switch.measure_every"] = switch.measure_every
-    reason = solvers.every_step(space)
-    for name, interval in intervals.items():
-        if reason and interval != 1:
-            raise ValueError(
-                f"config.{name} is {interval}; it must be 1 with "
-                f"config.subspace.solver = {space.solver!r}, which {reason}."
-            )
-
-
-def _check_measures(config):
-    for name in ("every", "sharpness_every"):
-        every = config.measures[name]
-        checks.integer(f"config.measures.{name}", every, 0)
-        if every % config.eval_every:
-            raise ValueError(
-                f"config.measures.{name} is {every}; it must be a multiple of "
-                f"config.eval_every, {config.eval_every}, or 0."
-            )
-    checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
-    if not config.measures.every:
-        return
-    for name, needed in {"curvature": "hessian", "preconditioned": False}.items():
-        if config.subspace[name] != needed:
-            raise ValueError(
-                f"config.subspace.{name} is {config.subspace[name]!r}; where "
-                f"config.measures.every is not 0 it must be {needed!r}, because the "
-                "energies are measured in the subspace of the Hessian."
-            )
-    if config.subspace.data == "subset":
-        why = "config.measures.every compares halves of the subset"
-        size = config.subspace.subset_size
-        checks.integer("config.subspace.subset_size", size, 2, why=why)
-
-
-def _check_stability(config):
-    stability = config.stability
-    checks.integer("config.stability.rounds", stability.rounds, 0)
     if stability.rounds and config.optimizer.schedule != "constant":
         raise ValueError(
             f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
             "config.stability.rounds is not 0 it must be 'constant', because a rate "
             "that changes after the fork is not one rate that is stable or not."
         )
-    checks.integer("config.stability.num_steps", stability.num_steps, 1)
-    checks.at_least("config.stability.low", stability.low, 1e-9)
-    checks.at_least("config.stability.high", stability.high, stability.low)
-    checks.at_least("config.stability.loss_factor", stability.loss_factor, 1)
+
+
+def _check_every_step(config):
+    reason = solvers.every_step(config.subspace)
+    intervals = {"subspace.refresh_every": config.subspace.refresh_every}
+    if config.switch.alignment > 0:
+        intervals["switch.measure_every"] = config.switch.measure_every
+    for name, interval in intervals.items():
+        if reason and interval != 1:
+            raise ValueError(
+                f"config.{name} is {interval}; it must be 1 with "
+                f"config.subspace.solver = {config.subspace.solver!r}, which {reason}."
+            )
+
+
+def _check_measures(config):
+    measures, space = config.measures, config.subspace
+    for name in ("every", "sharpness_every"):
+        if measures[name] % config.eval_every:
+            raise ValueError(
+                f"config.measures.{name} is {measures[name]}; it must be a multiple of "
+                f"config.eval_every, {config.eval_every}, or 0."
+            )
+    if not measures.every:
+        return
+    for name, needed in {"curvature": "hessian", "preconditioned": False}.items():
+        if space[name] != needed:
+            raise ValueError(
+                f"config.subspace.{name} is {space[name]!r}; where "
+                f"config.measures.every is not 0 it must be {needed!r}, because the "
+                "energies are measured in the subspace of the Hessian."
+            )
+    if space.data == "subset":
+        why = "config.measures.every compares halves of the subset"
+        checks.integer("config.subspace.subset_size", space.subset_size, 2, why=why)
 
 
 def num_subset(config) -> int:
@@ -224,13 +246,8 @@ def check_network(config, dataset, model_fn, params):
             f"{ways[per_example]}, but config.data.name = "
             f"{config.data.name!r} needs {ways[1 - per_example]}."
         )
-    checks.integer(
-        "config.subspace.rank",
-        config.subspace.rank,
-        1,
-        basis.size(params),
-        "the number of parameters",
-    )
+    most = basis.size(params), "the number of parameters"
+    checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
 
 
 @contextlib.contextmanager

@@ -21,12 +21,10 @@ _KEEP = ("all", "gap", "eigenvalue", "rate")
 
 
 def validate(config):
-    """Raises ValueError on a solver field of `config.subspace` out of its range."""
+    """Raises ValueError where the solver's name and other fields do not agree."""
     checks.one_of("config.subspace.solver", config.solver, _SOLVERS)
     kind = _SOLVERS[config.solver]
     kind.check(config)
-    checks.between("config.subspace.drift", config.drift, 0, 1)
-    checks.integer("config.subspace.probe_every", config.probe_every, 1)
     checks.one_of("config.subspace.keep", config.keep, _KEEP)
     try:
         re.compile(config.blocks)
@@ -35,7 +33,6 @@ def validate(config):
             f"config.subspace.blocks is {config.blocks!r}; it must be '', 'layer' "
             "or a regular expression."
         ) from None
-    checks.at_least("config.subspace.threshold", config.threshold, 0)
     for name, plain in (("drift", 0.0), ("keep", "all")):
         if config[name] != plain and not kind.build(config).eigenpairs:
             raise ValueError(
@@ -118,14 +115,6 @@ def _lanczos(config):
     )
 
 
-def _krylov_filter(config):
-    return krylov_filter(
-        config.length,
-        calibrate_every=config.calibrate_every,
-        max_matvecs=config.max_matvecs or None,
-    )
-
-
 def _check_lanczos(config):
     checks.between("config.subspace.tol", config.tol, 0, 1)
     _check_bound("max_matvecs", config, 0)
@@ -201,7 +190,11 @@ _SOLVERS = {
         every_step="averages over steps",
     ),
     "krylov_filter": _Kind(
-        _krylov_filter,
+        lambda c: krylov_filter(
+            c.length,
+            calibrate_every=c.calibrate_every,
+            max_matvecs=c.max_matvecs or None,
+        ),
         _check_krylov_filter,
         lambda c, n: _solve_rows(c, c.rank + 1, n),
         every_step="knows nothing but the update that it is called with",

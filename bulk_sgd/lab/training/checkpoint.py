@@ -53,7 +53,7 @@ class Checkpoints:
         Args:
           position: grows along the run.
           state: the state.
-          story: what else it takes to go on, as JSON holds it.
+          story: what else a run needs to go on, as JSON holds it.
 
         Raises:
           OSError: if it cannot be written; earlier checkpoints stay.
@@ -65,7 +65,7 @@ class Checkpoints:
         self._save("fork", 0, state, {})
 
     def stories(self) -> dict[int, dict]:
-        """The story of each checkpoint that there is, by its position, ascending."""
+        """The story of each checkpoint by its position, ascending."""
         if not (self._folder / "states").is_dir():
             return {}
         manager = self._manager("states")
@@ -111,9 +111,9 @@ class Checkpoints:
             self._managers[kind] = ocp.CheckpointManager(
                 self._folder / kind,
                 options=ocp.CheckpointManagerOptions(
-                    create=False,  # what orbax does not do for one of several
+                    create=False,  # orbax does not do it for one of several processes
                     max_to_keep=None if self._read_only else self._keep or None,
-                    # A write that failed late would be noticed late.
+                    # Else a failed write would be noticed late.
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=not self._read_only,
                     multiprocessing_options=_alone(),
@@ -220,7 +220,7 @@ class _OtherRun(ValueError):
 
 
 def _alone():
-    """Options by which orbax takes process 0 for the only one."""
+    """Options that make orbax write from process 0 alone."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     return ocp.options.MultiprocessingOptions(

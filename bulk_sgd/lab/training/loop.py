@@ -62,7 +62,7 @@ class Stretch:
             return
         self.entry = Entry(record.RUNNING, int(self.state.step))
         if self.run:
-            self.run.update(self.name, self.entry)
+            self.run.update(self.name, **self.entry._asdict())
             self.run.write(self._measure(self.state))
         self._record()
 
@@ -109,7 +109,7 @@ class Stretch:
         if self.running and self.entry.last_step >= self.last_step:
             self.entry = self.entry._replace(status=record.COMPLETE)
         if self.run:
-            self.run.update(self.name, self.entry)
+            self.run.update(self.name, **self.entry._asdict())
 
 
 class Trainer:
@@ -143,11 +143,7 @@ class Trainer:
         }
 
     def time_plain_step(self) -> float:
-        """Runs all programs once, and times a step without curvature.
-
-        Returns:
-          Seconds per step, the median of three dispatches.
-        """
+        """Runs all programs once; seconds of a step without curvature, a median."""
         start, feed = self._experiment.start(), self._experiment.feed(0)
         wanted = self._experiment.config.eval_every
         seconds = []

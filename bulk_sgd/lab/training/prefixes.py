@@ -17,7 +17,7 @@ from bulk_sgd.lab.training.state import TrainState
 class PrefixStore:
     """A folder of prefixes by what they depend on, one `.npz` file each.
 
-    A file appears whole or not at all, so that jobs may share the folder.
+    Files appear whole or not at all, so several jobs may share the folder.
 
     Args:
       folder: made if missing.
@@ -46,7 +46,7 @@ class PrefixStore:
         partial.replace(self._path(experiment))
 
     def load(self, experiment: Experiment, blank: TrainState):
-        """The state, rows and entry of a prefix, or None where it was not trained.
+        """The state, rows and entry of a prefix, or None if it was not trained.
 
         Args:
           experiment: whose prefix.
@@ -80,5 +80,5 @@ def _arrays(path):
 
 
 def _lasting(experiment, state):
-    """What the prefix changes: plain training leaves the subspace as it began."""
+    """What the prefix changes; plain training leaves the projection as it began."""
     return state if experiment.ends_by_alignment else state._replace(projection=None)

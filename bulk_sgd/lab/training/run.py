@@ -64,6 +64,7 @@ class Run(contextlib.AbstractContextManager):
       experiment: what to run.
       workdir: a folder as `record.claim` leaves it. Where it has checkpoints the run
         goes on from the newest; else what is there is moved to `attempts/`.
+      plain_step_seconds: what a step without curvature takes.
 
     Attributes:
       record: what `run.json` holds; read only.
@@ -71,7 +72,7 @@ class Run(contextlib.AbstractContextManager):
       rows: the rows written so far, by stretch.
     """
 
-    def __init__(self, experiment: Experiment, workdir):
+    def __init__(self, experiment: Experiment, workdir, plain_step_seconds: float):
         self.experiment = experiment
         self.workdir = workdir
         config = experiment.config
@@ -89,6 +90,7 @@ class Run(contextlib.AbstractContextManager):
         else:
             distributed.on_first(lambda: record.archive(workdir))
             self.record = _fresh_record(experiment)
+        self.record["plain_step_seconds"] = plain_step_seconds
         self._writer = MetricWriter(workdir, config.tensorboard)
         self._save()
 
@@ -105,11 +107,11 @@ class Run(contextlib.AbstractContextManager):
         known = self._entry(name)
         return Entry(**{field: known[field] for field in Entry._fields})
 
-    def update(self, name: str, entry: Entry):
-        """Records how far a stretch has come; its start and its end are saved."""
+    def update(self, name: str, **facts):
+        """Adds to the entry of a stretch, and saves its start and its end."""
         known = self._entry(name)
-        changed = known["status"] != entry.status
-        known.update(entry._asdict())
+        changed = known["status"] != facts.get("status", known["status"])
+        known.update(facts)
         if changed:
             self._save()
 
@@ -130,15 +132,6 @@ class Run(contextlib.AbstractContextManager):
         self._save()
         if self._every:
             self._checkpoints.save_fork(state)
-
-    def time_plain_step(self, seconds: float):
-        """Records what a step without curvature takes."""
-        self.record["plain_step_seconds"] = seconds
-
-    def found_stable(self, name: str, stable: float | None, unstable: float | None):
-        """Records the largest stable rate of an arm and the smallest unstable one."""
-        rates = {"stable_rate": stable, "unstable_rate": unstable}
-        self._entry(name).update(rates)
 
     def checkpoint(self, name: str, state: TrainState):
         """Saves where a stretch stands, if the config asks for checkpoints."""

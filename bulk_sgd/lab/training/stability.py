@@ -93,7 +93,8 @@ def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
             loss = _train_loss(experiment, trial.state)
             searches[arm].answer(math.isfinite(loss) and loss <= bound)
     for arm, search in searches.items():
-        run.found_stable(arm.name, search.stable, search.unstable)
+        rates = {"stable_rate": search.stable, "unstable_rate": search.unstable}
+        run.update(arm.name, **rates)
 
 
 def _train_loss(experiment, state):

@@ -81,13 +81,11 @@ def train_together(
         progress = stack.enter_context(Progress(steps, shown))
         trainer = Trainer(experiments[0], progress, lanes)
         _check_memory(experiments, lanes, trainer, progress)
+        seconds = trainer.time_plain_step()
         runs = [
-            stack.enter_context(Run(experiment, workdir))
+            stack.enter_context(Run(experiment, workdir, seconds))
             for experiment, workdir in zip(experiments, workdirs)
         ]
-        seconds = trainer.time_plain_step()
-        for run in runs:
-            run.time_plain_step(seconds)
         forks = fork.train_prefixes(trainer, runs, prefixes)
         trainer.train([arm for run, state in forks for arm in fork.arms(run, state)])
         for run, state in forks:
