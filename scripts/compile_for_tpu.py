@@ -100,13 +100,13 @@ def compile_programs(config, devices):
     # The models ask for it, and would choose what is fast on this machine.
     with mock.patch.object(jax, "default_backend", return_value="tpu"):
         made = Experiment(config, devices=devices)
-        print(memory_forecast.of_arrays(made), flush=True)
+        arrays = memory_forecast.of_arrays(made)
+        print(arrays, flush=True)
         arguments = made.state, made.task, made.feed_shape(), 1, made.scalars()
         compiled = {
             name: made.programs.compiled(*arguments, projected=projected)
             for name, projected in (("plain", False), ("with the solver", True))
         }
-    arrays = memory_forecast.of_arrays(made)
     return memory_forecast.of_program(arrays, compiled["with the solver"]), compiled
 
 
