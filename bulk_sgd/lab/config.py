@@ -9,8 +9,7 @@ def default() -> ConfigDict:
     """A config with every field, locked against unknown ones.
 
     Returns:
-      The config of a short run on the embedded MNIST subset; experiments change what
-      they are about.
+      The config of a short run on the embedded MNIST subset, for experiments to change.
 
     Example:
       >>> import bulk_sgd.lab.config
@@ -26,8 +25,8 @@ def default() -> ConfigDict:
 
     config.data = ConfigDict()
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
-    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), "tokens:PATH"
-    # (the same as token ids in an .npy), "random" (tokens to measure with), or a path
+    # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
+    # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
     # to an .npz with x_train, y_train, x_test, y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
@@ -39,22 +38,21 @@ def default() -> ConfigDict:
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
     # Whether mini-batches are read while training, for training sets that do not fit on
-    # the devices. What needs all of it, loss, gradient and sharpness of training, is
-    # then that of a fixed seeded subset, subspace.subset_size examples.
+    # the devices. Training loss, gradient and sharpness are then measured on a fixed
+    # seeded subset of subspace.subset_size examples.
     config.data.streaming = False
-    # tsv, text and tokens: the test file; "" with running text or tokens tests on the
-    # last tenth of it.
+    # tsv, text and tokens: the test file; "" tests on the last tenth of running text.
     config.data.test_path = ""
-    # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
-    # as many as the longest in training has.
+    # Text: tokens per example: bytes of running text, words of sentences; 0 takes the
+    # length of the longest training sentence.
     config.data.length = 0
-    # Running text and tokens: embeddings of the network, at least as many as there are
-    # tokens; 0 takes 256 for bytes, and one more than the largest id.
+    # Running text and tokens: number of embeddings, above every id; 0 takes 256 for
+    # bytes, and one more than the largest id.
     config.data.vocab_size = 0
 
     config.model = ConfigDict()
-    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output) or
-    # "decoder" (one of every position, which sees those before it).
+    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output per
+    # example) or "decoder" (one per position, which sees only earlier ones).
     config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
@@ -68,41 +66,41 @@ def default() -> ConfigDict:
     config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
     # vit, transformer, decoder: one loop over stacked layers, for fast compilations.
     config.model.scan_layers = False
-    # vit, transformer, decoder: keep the activations of one layer only, to save memory.
+    # vit, transformer, decoder: keep the activations of only one layer, to save memory.
     config.model.remat = False
     config.model.tied = False  # decoder: outputs are products with the embeddings
-    config.model.patch = 7  # vit: side of a patch, must divide those of the images
+    config.model.patch = 7  # vit: side of a patch, must divide the image's
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
     config.loss = ConfigDict()
     config.loss.name = "mse"  # "mse" or "cross_entropy"
-    # mse over the classes of one example: "sum", "half_sum" or "mean". From "mean" to
-    # "sum" the effective learning rate grows by the number of classes.
+    # mse over the classes of one example: "sum", "half_sum" or "mean". "sum" multiplies
+    # the effective learning rate of "mean" by the number of classes.
     config.loss.reduction = "sum"
 
     config.batch_size = 50
-    config.num_steps = 1000  # steps in all, of which the prefix takes the first
+    config.num_steps = 1000  # steps in all; the prefix takes the first ones
     config.optimizer = ConfigDict()
-    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", whose diagonal is that of the
-    # Hessian of the batch.
+    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", with the diagonal of the batch
+    # Hessian.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.momentum = 0.0  # sgd, sam, muon
     config.optimizer.nesterov = False  # sgd, sam, muon
-    config.optimizer.rho = 0.05  # sam: length of the step of ascent
-    # adam, adamw, sophia (0.965 and 0.99 in its paper), and muon for what is no matrix
+    config.optimizer.rho = 0.05  # sam: length of the ascent step
+    # adam, adamw, sophia (0.965, 0.99 in its paper), muon for all but matrices
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8  # adam, adamw, sophia, muon
     config.optimizer.gamma = 0.01  # sophia: times the diagonal
     config.optimizer.diagonal_every = 10  # sophia: steps between its estimates
-    # All but adam: every step adds -rate * weight_decay * parameters to the update. It
-    # is projected with a projection of the "update", not with one of the "gradient".
+    # All but adam: every step adds -rate * weight_decay * parameters to the update. A
+    # projection of the "update" includes it, one of the "gradient" does not.
     config.optimizer.weight_decay = 0.0
-    # What multiplies the learning rate after the warm-up, over which it rises linearly
-    # from 0: "constant"; "linear" or "cosine", at final_scale from step decay_steps
-    # on; "step", which multiplies by `decay` at each of the boundaries.
+    # The rate rises linearly from 0 over the warm-up and is then multiplied by a
+    # schedule: "constant"; "linear" or "cosine", which reach final_scale at step
+    # decay_steps; "step", which multiplies by `decay` at each of the boundaries.
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config.optimizer.decay_steps = 0
@@ -128,16 +126,15 @@ def default() -> ConfigDict:
     config.subspace.subset_size = 1000
     # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
     # previous basis; "streaming" averages the curvature of mini-batches over steps, one
-    # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
-    # alignment below), and is meant for data = "batch". With "full" or "subset" it
-    # follows as well, and its product costs so many images. "krylov_filter" takes a few
-    # steps of Lanczos from every update, for that one alone. "update_pca" and
-    # "streaming_pca" take the principal components of updates and no product. These
-    # three need every step, too.
+    # product per step; it is meant for data = "batch", and with "full" or "subset" its
+    # product costs so many images. "krylov_filter" takes a few steps of Lanczos from
+    # every update, for that update alone. "update_pca" and "streaming_pca" take the
+    # principal components of updates, and no product. The last four need every step:
+    # refresh_every = 1, and with an alignment below measure_every = 1.
     config.subspace.solver = "lanczos"
-    # lanczos, but not where power and krylov_filter call it: residuals relative to λ_1
+    # lanczos (not inside of power and krylov_filter): residuals relative to λ_1
     config.subspace.tol = 1e-3
-    # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
+    # lanczos (also inside of power and krylov_filter): per solve; 0: 10 rank + 50
     config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
@@ -148,22 +145,22 @@ def default() -> ConfigDict:
     config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
     config.subspace.window = 50  # update_pca: number of updates
     config.subspace.update_gain = 0.01  # streaming_pca: weight of a new update
-    # Not "": the rank is split evenly over blocks of parameters, each solved by
-    # itself: "layer", or a regular expression that finds a block's name in a path.
+    # Splits the rank evenly over blocks of parameters, each solved by itself: "layer",
+    # or a regular expression that finds a block's name in a path; "": one block.
     config.subspace.blocks = ""
     # Above 0: the solver is called only when a probe says that the basis misses more
-    # than this share of an update; one matvec every so many refreshes.
+    # than this share of an update. A probe takes one matvec every so many refreshes.
     config.subspace.drift = 0.0
     config.subspace.probe_every = 4
-    # Of the `rank` eigenvectors "all" are in the subspace, or those before the largest
-    # "gap", of an "eigenvalue" above the threshold, or of a "rate" above it: the
-    # eigenvalue times the learning rate of the step.
+    # Which of the `rank` eigenvectors are in the subspace: "all"; the ones before the
+    # largest "gap"; or the ones whose "eigenvalue", or whose "rate", the eigenvalue
+    # times the learning rate of the step, is above the threshold.
     config.subspace.keep = "all"
     config.subspace.threshold = 1.0
 
-    # The prefix is plain training with the optimizer above. It ends, and the arms
-    # fork, after the first step whose average alignment exceeds `alignment`, at the
-    # latest after `step` steps.
+    # The prefix is plain training with the optimizer above. It ends, and the arms fork
+    # from it, after the first step whose average alignment exceeds `alignment`, and at
+    # the latest after `step` steps.
     config.switch = ConfigDict()
     config.switch.step = 500
     config.switch.alignment = 0.0  # threshold for the average of χ_k; 0: step alone
@@ -174,24 +171,23 @@ def default() -> ConfigDict:
     # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
-    # Energies of H, G and F in the subspace and the bulk, and batch sharpness, see
-    # `bulk_sgd.lab.training.measures`; the overlap of the subspace with one by Lanczos.
+    # Energies of H, G and F in the subspace and the bulk, batch sharpness, and the
+    # overlap of the subspace with one by Lanczos: `bulk_sgd.lab.training.measures`.
     config.measures = ConfigDict()
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
-    # Steps, likewise, between rows with λ_1 of the whole training loss at that very
-    # point, about eight matvecs; the last row of an arm always has it.
+    # Likewise, for λ_1 of the whole training loss at that point, about eight matvecs;
+    # the last row of an arm always has it.
     config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
 
-    # From the fork, each arm is trained at other learning rates, halving the interval
-    # between stable and unstable ones on a log scale; needs a constant schedule.
+    # Bisects, on a log scale, for the largest learning rate at which each arm is stable
+    # from the fork on; needs a constant schedule.
     config.stability = ConfigDict()
     config.stability.rounds = 0  # of the bisection; 0: none
     config.stability.low = 0.1  # times optimizer.learning_rate, the interval to search
     config.stability.high = 100.0
     config.stability.num_steps = 200
-    # Stable: at the end the training loss is finite and at most so many times that at
-    # the fork.
+    # Stable: the final training loss is at most so many times the one at the fork.
     config.stability.loss_factor = 2.0
 
     # States from which the same command goes on, see `lab.training.checkpoint`.
@@ -200,12 +196,12 @@ def default() -> ConfigDict:
     config.checkpoint.keep = 2  # the newest ones; 0: all
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
-    # Full-data losses, gradients and curvature go through the data in pieces of this
-    # many examples; 0 takes them at once (faster, more memory).
+    # Full-data losses, gradients and products go through the data in pieces of so many
+    # examples; 0 takes them at once (faster, more memory).
     config.microbatch_size = 0
 
     # The devices, as a mesh of data x fsdp; 0 takes all that the other one leaves.
-    # Examples are split over both, parameters and basis over `fsdp` alone.
+    # Examples are split over both axes, parameters and basis over `fsdp` alone.
     config.sharding = ConfigDict()
     config.sharding.data = 0
     config.sharding.fsdp = 1

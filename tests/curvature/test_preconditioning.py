@@ -263,7 +263,7 @@ def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
     [
         ({}, r"name 'sgd', not 'adam' or 'adamw', .*: SGD has none"),
         ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
-        ({"name": "muon"}, "name 'muon', .*: that of Muon is no diagonal"),
+        ({"name": "muon"}, "name 'muon', .*: Muon's is no diagonal"),
         ({"name": "sam"}, "name 'sam', .*: SAM has none"),
         ({"name": "adam", "projection": "gradient"}, "projection 'gradient': Adam's p"),
     ],

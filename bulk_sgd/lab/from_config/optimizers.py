@@ -90,7 +90,7 @@ _OPTIMIZERS = {
         "SAM has none",
         lambda loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
     ),
-    "muon": _Kind(_muon, "that of Muon is no diagonal matrix"),
+    "muon": _Kind(_muon, "Muon's is no diagonal matrix"),
     "sophia": _Kind(
         _sophia,
         "Sophia clips its steps, so that most coordinates do not follow theirs",

@@ -192,7 +192,7 @@ class Checkpoints:
         return TrainState(*saved), story
 
     def _check(self, earlier, num_params):
-        """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
+        """Raises `_OtherRun` unless a checkpoint belongs to this run."""
         changed = record.changes(earlier["config"], self._config)
         if changed:
             what = f"of another config, which differs in {', '.join(changed)}"

@@ -92,7 +92,7 @@ def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
       10
     """
     state, task, space = experiment.state, experiment.task, experiment.config.subspace
-    # The curvature of the training set is that of the very same arrays.
+    # Curvature of the training set needs no arrays of its own.
     own = None if task.curvature is task.train else task.curvature
     own_lanes = lanes if space.data == "subset" else 1
     rows = solvers.num_rows(space, basis.size(state.params))

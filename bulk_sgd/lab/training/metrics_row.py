@@ -17,7 +17,7 @@ def measure(
     entry: Entry,
     trace: Trace | None = None,
 ) -> dict:
-    """Measures a state; the fields are those of `metrics.jsonl`.
+    """Measures a state, with the fields of `metrics.jsonl`.
 
     Args:
       experiment: what is trained.

@@ -91,7 +91,7 @@ class Task:
     Attributes:
       train: objective of the full training set, or of the part on the devices.
       test: objective of the test set.
-      curvature: objective whose curvature counts; None for that of the batch.
+      curvature: objective whose curvature counts; None for the batch's.
       num_train: examples of the training set; by default `train` is all of it.
     """
 

@@ -17,10 +17,10 @@ def train_and_evaluate(config, workdir) -> dict:
 
     The prefix is plain training. At the switch the run forks into the arms of the
     config, which all start from the same parameters, optimizer state and subspace and
-    see the same batches. An arm whose loss is not finite ends as diverged, and the
-    others go on. A workdir with a finished run of the same config is left as it is; an
-    unfinished one goes on from its newest checkpoint, bit for bit as if it had never
-    stopped, or, without one, starts again, and what it left is moved to `attempts/`.
+    see the same batches. An arm whose loss is not finite ends as diverged; the others
+    go on. A finished run of the same config is left as it is. An unfinished one goes on
+    from its newest checkpoint, bit for bit as if it had never stopped; without one it
+    starts again, and what it left is moved to `attempts/`.
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.lab.config.default()`.
@@ -69,7 +69,7 @@ def train_together(
       experiments: with equal `experiment.program_of` of their configs.
       workdirs: an empty folder for each, see `record.claim`.
       lanes: how many prefixes or arms train in lockstep under `vmap`. With 1 each
-        result is that of a run by itself, bit for bit.
+        run ends bit for bit as it would by itself.
       prefixes: where trained prefixes are kept for others that share them.
 
     Returns:
