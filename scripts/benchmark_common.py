@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 import bulk_sgd
 from bulk_sgd.curvature import operators
 from bulk_sgd.lab import config
-from bulk_sgd.lab.training import steps
 from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.state import Task, TrainState
+from bulk_sgd.lab.training.steps import Programs
 from bulk_sgd.linalg import basis
 
 RANK, TOL, BATCH = 10, 1e-3, 50
@@ -24,10 +25,10 @@ class Problem(NamedTuple):
     """A network in training: its config, programs, data, batches and state."""
 
     fields: ConfigDict
-    programs: steps.Programs
-    task: steps.Task
+    programs: Programs
+    task: Task
     indices: jax.Array
-    state: steps.TrainState
+    state: TrainState
 
     @property
     def train(self) -> bulk_sgd.Objective:
@@ -66,9 +67,9 @@ def trained(fields: ConfigDict) -> Problem:
     fields.eval_every, fields.switch.step = fields.num_steps, 0
     experiment = Experiment(fields)
     task, indices = experiment.task, experiment.indices(0)
-    programs = steps.Programs(fields)
+    programs = experiment.programs
     state, _ = programs.train(
-        programs.init(experiment.params), task, indices, fields.num_steps,
+        experiment.start(), task, indices, fields.num_steps,
         projected=False,
     )  # fmt: skip
     return Problem(fields, programs, task, indices, state)

@@ -5,12 +5,11 @@
     --config.batch_size=64 --config.data.num_train=4992 --config.data.num_test=992 \
     --config.subspace.subset_size=992
 
-Prints what one device holds, computes and sends, as the real compiler lays it out, and
-how long a step takes at best by the chip's published figures. A program reserves more
-than is alive in it at one time; the forecast is of the latter. A program is compiled
-from shapes alone: nothing is allocated. XLA counts the body of a loop once, so that
-"with the solver" is a step with one product; a step with m of them takes the plain one
-and m times the difference.
+Prints the memory forecast of the run, what one device holds, computes and sends, as the
+real compiler lays it out, and how long a step takes at best by the chip's published
+figures. Programs are compiled from shapes alone: nothing is allocated. XLA counts the
+body of a loop once, so that "with the solver" is a step with one product; a step with m
+products takes the plain one and m times the difference.
 """
 
 import math
@@ -95,36 +94,33 @@ def compile_programs(config, devices):
     """The forecast, and the compiled program, {"plain": …, "with the solver": …}."""
     import jax
 
-    from bulk_sgd.lab import config as config_lib
-    from bulk_sgd.lab.data import sources
-    from bulk_sgd.lab.devices.sharding import Layout, make_mesh
-    from bulk_sgd.lab.training import forecast, steps
+    from bulk_sgd.lab.training import memory_forecast
+    from bulk_sgd.lab.training.experiment import Experiment
 
-    config_lib.validate(config)
-    layout = Layout(make_mesh(config.sharding, devices))
-    dataset = sources.load(config.data)
-    counts = len(dataset.train_targets), len(dataset.test_targets)
-    layout.check(config, *counts, config_lib.num_subset(config))
-    programs = steps.Programs(config, layout)
-    compiled = {}
     # The models ask for it, and would choose what is fast on this machine.
     with mock.patch.object(jax, "default_backend", return_value="tpu"):
-        told = forecast.forecast(config, layout, dataset)
-        print(told, flush=True)
-        state, task, feed = forecast.abstract(config, layout, dataset)
-        for name, projected in (("plain", False), ("with the solver", True)):
-            lowered = programs.train.lower(
-                state, task, feed, 1, steps.Scalars(0.1), projected=projected
-            )
-            compiled[name] = lowered.compile()
-    return told, compiled
+        made = Experiment(config, devices=devices)
+        arrays = memory_forecast.of_arrays(made)
+        print(arrays, flush=True)
+        arguments = made.state, made.task, made.feed_shape(), 1, made.scalars()
+        compiled = {
+            name: made.programs.compiled(*arguments, projected=projected)
+            for name, projected in (("plain", False), ("with the solver", True))
+        }
+    return memory_forecast.of_program(arrays, compiled["with the solver"]), compiled
 
 
 def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     """Lines about one program, and the seconds that its roofline allows."""
     from collectives import KINDS, collectives
 
-    memory, in_use = compiled.memory_analysis(), _in_use(compiled)
+    memory = compiled.memory_analysis()
+    in_use = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     costs = compiled.cost_analysis()
     sent = collectives(compiled.as_text())
     lines = [
@@ -148,19 +144,9 @@ def describe(compiled, chip: Chip) -> tuple[list[str], float]:
         "links": sum(one.num_bytes for one in sent) / chip.link,
     }
     bound = max(seconds, key=seconds.get)
-    told = ", ".join(f"{name} {_si(value)}s" for name, value in seconds.items())
-    lines.append(f"at best      {_si(seconds[bound])}s, bound by {bound} ({told})")
+    parts = ", ".join(f"{name} {_si(value)}s" for name, value in seconds.items())
+    lines.append(f"at best      {_si(seconds[bound])}s, bound by {bound} ({parts})")
     return lines, seconds[bound]
-
-
-def _in_use(compiled) -> int:
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
 
 
 def _si(number: float) -> str:
@@ -187,7 +173,7 @@ def main(argv):
         chip, _ = topology_of(values.topology)
         devices = devices_of(values.topology)
         start = time.perf_counter()
-        told, compiled = compile_programs(values.config, devices)
+        forecast, compiled = compile_programs(values.config, devices)
         print(
             f"{values.config.name} on {len(devices)} x {devices[0].device_kind}, "
             f"compiled in {time.perf_counter() - start:.0f} s"
@@ -196,12 +182,7 @@ def main(argv):
         for name, program in compiled.items():
             lines, best[name] = describe(program, chip)
             print(f"\nOne step, {name}, on each device:", *lines, sep="\n  ")
-        whole = compiled["with the solver"]
-        alive = told.program / whole.memory_analysis().peak_memory_in_bytes
-        print(
-            f"\nThe forecast of this program is {alive:.0%} of what is alive in it at "
-            f"one time, {told.program / _in_use(whole):.0%} of what it reserves."
-        )
+        print(f"\nThe whole run, {forecast}.")
         product = max(0.0, best["with the solver"] - best["plain"])
         refresh = best["plain"] + values.matvecs * product
         print(

@@ -11,7 +11,7 @@ from optax import contrib
 
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.from_config import optimizers
-from bulk_sgd.lab.training import experiment, steps
+from bulk_sgd.lab.training.experiment import Experiment
 
 RATE, RANK, STEPS, SCALES, SEED = 0.05, 2, 12, (0.25, 1.5), 3
 # Adam at its default eps takes the sign of gradients that are rounding errors.
@@ -34,17 +34,16 @@ def make_config(data_file, **optimizer):
 
 def run(config):
     """What the programs of a config make of its first steps."""
-    made = experiment.Experiment(config)
-    programs = steps.Programs(config)
-    state, trace = programs.train(
-        made.start(programs),
+    made = Experiment(config)
+    state, trace = made.programs.train(
+        made.start(),
         made.task,
         made.indices(0),
         STEPS,
         made.scalars(made.arms[0]),
         projected=True,
     )
-    assert int(state.subspace.failed_refreshes) == 0
+    assert int(state.projection.failed_refreshes) == 0
     return made, state, trace
 
 

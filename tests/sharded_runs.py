@@ -21,8 +21,7 @@ import bulk_sgd
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.devices.sharding import Layout, make_mesh
-from bulk_sgd.lab.training import experiment as experiment_lib
-from bulk_sgd.lab.training import steps
+from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.layout import row_sharding
 from bulk_sgd.linalg.orthogonalization import orthogonalize, orthonormal
@@ -71,8 +70,8 @@ def training(mesh, microbatch_size=0, **space):
     """50 steps of Bulk-SGD in the training binary's own program."""
     config = config_of(mesh, microbatch_size)
     config.subspace.update(space)
-    experiment = experiment_lib.Experiment(config)
-    programs = steps.Programs(experiment.config)
+    experiment = Experiment(config)
+    programs = experiment.programs
     # The widest floats there are: models are born in float32 whatever is enabled.
     wide = lambda x: x.astype(jnp.result_type(float))
     state = programs.init(jax.tree.map(wide, experiment.params))
@@ -83,20 +82,20 @@ def training(mesh, microbatch_size=0, **space):
     facts = {
         "params": per_device(state.params),
         "momentum": per_device(state.inner),
-        "basis": per_device(state.subspace.subspace.eigenvectors),
+        "basis": per_device(state.projection.subspace.eigenvectors),
         "examples": per_device(experiment.task.train.inputs),
-        "solver state": per_device(state.subspace.solver_state),
+        "solver state": per_device(state.projection.solver_state),
         "argument_bytes": compiled.memory_analysis().argument_size_in_bytes,
     }
     state, trace = compiled(state, *arguments)
-    found = state.subspace.subspace
+    found = state.projection.subspace
     return facts | {
         "basis after": per_device(found.eigenvectors),
         "dtype": str(trace.batch_losses.dtype),
         "losses": trace.batch_losses.tolist(),
         "alignments": trace.alignments.tolist(),
         "eigenvalues": found.eigenvalues.tolist(),
-        "failed": int(state.subspace.failed_refreshes),
+        "failed": int(state.projection.failed_refreshes),
         "sent": sent(compiled),
     }
 

@@ -58,3 +58,9 @@ CELLS = grid.product(
 
 def quiet(_):
     """Takes lines of progress."""
+
+
+def compilations(caplog, name):
+    """How often a function has been compiled, as `jax.log_compiles` tells `caplog`."""
+    told = f"Finished XLA compilation of jit({name})"
+    return sum(told in entry.getMessage() for entry in caplog.records)

@@ -1,22 +1,15 @@
-"""The fields of an experiment, each once, with its default; and their checks."""
+"""The fields of an experiment, each with its meaning and its default."""
 
 from ml_collections import ConfigDict
 
-from bulk_sgd import checks
-from bulk_sgd.curvature import second_derivatives
-from bulk_sgd.curvature.hessian import CURVATURES
-from bulk_sgd.lab.devices import sharding
-from bulk_sgd.lab.from_config import arms, optimizers, solvers
-
-CURVATURE_DATA = ("full", "subset", "batch")
+from bulk_sgd.lab import validation
 
 
 def default() -> ConfigDict:
     """A config with every field, locked against unknown ones.
 
     Returns:
-      The config of a short run on the embedded MNIST subset; experiments change what
-      they are about.
+      The config of a short run on the embedded MNIST subset, for experiments to change.
 
     Example:
       >>> import bulk_sgd.lab.config
@@ -32,8 +25,8 @@ def default() -> ConfigDict:
 
     config.data = ConfigDict()
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
-    # "tsv:PATH" (sentences with labels), "text:PATH" (running text), "tokens:PATH"
-    # (the same as token ids in an .npy), "random" (tokens to measure with), or a path
+    # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
+    # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
     # to an .npz with x_train, y_train, x_test, y_test.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
@@ -45,22 +38,21 @@ def default() -> ConfigDict:
     # unit variance over the training set, per channel or feature) or "none" (text).
     config.data.normalization = "unit"
     # Whether mini-batches are read while training, for training sets that do not fit on
-    # the devices. What needs all of it, loss, gradient and sharpness of training, is
-    # then that of a fixed seeded subset, subspace.subset_size examples.
+    # the devices. Training loss, gradient and sharpness are then measured on a fixed
+    # seeded subset of subspace.subset_size examples.
     config.data.streaming = False
-    # tsv, text and tokens: the test file; "" with running text or tokens tests on the
-    # last tenth of it.
+    # tsv, text and tokens: the test file; "" tests on the last tenth of running text.
     config.data.test_path = ""
-    # Text: tokens per example, bytes of running text, words of sentences, where 0 takes
-    # as many as the longest in training has.
+    # Text: tokens per example: bytes of running text, words of sentences; 0 takes the
+    # length of the longest training sentence.
     config.data.length = 0
-    # Running text and tokens: embeddings of the network, at least as many as there are
-    # tokens; 0 takes 256 for bytes, and one more than the largest id.
+    # Running text and tokens: number of embeddings, above every id; 0 takes 256 for
+    # bytes, and one more than the largest id.
     config.data.vocab_size = 0
 
     config.model = ConfigDict()
-    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output) or
-    # "decoder" (one of every position, which sees those before it).
+    # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output per
+    # example) or "decoder" (one per position, which sees only earlier ones).
     config.model.name = "mlp"
     config.model.hidden = (200, 200)  # mlp: widths of the hidden layers
     config.model.channels = (32, 32)  # cnn: one 3x3 convolution and 2x2 pool each
@@ -74,41 +66,41 @@ def default() -> ConfigDict:
     config.model.num_heads = 8  # vit, transformer, decoder: must divide the width
     # vit, transformer, decoder: one loop over stacked layers, for fast compilations.
     config.model.scan_layers = False
-    # vit, transformer, decoder: keep the activations of one layer only, to save memory.
+    # vit, transformer, decoder: keep the activations of only one layer, to save memory.
     config.model.remat = False
     config.model.tied = False  # decoder: outputs are products with the embeddings
-    config.model.patch = 7  # vit: side of a patch, must divide those of the images
+    config.model.patch = 7  # vit: side of a patch, must divide the image's
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
     config.loss = ConfigDict()
     config.loss.name = "mse"  # "mse" or "cross_entropy"
-    # mse over the classes of one example: "sum", "half_sum" or "mean". From "mean" to
-    # "sum" the effective learning rate grows by the number of classes.
+    # mse over the classes of one example: "sum", "half_sum" or "mean". "sum" multiplies
+    # the effective learning rate of "mean" by the number of classes.
     config.loss.reduction = "sum"
 
     config.batch_size = 50
-    config.num_steps = 1000  # steps in all, of which the prefix takes the first
+    config.num_steps = 1000  # steps in all; the prefix takes the first ones
     config.optimizer = ConfigDict()
-    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", whose diagonal is that of the
-    # Hessian of the batch.
+    # "sgd", "adam", "adamw", "sam", "muon" or "sophia", with the diagonal of the batch
+    # Hessian.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.momentum = 0.0  # sgd, sam, muon
     config.optimizer.nesterov = False  # sgd, sam, muon
-    config.optimizer.rho = 0.05  # sam: length of the step of ascent
-    # adam, adamw, sophia (0.965 and 0.99 in its paper), and muon for what is no matrix
+    config.optimizer.rho = 0.05  # sam: length of the ascent step
+    # adam, adamw, sophia (0.965, 0.99 in its paper), muon for all but matrices
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8  # adam, adamw, sophia, muon
     config.optimizer.gamma = 0.01  # sophia: times the diagonal
     config.optimizer.diagonal_every = 10  # sophia: steps between its estimates
-    # All but adam: every step adds -rate * weight_decay * parameters to the update. It
-    # is projected with a projection of the "update", not with one of the "gradient".
+    # All but adam: every step adds -rate * weight_decay * parameters to the update. A
+    # projection of the "update" includes it, one of the "gradient" does not.
     config.optimizer.weight_decay = 0.0
-    # What multiplies the learning rate after the warm-up, over which it rises linearly
-    # from 0: "constant"; "linear" or "cosine", at final_scale from step decay_steps
-    # on; "step", which multiplies by `decay` at each of the boundaries.
+    # The rate rises linearly from 0 over the warm-up and is then multiplied by a
+    # schedule: "constant"; "linear" or "cosine", which reach final_scale at step
+    # decay_steps; "step", which multiplies by `decay` at each of the boundaries.
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config.optimizer.decay_steps = 0
@@ -134,16 +126,15 @@ def default() -> ConfigDict:
     config.subspace.subset_size = 1000
     # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
     # previous basis; "streaming" averages the curvature of mini-batches over steps, one
-    # product per step: it needs refresh_every = 1 (and measure_every = 1 with an
-    # alignment below), and is meant for data = "batch". With "full" or "subset" it
-    # follows as well, and its product costs so many images. "krylov_filter" takes a few
-    # steps of Lanczos from every update, for that one alone. "update_pca" and
-    # "streaming_pca" take the principal components of updates and no product. These
-    # three need every step, too.
+    # product per step; it is meant for data = "batch", and with "full" or "subset" its
+    # product costs so many images. "krylov_filter" takes a few steps of Lanczos from
+    # every update, for that update alone. "update_pca" and "streaming_pca" take the
+    # principal components of updates, and no product. The last four need every step:
+    # refresh_every = 1, and with an alignment below measure_every = 1.
     config.subspace.solver = "lanczos"
-    # lanczos, but not where power and krylov_filter call it: residuals relative to λ_1
+    # lanczos (not inside of power and krylov_filter): residuals relative to λ_1
     config.subspace.tol = 1e-3
-    # lanczos, also where power and krylov_filter call it: per solve; 0: 10 rank + 50
+    # lanczos (also inside of power and krylov_filter): per solve; 0: 10 rank + 50
     config.subspace.max_matvecs = 0
     config.subspace.max_basis = 0  # lanczos: vectors between restarts; 0: 2 rank + 10
     config.subspace.warm_start = True  # lanczos
@@ -154,22 +145,22 @@ def default() -> ConfigDict:
     config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
     config.subspace.window = 50  # update_pca: number of updates
     config.subspace.update_gain = 0.01  # streaming_pca: weight of a new update
-    # Not "": the rank is split evenly over blocks of parameters, each solved by
-    # itself: "layer", or a regular expression that finds a block's name in a path.
+    # Splits the rank evenly over blocks of parameters, each solved by itself: "layer",
+    # or a regular expression that finds a block's name in a path; "": one block.
     config.subspace.blocks = ""
     # Above 0: the solver is called only when a probe says that the basis misses more
-    # than this share of an update; one matvec every so many refreshes.
+    # than this share of an update. A probe takes one matvec every so many refreshes.
     config.subspace.drift = 0.0
     config.subspace.probe_every = 4
-    # Of the `rank` eigenvectors "all" are in the subspace, or those before the largest
-    # "gap", of an "eigenvalue" above the threshold, or of a "rate" above it: the
-    # eigenvalue times the learning rate of the step.
+    # Which of the `rank` eigenvectors are in the subspace: "all"; the ones before the
+    # largest "gap"; or the ones whose "eigenvalue", or whose "rate", the eigenvalue
+    # times the learning rate of the step, is above the threshold.
     config.subspace.keep = "all"
     config.subspace.threshold = 1.0
 
-    # The prefix is plain training with the optimizer above. It ends, and the arms
-    # fork, after the first step whose average alignment exceeds `alignment`, at the
-    # latest after `step` steps.
+    # The prefix is plain training with the optimizer above. It ends, and the arms fork
+    # from it, after the first step whose average alignment exceeds `alignment`, and at
+    # the latest after `step` steps.
     config.switch = ConfigDict()
     config.switch.step = 500
     config.switch.alignment = 0.0  # threshold for the average of χ_k; 0: step alone
@@ -180,24 +171,23 @@ def default() -> ConfigDict:
     # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
-    # Energies of H, G and F in the subspace and the bulk, and batch sharpness, see
-    # `bulk_sgd.lab.training.measures`; the overlap of the subspace with one by Lanczos.
+    # Energies of H, G and F in the subspace and the bulk, batch sharpness, and the
+    # overlap of the subspace with one by Lanczos: `bulk_sgd.lab.training.measures`.
     config.measures = ConfigDict()
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
-    # Steps, likewise, between rows with λ_1 of the whole training loss at that very
-    # point, about eight matvecs; the last row of an arm always has it.
+    # Likewise, for λ_1 of the whole training loss at that point, about eight matvecs;
+    # the last row of an arm always has it.
     config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
 
-    # From the fork, each arm is trained at other learning rates, halving the interval
-    # between stable and unstable ones on a log scale; needs a constant schedule.
+    # Bisects, on a log scale, for the largest learning rate at which each arm is stable
+    # from the fork on; needs a constant schedule.
     config.stability = ConfigDict()
     config.stability.rounds = 0  # of the bisection; 0: none
     config.stability.low = 0.1  # times optimizer.learning_rate, the interval to search
     config.stability.high = 100.0
     config.stability.num_steps = 200
-    # Stable: at the end the training loss is finite and at most so many times that at
-    # the fork.
+    # Stable: the final training loss is at most so many times the one at the fork.
     config.stability.loss_factor = 2.0
 
     # States from which the same command goes on, see `lab.training.checkpoint`.
@@ -206,17 +196,17 @@ def default() -> ConfigDict:
     config.checkpoint.keep = 2  # the newest ones; 0: all
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
-    # Full-data losses, gradients and curvature go through the data in pieces of this
-    # many examples; 0 takes them at once (faster, more memory).
+    # Full-data losses, gradients and products go through the data in pieces of so many
+    # examples; 0 takes them at once (faster, more memory).
     config.microbatch_size = 0
 
     # The devices, as a mesh of data x fsdp; 0 takes all that the other one leaves.
-    # Examples are split over both, parameters and basis over `fsdp` alone.
+    # Examples are split over both axes, parameters and basis over `fsdp` alone.
     config.sharding = ConfigDict()
     config.sharding.data = 0
     config.sharding.fsdp = 1
 
-    # Refuses a run whose forecast is more than the memory of a device.
+    # Refuses a run that does not fit the memory of a device, before its first step.
     config.check_memory = True
     config.tensorboard = True
     config.progress = True
@@ -237,127 +227,5 @@ def validate(config: ConfigDict):
             f"config is {config!r}; it must be a ConfigDict, such as "
             "bulk_sgd.lab.config.default()."
         )
-    _check_fields(config, default(), "config")
-    checks.integer("config.seed", config.seed, 0)
-    checks.integer("config.data.length", config.data.length, 0)
-    checks.integer("config.data.vocab_size", config.data.vocab_size, 0)
-    checks.integer("config.batch_size", config.batch_size, 1)
-    checks.integer("config.num_steps", config.num_steps, 1)
-    checks.integer("config.eval_every", config.eval_every, 1)
-    checks.integer("config.microbatch_size", config.microbatch_size, 0)
-    optimizers.validate(config.optimizer)
-    if config.model.scan_layers and config.optimizer.name == "muon":
-        raise ValueError(
-            "config.model.scan_layers is True; with config.optimizer.name 'muon' it "
-            "must be False, for Muon orthogonalises matrices, not stacks of them."
-        )
-    space = config.subspace
-    checks.integer("config.subspace.rank", space.rank, 1)
-    checks.one_of("config.subspace.curvature", space.curvature, CURVATURES)
-    if space.preconditioned:
-        optimizers.validate_preconditioned(config.optimizer)
-    checks.one_of("config.subspace.mode", space.mode, second_derivatives.MODES)
-    checks.integer("config.subspace.refresh_every", space.refresh_every, 1)
-    checks.one_of("config.subspace.data", space.data, CURVATURE_DATA)
-    if config.data.streaming and space.data == "full":
-        raise ValueError(
-            "config.subspace.data is 'full'; with config.data.streaming it must be "
-            "'subset' or 'batch', for the training set is not on the devices."
-        )
-    checks.integer("config.subspace.subset_size", space.subset_size, 1)
-    solvers.validate(space)
-    switch = config.switch
-    checks.integer(
-        "config.switch.step", switch.step, 0, config.num_steps, "config.num_steps"
-    )
-    checks.between("config.switch.alignment", switch.alignment, 0, 1)
-    checks.between("config.switch.decay", switch.decay, 0, 1, below=True)
-    checks.integer("config.switch.measure_every", switch.measure_every, 1)
-    intervals = {"subspace.refresh_every": space.refresh_every}
-    if switch.alignment > 0:
-        intervals["switch.measure_every"] = switch.measure_every
-    for name, interval in intervals.items():
-        if space.solver in solvers.EVERY_STEP and interval != 1:
-            raise ValueError(
-                f"config.{name} is {interval}; it must be 1 with "
-                f"config.subspace.solver = {space.solver!r}, which "
-                f"{solvers.EVERY_STEP[space.solver]}."
-            )
-    arms.parse_all(config.arms)
-    sharding.validate(config.sharding)
-    _validate_measures(config)
-
-
-def num_subset(config) -> int:
-    """Number of training examples that curvature is of, 0 if that is of no subset.
-
-    With streamed data losses are those of it too.
-    """
-    needed = config.data.streaming or config.subspace.data == "subset"
-    return config.subspace.subset_size if needed else 0
-
-
-def _validate_measures(config):
-    for name in ("every", "sharpness_every"):
-        every = config.measures[name]
-        checks.integer(f"config.measures.{name}", every, 0)
-        if every % config.eval_every:
-            raise ValueError(
-                f"config.measures.{name} is {every}; it must be a multiple of "
-                f"config.eval_every, {config.eval_every}, or 0."
-            )
-    checks.integer("config.measures.num_probes", config.measures.num_probes, 2)
-    required = {"curvature": "hessian", "preconditioned": False}
-    for name, needed in required.items():
-        value = config.subspace[name]
-        if config.measures.every and value != needed:
-            raise ValueError(
-                f"config.subspace.{name} is {value!r}; where config.measures.every is "
-                f"not 0 it must be {needed!r}, for the energies are measured in the "
-                "subspace of the Hessian."
-            )
-    checks.integer("config.checkpoint.every", config.checkpoint.every, 0)
-    checks.integer("config.checkpoint.keep", config.checkpoint.keep, 0)
-    if config.measures.every and config.subspace.data == "subset":
-        why = "config.measures.every compares halves of the subset"
-        size = config.subspace.subset_size
-        checks.integer("config.subspace.subset_size", size, 2, why=why)
-    stability = config.stability
-    checks.integer("config.stability.rounds", stability.rounds, 0)
-    if stability.rounds and config.optimizer.schedule != "constant":
-        raise ValueError(
-            f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
-            "config.stability.rounds is not 0 it must be 'constant', for a rate that "
-            "changes after the fork is not one rate that is stable or not."
-        )
-    checks.integer("config.stability.num_steps", stability.num_steps, 1)
-    checks.at_least("config.stability.low", stability.low, 1e-9)
-    checks.at_least("config.stability.high", stability.high, stability.low)
-    checks.at_least("config.stability.loss_factor", stability.loss_factor, 1)
-
-
-def _check_fields(config, reference, path):
-    """Raises on fields that are unknown, missing, or of another type."""
-    for name in config:
-        if name not in reference:
-            known = ", ".join(sorted(reference))
-            raise ValueError(
-                f"{path}.{name} is not a field of the config; known here: {known}."
-            )
-    for name, value in reference.items():
-        field = f"{path}.{name}"
-        if name not in config:
-            raise ValueError(f"{field} is missing; its default is {value!r}.")
-        if isinstance(value, ConfigDict):
-            if not isinstance(config[name], ConfigDict):
-                raise ValueError(
-                    f"{field} is {config[name]!r}; it must be a group of fields."
-                )
-            _check_fields(config[name], value, field)
-            continue
-        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(value))
-        if not isinstance(config[name], kinds or type(value)):
-            raise ValueError(
-                f"{field} is {config[name]!r}; it must be of type "
-                f"{type(value).__name__}, as its default {value!r}."
-            )
+    validation.check_fields(config, default())
+    validation.check_values(config)

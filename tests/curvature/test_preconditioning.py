@@ -37,7 +37,6 @@ from optimizer_runs import (
 import bulk_sgd
 from bulk_sgd.curvature.operators import linearize
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab.training import steps
 
 MATRIX = symmetric([9.0, 5.0, 2.0, 1.0, 0.5], seed=1)
 P = np.array([4.0, 0.25, 1.0, 100.0, 0.01])
@@ -229,7 +228,7 @@ def ran(data_file):
     root = jax.tree.map(
         lambda v: jnp.sqrt(power[1] * (jnp.sqrt(v / power[0]) + 1e-3)), scale
     )
-    return made, steps.Programs(config), state, root
+    return made, made.programs, state, root
 
 
 def test_alignment_of_the_gradient_is_measured_in_the_same_coordinates(ran):
@@ -238,7 +237,7 @@ def test_alignment_of_the_gradient_is_measured_in_the_same_coordinates(ran):
     gradient = jax.tree.map(jnp.divide, jax.grad(made.task.train)(state.params), root)
     vectors = (
         ravel_pytree(gradient)[0],
-        jax.vmap(lambda v: ravel_pytree(v)[0])(state.subspace.subspace.eigenvectors),
+        jax.vmap(lambda v: ravel_pytree(v)[0])(state.projection.subspace.eigenvectors),
     )
     expected = np.linalg.norm(vectors[1] @ vectors[0]) / np.linalg.norm(vectors[0])
     assert float(found.alignment_gradient) == pytest.approx(expected, rel=1e-4)
@@ -256,7 +255,7 @@ def test_sharpness_is_that_of_the_dense_preconditioned_hessian(ran):
 
 def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
     made, programs, _, _ = ran
-    assert np.isnan(programs.sharpness(made.start(programs), made.task))
+    assert np.isnan(programs.sharpness(made.start(), made.task))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +263,7 @@ def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
     [
         ({}, r"name 'sgd', not 'adam' or 'adamw', .*: SGD has none"),
         ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
-        ({"name": "muon"}, "name 'muon', .*: that of Muon is no diagonal"),
+        ({"name": "muon"}, "name 'muon', .*: Muon's is no diagonal"),
         ({"name": "sam"}, "name 'sam', .*: SAM has none"),
         ({"name": "adam", "projection": "gradient"}, "projection 'gradient': Adam's p"),
     ],

@@ -144,7 +144,7 @@ def test_both_bases_are_laid_out_as_such():
     programs = steps.Programs(fields, layout)
     state = jax.eval_shape(programs.init, jnp.zeros((4, 8)))
     parts = layout.state(state).subspace
-    rows = layout.basis(state.subspace.subspace.eigenvectors)
+    rows = layout.basis(state.projection.subspace.eigenvectors)
     assert rows.spec != layout.replicated.spec
     assert parts.subspace.eigenvectors == rows
     assert parts.solver_state.all_rows.rows == rows

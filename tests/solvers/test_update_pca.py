@@ -8,7 +8,7 @@ import pytest
 
 import bulk_sgd
 from bulk_sgd.lab.devices.sharding import Layout
-from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.solvers import subspace
 
 SIZE, RANK = 20, 3

@@ -15,7 +15,6 @@ from bulk_sgd.lab.files import record
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.run import PREFIX
-from bulk_sgd.lab.training.steps import Programs
 from bulk_sgd.linalg import basis
 
 FORK = "fork"
@@ -72,7 +71,6 @@ class RunPoints:
             checks.one_of("arm", arm, self.record["arms"])
         config = _config(self.record["config"])
         self._experiment = Experiment(config)
-        self._programs = Programs(config)
         self._checkpoints = Checkpoints(workdir, read_only=True)
         task = self._experiment.task
         self.objective = task.curvature or task.train
@@ -132,7 +130,7 @@ class RunPoints:
         return sorted(chosen, key=lambda saved: (order.index(saved.path), saved.step))
 
     def _load(self, saved):
-        blank = self._programs.init(self._experiment.params)
+        blank = self._experiment.start()
         if saved.position is None:
             return self._checkpoints.load_fork(blank)
         found = self._checkpoints.load(blank, saved.position)
@@ -141,10 +139,10 @@ class RunPoints:
     def _update(self, state):
         """What the inner optimizer makes of the next batch, before any projection."""
         before = state.params
-        state, _ = self._programs.train(
+        state, _ = self._experiment.programs.train(
             jax.tree.map(jnp.copy, state),  # the program takes its buffers
             self._experiment.task,
-            jax.tree.map(jnp.asarray, self._experiment.feed(int(state.step))),
+            self._experiment.feed(int(state.step)),
             1,
             # An alignment that has ended the prefix would end this step as well.
             self._experiment.scalars()._replace(threshold=jnp.inf),

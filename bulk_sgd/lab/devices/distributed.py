@@ -1,8 +1,7 @@
 """Several processes as one job: how they start, agree, and end together.
 
-All processes run the same program on the same config and compute all of it; process 0
-alone reads and writes the workdir, which the others need not see. What connects them is
-JAX's own runtime.
+All processes run the same program on the same config, connected by JAX's own runtime.
+Process 0 alone reads and writes the workdir, so the others need not see it.
 """
 
 import contextlib
@@ -24,28 +23,30 @@ _ADDRESS, _COUNT, _INDEX = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
-_UNDETECTED = "coordinator_address should be defined"  # what JAX says then
+# JAX has no public way to ask whether it detects a job, nor an error of its own for it:
+# it says this. A test starts JAX without a job and reads it.
+_UNDETECTED = "coordinator_address should be defined"
 
 
 def initialize(mode: str):
-    """Joins the other processes of the job; called before anything that uses devices.
+    """Joins the other processes of the job, before anything uses the devices.
 
     JAX detects Cloud TPU, GKE, Slurm, Open MPI and Kubernetes. Elsewhere
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID say the same.
 
     Args:
-      mode: "on" (a job that is not detected is an error), "auto" (it is then a lone
-        process) or "off" (a lone process).
+      mode: "on" (there must be a job), "auto" (without one the process runs alone) or
+        "off" (it runs alone).
 
     Raises:
-      ValueError: if the mode is unknown, the variables are not all set or wrong, or,
-        with "on", there is no job.
+      ValueError: if the mode is unknown, some variables are missing or wrong, or, with
+        "on", there is no job.
     """
     checks.one_of("distributed", mode, MODES)
     if mode == "off":
         return
-    # Its handler would swallow SIGTERM for a protocol that nobody here polls.
+    # Its handler would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**_from_environment())
@@ -64,10 +65,10 @@ def initialize(mode: str):
 
 @contextlib.contextmanager
 def job(mode: str):
-    """The length of a job, whose processes end together.
+    """Runs the body as part of a job, whose processes end together.
 
-    One that fails would leave the others waiting for it, and itself, on its way out,
-    for them: it ends on the spot, and the runtime of the others notices.
+    A process that fails ends on the spot, and the runtime of the others notices. On an
+    orderly way out it would wait for them, and they for it.
     """
     initialize(mode)
     try:
@@ -84,13 +85,13 @@ def is_first() -> bool:
 
 
 def on_first(fn):
-    """`fn()` as process 0 evaluates it, on all processes.
+    """Calls `fn` on process 0 and returns its result on all processes.
 
     Args:
-      fn: returns what JSON can hold; called on process 0 alone.
+      fn: returns what JSON can hold.
 
     Raises:
-      ValueError: on all processes, where `fn` raises it, or an OSError, on the first.
+      ValueError: on all processes, if `fn` raises it or an OSError.
 
     Example:
       >>> from bulk_sgd.lab.devices import distributed
@@ -99,28 +100,28 @@ def on_first(fn):
     """
     if jax.process_count() == 1:
         return fn()
-    told = b""
+    text = b""
     if is_first():
         try:
-            told = json.dumps({"value": fn()}).encode()
+            text = json.dumps({"value": fn()}).encode()
         except (ValueError, OSError) as error:
-            told = json.dumps({"error": str(error)}).encode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(told))))
-    padded = np.frombuffer(told.ljust(length, b" ")[:length], np.uint8)
-    told = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
-    if "error" in told:
-        raise ValueError(told["error"])
-    return told["value"]
+            text = json.dumps({"error": str(error)}).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.frombuffer(text.ljust(length, b" ")[:length], np.uint8)
+    answer = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["value"]
 
 
 def check_agreement(plain_config: dict):
-    """Raises ValueError, on all processes, unless all have the same config.
+    """Raises ValueError on all processes unless all have the same config.
 
-    JAX takes for granted that all pass the same values to a program: without this a
-    differing seed would train a mixture of two runs.
+    JAX trusts them to pass the same values to a program: with two seeds they would
+    train a mixture of two runs.
 
     Args:
-      plain_config: as from `record.plain`, the seed included.
+      plain_config: as from `record.plain`.
     """
     if jax.process_count() == 1:
         return
@@ -143,9 +144,9 @@ def claim(workdir, plain_config: dict) -> dict | None:
     """`record.claim` by process 0, with its answer on all processes.
 
     Raises:
-      ValueError: on all processes, as `record.claim`, or if the folder of that name on
-        another host holds more of a run than that on the host of process 0: the
-        processes have changed places, and the run would start again in silence.
+      ValueError: on all processes, as `record.claim`, or if the folder on another host
+        holds more of a run than on the host of process 0. Then the processes have
+        changed places, and the run would silently start again.
     """
     if jax.process_count() > 1:
         rows = multihost_utils.process_allgather(np.int32(metrics.count(workdir)))
@@ -171,7 +172,7 @@ def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
     """Host arrays as process 0 reads them, laid out over the devices of all.
 
     Args:
-      fn: returns arrays; called on process 0 alone, so that no other needs the files.
+      fn: returns arrays; called on process 0 alone, so only it needs the files.
       like: arrays of the same shapes, with the layouts that are wanted.
     """
     if is_first():

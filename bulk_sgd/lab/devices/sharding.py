@@ -1,9 +1,9 @@
 """Where the arrays of a run live: a mesh of devices, and a layout for every array.
 
-The mesh has two axes. Examples are split over both; parameters, and with them the
-optimizer state and the basis, are whole on every device along `data` and split along
-`fsdp`. That is all: programs are written for one device, and XLA derives from the
-layouts which gradients and products are summed, and what is gathered.
+The mesh has two axes. Examples are split over both. Parameters, optimizer state and
+basis are whole on every device along `data` and split along `fsdp`. Programs are
+written for one device; from the layouts XLA derives which gradients and products are
+summed, and what is gathered.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ DATA, FSDP = "data", "fsdp"
 
 
 def validate(config):
-    """Raises ValueError on a field of `config.sharding` that is out of its range."""
+    """Raises ValueError on a field of `config.sharding` out of its range."""
     checks.integer("config.sharding.data", config.data, 0)
     checks.integer("config.sharding.fsdp", config.fsdp, 0)
     if config.data == config.fsdp == 0:
         raise ValueError(
-            "config.sharding.data and config.sharding.fsdp are both 0; one of them at "
-            "most can take the devices that the other leaves."
+            "config.sharding.data and config.sharding.fsdp are both 0; at most one of "
+            "them can take the devices that the other leaves."
         )
 
 
@@ -37,7 +37,7 @@ def make_mesh(config, devices=None) -> Mesh:
     Args:
       config: has `data` and `fsdp`, the sizes of the two axes; 0 takes all devices
         that the other one leaves.
-      devices: those to choose from, by default all of all processes.
+      devices: the devices to choose from, by default all devices of all processes.
 
     Returns:
       A mesh with the axes ("data", "fsdp") of the first devices.
@@ -94,8 +94,8 @@ def _describe(config):
 class Layout:
     """The layout of every array of a run on one mesh.
 
-    Each method that takes a tree looks at shapes alone, so that it serves arrays,
-    tracers and `jax.ShapeDtypeStruct`s, and returns a tree of `NamedSharding`s.
+    Methods that take a tree look at shapes alone, so they serve arrays, tracers and
+    `jax.ShapeDtypeStruct`s. They return a tree of `NamedSharding`s.
 
     Attributes:
       mesh: with the axes "data" and "fsdp", as `make_mesh` makes it.
@@ -116,9 +116,9 @@ class Layout:
     mesh: Mesh
 
     @classmethod
-    def of(cls, config) -> "Layout":
-        """The layout that a config of an experiment asks for; raises as `make_mesh`."""
-        return cls(make_mesh(config.sharding))
+    def of(cls, config, devices=None) -> "Layout":
+        """The layout that a config of an experiment asks for, by `make_mesh`."""
+        return cls(make_mesh(config.sharding, devices))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -141,7 +141,7 @@ class Layout:
         return self.mesh.size if self.mesh.shape[FSDP] == 1 else 1
 
     def parameters(self, tree):
-        """Largest axis that `fsdp` divides over `fsdp`; where there is none, whole."""
+        """Splits the largest axis that `fsdp` divides; a leaf without one is whole."""
         return jax.tree.map(self._parameter, tree)
 
     def basis(self, tree):
@@ -150,7 +150,7 @@ class Layout:
         return row_sharding(self.parameters(rows))
 
     def state(self, state):
-        """That of a `steps.TrainState`: sharded are parameters, moments and basis."""
+        """The layout of a `TrainState`: parameters, moments and bases are split."""
 
         def place(part):  # a solver may keep vectors of its own
             layout = jax.tree.map(lambda _: self.replicated, part)
@@ -176,10 +176,10 @@ class Layout:
         """Host rows with the leading axis split over the devices of all processes.
 
         Args:
-          array: the same on all processes; indexed once, with the numbers of the rows
-            that the devices of this process hold. It has `shape`, as numpy arrays and
-            `data.rows.LazyRows` do.
-          order: int `(n,)`, the rows that are wanted; by default all of them in order.
+          array: the same on all processes, a numpy array or `data.rows.LazyRows`. It
+            is indexed once, with the numbers of the rows that the devices of this
+            process hold.
+          order: int `(n,)`, which rows to put; by default all of them in order.
 
         Returns:
           A `jax.Array` `(n, *array.shape[1:])` with the sharding `examples`.
@@ -195,6 +195,13 @@ class Layout:
             return rows[slice(*np.searchsorted(held, (start, stop)))]
 
         return jax.make_array_from_callback(shape, self.examples, part)
+
+    def shape_examples(self, array, order=None):
+        """The `ShapeDtypeStruct` of what `put_examples` returns."""
+        length = array.shape[0] if order is None else len(order)
+        return jax.ShapeDtypeStruct(
+            (length, *array.shape[1:]), array.dtype, sharding=self.examples
+        )
 
     def put_batches(self, batches):
         """Host arrays `(n, batch_size, ...)` with the examples of each step split."""
@@ -231,7 +238,7 @@ class Layout:
         return static[0], params
 
     def born(self, build):
-        """The result of `build` with its parameters nowhere whole, not even at first.
+        """The result of `build`, its parameters born in their layout, nowhere whole.
 
         Args:
           build: as in `abstract`; called more than once.
@@ -242,32 +249,6 @@ class Layout:
         static, shapes = self.abstract(build)
         shardings = self.parameters(shapes)
         return static, jax.jit(lambda: build()[1], out_shardings=shardings)()
-
-    def check(self, config, num_train: int, num_test: int, num_subset: int):
-        """Raises ValueError unless the examples split evenly over the devices.
-
-        Args:
-          config: a validated config.
-          num_train: number of training examples; streamed ones need not split.
-          num_test: number of test examples.
-          num_subset: number of those that the curvature is of, 0 if that is no subset.
-        """
-        counts = {
-            "config.batch_size": (config.batch_size, "examples"),
-            "config.data.num_test": (num_test, "test examples"),
-            "config.microbatch_size": (config.microbatch_size, "examples"),
-            "config.subspace.subset_size": (num_subset, "examples"),
-        }
-        if not config.data.streaming:
-            counts["config.data.num_train"] = num_train, "training examples"
-        for field, (count, what) in counts.items():
-            if count % self.mesh.size:
-                sizes = f"{self.mesh.shape[DATA]} x {self.mesh.shape[FSDP]}"
-                raise ValueError(
-                    f"{field} gives {count} {what}; it must be a multiple of "
-                    f"{self.mesh.size}, the devices of the mesh (config.sharding.data "
-                    f"x config.sharding.fsdp, {sizes})."
-                )
 
     def _check_parameters(self, shapes):
         size = self.mesh.shape[FSDP]

@@ -1,4 +1,4 @@
-"""The methods that an experiment forks into: points of the (a, b) plane with names."""
+"""Where `config.arms` becomes points of the (a, b) plane, the methods to compare."""
 
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class Arm(NamedTuple):
     """A method u ← a·P u + b·(u − P u) with constant scales.
 
     Attributes:
-      name: as in the config, without spaces; the name of its rows and files.
+      name: as in the config, without spaces; names rows and files.
       label: for figures.
       dominant_scale: a.
       bulk_scale: b.

@@ -1,8 +1,7 @@
-"""Per-example losses on the outputs of a classifier, and its accuracy.
+"""Where `config.loss` becomes a per-example loss; and the accuracy of a classifier.
 
-Sources disagree on how the squared error is summed over the classes, which shifts
-the effective learning rate by a factor of 10 to 20 on ten classes. It is therefore
-a field of the configuration.
+How to sum the squared error over classes is a field of the config, because sources
+disagree, and on ten classes it shifts the effective learning rate by 10 to 20.
 """
 
 import dataclasses
@@ -11,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+
+from bulk_sgd import checks
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -21,17 +22,15 @@ _REDUCTIONS = {
 }
 
 
-# A dataclass rather than a closure: equal configurations compare equal, so that a
-# jitted function that takes the loss as a static argument is not compiled again.
+# A dataclass rather than a closure, so that equal losses share compiled programs.
 @dataclasses.dataclass(frozen=True)
 class SquaredError:
     """Squared distance of the outputs to the one-hot targets, per example.
 
     Attributes:
       num_classes: width of the outputs.
-      reduction: over the classes c, with f the outputs and y the one-hot target:
-        'sum' Σ_c (f_c − y_c)², 'half_sum' ½ Σ_c (f_c − y_c)², or 'mean', the sum
-        over num_classes.
+      reduction: "sum" Σ_c (f_c − y_c)² over the classes c, with f the outputs and y
+        the one-hot target, "half_sum" ½ Σ_c (f_c − y_c)², or "mean".
 
     >>> loss_fn = SquaredError(num_classes=2, reduction="sum")
     >>> loss_fn(jnp.array([[1.0, 3.0]]), jnp.array([0])).tolist()
@@ -58,21 +57,19 @@ class SquaredError:
 
 
 def build(config, num_classes: int) -> LossFn:
-    """The loss that a configuration names.
+    """The loss that a config names.
 
     Args:
-      config: has `name`, 'mse' or 'cross_entropy', and for 'mse' `reduction`, one
-        of 'sum', 'half_sum' and 'mean' (see `SquaredError`).
+      config: has `name`, "mse" or "cross_entropy" (of softmax, in nats), and for "mse"
+        `reduction`, see `SquaredError`.
       num_classes: width of the outputs.
 
     Returns:
-      loss_fn: outputs (n, num_classes) and int targets (n,) to losses (n,) in the
-      dtype of the outputs; the mean over the examples is left to the caller. The
-      cross-entropy is softmax and negative log-likelihood in nats. Equal
-      configurations give functions that compare equal.
+      A function of outputs `(n, num_classes)` and int targets `(n,)` to losses `(n,)`
+      in the dtype of the outputs. Equal configs give functions that compare equal.
 
     Raises:
-      ValueError: unknown name or reduction.
+      ValueError: if the name or the reduction is unknown.
 
     >>> from ml_collections import ConfigDict
     >>> loss_fn = build(ConfigDict({"name": "mse", "reduction": "half_sum"}), 2)
@@ -81,23 +78,15 @@ def build(config, num_classes: int) -> LossFn:
     """
     if config.name == "cross_entropy":
         return optax.softmax_cross_entropy_with_integer_labels
-    if config.name != "mse":
-        raise ValueError(
-            f"config.loss.name is {config.name!r}, but must be 'mse' or "
-            "'cross_entropy'."
-        )
-    if config.reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"config.loss.reduction is {config.reduction!r}, but must be one of "
-            f"{', '.join(map(repr, _REDUCTIONS))}."
-        )
+    checks.one_of("config.loss.name", config.name, ("mse", "cross_entropy"))
+    checks.one_of("config.loss.reduction", config.reduction, _REDUCTIONS)
     return SquaredError(num_classes, config.reduction)
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Fraction (a float32 scalar) of outputs (n, classes) that peak at the target.
+    """Share of outputs `(n, classes)` that peak at their int target, a float32 scalar.
 
-    Targets are int (n,). Of several equal largest outputs the first counts.
+    Of several equal peaks the first counts.
 
     >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).item()
     0.5

@@ -1,6 +1,8 @@
-"""Inner optimizers and schedules of their rate by name, all of them optax's own."""
+"""Where `config.optimizer` becomes an optax optimizer and a schedule of its rate."""
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import optax
@@ -9,8 +11,21 @@ from optax import contrib
 from bulk_sgd import checks
 
 
-def _sgd(config, rate, key=None):
-    del key
+class _Kind(NamedTuple):
+    """One optimizer.
+
+    Attributes:
+      build: from `config.optimizer`, the learning rate, and the key of random vectors.
+      not_preconditioned: why it has no diagonal preconditioner; "" if it has one.
+      extra_args: what its update takes beside the gradient, from the batch loss.
+    """
+
+    build: Callable
+    not_preconditioned: str = ""
+    extra_args: Callable = lambda loss: {}
+
+
+def _sgd(config, rate, _=None):
     momentum = config.momentum or None
     return optax.sgd(rate, momentum=momentum, nesterov=config.nesterov)
 
@@ -34,26 +49,19 @@ def _decayed(make):
     return build
 
 
-def _adam(config, rate, key):
-    del key
-    return optax.adam(rate, config.b1, config.b2, config.eps)
-
-
-def _adamw(config, rate, key):
-    del key
+def _adamw(config, rate, _):
     betas = config.b1, config.b2
     return optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
 
 
-def _muon(config, rate, key):
-    del key
+def _muon(config, rate, _):
     return contrib.muon(
         rate,
         beta=config.momentum,
         nesterov=config.nesterov,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        # Of what is no matrix.
+        # For parameters that are no matrices.
         adam_b1=config.b1,
         adam_b2=config.b2,
         adam_weight_decay=config.weight_decay,
@@ -73,45 +81,35 @@ def _sophia(config, rate, key):
     )
 
 
-_BUILDERS = {
-    "sgd": _decayed(_sgd),
-    "adam": _adam,
-    "adamw": _adamw,
-    "sam": _decayed(_sam),
-    "muon": _muon,
-    "sophia": _sophia,
-}
-# What the update of an optimizer is given beside the gradient, from the batch loss.
-_EXTRA_ARGS = {
-    "sam": lambda loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
-    "sophia": lambda loss: {"obj_fn": loss},
-}
-_NOT_PRECONDITIONED = {
-    "sgd": "SGD has none",
-    "sam": "SAM has none",
-    "muon": "that of Muon is no diagonal matrix",
-    "sophia": "Sophia clips its steps, so that most coordinates do not follow theirs",
+_OPTIMIZERS = {
+    "sgd": _Kind(_decayed(_sgd), "SGD has none"),
+    "adam": _Kind(lambda c, rate, _: optax.adam(rate, c.b1, c.b2, c.eps)),
+    "adamw": _Kind(_adamw),
+    "sam": _Kind(
+        _decayed(_sam),
+        "SAM has none",
+        lambda loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
+    ),
+    "muon": _Kind(_muon, "Muon's is no diagonal matrix"),
+    "sophia": _Kind(
+        _sophia,
+        "Sophia clips its steps, so that most coordinates do not follow theirs",
+        lambda loss: {"obj_fn": loss},
+    ),
 }
 PROJECTIONS = ("update", "gradient")
 SCHEDULES = ("constant", "linear", "cosine", "step")
 
 
 def validate(config):
-    """Raises ValueError on a field of `config.optimizer` that is out of its range."""
-    checks.one_of("config.optimizer.name", config.name, _BUILDERS)
-    checks.at_least("config.optimizer.learning_rate", config.learning_rate, 0)
-    checks.between("config.optimizer.momentum", config.momentum, 0, 1)
-    for name in ("b1", "b2"):
-        checks.between(f"config.optimizer.{name}", config[name], 0, 1, below=True)
-    for name in ("eps", "gamma", "weight_decay", "rho"):
-        checks.at_least(f"config.optimizer.{name}", config[name], 0)
-    checks.integer("config.optimizer.diagonal_every", config.diagonal_every, 1)
+    """Raises ValueError where the optimizer's name and other fields do not agree."""
+    checks.one_of("config.optimizer.name", config.name, _OPTIMIZERS)
     checks.one_of("config.optimizer.projection", config.projection, PROJECTIONS)
     _validate_schedule(config)
     if config.name == "sam" and config.projection == "gradient":
         raise ValueError(
             "config.optimizer.projection is 'gradient'; with config.optimizer.name "
-            "'sam' it must be 'update', for SAM's step follows a second gradient."
+            "'sam' it must be 'update', because SAM's step follows a second gradient."
         )
     if config.name == "adam" and config.weight_decay:
         raise ValueError(
@@ -123,10 +121,11 @@ def validate(config):
 def validate_preconditioned(config):
     """Raises ValueError unless the optimizer has a diagonal preconditioner."""
     field = "config.subspace.preconditioned is True; it must be False with"
-    if config.name in _NOT_PRECONDITIONED:
+    reason = _OPTIMIZERS[config.name].not_preconditioned
+    if reason:
         raise ValueError(
             f"{field} config.optimizer.name {config.name!r}, not 'adam' or 'adamw', "
-            f"for it needs a preconditioner: {_NOT_PRECONDITIONED[config.name]}."
+            f"because it needs a preconditioner: {reason}."
         )
     if config.projection == "gradient":
         raise ValueError(
@@ -148,17 +147,17 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
     """
     key = jax.random.PRNGKey(seed)  # not a typed one, for the sake of checkpoints
     return optax.with_extra_args_support(
-        _BUILDERS[config.name](config, learning_rate, key)
+        _OPTIMIZERS[config.name].build(config, learning_rate, key)
     )
 
 
 def extra_args(config, loss) -> dict:
     """Keyword arguments of the update of an optimizer, given the loss of the batch."""
-    return _EXTRA_ARGS.get(config.name, lambda loss: {})(loss)
+    return _OPTIMIZERS[config.name].extra_args(loss)
 
 
 def rate_at(config, learning_rate, step):
-    """The learning rate after so many steps, by the schedule of `config.optimizer`.
+    """The learning rate of the step after `step` others, by the schedule.
 
     Args:
       config: a validated `config.optimizer`.
@@ -185,13 +184,13 @@ def stability_threshold(config, preconditioned: bool) -> float | None:
 
     Args:
       config: a validated `config.optimizer`.
-      preconditioned: whether λ_1 is that of the preconditioned Hessian.
+      preconditioned: whether λ_1 belongs to the preconditioned Hessian.
 
     Returns:
-      For (Nesterov) momentum β that of Cohen et al., *Gradient Descent on Neural
-      Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065, for Adam
-      that of their *Adaptive Gradient Methods at the Edge of Stability*, arXiv
-      2207.14484; None where λ_1 has none.
+      The threshold, or None where none is known. For SGD with (Nesterov) momentum it is
+      from Cohen et al., *Gradient Descent on Neural Networks Typically Occurs at the
+      Edge of Stability*, arXiv 2103.00065, for Adam from their *Adaptive Gradient
+      Methods at the Edge of Stability*, arXiv 2207.14484.
 
     Example:
       >>> from bulk_sgd.lab.config import default
@@ -224,9 +223,6 @@ def _schedule(config) -> optax.Schedule:
 
 def _validate_schedule(config):
     checks.one_of("config.optimizer.schedule", config.schedule, SCHEDULES)
-    checks.integer("config.optimizer.warmup_steps", config.warmup_steps, 0)
-    checks.at_least("config.optimizer.final_scale", config.final_scale, 0)
-    checks.at_least("config.optimizer.decay", config.decay, 0)
     if config.schedule in ("linear", "cosine"):
         why = f"the warm-up ends before; config.optimizer.schedule {config.schedule!r}"
         low = config.warmup_steps + 1

@@ -1,8 +1,11 @@
-"""Solvers by name, from the fields of `config.subspace`."""
+"""Where `config.subspace` becomes a solver, and the checks of each solver's fields."""
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from bulk_sgd import checks
+from bulk_sgd.solvers import thick_restart
 from bulk_sgd.solvers.adaptive import adaptive
 from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
@@ -14,44 +17,14 @@ from bulk_sgd.solvers.streaming import streaming
 from bulk_sgd.solvers.streaming_pca import streaming_pca
 from bulk_sgd.solvers.update_pca import update_pca
 
-_BUILDERS = {
-    "lanczos": lambda c: lanczos(
-        c.tol,
-        c.max_matvecs or None,
-        max_basis=c.max_basis or None,
-        repeated=bool(c.blocks),  # under squared error blocks have repeated eigenvalues
-        warm_start=c.warm_start,
-    ),
-    "power": lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
-    "streaming": lambda c: streaming(c.columns, gain=c.gain),
-    "krylov_filter": lambda c: krylov_filter(
-        c.length,
-        calibrate_every=c.calibrate_every,
-        max_matvecs=c.max_matvecs or None,
-    ),
-    "update_pca": lambda c: update_pca(c.window),
-    "streaming_pca": lambda c: streaming_pca(c.update_gain),
-}
-
-# These must see every step, for this reason.
-EVERY_STEP = {
-    "streaming": "averages over steps",
-    "streaming_pca": "averages over steps",
-    "update_pca": "averages over steps",
-    "krylov_filter": "knows nothing but the update that it is called with",
-}
-# Their eigenvalues are variances of updates, and their residuals nothing.
-HESSIAN_FREE = ("streaming_pca", "update_pca")
-
 _KEEP = ("all", "gap", "eigenvalue", "rate")
 
 
 def validate(config):
-    """Raises ValueError on a solver field of `config.subspace` out of its range."""
-    checks.one_of("config.subspace.solver", config.solver, _BUILDERS)
-    _CHECKS[config.solver](config)
-    checks.between("config.subspace.drift", config.drift, 0, 1)
-    checks.integer("config.subspace.probe_every", config.probe_every, 1)
+    """Raises ValueError where the solver's name and other fields do not agree."""
+    checks.one_of("config.subspace.solver", config.solver, _SOLVERS)
+    kind = _SOLVERS[config.solver]
+    kind.check(config)
     checks.one_of("config.subspace.keep", config.keep, _KEEP)
     try:
         re.compile(config.blocks)
@@ -60,9 +33,8 @@ def validate(config):
             f"config.subspace.blocks is {config.blocks!r}; it must be '', 'layer' "
             "or a regular expression."
         ) from None
-    checks.at_least("config.subspace.threshold", config.threshold, 0)
     for name, plain in (("drift", 0.0), ("keep", "all")):
-        if config[name] != plain and not _BUILDERS[config.solver](config).eigenpairs:
+        if config[name] != plain and not kind.build(config).eigenpairs:
             raise ValueError(
                 f"config.subspace.{name} is {config[name]!r}; it must be {plain!r} "
                 f"with config.subspace.solver = {config.solver!r}, which keeps no "
@@ -73,18 +45,9 @@ def validate(config):
         checks.integer("config.subspace.rank", config.rank, 2, why=why)
 
 
-def finds_leading(config) -> bool:
-    """Whether eigenvalues with `config.subspace` are λ_1 … λ_k of the curvature.
-
-    They are not where they are variances of updates, Ritz values of one update, or
-    eigenvalues of diagonal blocks.
-    """
-    return build(config).eigenpairs and not config.blocks
-
-
 def build(config, learning_rate=1.0) -> Solver:
     """The solver of a validated `config.subspace` at a learning rate, maybe traced."""
-    solver = _BUILDERS[config.solver](config)
+    solver = _SOLVERS[config.solver].build(config)
     if config.drift:
         solver = on_drift(solver, config.drift, every=config.probe_every)
     if config.blocks:
@@ -97,25 +60,65 @@ def build(config, learning_rate=1.0) -> Solver:
     return solver
 
 
-def _least_rank(config) -> tuple[int, str]:
-    """The least rank that a solver may be called for, and what it is that of."""
-    if config.blocks:
-        return 1, "1 per block"
-    return config.rank, "config.subspace.rank"
+def finds_leading(config) -> bool:
+    """Whether the eigenvalues of `config.subspace` are λ_1 … λ_k of the curvature.
+
+    Otherwise they are variances of updates, Ritz values of one update, or eigenvalues
+    of diagonal blocks.
+    """
+    return build(config).eigenpairs and not config.blocks
+
+
+def every_step(config) -> str:
+    """Why the solver of `config.subspace` must see every step; "" if it need not."""
+    return _SOLVERS[config.solver].every_step
+
+
+def num_rows(config, dimension: int) -> int:
+    """How many vectors a solve holds at least, beside the state of the solver.
+
+    With blocks it is 0: each block has its own rank and size.
+
+    Args:
+      config: a validated `config.subspace`.
+      dimension: number of parameters.
+    """
+    return 0 if config.blocks else _SOLVERS[config.solver].num_rows(config, dimension)
+
+
+class _Kind(NamedTuple):
+    """One solver.
+
+    Attributes:
+      build: from `config.subspace`.
+      check: raises ValueError on its fields there.
+      num_rows: of `config.subspace` and the number of parameters, see `num_rows`.
+      every_step: why it must see every step; "" if it need not.
+      hessian_free: whether its eigenvalues are variances of updates.
+    """
+
+    build: Callable
+    check: Callable
+    num_rows: Callable = lambda config, dimension: 0
+    every_step: str = ""
+    hessian_free: bool = False
+
+
+def _lanczos(config):
+    # Under squared error blocks have repeated eigenvalues.
+    return lanczos(
+        config.tol,
+        config.max_matvecs or None,
+        max_basis=config.max_basis or None,
+        repeated=bool(config.blocks),
+        warm_start=config.warm_start,
+    )
 
 
 def _check_lanczos(config):
     checks.between("config.subspace.tol", config.tol, 0, 1)
     _check_bound("max_matvecs", config, 0)
     _check_bound("max_basis", config, 2)
-
-
-def _check_bound(name, config, more):
-    """A field that is 0 for the default, or at least the rank and so many more."""
-    if config[name]:
-        low, formula = _least_rank(config)
-        why = f"{formula}{f' + {more}' if more else ''}; 0 is the default"
-        checks.integer(f"config.subspace.{name}", config[name], low + more, why=why)
 
 
 def _check_power(config):
@@ -133,7 +136,7 @@ def _check_streaming(config):
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
 
 
-def _check_krylov(config):
+def _check_krylov_filter(config):
     _check_bound("max_matvecs", config, 1)
     checks.integer("config.subspace.length", config.length, 2)
     checks.integer("config.subspace.calibrate_every", config.calibrate_every, 1)
@@ -148,11 +151,65 @@ def _check_streaming_pca(config):
     checks.between("config.subspace.update_gain", config.update_gain, 1e-6, 1)
 
 
-_CHECKS = {
-    "lanczos": _check_lanczos,
-    "power": _check_power,
-    "streaming": _check_streaming,
-    "krylov_filter": _check_krylov,
-    "update_pca": _check_update_pca,
-    "streaming_pca": _check_streaming_pca,
+def _check_bound(name, config, more):
+    """A field is 0 for the default, or at least the rank and `more`."""
+    if config[name]:
+        low, formula = _least_rank(config)
+        why = f"{formula}{f' + {more}' if more else ''}; 0 is the default"
+        checks.integer(f"config.subspace.{name}", config[name], low + more, why=why)
+
+
+def _least_rank(config) -> tuple[int, str]:
+    """The smallest rank that the solver is called for, and where that comes from."""
+    if config.blocks:
+        return 1, "1 per block"
+    return config.rank, "config.subspace.rank"
+
+
+def _solve_rows(config, rank, dimension, max_basis=None):
+    """The basis of a Lanczos solve for `rank` pairs, and the vector that comes next."""
+    limits = config.max_matvecs or None, max_basis
+    return thick_restart.bounds(min(rank, dimension), dimension, *limits)[1] + 1
+
+
+_SOLVERS = {
+    "lanczos": _Kind(
+        _lanczos,
+        _check_lanczos,
+        lambda c, n: _solve_rows(c, c.rank, n, c.max_basis or None),
+    ),
+    "power": _Kind(
+        lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
+        _check_power,
+        lambda c, n: _solve_rows(c, c.rank, n),
+    ),
+    "streaming": _Kind(
+        lambda c: streaming(c.columns, gain=c.gain),
+        _check_streaming,
+        lambda c, n: c.columns or c.rank,
+        every_step="averages over steps",
+    ),
+    "krylov_filter": _Kind(
+        lambda c: krylov_filter(
+            c.length,
+            calibrate_every=c.calibrate_every,
+            max_matvecs=c.max_matvecs or None,
+        ),
+        _check_krylov_filter,
+        lambda c, n: _solve_rows(c, c.rank + 1, n),
+        every_step="knows nothing but the update that it is called with",
+    ),
+    "update_pca": _Kind(
+        lambda c: update_pca(c.window),
+        _check_update_pca,
+        every_step="averages over steps",
+        hessian_free=True,
+    ),
+    "streaming_pca": _Kind(
+        lambda c: streaming_pca(c.update_gain),
+        _check_streaming_pca,
+        every_step="averages over steps",
+        hessian_free=True,
+    ),
 }
+HESSIAN_FREE = tuple(name for name, kind in _SOLVERS.items() if kind.hessian_free)

@@ -24,7 +24,6 @@ from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.workdir import cell_folder
 from bulk_sgd.lab.training.experiment import Experiment, program_of
 from bulk_sgd.lab.training.prefixes import PrefixStore
-from bulk_sgd.lab.training.steps import Programs
 from bulk_sgd.lab.training.train import train_together
 
 
@@ -151,15 +150,14 @@ class _Runner:
         if todo:
             self._say(f"cells to run: {len(todo)}; programs: {len(groups)}.")
         for group in groups:
-            programs = Programs(self._configs[group[0]])
             for first in range(0, len(group), self._lanes):
-                self._run_together(group[first : first + self._lanes], programs)
+                self._run_together(group[first : first + self._lanes])
 
-    def _run_together(self, batch, programs):
+    def _run_together(self, batch):
         """Trains cells in lockstep; if that fails, each of them by itself."""
         start, reason = time.perf_counter(), ""
         try:
-            self._train(batch, programs)
+            self._train(batch)
         except Exception as error:
             if jax.process_count() > 1:
                 raise  # other processes may not have failed; the job goes on later
@@ -168,11 +166,11 @@ class _Runner:
                 reason = f"; {error}"
         for index, status in zip(batch, workdir_lib.statuses(self._workdir, batch)):
             if len(batch) > 1 and status not in record.ENDED:
-                self._run_together([index], programs)
+                self._run_together([index])
             else:
                 self._tell(index, status, start, reason)
 
-    def _train(self, batch, programs):
+    def _train(self, batch):
         experiments = []
         for index in batch:
             self._like = Experiment(self._configs[index], self._like)
@@ -182,7 +180,6 @@ class _Runner:
             [cell_folder(self._workdir, index) for index in batch],
             lanes=self._lanes,
             prefixes=self._store,
-            programs=programs,
         )
 
     def _record_failure(self, index):

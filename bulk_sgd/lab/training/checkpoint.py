@@ -1,13 +1,14 @@
 """Where an interrupted run goes on: states on disk, written by orbax.
 
 A checkpoint is complete or does not count. It is restored into the layout of the run
-that reads it, whatever the number of devices and processes that wrote it. Of several
-processes process 0 alone reads and writes, so that the workdir need not be shared; it
-holds the whole state in its memory meanwhile.
+that reads it, whatever the number of devices and processes that wrote it. Process 0
+alone reads and writes, so that processes need not share the workdir; meanwhile it holds
+the whole state in its memory.
 """
 
 import pathlib
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
 FOLDER = "checkpoints"
@@ -30,7 +31,7 @@ class Checkpoints:
       config: of the run, plain, which a checkpoint must have in its record; None takes
         any.
       read_only: leaves everything as it is, even what cannot be read or is half
-        written, for another process may be at it.
+        written, because another process may be writing it.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Checkpoints:
         Args:
           position: grows along the run.
           state: the state.
-          story: what else it takes to go on, as JSON holds it.
+          story: what else a run needs to go on, as JSON holds it.
 
         Raises:
           OSError: if it cannot be written; earlier checkpoints stay.
@@ -64,7 +65,7 @@ class Checkpoints:
         self._save("fork", 0, state, {})
 
     def stories(self) -> dict[int, dict]:
-        """The story of each checkpoint that there is, by its position, ascending."""
+        """The story of each checkpoint by its position, ascending."""
         if not (self._folder / "states").is_dir():
             return {}
         manager = self._manager("states")
@@ -110,9 +111,9 @@ class Checkpoints:
             self._managers[kind] = ocp.CheckpointManager(
                 self._folder / kind,
                 options=ocp.CheckpointManagerOptions(
-                    create=False,  # what orbax does not do for one of several
+                    create=False,  # orbax does not do it for one of several processes
                     max_to_keep=None if self._read_only else self._keep or None,
-                    # A write that failed late would be noticed late.
+                    # Else a failed write would be noticed late.
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=not self._read_only,
                     multiprocessing_options=_alone(),
@@ -129,7 +130,7 @@ class Checkpoints:
         if position in manager.all_steps():
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves), story=ocp.args.JsonSave(story)
+            state=ocp.args.StandardSave(_Saved(*leaves)), story=ocp.args.JsonSave(story)
         )
         try:
             manager.save(position, args=arguments, force=True)
@@ -187,10 +188,11 @@ class Checkpoints:
         story = restore(story=ocp.args.JsonRestore()).story
         if "record" in story and self._config is not None:
             self._check(story["record"], basis.size(like.params))
-        return restore(state=ocp.args.StandardRestore(like)).state, story
+        saved = restore(state=ocp.args.StandardRestore(_Saved(*like))).state
+        return TrainState(*saved), story
 
     def _check(self, earlier, num_params):
-        """Raises `_OtherRun` unless the record of a checkpoint is that of this run."""
+        """Raises `_OtherRun` unless a checkpoint belongs to this run."""
         changed = record.changes(earlier["config"], self._config)
         if changed:
             what = f"of another config, which differs in {', '.join(changed)}"
@@ -203,12 +205,22 @@ class Checkpoints:
         )
 
 
+class _Saved(NamedTuple):
+    """A `TrainState` under its names on disk, where `projection` is `subspace`."""
+
+    step: Any
+    params: Any
+    inner: Any
+    subspace: Any
+    loss: Any
+
+
 class _OtherRun(ValueError):
     """A checkpoint that is sound, but of another run."""
 
 
 def _alone():
-    """Options by which orbax takes process 0 for the only one."""
+    """Options that make orbax write from process 0 alone."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     return ocp.options.MultiprocessingOptions(

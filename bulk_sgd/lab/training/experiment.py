@@ -4,24 +4,26 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bulk_sgd import checks
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab import validation
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.data.batches import batch_indices
-from bulk_sgd.lab.data.reader import Reader
+from bulk_sgd.lab.data.reader import Batches, Reader
+from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.from_config import arms as arms_lib
-from bulk_sgd.lab.from_config import losses, solvers
+from bulk_sgd.lab.from_config import losses
 from bulk_sgd.lab.models.build import build_model
-from bulk_sgd.lab.training import forecast as forecast_lib
-from bulk_sgd.lab.training.steps import Programs, Scalars, Task, TrainState
-from bulk_sgd.linalg import basis
+from bulk_sgd.lab.training import memory_forecast
+from bulk_sgd.lab.training.state import Scalars, Task, TrainState
+from bulk_sgd.lab.training.steps import Programs
 
-# What may differ between experiments that share the programs of `steps.Programs`.
+# Experiments that differ in nothing else share their compiled programs.
 _FREE = (
     "arms",
     "check_memory",
@@ -40,84 +42,65 @@ _FREE = (
     "switch.step",
     "tensorboard",
 )
-# What the prefix does not depend on, where no alignment ends it.
-_AFTER_PREFIX = (
+# Experiments that differ in nothing else share a prefix that an alignment can end.
+_AFTER_ALIGNMENT = (
     "arms",
     "check_memory",
     "checkpoint",
-    "measures.every",
-    "measures.num_probes",
     "name",
     "num_steps",
-    "optimizer.projection",
     "progress",
+    "tensorboard",
+)
+# A prefix that ends at a step depends on none of these either.
+_AFTER_STEP = (
+    *_AFTER_ALIGNMENT,
+    "measures.every",
+    "measures.num_probes",
+    "optimizer.projection",
     "stability",
     "switch.alignment",
     "switch.decay",
     "switch.measure_every",
-    "tensorboard",
 )
-_ALWAYS_AFTER_PREFIX = (
-    "arms",
-    "check_memory",
-    "checkpoint",
-    "name",
-    "num_steps",
-    "progress",
-    "tensorboard",
-)
-
-# By what they depend on: each takes a trace of the training program.
-_FORECASTS = {}
 
 
 class Experiment:
-    """Task, network and arms of a config; nothing is compiled.
+    """Task, network, programs and arms of a config; nothing is compiled.
+
+    It is built as shapes first and, if they fit the memory of the devices, as arrays.
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.lab.config.default()`.
-      like: another experiment, whose data are used again if they are the same, and on
-        the devices if it shares the program.
+      like: another experiment. Its data serve again if they are the same, and if both
+        can share them, so do its programs and the data on the devices.
+      devices: descriptions of devices for the compiler alone: parameters, task and feed
+        then stay shapes, and the memory is not checked.
 
     Attributes:
       arms: list of `arms.Arm`.
-      forecast: `forecast.Forecast`, of the memory of each device.
       layout: `sharding.Layout`, where the arrays live.
       params: pytree of the initial parameters.
-      task: `steps.Task`.
+      programs: `steps.Programs`.
+      state: `TrainState` of shapes in their layout, as `start` returns it.
+      task: `state.Task`.
 
     Raises:
-      ValueError: if a field is out of its range, the data cannot be read, or the run
-        does not fit the memory of a device.
+      ValueError: if a field is out of its range, processes have other configs, the data
+        cannot be read, or the arrays do not fit the memory of a device.
     """
 
-    def __init__(self, config, like: "Experiment | None" = None):
+    def __init__(self, config, like: "Experiment | None" = None, *, devices=None):
         config_lib.validate(config)
+        distributed.check_agreement(record.plain(config))
         self.config = config
         self.arms = arms_lib.parse_all(config.arms)
-        self.layout = Layout.of(config)
-        shared = like is not None and program_of(like.config) == program_of(config)
-        same_data = like and like.config.data.to_dict() == config.data.to_dict()
-        self.dataset = like.dataset if same_data else sources.find(config.data)
-        num_train = len(self.dataset.train_targets)
-        checks.integer(
-            "config.batch_size",
-            config.batch_size,
-            1,
-            num_train,
-            "the number of training examples",
-        )
-        num_subset = config_lib.num_subset(config)
-        if num_subset:
-            checks.integer(
-                "config.subspace.subset_size",
-                num_subset,
-                1,
-                num_train,
-                "the number of training examples",
-            )
-        num_test = len(self.dataset.test_targets)
-        self.layout.check(config, num_train, num_test, num_subset)
+        self.layout = Layout.of(config, devices)
+        if like is not None and like.config.data.to_dict() == config.data.to_dict():
+            self.dataset = like.dataset
+        else:
+            self.dataset = sources.find(config.data)
+        validation.check_data(config, self.dataset, self.layout.mesh)
         build = functools.partial(
             build_model,
             config.model,
@@ -127,61 +110,23 @@ class Experiment:
             self.dataset.vocab_size,
         )
         self.model_fn, self.params = self.layout.abstract(build)
-        self._check_outputs()
-        checks.integer(
-            "config.subspace.rank",
-            config.subspace.rank,
-            1,
-            basis.size(self.params),
-            "the number of parameters",
-        )
-        self._check_solver()
-        self.forecast = self._forecast()
-        if config.check_memory:
-            forecast_lib.check(self.forecast, jax.local_devices()[0])
-        _, self.params = self.layout.born(build)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
-        self.task = self._task(like.task if shared else None)
+        validation.check_network(config, self.dataset, self.model_fn, self.params)
+        shared = like is not None and program_of(like.config) == program_of(config)
+        self.programs = like.programs if shared else Programs(config, self.layout)
+        with validation.naming_fields(config.subspace):
+            self.state = self._state()
+        self.task = self._task(self.layout.shape_examples)
         self._reader = None
+        if devices is not None:
+            return
+        if config.check_memory:
+            memory_forecast.check(memory_forecast.of_arrays(self))
+        _, self.params = self.layout.born(build)
+        self.task = self._task(self.layout.put_examples, like.task if shared else None)
         if config.data.streaming:
             inputs, targets = self.dataset.train_inputs, self.dataset.train_targets
             self._reader = Reader(inputs, targets, self.indices, config.eval_every)
-
-    def _forecast(self):
-        shapes = [x.shape for x in self.dataset if hasattr(x, "shape")]
-        key = program_of(self.config), len(self.arms), f"{self.layout} {shapes}"
-        if key not in _FORECASTS:
-            _FORECASTS[key] = forecast_lib.forecast(
-                self.config, self.layout, self.dataset
-            )
-        return _FORECASTS[key]
-
-    def _check_outputs(self):
-        """Raises where the network has other outputs than the data have targets."""
-        inputs = self.dataset.train_inputs
-        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-        per_example = jax.eval_shape(self.model_fn, self.params, example).ndim - 2
-        if per_example != self.dataset.train_targets.ndim - 1:
-            ways = "one output per example", "one output per position"
-            raise ValueError(
-                f"config.model.name is {self.config.model.name!r}, which has "
-                f"{ways[per_example]}, but config.data.name = "
-                f"{self.config.data.name!r} needs {ways[1 - per_example]}."
-            )
-
-    def _check_solver(self):
-        """Raises where the solver does not fit the parameters, such as their blocks."""
-        space = self.config.subspace
-        solver = solvers.build(space)
-        try:
-            jax.eval_shape(lambda params: solver.init(params, space.rank), self.params)
-        except ValueError as error:
-            # Arguments of solvers are called as the fields are, but for this one.
-            name, _, rest = str(error).partition(" ")
-            name = {"by": "blocks"}.get(name, name)
-            where = f"config.subspace.{name}" if name in space else "config.subspace:"
-            told = rest if name in space else error
-            raise ValueError(f"{where} {told}") from None
 
     @property
     def ends_by_alignment(self) -> bool:
@@ -192,7 +137,7 @@ class Experiment:
     def prefix(self) -> str:
         """Names the prefix: equal for experiments that fork from the same state."""
         if self.ends_by_alignment:
-            return _without(self.config, _ALWAYS_AFTER_PREFIX)
+            return _without(self.config, _AFTER_ALIGNMENT)
         later = [f"subspace.{name}" for name in self.config.subspace]
         # Its rows of metrics depend on these.
         if self.config.measures.sharpness_every:
@@ -200,7 +145,7 @@ class Experiment:
             later.remove("subspace.preconditioned")
         if self.config.data.streaming:
             later.remove("subspace.subset_size")
-        return _without(self.config, (*_AFTER_PREFIX, *later))
+        return _without(self.config, (*_AFTER_STEP, *later))
 
     def indices(self, first_step: int, num_steps: int | None = None):
         """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
@@ -212,82 +157,101 @@ class Experiment:
             self.config.batch_size,
         )
 
-    def start(self, programs: Programs) -> TrainState:
+    def start(self) -> TrainState:
         """The state before the first step."""
-        return programs.init(self.params, self.config.seed)
+        return self.programs.init(self.params, self.config.seed)
 
     def feed(self, first_step: int):
         """What `Programs.train` takes of the examples of one dispatch.
 
         Returns:
-          `indices`, or with `config.data.streaming` the `reader.Batches` that
-          they stand for, with the examples of each step split over the devices.
+          `indices`, or for data read while training the `Batches` that they stand for,
+          with the examples of each step split over the devices.
         """
         if self._reader is None:
-            return self.indices(first_step)
+            return jnp.asarray(self.indices(first_step))
         return self.layout.put_batches(self._reader.read(first_step))
 
+    def feed_shape(self):
+        """The `ShapeDtypeStruct`s of a feed, in their layout."""
+        shape = self.config.eval_every, self.config.batch_size
+        if not self.config.data.streaming:
+            place = self.layout.replicated
+            return jax.ShapeDtypeStruct(shape, np.int32, sharding=place)
+        read = lambda x: jax.ShapeDtypeStruct(
+            (*shape, *x.shape[1:]), x.dtype, sharding=self.layout.batches
+        )
+        return Batches(
+            read(self.dataset.train_inputs), read(self.dataset.train_targets)
+        )
+
     def close(self):
-        """Ends what reads ahead; `feed` starts it anew."""
+        """Ends the threads that read ahead; `feed` starts them anew."""
         if self._reader is not None:
             self._reader.close()
 
     def scalars(self, arm: arms_lib.Arm | None = None, rate: float | None = None):
         """`Scalars` of an arm, or of the prefix, at another learning rate if given."""
         config = self.config
-        if rate is None:
-            rate = config.optimizer.learning_rate
+        rate = float(config.optimizer.learning_rate if rate is None else rate)
         if arm is None:
             return Scalars(
                 rate,
                 refresh_every=config.switch.measure_every,
-                threshold=config.switch.alignment or np.inf,
+                threshold=float(config.switch.alignment or np.inf),
                 seed=config.seed,
             )
         return Scalars(
             rate,
-            arm.dominant_scale,
-            arm.bulk_scale,
+            float(arm.dominant_scale),
+            float(arm.bulk_scale),
             refresh_every=config.subspace.refresh_every,
             seed=config.seed,
         )
 
-    def _task(self, shared: Task | None) -> Task:
-        config = self.config
-        set_ = self.dataset
-        if shared is None:
-            test = self._objective(set_.test_inputs, set_.test_targets)
+    def _state(self) -> TrainState:
+        state = jax.eval_shape(self.programs.init, self.params)
+        place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+        return jax.tree.map(place, state, self.layout.state(state))
+
+    def _task(self, put, known: Task | None = None) -> Task:
+        """The data as `put` makes them of host rows; `known` shares all but the subset.
+
+        Args:
+          put: `Layout.put_examples` or `Layout.shape_examples`.
+          known: the task of an experiment with the same programs.
+        """
+        config, set_ = self.config, self.dataset
+        num_train = len(set_.train_targets)
+
+        def objective(inputs, targets, order=None):
+            return Objective(
+                self.model_fn,
+                self.loss_fn,
+                put(inputs, order),
+                put(targets, order),
+                config.microbatch_size or None,
+                self.layout.num_groups,
+            )
+
+        if known is None:
+            test = objective(set_.test_inputs, set_.test_targets)
         else:
-            test = shared.test
+            test = known.test
         curvature = {"batch": None}
-        if config_lib.num_subset(config):
-            curvature["subset"] = self._subset()
+        size = validation.num_subset(config)
+        if size:
+            order = np.random.default_rng([config.seed, 1]).permutation(num_train)
+            subset = objective(set_.train_inputs, set_.train_targets, order[:size])
+            curvature["subset"] = subset
         if config.data.streaming:
-            train = curvature["subset"]
-        elif shared is None:
-            train = self._objective(set_.train_inputs, set_.train_targets)
+            train = subset
+        elif known is None:
+            train = objective(set_.train_inputs, set_.train_targets)
         else:
-            train = shared.train
+            train = known.train
         curvature["full"] = train
-        return Task(
-            train, test, curvature[config.subspace.data], len(set_.train_targets)
-        )
-
-    def _subset(self) -> Objective:
-        set_, size = self.dataset, self.config.subspace.subset_size
-        order = np.random.default_rng([self.config.seed, 1])
-        chosen = order.permutation(len(set_.train_targets))[:size]
-        return self._objective(set_.train_inputs, set_.train_targets, chosen)
-
-    def _objective(self, inputs, targets, order=None):
-        return Objective(
-            self.model_fn,
-            self.loss_fn,
-            self.layout.put_examples(inputs, order),
-            self.layout.put_examples(targets, order),
-            self.config.microbatch_size or None,
-            self.layout.num_groups,
-        )
+        return Task(train, test, curvature[config.subspace.data], num_train)
 
 
 def program_of(config) -> str:

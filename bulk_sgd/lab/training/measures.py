@@ -1,8 +1,8 @@
 r"""What a run measures now and then beside its losses: energies and stability.
 
-With g the gradient over the training set, u = −g the direction of descent, P the
-projector onto the dominant subspace of the Hessian H = G + F, and g_B, H_B those of a
-mini-batch B:
+Let g be the gradient over the training set, u = −g the direction of descent, P the
+projector onto the dominant subspace of the Hessian H = G + F, and g_B, H_B the gradient
+and the Hessian of a mini-batch B.
 
   batch sharpness     mean over B of g_Bᵀ H_B g_B / ‖g_B‖², which SGD brings to 2/η
                       (Andreyev and Beneventano, *Edge of Stochastic Stability*,
@@ -11,7 +11,7 @@ mini-batch B:
   eigenspace overlap  ‖U_Hᵀ U_G‖²_F / k
   sum rule            ‖H z − G z − F z‖ / ‖H z‖ for a random z, zero but for rounding
 
-and the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
+To these come the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
 """
 
 from typing import NamedTuple

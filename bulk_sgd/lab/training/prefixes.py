@@ -10,13 +10,13 @@ import numpy as np
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import atomic, record
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.steps import TrainState
+from bulk_sgd.lab.training.state import TrainState
 
 
 class PrefixStore:
     """A folder of prefixes by what they depend on, one `.npz` file each.
 
-    A file appears whole or not at all, so that jobs may share the folder.
+    Files appear whole or not at all, so several jobs may share the folder.
 
     Args:
       folder: made if missing.
@@ -41,7 +41,7 @@ class PrefixStore:
         )
 
     def load(self, experiment: Experiment, blank: TrainState):
-        """The state, rows and entry of a prefix, or None where it was not trained.
+        """The state, rows and entry of a prefix, or None if it was not trained.
 
         Args:
           experiment: whose prefix.
@@ -54,8 +54,8 @@ class PrefixStore:
         like, treedef = jax.tree.flatten(_lasting(experiment, blank))
         leaves = distributed.arrays_from_first(lambda: _arrays(path), like)
         lasting = treedef.unflatten(leaves)
-        subspace = lasting.subspace or blank.subspace
-        return lasting._replace(subspace=subspace), story["rows"], story["entry"]
+        projection = lasting.projection or blank.projection
+        return lasting._replace(projection=projection), story["rows"], story["entry"]
 
     def _path(self, experiment):
         name = hashlib.sha256(experiment.prefix.encode()).hexdigest()[:16]
@@ -75,5 +75,5 @@ def _arrays(path):
 
 
 def _lasting(experiment, state):
-    """What the prefix changes: plain training leaves the subspace as it began."""
-    return state if experiment.ends_by_alignment else state._replace(subspace=None)
+    """What the prefix changes; plain training leaves the projection as it began."""
+    return state if experiment.ends_by_alignment else state._replace(projection=None)

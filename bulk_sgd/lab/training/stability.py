@@ -3,13 +3,17 @@
 import dataclasses
 import math
 
+from bulk_sgd.lab.training.loop import Stretch, Trainer
+from bulk_sgd.lab.training.run import Run
+from bulk_sgd.lab.training.state import TrainState
+
 
 @dataclasses.dataclass
 class Bisection:
     """An interval between a stable and an unstable learning rate.
 
-    The ends of the first interval are tried first: where its low end is unstable or
-    its high end stable, the search ends there, and the rate lies outside.
+    The ends of the first interval are tried first. If its low end is unstable or its
+    high end stable, the search ends there, and the rate lies outside.
 
     Args:
       low: low end of the first interval, positive.
@@ -43,7 +47,7 @@ class Bisection:
         return math.sqrt(self.stable * self.unstable) if self.rounds else None
 
     def answer(self, stable: bool):
-        """Takes the answer for `rate` into account."""
+        """Narrows the interval by the answer for `rate`."""
         rate = self.rate
         if self.stable is not None and self.unstable is not None:
             self.rounds -= 1
@@ -51,3 +55,47 @@ class Bisection:
             self.stable = rate
         else:
             self.unstable = rate
+
+
+def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
+    """Records the largest stable learning rate of each arm, all searched together.
+
+    Args:
+      trainer: of the programs of the run.
+      run: whose `config.stability` asks for it, with rounds above 0.
+      fork: the state that all trials start from.
+    """
+    experiment = run.experiment
+    fields, base = (
+        experiment.config.stability,
+        experiment.config.optimizer.learning_rate,
+    )
+    if not fields.rounds:
+        return
+    last_step = int(fork.step) + fields.num_steps
+    bound = fields.loss_factor * _train_loss(experiment, fork)
+    searches = {
+        arm: Bisection(fields.low * base, fields.high * base, fields.rounds)
+        for arm in experiment.arms
+    }
+    while True:
+        trials = {
+            arm: Stretch(
+                experiment, fork, last_step, experiment.scalars(arm, search.rate)
+            )
+            for arm, search in searches.items()
+            if search.rate is not None
+        }
+        if not trials:
+            break
+        trainer.train(list(trials.values()))
+        for arm, trial in trials.items():
+            loss = _train_loss(experiment, trial.state)
+            searches[arm].answer(math.isfinite(loss) and loss <= bound)
+    for arm, search in searches.items():
+        rates = {"stable_rate": search.stable, "unstable_rate": search.unstable}
+        run.update(arm.name, **rates)
+
+
+def _train_loss(experiment, state):
+    return float(experiment.programs.evaluate(state, experiment.task).train_loss)

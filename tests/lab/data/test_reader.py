@@ -259,7 +259,7 @@ def test_lanes_read_too(tmp_path):
 
 
 def test_batches_are_split_over_the_devices():
-    result = python("tests/sharded_readers.py")
+    result = python("tests/sharded_reader.py")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["read"] == found["resident"]

@@ -1,6 +1,7 @@
 """Meshes and layouts: what they refuse, and four devices against one."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from four_devices import WINDOW, python
 from helpers import abstract_mesh
 from ml_collections import ConfigDict
 
-from bulk_sgd.lab import config
+from bulk_sgd.lab import config, validation
 from bulk_sgd.lab.data.rows import LazyRows
 from bulk_sgd.lab.devices import sharding
 
@@ -167,17 +168,21 @@ def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
     assert not (tmp_path / "run").exists()
 
 
-def test_streamed_training_sets_need_not_split():
+def test_training_sets_that_are_read_while_training_need_not_split():
     fields = config.default()
     fields.batch_size, fields.subspace.data = 52, "subset"
+    mesh, targets = abstract_mesh(2, 2), np.zeros(5000)
+    enough = SimpleNamespace(train_targets=targets[:4998], test_targets=targets[:1000])
     with pytest.raises(ValueError, match=r"data\.num_train gives 4998 training exampl"):
-        layout_of(2, 2).check(fields, 4998, 1000, 0)
+        validation.check_data(fields, enough, mesh)
     fields.data.streaming = True
-    layout_of(2, 2).check(fields, 4998, 1000, 0)
+    validation.check_data(fields, enough, mesh)
+    few = SimpleNamespace(train_targets=targets[:4998], test_targets=targets[:998])
     with pytest.raises(ValueError, match=r"data\.num_test gives 998 test examples"):
-        layout_of(2, 2).check(fields, 4998, 998, 0)
+        validation.check_data(fields, few, mesh)
+    fields.subspace.subset_size = 250
     with pytest.raises(ValueError, match=r"subset_size gives 250 examples; it must be"):
-        layout_of(2, 2).check(fields, 4998, 1000, 250)
+        validation.check_data(fields, enough, mesh)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from paths import ROOT
 from bulk_sgd.lab.data import embedded
 from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.models.build import build_model
-from bulk_sgd.lab.training import experiment, steps
+from bulk_sgd.lab.training.experiment import Experiment
 from configs import (
     char_lm,
     mnist_cnn,
@@ -112,10 +112,9 @@ def test_a_task_trains_as_a_loop_by_hand(task, tmp_path):
     config.switch.step = 2
     if config.optimizer.warmup_steps:
         config.optimizer.warmup_steps = 3  # steps beyond it, too
-    made = experiment.Experiment(config)
-    programs = steps.Programs(config)
-    state, trace = programs.train(
-        made.start(programs), made.task, made.indices(0), STEPS, projected=False
+    made = Experiment(config)
+    state, trace = made.programs.train(
+        made.start(), made.task, made.indices(0), STEPS, projected=False
     )
 
     kind = config.model.name

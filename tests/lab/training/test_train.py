@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, strip_times, tiny
+from tiny_runs import (
+    RANK,
+    RATE,
+    STEPS,
+    SWITCH,
+    compilations,
+    rows_of,
+    strip_times,
+    tiny,
+)
 
 import bulk_sgd
 from bulk_sgd.lab.data import sources
@@ -15,7 +24,9 @@ from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.from_config import losses
 from bulk_sgd.lab.models.build import build_model
-from bulk_sgd.lab.training import steps, train
+from bulk_sgd.lab.training import train
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +195,12 @@ def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
     assert [row["step"] for row in rows_of(tmp_path, "prefix")] == [0, 3]
 
 
-def test_programs_compile_once_for_all_arms(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        train,
-        "Programs",
-        lambda config, make=train.Programs: made.append(make(config)) or made[-1],
-    )
+def test_programs_compile_once_for_all_arms(tmp_path, caplog):
     config = tiny(num_steps=10, arms=("sgd", "dom_sgd", "bulk_sgd"))
-    train.train_and_evaluate(config, tmp_path)
-    (programs,) = made
-    # One program with the projection and one without, both before the clock starts.
-    assert programs.train._cache_size() == 2
+    with jax.log_compiles():
+        train.train_and_evaluate(config, tmp_path)
+    # One program with the projection and one without.
+    assert compilations(caplog, "_train") == 2
 
 
 @pytest.mark.parametrize("data_name", ["subset", "batch"])
@@ -239,10 +244,9 @@ def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
 def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     # The program is asked for 3 of 5 steps and must not take the rest.
     config = tiny()
-    experiment = train.Experiment(config)
-    programs = train.Programs(config)
-    state, trace = programs.train(
-        programs.init(experiment.params),
+    experiment = Experiment(config)
+    state, trace = experiment.programs.train(
+        experiment.start(),
         experiment.task,
         experiment.indices(0),
         3,
@@ -251,4 +255,4 @@ def test_training_loop_does_not_stop_at_a_step_that_is_not_due():
     assert int(state.step) == int(trace.num_steps) == 3
     assert np.all(np.asarray(trace.batch_losses[:3]) > 0)
     assert np.all(np.asarray(trace.batch_losses[3:]) == 0)
-    assert isinstance(state, steps.TrainState)
+    assert isinstance(state, TrainState)

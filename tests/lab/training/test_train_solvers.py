@@ -1,7 +1,6 @@
 """What the rows of a run say about its solver, and about sharpness."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,26 +8,25 @@ from helpers import dense
 from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, tiny
 
 import bulk_sgd
-from bulk_sgd.lab.training import steps, train
+from bulk_sgd.lab.training import evaluation, train, trouble
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.loop import Trainer
 
 
 @pytest.mark.parametrize("source", ["full", "batch"])
 def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
     config = tiny(subspace__data=source, subspace__refresh_every=5)
-    experiment, programs = Experiment(config), steps.Programs(config)
-    blank, task = programs.init(experiment.params), experiment.task
+    experiment = Experiment(config)
+    programs, task = experiment.programs, experiment.task
     scalars = experiment.scalars(experiment.arms[0])
     state, _ = programs.train(
-        blank, task, experiment.indices(0), 5, scalars, projected=True
+        experiment.start(), task, experiment.feed(0), 5, scalars, projected=True
     )
     matrix = dense(bulk_sgd.hessian(task.train, state.params), state.params)
     exact = np.linalg.eigvalsh(matrix)[-1]
     # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
     assert float(programs.sharpness(state, task)) == pytest.approx(exact, rel=1e-2)
     # The eigenvalue in the state is four steps old, or of one batch.
-    stale = float(state.subspace.subspace.eigenvalues[0])
+    stale = float(state.projection.subspace.eigenvalues[0])
     assert stale != pytest.approx(exact, rel=2e-2)
 
 
@@ -110,25 +108,14 @@ def test_eigenvalues_of_something_else_are_not_claimed(tmp_path, changes):
         ("streaming", []),
     ],
 )
-def test_without_a_subspace_the_fields_to_raise_are_named_once(solver, fields):
-    job = SimpleNamespace(
-        name="bulk_sgd",
-        entry={"failed_refreshes": 3, "status": "running"},
-        experiment=SimpleNamespace(config=tiny(subspace__solver=solver)),
-    )
-    said = []
-    progress = SimpleNamespace(advance=lambda *_, **__: None, say=said.append)
-    trainer = Trainer(None, progress)
-    row = {"train_loss": 1.0, "eigenvalues": None, "kept": 2}
-    trainer._report(job, 5, row)  # one that claims no eigenvalues
-    assert not said
-    for _ in range(2):
-        trainer._report(job, 5, row | {"kept": None})
+def test_without_a_subspace_the_fields_to_raise_are_named(solver, fields):
+    space = tiny(subspace__solver=solver).subspace
+    row = {"eigenvalues": None, "failed_refreshes": 3}
+    assert not any(trouble.of(row | {"kept": 2}, space))  # it claims no eigenvalues
     advice = " or ".join(f"config.subspace.{field}" for field in fields)
     end = f"yet; raise {advice}." if fields else "yet."
-    assert said == [
-        f"bulk_sgd: no refresh has converged, so there is no subspace {end}"
-    ]
+    _, sentence = trouble.of(row | {"kept": None}, space)
+    assert sentence == f"no refresh has converged, so there is no subspace {end}"
 
 
 def test_kept_counts_the_vectors_in_use(tmp_path, capsys):
@@ -169,14 +156,12 @@ def test_measures_compare_blocks_and_a_subset_with_what_they_stand_for(tmp_path)
 def test_a_solved_subspace_is_the_exact_one():
     config = tiny(measures__every=5)
     experiment = Experiment(config)
-    programs = steps.Programs(config)
-    state = programs.init(experiment.params)
     arm = experiment.scalars(experiment.arms[0])
-    indices = experiment.indices(0)
     # A step that does not move: the subspace is that of these parameters.
     arm = arm._replace(learning_rate=0.0)
-    state, _ = programs.train(state, experiment.task, indices, 1, arm, projected=True)
-    facts = programs._fidelity(state, experiment.task, experiment.task.train)
+    start, task, feed = experiment.start(), experiment.task, experiment.feed(0)
+    state, _ = experiment.programs.train(start, task, feed, 1, arm, projected=True)
+    facts = evaluation.fidelity(config, experiment.layout, state, task)
     # Solves to 1e-5 and 1e-4 of λ_1, over the gap to λ_4, squared.
     assert float(facts["exact_overlap"]) == pytest.approx(1, abs=1e-4)
     assert set(facts) == {"exact_overlap", "exact_alignment"}

@@ -1,4 +1,4 @@
-"""Trains on a mesh of 2 x 2 CPU devices with data read while training and in memory.
+"""Trains on a mesh of 2 x 2 CPU devices, with data read while training and in memory.
 
 A process of its own, as sharded_runs.py; run by test_reader.py.
 """
@@ -9,22 +9,20 @@ import sys
 from sharded_runs import config_of, per_device
 
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.steps import Programs
 
 
-def losses(reads):
-    """Of the batches of five steps, and the elements of the examples on a device."""
+def losses(read):
+    """Losses of the batches of five steps, and elements of the examples on a device."""
     config = config_of("both")
-    config.eval_every, config.data.streaming = 5, reads
+    config.eval_every, config.data.streaming = 5, read
     config.subspace.data, config.subspace.subset_size = "subset", 32
     experiment = Experiment(config)
-    programs = Programs(config)
-    state = programs.init(experiment.params)
     feed = experiment.feed(0)
-    _, trace = programs.train(
-        state, experiment.task, feed, 5, experiment.scalars(), projected=True
+    _, trace = experiment.programs.train(
+        *(experiment.start(), experiment.task, feed, 5, experiment.scalars()),
+        projected=True,
     )
-    elements = per_device(feed.inputs) if reads else None
+    elements = per_device(feed.inputs) if read else None
     return trace.batch_losses.tolist(), elements
 
 

@@ -1,0 +1,147 @@
+"""What is measured at one state: losses, alignment, sharpness, and all of `measures`.
+
+Each function takes the config and the layout of `steps.Programs`, which compiles it.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.curvature import preconditioning
+from bulk_sgd.curvature.hessian import hessian
+from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.lab.from_config.losses import accuracy
+from bulk_sgd.lab.training import measures
+from bulk_sgd.lab.training.state import Task, TrainState
+from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.spectra.subsampling import subsampling_error
+
+
+class Evaluation(NamedTuple):
+    """Measurements at one point, all scalars.
+
+    Attributes:
+      train_loss: mean loss over the training set.
+      test_loss: mean loss over the test set.
+      test_accuracy: between 0 and 1.
+      alignment_gradient: χ_k of the gradient on the full training set, in the
+        coordinates of the subspace.
+      kept: int32, rows of the subspace that are not zero.
+    """
+
+    train_loss: jax.Array
+    test_loss: jax.Array
+    test_accuracy: jax.Array
+    alignment_gradient: jax.Array
+    kept: jax.Array
+
+
+def preconditioner(config, inner):
+    """The diagonal of P in the last update of the optimizer; None without one."""
+    if not config.subspace.preconditioned:
+        return None
+    fields = config.optimizer
+    constants = fields.b1, fields.b2, fields.eps
+    return preconditioning.adam_preconditioner(inner, *constants)
+
+
+def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
+    """The `Evaluation` of a state."""
+    del layout
+    train_loss, gradient = jax.value_and_grad(task.train)(state.params)
+    scale = preconditioner(config, state.inner)
+    if scale is not None:  # a gradient in the coordinates P^½ θ of the subspace
+        scale = preconditioning.root(scale)
+        gradient = jax.tree.map(jnp.divide, gradient, scale)
+    score = functools.partial(_loss_and_accuracy, params=state.params)
+    test_loss, test_accuracy = task.test.mean_over_microbatches(score)
+    return Evaluation(
+        train_loss=train_loss,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        alignment_gradient=state.projection.subspace.alignment(gradient),
+        kept=state.projection.subspace.kept,
+    )
+
+
+def sharpness(config, layout, state: TrainState, task: Task):
+    """λ_1 of the Hessian of the training loss to a hundredth, or NaN.
+
+    With a preconditioned subspace it is λ_1 of the preconditioned Hessian, which
+    exists from the first step on.
+    """
+    matvec = hessian(task.train, state.params, mode=config.subspace.mode)
+    scale, known = preconditioner(config, state.inner), True
+    if scale is not None:
+        matvec = preconditioning.preconditioned(matvec, scale)
+        known = state.step > 0
+    matvec = sharded(matvec, layout.parameters(state.params))
+    # The start is the whole subspace, because eigenvalues change places.
+    found = top_eigenpairs(matvec, state.projection.subspace, 1, tol=1e-2)
+    return jnp.where(found.converged & known, found.eigenvalues[0], jnp.nan)
+
+
+def measure(config, layout, state: TrainState, task: Task, feed, key):
+    """`measures.measure` on the data of the curvature, and `fidelity`.
+
+    Args:
+      config: of the experiment.
+      layout: of its arrays.
+      state: where to measure.
+      task: the data.
+      feed: the batches of the batch sharpness, as in `steps.Programs.train`.
+      key: PRNG key of the probes.
+    """
+    found = measures.measure(
+        state.params,
+        state.projection.subspace,
+        task.curvature or task.train,
+        (lambda i: task.batch(feed, i), len(jax.tree.leaves(feed)[0])),
+        key,
+        config.measures.num_probes,
+        mode=config.subspace.mode,
+        sharding=layout.parameters(state.params),
+    )
+    return found, fidelity(config, layout, state, task)
+
+
+def fidelity(config, layout, state: TrainState, task: Task) -> dict:
+    """How far the subspace in use is from the one that it stands for.
+
+    Returns:
+      Scalars by name, NaN where a solve failed. Against a Lanczos solve on the data of
+      the curvature: the overlap, and χ_k of the gradient in the solved subspace. Where
+      those data are a subset: what they miss according to `subsampling_error`.
+    """
+    space, params = config.subspace, state.params
+    objective = task.curvature or task.train
+    gradient = jax.grad(task.train)(params)
+    places = layout.parameters(params)
+    matvec = sharded(hessian(objective, params, mode=space.mode), places)
+    # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
+    exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
+    overlap = state.projection.subspace.overlap(exact)
+    facts = {
+        "exact_overlap": jnp.where(exact.converged, overlap, jnp.nan),
+        "exact_alignment": jnp.where(
+            exact.converged, exact.alignment(gradient), jnp.nan
+        ),
+    }
+    if space.data == "subset":
+        total = task.num_train or task.train.num_examples
+        ways = {"mode": space.mode, "sharding": places}
+        missed = subsampling_error(
+            objective, params, gradient, space.rank, total, **ways
+        )
+        for name in ("eigenvalues", "overlap", "projection"):
+            value = jnp.where(missed.converged, getattr(missed, name), jnp.nan)
+            facts[f"subsampling_{name}"] = value
+    return facts
+
+
+def _loss_and_accuracy(part: Objective, params):
+    outputs = part.outputs(params)
+    return part.loss(outputs), accuracy(outputs, part.targets)

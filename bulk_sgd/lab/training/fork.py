@@ -1,0 +1,103 @@
+"""The prefixes of runs, and their forks into arms."""
+
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.loop import Stretch, Trainer
+from bulk_sgd.lab.training.prefixes import PrefixStore
+from bulk_sgd.lab.training.run import PREFIX, Run
+from bulk_sgd.lab.training.state import TrainState
+
+
+def train_prefixes(
+    trainer: Trainer, runs: list[Run], store: PrefixStore | None
+) -> list[tuple[Run, TrainState]]:
+    """Trains each prefix once, unless it is stored or lies behind its runs.
+
+    Args:
+      trainer: of the programs of all runs.
+      runs: each with its experiment.
+      store: where trained prefixes are kept, or None.
+
+    Returns:
+      The runs whose prefix did not diverge, each with the state at its fork.
+    """
+    forks, sharing = [], {}
+    for run in runs:
+        if run.resumed and run.resumed.fork:
+            forks.append((run, run.resumed.fork))
+        else:
+            sharing.setdefault(run.experiment.prefix, []).append(run)
+    trained, stretches = {}, {}
+    for prefix, its_runs in sharing.items():
+        first = min(its_runs, key=lambda run: run.resumed is None)  # one under way
+        found = _load(store, first)
+        if found:
+            trained[prefix] = found
+        else:
+            stretches[prefix] = _prefix(first)
+    trainer.train(list(stretches.values()))
+    for prefix, stretch in stretches.items():
+        rows, entry = stretch.run.rows[PREFIX], dict(stretch.run.record["prefix"])
+        trained[prefix] = stretch.state, rows, entry
+        if store:
+            store.save(stretch.experiment, stretch.state, rows, entry)
+    for prefix, its_runs in sharing.items():
+        state, rows, entry = trained[prefix]
+        for run in its_runs:
+            run.adopt_prefix(rows, entry)
+            if entry["status"] == record.DIVERGED:
+                run.end(record.DIVERGED)
+            else:
+                run.fork(state, _describe_switch(run.experiment.config, state))
+                forks.append((run, state))
+    return forks
+
+
+def arms(run: Run, fork: TrainState) -> list[Stretch]:
+    """What is left to train of the arms of a run."""
+    stretches, experiment = [], run.experiment
+    for arm in experiment.arms:
+        if run.record["arms"][arm.name]["status"] in record.ENDED:
+            continue
+        resumed = run.resumed is not None and run.resumed.name == arm.name
+        stretches.append(
+            Stretch(
+                experiment,
+                run.resumed.state if resumed else fork,
+                experiment.config.num_steps,
+                experiment.scalars(arm),
+                run=run,
+                name=arm.name,
+                entry=run.entry(arm.name) if resumed else None,
+            )
+        )
+    return stretches
+
+
+def _load(store, run):
+    """The state, rows and entry of a stored prefix, or None."""
+    if store is None or run.resumed:
+        return None
+    return store.load(run.experiment, run.experiment.start())
+
+
+def _prefix(run) -> Stretch:
+    experiment, resumed = run.experiment, run.resumed
+    return Stretch(
+        experiment,
+        resumed.state if resumed else experiment.start(),
+        experiment.config.switch.step,
+        experiment.scalars(),
+        projected=experiment.ends_by_alignment,
+        run=run,
+        name=PREFIX,
+        entry=run.entry(PREFIX) if resumed else None,
+    )
+
+
+def _describe_switch(config, state: TrainState) -> dict:
+    average = float(state.projection.alignment_average)
+    threshold = config.switch.alignment
+    step = int(state.step)
+    reached = threshold > 0 and average > threshold
+    by_alignment = f"average alignment {average:.3f} > {threshold:g}"
+    return {"step": step, "reason": by_alignment if reached else f"step {step}"}

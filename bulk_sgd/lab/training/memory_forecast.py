@@ -1,0 +1,179 @@
+"""The memory that a run needs on each device, and the refusal of what does not fit.
+
+Before anything is compiled the arrays that a run keeps are known exactly, from their
+shapes and layouts. What a step takes beyond them is the compiler's own count, read from
+the executable that then runs.
+"""
+
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bulk_sgd.lab.from_config import solvers
+from bulk_sgd.linalg import basis
+
+# The fields that make a part smaller when they are lowered, and when they are raised.
+_REMEDIES = {
+    "parameters": ("config.model", "config.sharding.fsdp"),
+    "optimizer": ("config.model", "config.sharding.fsdp"),
+    "basis": ("config.subspace.rank", "config.sharding.fsdp"),
+    "data": (
+        "config.data.num_train (with config.data.streaming config.eval_every, "
+        "config.subspace.subset_size)",
+        "config.sharding.data",
+    ),
+    "states kept": ("config.subspace.rank", "config.sharding.fsdp"),
+    "solver": ("config.subspace.max_basis", "config.sharding.fsdp"),
+    "step": ("config.batch_size, config.microbatch_size (0 is all)", ""),
+}
+
+
+class Forecast(NamedTuple):
+    """Bytes on each device.
+
+    Attributes:
+      parameters: θ.
+      optimizer: moments and the like.
+      basis: the k eigenvectors, and what else the transform and its solver carry.
+      data: training, test and curvature examples, each once, and the feed of one
+        dispatch.
+      kept: states beside the one that trains: the fork, arms that have ended, the
+        initial parameters.
+      solver: vectors that a solve works with.
+      step: gradients, activations and whatever else a step works with; None until the
+        compiler has counted it.
+    """
+
+    parameters: int
+    optimizer: int
+    basis: int
+    data: int
+    kept: int
+    solver: int
+    step: int | None = None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The bytes that are known, by the name of their part."""
+        named = {name.replace("kept", "states kept"): self[i]
+                 for i, name in enumerate(self._fields)}  # fmt: skip
+        return {name: size for name, size in named.items() if size is not None}
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def __str__(self):
+        sizes = ", ".join(f"{name} {_bytes(size)}" for name, size in self.parts.items())
+        return f"memory per device: {_bytes(self.total)} ({sizes})"
+
+
+def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
+    """What is certain before anything is compiled.
+
+    Args:
+      experiment: an `Experiment`, of shapes or of arrays.
+      lanes: number of runs in lockstep.
+      runs: number of runs whose states are kept.
+
+    Example:
+      >>> from bulk_sgd.lab import config
+      >>> from bulk_sgd.lab.training import memory_forecast
+      >>> from bulk_sgd.lab.training.experiment import Experiment
+      >>> config = config.default()
+      >>> config.data.num_train, config.model.hidden = 100, (8,)
+      >>> found = memory_forecast.of_arrays(Experiment(config))
+      >>> found.parameters == 4 * (784 * 8 + 8 + 8 * 10 + 10)
+      True
+      >>> found.basis // found.parameters
+      10
+    """
+    state, task, space = experiment.state, experiment.task, experiment.config.subspace
+    # Curvature of the training set needs no arrays of its own.
+    own = None if task.curvature is task.train else task.curvature
+    own_lanes = lanes if space.data == "subset" else 1
+    rows = solvers.num_rows(space, basis.size(state.params))
+    vector = _share(state.projection.subspace.eigenvectors) // space.rank
+    return Forecast(
+        parameters=lanes * _share(state.params),
+        optimizer=lanes * _share(state.inner),
+        basis=lanes * _share((state.projection, state.step, state.loss)),
+        data=_share((task.train, task.test))
+        + own_lanes * _share(own)
+        + lanes * _share(experiment.feed_shape()),
+        kept=runs * (max(1, len(experiment.arms)) * _share(state))
+        + runs * _share(state.params),
+        solver=lanes * rows * vector,
+    )
+
+
+def of_program(arrays: Forecast, program: jax.stages.Compiled) -> Forecast | None:
+    """The forecast with what the compiler counts; None where it does not count.
+
+    Args:
+      arrays: from `of_arrays`.
+      program: the training program with its solver.
+    """
+    memory = program.memory_analysis()
+    if memory is None:
+        return None
+    beyond = memory.temp_size_in_bytes
+    beyond += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    solver = min(arrays.solver, beyond)
+    return arrays._replace(solver=solver, step=beyond - solver)
+
+
+def check(forecast: Forecast, device: jax.Device | None = None):
+    """Raises ValueError if a forecast exceeds the memory of a device.
+
+    Args:
+      forecast: what is needed.
+      device: by default the first one of this process.
+    """
+    limit = capacity(device or jax.local_devices()[0])
+    if forecast.total <= limit:
+        return
+    parts = forecast.parts
+    largest = sorted(filter(parts.get, parts), key=parts.get, reverse=True)[:3]
+    lower = dict.fromkeys(_REMEDIES[name][0] for name in largest)
+    higher = dict.fromkeys(filter(None, (_REMEDIES[name][1] for name in largest)))
+    sizes = ", ".join(f"{name} {_bytes(parts[name])}" for name in largest)
+    at_least = "at least " if forecast.step is None else ""
+    raise ValueError(
+        f"The run needs {at_least}{_bytes(forecast.total)} on each device, which has "
+        f"{_bytes(limit)} ({sizes}, …): lower {', '.join(lower)}"
+        + (f", or raise {', '.join(higher)}" if higher else "")
+        + " (config.check_memory = False runs it all the same)."
+    )
+
+
+def capacity(device: jax.Device) -> int:
+    """Bytes that a device holds: what it says, or its share of the machine's RAM."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return limit
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return ram // jax.local_device_count()
+
+
+def _share(tree) -> int:
+    """Bytes of the part of a tree on one device."""
+    return sum(
+        # Keys of random numbers have a dtype without a size.
+        int(np.prod(x.sharding.shard_shape(x.shape))) * getattr(x.dtype, "itemsize", 8)
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def _bytes(number: float) -> str:
+    """
+    >>> _bytes(1_234_567), _bytes(0)
+    ('1.23 MB', '0 B')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"

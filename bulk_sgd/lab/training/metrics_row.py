@@ -1,0 +1,119 @@
+"""A row of metrics: what is measured at one state of a run."""
+
+import jax
+import numpy as np
+
+from bulk_sgd.curvature.hessian import CURVATURES
+from bulk_sgd.lab.from_config import optimizers, solvers
+from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.run import PREFIX, Entry
+from bulk_sgd.lab.training.state import Trace, TrainState
+
+
+def measure(
+    experiment: Experiment,
+    name: str,
+    state: TrainState,
+    entry: Entry,
+    trace: Trace | None = None,
+) -> dict:
+    """Measures a state, with the fields of `metrics.jsonl`.
+
+    Args:
+      experiment: what is trained.
+      name: `PREFIX` or the name of an arm.
+      state: where it stands.
+      entry: how far it has come.
+      trace: of the steps that led there.
+    """
+    step, projection = int(state.step), state.projection
+    found = experiment.programs.evaluate(state, experiment.task)
+    row = {
+        "arm": name,
+        "step": step,
+        "train_loss": float(found.train_loss),
+        "test_loss": float(found.test_loss),
+        "test_accuracy": float(found.test_accuracy),
+        "learning_rate": _rate(experiment.config.optimizer, step),
+        "batch_loss": None,
+        "alignment_update": None,
+        "alignment_gradient": None,
+        "descent_ratio": None,
+        "eigenvalues": None,
+        "residuals": None,
+        "kept": None,
+        "sharpness": None,
+        "sharpness_ratio": None,
+        "matvecs": entry.matvecs,
+        "refreshes": int(projection.refreshes),
+        "failed_refreshes": entry.failed_refreshes,
+        "seconds": entry.seconds,
+        "seconds_curvature": entry.seconds_curvature,
+    }
+    taken = 0 if trace is None else int(trace.num_steps)
+    if taken:
+        row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
+    if int(projection.refreshes) > int(projection.failed_refreshes):
+        row["kept"] = int(found.kept)
+        row["alignment_gradient"] = float(found.alignment_gradient)
+        if taken:
+            row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
+            row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
+        row |= _eigenvalues(experiment, state) | _measures(experiment, state)
+    return row | _sharpness(experiment, name, state, row["learning_rate"])
+
+
+def _rate(fields, step: int) -> float:
+    """η of the last step."""
+    return float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
+
+
+def _eigenvalues(experiment, state) -> dict:
+    if not solvers.finds_leading(experiment.config.subspace):
+        return {}
+    subspace = state.projection.subspace
+    values = np.asarray(subspace.eigenvalues)
+    order = np.argsort(-values)
+    residuals = np.asarray(subspace.residuals)
+    return {"eigenvalues": values[order], "residuals": residuals[order]}
+
+
+def _sharpness(experiment, name, state, rate) -> dict:
+    """λ_1 at the steps that ask for it and at the end of every arm."""
+    config, step = experiment.config, int(state.step)
+    every = config.measures.sharpness_every
+    ends = name != PREFIX and step == config.num_steps
+    if not (ends or (every and step % every == 0)):
+        return {}
+    found = float(experiment.programs.sharpness(state, experiment.task))
+    return {"sharpness": found, "sharpness_ratio": rate * found}
+
+
+def _measures(experiment, state) -> dict:
+    config, step = experiment.config, int(state.step)
+    if not config.measures.every or step % config.measures.every:
+        return {}
+    found, fidelity = experiment.programs.measure(
+        state,
+        experiment.task,
+        experiment.feed(step),
+        jax.random.fold_in(jax.random.key(config.seed), step),
+    )
+    row = {
+        "eigenspace_overlap": float(found.eigenspace_overlap),
+        "sum_rule_error": float(found.sum_rule_error),
+        "batch_sharpness": float(found.batch_sharpness),
+    }
+    row |= {name: float(value) for name, value in fidelity.items()}
+    for operator in CURVATURES:
+        curvature = found.curvatures[operator]
+        energies = curvature.energies
+        values = energies._asdict() | {
+            "trace_share": energies.trace_share,
+            "frobenius_share": energies.frobenius_share,
+            "block_share": energies.block_share,
+            "form_dominant": curvature.form_dominant,
+            "form_bulk": curvature.form_bulk,
+        }
+        row |= {f"{operator}/{k}": np.asarray(v) for k, v in values.items()}
+    return row
