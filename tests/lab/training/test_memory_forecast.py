@@ -162,7 +162,7 @@ def test_what_certainly_does_not_fit_is_refused_before_anything_is_made(
         for name, x in dataset._asdict().items()
         if hasattr(x, "shape")
     }
-    monkeypatch.setattr(data, "find", lambda _: dataset._replace(**lazy))
+    monkeypatch.setattr(sources, "find", lambda _: dataset._replace(**lazy))
     monkeypatch.setattr(Layout, "born", None)
     monkeypatch.setattr(memory_forecast, "capacity", lambda device: 1000)
     with pytest.raises(ValueError, match=r"needs at least .* which has 1 kB \(solver "):
