@@ -87,12 +87,15 @@ def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refre
     finite = jnp.isfinite(found.eigenvalues) & jnp.isfinite(found.residuals)
     usable = found.converged & jnp.all(finite)
     accepted = due & usable
-    # To choose between two bases XLA copies the old one at every step. A guarded solver
-    # spares it that: its vectors hold even where it failed, and outside of `vmap` the
-    # predicate `own_lane` is a constant.
-    moved = own_lane(jnp.asarray(due)) if solver.guarded else accepted
-    old = subspace.eigenvectors, state
-    rows, after = basis.where(moved, (found.eigenvectors, after), old)
+    new, old = (found.eigenvectors, after), (subspace.eigenvectors, state)
+    # A select between two bases makes XLA copy the old one at every step. A guarded
+    # solver needs none: its vectors hold even where it failed, and outside of `vmap`
+    # `own_lane` is a constant.
+    if not solver.guarded:
+        new = basis.where(accepted, new, old)
+    elif due is not True:
+        new = basis.where(own_lane(due), new, old)
+    rows, after = new
     kept = basis.where(accepted, found, subspace)._replace(eigenvectors=rows)
     return Refreshed(kept, after, usable, found.num_matvecs)
 
