@@ -1,6 +1,6 @@
 """Writes a report: `python -m bulk_sgd.report --workdir=FOLDER`."""
 
-from bulk_sgd.lab.commands.report import run
+from bulk_sgd.lab.commands.start import start
 
 if __name__ == "__main__":
-    run()
+    start("report")

@@ -7,6 +7,7 @@
 # WORKDIR names the folder of the run, by default runs/quickstart in the repository.
 set -euo pipefail
 here=$PWD
+extras=lab
 source "$(dirname "$0")/environment.sh"
 workdir="${WORKDIR:-$PWD/runs/quickstart}"
 case "$workdir" in /*) ;; *) workdir="$here/$workdir" ;; esac

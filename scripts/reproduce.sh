@@ -16,6 +16,7 @@ case $preset in
   *) echo "$0: --preset is '$preset'; it must be cpu or gpu." >&2; exit 2 ;;
 esac
 [ -z "$workdir" ] || workdir=$(realpath -m "$workdir")
+extras=lab
 source "$(dirname "$0")/environment.sh"
 workdir=${workdir:-$PWD/runs/study-$preset}
 # Axes repeat the programs of others: compile each once.

@@ -4,6 +4,7 @@
 #   scripts/test.sh            everyday suite
 #   scripts/test.sh -m ''      with the slow tests, as CI runs it
 set -euo pipefail
+extras=lab,dev,docs
 source "$(dirname "$0")/environment.sh"
 
 ruff check .

@@ -93,7 +93,7 @@ setup() {
     on_workers all 'set -e; rm -rf bulk_sgd; git clone -q bulk_sgd.bundle bulk_sgd
 cd bulk_sgd; python3 -m pip install -q --user uv
 ~/.local/bin/uv venv -q --python 3.12 .venv
-~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[tpu]"'
+~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[lab,tpu]"'
 }
 
 start() {

@@ -1,0 +1,36 @@
+"""Starts a command, provided that the lab's packages are installed."""
+
+import importlib
+import importlib.metadata
+import re
+import sys
+
+
+def start(name: str):
+    """Runs the command of module `bulk_sgd.lab.commands.NAME`.
+
+    Without the packages of the extra `lab` the process ends with one sentence and
+    status 2.
+    """
+    if missing := ", ".join(_missing()):
+        print(
+            f"This command needs the lab, and these packages are missing: {missing}; "
+            "install them with pip install '.[lab]' in a clone of bulk_sgd.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    importlib.import_module(f"bulk_sgd.lab.commands.{name}").run()
+
+
+def _missing():
+    try:
+        requirements = importlib.metadata.requires("bulk_sgd") or []
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from a checkout that nobody installed
+    for requirement in requirements:
+        name, marker = re.fullmatch(r"([\w.-]+)[^;]*;?(.*)", requirement).groups()
+        try:
+            if "lab" in marker:
+                importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name
