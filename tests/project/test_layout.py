@@ -59,3 +59,20 @@ def test_citation_and_changelog_name_the_version_of_the_package():
     assert papers == ["arXiv:2505.11972", "arXiv:2405.16002"]
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert re.search(r"^## (\S+)", changelog, re.M)[1] == bulk_sgd.__version__
+
+
+def test_changelog_says_where_modules_went():
+    rows = re.findall(
+        r"^\| .*`bulk_sgd\.([\w.]+)` \| `(\S+?)` \|$",
+        (ROOT / "CHANGELOG.md").read_text("utf-8"),
+        re.M,
+    )
+    assert len(rows) > 40
+    gone = {old for old, _ in rows} - {"curvature", "solvers", "transforms"}
+    gone -= {"sweep", "report"}  # commands
+    for old in gone:
+        assert not (PACKAGE / f"{old.replace('.', '/')}.py").exists(), old
+    for _, new in rows:
+        path = new if "/" in new else f"{new.replace('.', '/')}.py"
+        package = path.replace(".py", "/__init__.py")
+        assert (ROOT / path).exists() or (ROOT / package).exists(), new
