@@ -102,7 +102,7 @@ def test_a_refused_pod_is_not_set_up(cloud):
     cloud.stub("gcloud", 'case "$*" in *describe*) echo FAILED; esac')
     result = cloud.run("tpu_vm.sh", "up", *COMMAND, **TPU)
     assert result.returncode == 1
-    assert "FAILED and will not come" in result.stderr
+    assert "FAILED and will not become active" in result.stderr
     assert not any("scp" in call for call in cloud.calls)
 
 
@@ -138,7 +138,7 @@ esac""",
         *("create", "worker.sh start", "outcome", "delete"),
         *("create", "worker.sh start", "outcome", "delete"),
     ]
-    assert "SUSPENDED; it is deleted and asked for again" in result.stderr
+    assert "SUSPENDED; it is deleted and requested again" in result.stderr
 
 
 def kinds(cloud):
