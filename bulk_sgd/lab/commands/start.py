@@ -28,7 +28,7 @@ def _missing():
     except importlib.metadata.PackageNotFoundError:
         return  # run from a checkout that nobody installed
     for requirement in requirements:
-        name, marker = re.fullmatch(r"([\w.-]+)[^;]*;?(.*)", requirement).groups()
+        name, marker = re.match(r"([\w.-]+)[^;]*(.*)", requirement).groups()
         try:
             if "lab" in marker:
                 importlib.metadata.distribution(name)
