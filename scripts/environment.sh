@@ -14,7 +14,7 @@ PYTHON="${PYTHON:-python3}"
 # .venv/installed has a line for each set of extras, with a checksum of the requirements.
 wanted="$extras $(cat requirements/*.txt pyproject.toml | cksum)"
 if ! grep -qsxF "$wanted" .venv/installed; then
-  echo "Installing bulk_sgd[$extras] into .venv (about a minute)"
+  echo "Installing bulk_sgd[$extras] into .venv (a minute or two)"
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --editable ".[$extras]" || exit 1
