@@ -27,7 +27,7 @@ def test_missing_packages_are_named_in_one_sentence(monkeypatch, started, capsys
     ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: requires)
     with pytest.raises(SystemExit) as ended:
-        start.start("train")
+        start.command("train")
     told = capsys.readouterr().err
     assert ended.value.code == 2
     assert "missing: absent.one, absent_two; install" in told
@@ -40,5 +40,5 @@ def test_a_checkout_that_is_not_installed_starts(monkeypatch, started):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
-    start.start("train")
+    start.command("train")()
     assert started == ["bulk_sgd.lab.commands.train"]

@@ -1,4 +1,4 @@
-"""Starts a command, provided that the lab's packages are installed."""
+"""Finds a command, provided that the lab's packages are installed."""
 
 import importlib
 import importlib.metadata
@@ -6,11 +6,12 @@ import re
 import sys
 
 
-def start(name: str):
-    """Runs the command of module `bulk_sgd.lab.commands.NAME`.
+def command(name: str):
+    """Returns the entry point of `bulk_sgd.lab.commands.NAME`.
 
     Without the packages of the extra `lab` the process ends with one sentence and
-    status 2.
+    status 2. The caller starts the command: absl lists the flags that the main module
+    defines in its --help.
     """
     if missing := ", ".join(_missing()):
         print(
@@ -19,7 +20,7 @@ def start(name: str):
             file=sys.stderr,
         )
         sys.exit(2)
-    importlib.import_module(f"bulk_sgd.lab.commands.{name}").run()
+    return importlib.import_module(f"bulk_sgd.lab.commands.{name}").run
 
 
 def _missing():
