@@ -1,6 +1,6 @@
 """Analyzes a run: `python -m bulk_sgd.analyze --workdir=RUN`."""
 
-from bulk_sgd.lab.commands.analyze import run
+from bulk_sgd.lab.commands.start import command
 
 if __name__ == "__main__":
-    run()
+    command("analyze")()

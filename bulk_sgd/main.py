@@ -1,6 +1,6 @@
 """The training binary: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`."""
 
-from bulk_sgd.lab.commands.train import run
+from bulk_sgd.lab.commands.start import command
 
 if __name__ == "__main__":
-    run()
+    command("train")()

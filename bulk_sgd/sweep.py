@@ -1,6 +1,6 @@
 """Runs a sweep: `python -m bulk_sgd.sweep --config=FILE --workdir=FOLDER`."""
 
-from bulk_sgd.lab.commands.sweep import run
+from bulk_sgd.lab.commands.start import command
 
 if __name__ == "__main__":
-    run()
+    command("sweep")()

@@ -1,12 +1,12 @@
 """Measures solver, training loop, peers and steps; prints tables and writes JSON.
 
-  pip install '.[bench]'   # the peers; without them they are skipped
+  pip install '.[lab,bench]'   # bench: the peers, which are skipped otherwise
   python scripts/benchmark.py [--only=peers,steps] [--json=FILE] [--figure=FILE.png]
 
-Run it on an otherwise idle machine. Contestants are warm, take turns in one process in
-random order, and are compared by the median of their ratios within a round, because
-the speed of a machine drifts. Compilation is left out of the times and printed by
-itself, as the seconds of the first call.
+Run it on an otherwise idle machine. The speed of a machine drifts, so warm contestants
+take turns in one process, in random order, and are compared by the median of their
+ratios within a round. Times leave out compilation; the seconds of the first call, with
+compilation, have a column of their own.
 """
 
 import argparse
@@ -39,11 +39,6 @@ from bulk_sgd.lab.files import record
 from bulk_sgd.lab.report import style
 from bulk_sgd.linalg import basis
 
-GROUPS = (
-    *("eigenpairs", "training_loop", "peers", "networks", "steps"),
-    *("passes", "scaling", "sweep", "compile"),
-)
-
 
 def main(argv=None):
     """Runs the groups that the command line asks for."""
@@ -52,7 +47,7 @@ def main(argv=None):
     results = {"quick": arguments.quick, "network": _describe(setup)}
     print(results["network"], "(--quick: a toy)" if arguments.quick else "")
     for group in arguments.only:
-        results[group] = _measure(group, setup, arguments)
+        results[group] = GROUPS[group](setup, arguments)
         print(f"\n{group}")
         _show(results[group])
     results |= record.provenance()
@@ -70,7 +65,7 @@ def main(argv=None):
 def _arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", default=GROUPS, type=_groups, help=f"some of {','.join(GROUPS)}"
+        "--only", default=list(GROUPS), type=_groups, help=f"some of {','.join(GROUPS)}"
     )
     parser.add_argument(
         "--repeats", type=_positive, default=7, help="rounds, whose median counts (7)"
@@ -92,7 +87,7 @@ def _arguments(argv):
 
 def _groups(text):
     groups = text.split(",")
-    if not set(groups) <= set(GROUPS):
+    if not set(groups) <= GROUPS.keys():
         raise argparse.ArgumentTypeError(f"{text!r} is not among {','.join(GROUPS)}")
     return groups
 
@@ -114,27 +109,6 @@ def _describe(setup):
         f"MLP of {count:,} parameters on {images:,} images of MNIST, "
         f"{int(setup.state.step):,} steps into training"
     )
-
-
-def _measure(group, setup, arguments):
-    repeats = arguments.repeats
-    if group == "eigenpairs":
-        return _eigenpairs(setup, repeats)
-    if group == "training_loop":
-        return _training_loop(setup, repeats)
-    if group == "peers":
-        return benchmark_peers.measure(setup, repeats)
-    if group == "networks":
-        return benchmark_networks.measure(repeats, arguments.cifar, arguments.quick)
-    if group == "passes":
-        return benchmark_passes.measure(setup, repeats)
-    if group == "scaling":
-        return benchmark_scaling.measure(repeats, arguments.quick)
-    if group == "compile":
-        return benchmark_compile.measure(arguments.quick)
-    if group == "sweep":
-        return benchmark_sweep.measure(repeats, arguments.quick)
-    return benchmark_steps.measure(setup, arguments.batch_sizes, repeats)
 
 
 def _show(rows):
@@ -224,6 +198,23 @@ def _training_loop(setup, repeats):
         ),
         "relative difference of their parameters": float(gap),
     }
+
+
+GROUPS = {  # in this order by default
+    "eigenpairs": lambda setup, given: _eigenpairs(setup, given.repeats),
+    "training_loop": lambda setup, given: _training_loop(setup, given.repeats),
+    "peers": lambda setup, given: benchmark_peers.measure(setup, given.repeats),
+    "networks": lambda _, given: benchmark_networks.measure(
+        given.repeats, given.cifar, given.quick
+    ),
+    "steps": lambda setup, given: benchmark_steps.measure(
+        setup, given.batch_sizes, given.repeats
+    ),
+    "passes": lambda setup, given: benchmark_passes.measure(setup, given.repeats),
+    "scaling": lambda _, given: benchmark_scaling.measure(given.repeats, given.quick),
+    "sweep": lambda _, given: benchmark_sweep.measure(given.repeats, given.quick),
+    "compile": lambda _, given: benchmark_compile.measure(given.quick),
+}
 
 
 if __name__ == "__main__":

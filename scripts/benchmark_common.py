@@ -1,4 +1,4 @@
-"""What the groups of `benchmark.py` share: the problem, and how times are taken."""
+"""The problem and the timers that the groups of `benchmark.py` share."""
 
 import gc
 import random
@@ -63,7 +63,7 @@ def problem(quick: bool) -> Problem:
 
 
 def trained(fields: ConfigDict) -> Problem:
-    """What a config stands for, after its `num_steps` steps of SGD."""
+    """The experiment of a config, after its `num_steps` steps of SGD."""
     fields.eval_every, fields.switch.step = fields.num_steps, 0
     experiment = Experiment(fields)
     task, indices = experiment.task, experiment.indices(0)
@@ -76,7 +76,7 @@ def trained(fields: ConfigDict) -> Problem:
 
 
 def gradient_and_matvec(loss, params):
-    """The gradient, moved a little by a product with the Hessian, to keep both."""
+    """The gradient plus a little of a Hessian product, so that XLA drops neither."""
     grads, product = jax.linearize(jax.grad(loss), params)
     return jax.tree.map(lambda g, x: g + 1e-6 * x, grads, product(grads))
 
@@ -107,7 +107,7 @@ def bare_products(matvec, vector, count):
 
 
 def timed(fn, *args):
-    """What `fn` returns, finished, and the seconds that it took."""
+    """The finished result of `fn` and the seconds that it took."""
     start = time.perf_counter()
     result = jax.block_until_ready(fn(*args))
     return result, time.perf_counter() - start
@@ -125,7 +125,7 @@ def interleaved(contestants, repeats: int) -> dict[str, list[float]]:
     for _ in range(repeats):
         shuffle(order)
         for name in order:
-            gc.collect()  # so that nobody pays for what another one left
+            gc.collect()  # so that nobody pays for the garbage of another
             seconds[name].append(timed(contestants[name])[1])
     return seconds
 

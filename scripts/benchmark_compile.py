@@ -19,8 +19,8 @@ _FLOOR = "SGD and one matvec"
 def measure(quick: bool = False) -> dict[str, dict[str, float]]:
     """A row per network and solver: seconds on the clock and of the processor.
 
-    The second is what a busy machine does not change. XLA's cache on disk is off. The
-    first row of a network has a gradient and a matvec, which no solver does without.
+    A busy machine does not change the processor's seconds. XLA's cache on disk is off.
+    The first row of a network is the floor, a gradient and a matvec.
 
     Args:
       quick: a toy, to try it out.

@@ -5,7 +5,7 @@ from benchmark_common import trained
 
 from bulk_sgd.lab import config
 
-# A solve by the other one takes minutes, and so a number of them to find its setting.
+# A solve by PyHessian takes minutes, and finding its setting takes many solves.
 _PEERS = [name for name in benchmark_peers.PEERS if name != "PyHessian"]
 
 

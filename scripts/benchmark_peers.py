@@ -1,38 +1,34 @@
 """Top eigenpairs by bulk_sgd and by its peers: one matrix, one quality.
 
 Everyone gets the same float32 parameters and data, all cores and a random start vector
-(those in JAX the same one). The quality is that of our tolerance: true residuals of
-all pairs, measured with our own products, at most 1e-3 λ_1. A solver with a tolerance
-is given 1e-3. One without (a fixed number of products, or a test on eigenvalues alone)
-gets the smallest budget that reaches the quality, found beforehand and not timed, which
-its user would not know. What is timed is a solve at new parameters, with everything
-compiled or built that need not be built anew.
+(the JAX contestants share theirs). The quality: the true residuals of all pairs,
+measured with our own products, are at most 1e-3 λ_1. A solver with a tolerance gets
+1e-3. A solver that takes a number of products, or tests eigenvalues alone, gets the
+smallest budget that reaches the quality; the search for it is not timed, although a
+user would have to do it. The times are of a solve at new parameters, with everything
+compiled or built that can be reused.
 """
 
 import bisect
 import functools
 import importlib.metadata
 import statistics
-import sys
-import unittest.mock
-import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from benchmark_common import RANK, TOL, interleaved, median_ratio, residuals, timed
-from jax.flatten_util import ravel_pytree
+from benchmark_contestants import PEERS, ours
 from matplotlib.figure import Figure
 
 import bulk_sgd
 from bulk_sgd.lab.report import style
 
 OURS = "bulk_sgd"
-# Largest relative difference of an eigenvalue to the reference: who is off by more
-# has not solved for the same matrix, or has missed an eigenvector.
+# Largest relative difference of an eigenvalue to the reference. Beyond it a solver had
+# another matrix, or missed an eigenvector.
 _SAME = 1e-3
 _BLUE = "#0072B2"  # Bulk-SGD's colour in the other figures
 _DISTRIBUTIONS = (
@@ -41,32 +37,16 @@ _DISTRIBUTIONS = (
 )
 
 
-class Contestant(NamedTuple):
-    """One way to the eigenpairs.
-
-    Attributes:
-      solve: `solve(budget) -> (eigenvalues, eigenvectors, matvecs)`.
-      knob: what the budget is called.
-      budgets: from the cheapest on.
-      as_basis: from its eigenvectors to a basis of ours.
-    """
-
-    solve: Callable
-    knob: str
-    budgets: Sequence
-    as_basis: Callable = lambda eigenvectors: eigenvectors
-
-
 def measure(problem, repeats: int, peers: Sequence[str] = ()) -> dict[str, dict]:
     """One row per contestant that is installed, ours first.
 
     Args:
       problem: the network.
       repeats: number of rounds.
-      peers: names of those to compare with; by default all.
+      peers: names of the peers; by default all.
 
     Raises:
-      RuntimeError: if somebody fails the quality.
+      RuntimeError: if a contestant misses the quality.
     """
     reference = _reference(problem)
     contestants = _installed(problem, peers or PEERS)
@@ -144,14 +124,14 @@ def figure(rows: dict[str, dict]) -> Figure:
 
 
 def _installed(problem, peers):
-    contestants = {OURS: _ours(problem)}
+    contestants = {OURS: ours(problem)}
     for name in peers:
         try:
             contestants[name] = PEERS[name](problem)
         except ModuleNotFoundError as error:
             print(
                 f"{name} skipped: no module {error.name}. "
-                "To install all peers: pip install '.[bench]'"
+                "To install all peers: pip install '.[lab,bench]'"
             )
     return contestants
 
@@ -162,9 +142,9 @@ def _reference(problem):
 
 
 def _smallest_budget(each, problem, reference, near=0):
-    """The first budget that reaches the quality, searched outwards from place `near`.
+    """The first budget that reaches the quality, searched outwards from index `near`.
 
-    Each that is tried may be a program to compile.
+    A budget may cost a compilation, so few are tried.
     """
 
     @functools.cache
@@ -194,138 +174,3 @@ def _quality(each, found, problem, reference):
 
 def _is_good(residual, difference):
     return residual <= TOL and difference <= _SAME
-
-
-def _ours(problem):
-    def solve(tol):
-        pairs = bulk_sgd.top_eigenpairs(problem.matvec, start, RANK, tol)
-        return pairs.eigenvalues, pairs.eigenvectors, pairs.num_matvecs
-
-    start = problem.start
-    return Contestant(solve, "tol", (TOL,))
-
-
-def _matfree(problem):
-    from matfree import decomp, eig
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(length, train, params, start):
-        _, matvec = jax.linearize(jax.grad(train), params)
-        solver = eig.eigh_partial(decomp.tridiag_sym(length))
-        values, vectors = solver(matvec, start)
-        return values[-RANK:], jax.tree.map(lambda x: x[-RANK:], vectors)
-
-    def solve(length):
-        return *run(length, problem.train, problem.params, start), length
-
-    start = problem.start
-    return Contestant(solve, "length", range(RANK, 20 * RANK + 1))
-
-
-def _scipy(problem):
-    from scipy.sparse import linalg
-
-    @jax.jit
-    def product(train, params, vector):
-        _, result = jax.jvp(jax.grad(train), (params,), (unravel(vector),))
-        return ravel_pytree(result)[0]
-
-    def matvec(vector):
-        return np.asarray(product(problem.train, problem.params, vector))
-
-    start, unravel = ravel_pytree(problem.start)
-    solve = functools.partial(_eigsh, linalg, matvec, np.asarray(start))
-    return Contestant(solve, "tol", (TOL,), _rows_like(problem))
-
-
-def _curvlinops(problem):
-    import benchmark_torch
-    import curvlinops
-    from scipy.sparse import linalg
-
-    network, criterion, data = benchmark_torch.in_torch(problem)
-    operator = curvlinops.HessianLinearOperator(
-        network, criterion, [*network.parameters()], [data], check_deterministic=False
-    ).to_scipy(np.float32)
-    start = np.random.default_rng(0).standard_normal(operator.shape[0], np.float32)
-    solve = functools.partial(_eigsh, linalg, operator.matvec, start)
-    return Contestant(solve, "tol", (TOL,), _rows_like(problem))
-
-
-def _eigenthings(problem):
-    import benchmark_torch
-    import hessian_eigenthings as eigenthings
-
-    network, criterion, data = benchmark_torch.in_torch(problem)
-    operator = eigenthings.HessianOperator(
-        network, [data], eigenthings.supervised_loss(criterion)
-    )
-
-    def solve(length):
-        found = eigenthings.lanczos(
-            operator, k=RANK, max_iter=length, which="LA", seed=0
-        )
-        return found.eigenvalues, found.eigenvectors, found.iterations
-
-    budgets = range(RANK, 6 * RANK + 1)
-    return Contestant(solve, "length", budgets, _rows_like(problem))
-
-
-def _pyhessian(problem):
-    import benchmark_torch
-    import pyhessian
-    import torch
-
-    network, criterion, data = benchmark_torch.in_torch(problem)
-    module = sys.modules["pyhessian.hessian"]  # the package hides it by a class
-
-    def solve(tol):
-        torch.manual_seed(0)
-        product = _Counted(module.hessian_vector_product)
-        with (
-            unittest.mock.patch.object(module, "hessian_vector_product", product),
-            warnings.catch_warnings(action="ignore"),  # about what the next line mends
-        ):
-            values, vectors = pyhessian.hessian(
-                network, criterion, data, cuda=False
-            ).eigenvalues(maxIter=1000, tol=tol, top_n=RANK)
-        network.zero_grad(set_to_none=True)  # else gradients add up, and their graphs
-        rows = [torch.cat([part.flatten() for part in row]) for row in vectors]
-        return values, torch.stack(rows), product.calls
-
-    budgets = [10 ** (-exponent / 4) for exponent in range(12, 29)]
-    return Contestant(solve, "tol", budgets, _rows_like(problem))
-
-
-PEERS = {
-    "matfree": _matfree,
-    "scipy eigsh on a JAX matvec": _scipy,
-    "hessian-eigenthings": _eigenthings,
-    "curvlinops and scipy eigsh": _curvlinops,
-    "PyHessian": _pyhessian,
-}
-
-
-class _Counted:
-    """A function that counts its calls."""
-
-    def __init__(self, fn):
-        self.fn, self.calls = fn, 0
-
-    def __call__(self, *args):
-        self.calls += 1
-        return self.fn(*args)
-
-
-def _eigsh(linalg, matvec, start, tol):
-    counted = _Counted(matvec)
-    shape = (start.size, start.size)
-    operator = linalg.LinearOperator(shape, matvec=counted, dtype=start.dtype)
-    values, vectors = linalg.eigsh(operator, RANK, which="LA", tol=tol, v0=start)
-    return values, vectors.T, counted.calls
-
-
-def _rows_like(problem):
-    """From rows over flat parameters `(k, n)` to a basis."""
-    unravel = jax.vmap(ravel_pytree(problem.start)[1])
-    return lambda rows: unravel(jnp.asarray(np.asarray(rows)))

@@ -22,14 +22,14 @@ _RANKS = (1, 5, 20, 40)
 def measure(repeats: int, quick: bool = False) -> dict[str, dict]:
     """A row per tanh MLP 784-w-w-10 at its initial parameters, images and rank.
 
-    `vectors` is the memory that XLA reserves for the solve beyond its arguments, its
-    result included, over that of the parameters; a solve is said to need up to
-    2 rank + 10 + 4 and the result, and activations, which count where they are not
-    small. `over matvecs` is the time of a solve over that of its bare matvecs. Sizes
-    whose forecast is above the memory of the machine are left out.
+    `vectors` is the memory that XLA reserves for the solve beyond its arguments (the
+    result included) over the memory of the parameters. The documentation promises at
+    most 2 rank + 10 + 4 and the result, plus activations where they are not small.
+    `over matvecs` is the time of a solve over the time of its bare matvecs. Sizes that
+    would not fit into the memory of the machine are skipped.
 
     Args:
-      repeats: solves per row, of which the median counts.
+      repeats: solves per row, whose median counts.
       quick: toys, to try it out.
     """
     if quick:

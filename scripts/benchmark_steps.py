@@ -20,8 +20,8 @@ _MORE = "the same, 10 times the data"
 def measure(problem, batch_sizes, repeats: int) -> dict[str, dict]:
     """One row per batch size and optimizer, with the ratio to SGD of that size.
 
-    Bulk-SGD gets the loss of the mini-batch as `value_fn`. A contestant goes on where
-    its last call ended, in the same buffers.
+    Bulk-SGD gets the loss of the mini-batch as `value_fn`. Each call of a contestant
+    continues from the last one, in the same buffers.
     """
     rows = {}
     for size in batch_sizes:
@@ -71,7 +71,7 @@ def _loops(problem, batch_size):
 
 
 class _Loop:
-    """`_STEPS` steps of an optimizer in one program; each call goes on."""
+    """`_STEPS` steps of an optimizer in one program; each call continues."""
 
     def __init__(self, optimizer, params, objective, batch_size, gradient):
         optimizer = optax.with_extra_args_support(optimizer)

@@ -13,8 +13,8 @@ from torch.nn import functional
 class Network(torch.nn.Module):
     """A function of parameters and inputs, with parameters like a pytree in JAX.
 
-    They have its order, names and layouts, so that a flat vector over them is that of
-    `jax.flatten_util.ravel_pytree`.
+    The parameters keep the order, names and layouts of the pytree, so a flat vector
+    over them is the one of `jax.flatten_util.ravel_pytree`.
     """
 
     def __init__(self, apply, params):
@@ -101,8 +101,8 @@ def _decoder(model, params, tokens):
 
 
 def _norm(p, x):
-    # Apart, for torch's `jvp` of `jacrev`, the products of curvlinops, lacks terms of
-    # a scale that layer_norm is given (torch 2.14.1).
+    # Scale and bias stay outside: given to layer_norm, torch's `jvp` of `jacrev`, the
+    # products of curvlinops, lacks terms of the scale (torch 2.14.1).
     return functional.layer_norm(x, x.shape[-1:], eps=1e-6) * p["scale"] + p["bias"]
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Finds the collectives in the text of a compiled program."""
 
 import math
 import re
@@ -21,9 +21,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: of the arrays that each device ends up with.
-      num_bytes: their size together, on one device.
-      computation: name of the part of the program that it is in, such as a loop body.
+      shapes: of the arrays that each device receives.
+      num_bytes: total size of these arrays on one device.
+      computation: name of the enclosing part of the program, such as a loop body.
     """
 
     kind: str
@@ -38,13 +38,10 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a program, each once however often a loop runs it.
+    """The collectives of a program, in order; a loop's body counts once.
 
     Args:
       text: as from `jax.jit(f).lower(...).compile().as_text()`.
-
-    Returns:
-      In the order of the text.
 
     Example:
       >>> text = "  %sum = (f32[3,2]{1,0}, f32[]) all-reduce(%x, %y), channel_id=1"

@@ -4,6 +4,7 @@
 #   scripts/docs.sh                     into site/
 #   scripts/docs.sh --site-dir=FOLDER
 set -euo pipefail
+extras=lab,dev,docs
 source "$(dirname "$0")/environment.sh"
 
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict "$@"

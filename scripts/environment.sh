@@ -1,5 +1,6 @@
-# Sourced by the scripts beside it: sets up .venv in the repository and uses it.
-# PYTHON names the interpreter to build it with (3.11 or newer).
+# Sourced by the scripts beside it: installs bulk_sgd into .venv and puts that on PATH.
+# PYTHON names the interpreter to build .venv with (3.11 or newer), `extras` what the
+# script needs besides the library.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -10,13 +11,13 @@ PYTHON="${PYTHON:-python3}"
   exit 1
 }
 
-# Installed again only when what to install has changed.
-wanted=$(cat requirements.txt pyproject.toml | cksum)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-  echo "Setting up .venv (about a minute)"
+# .venv/installed has a line for each set of extras, with a checksum of the requirements.
+wanted="$extras $(cat requirements/*.txt pyproject.toml | cksum)"
+if ! grep -qsxF "$wanted" .venv/installed; then
+  echo "Installing bulk_sgd[$extras] into .venv (a minute or two)"
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --editable '.[dev,docs]' || exit 1
-  echo "$wanted" >.venv/installed
+    --editable ".[$extras]" || exit 1
+  echo "$wanted" >>.venv/installed
 fi
 PATH="$PWD/.venv/bin:$PATH"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole study: every ablation axis, then one report. Interrupted and started again,
-# it goes on. Usage: scripts/reproduce.sh [--preset=cpu|gpu] [--workdir=FOLDER]
+# Runs the whole study: every ablation axis, then one report. A second call resumes an
+# interrupted one. Usage: scripts/reproduce.sh [--preset=cpu|gpu] [--workdir=FOLDER]
 set -euo pipefail
 preset=cpu workdir=
 for argument in "$@"; do
@@ -16,9 +16,10 @@ case $preset in
   *) echo "$0: --preset is '$preset'; it must be cpu or gpu." >&2; exit 2 ;;
 esac
 [ -z "$workdir" ] || workdir=$(realpath -m "$workdir")
+extras=lab
 source "$(dirname "$0")/environment.sh"
 workdir=${workdir:-$PWD/runs/study-$preset}
-# Axes repeat the programs of others: compile each once.
+# Axes share programs: compile each once.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 
@@ -32,7 +33,7 @@ for axis in $axes; do
     --workdir="$workdir/$axis" --prefixes="$workdir/prefixes" || status=$?
   case $status in
     0) ;;
-    1) echo "$axis failed, or has failed cells; the report says which." >&2 ;;
+    1) echo "$axis failed, or cells of it did; the report says which." >&2 ;;
     2) echo "$axis was refused, for the reason above." >&2 ;;
     *) exit "$status" ;; # interrupted
   esac

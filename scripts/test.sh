@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Sets up, lints and tests, two files at a time. Arguments go to pytest.
+# Installs everything into .venv, lints, and tests two files at a time. Arguments go to
+# pytest.
 #
 #   scripts/test.sh            everyday suite
-#   scripts/test.sh -m ''      with the slow tests, as CI runs it
+#   scripts/test.sh -m ''      with the slow tests, like CI
 set -euo pipefail
+extras=lab,dev,docs
 source "$(dirname "$0")/environment.sh"
 
 ruff check .

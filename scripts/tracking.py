@@ -8,7 +8,8 @@ of each solver is compared with the exact P of the full-data Hessian (Lanczos to
 the error ‖(P̂ − P) u‖ / ‖u‖ for u the full-batch and the mini-batch gradient, averaged
 over the second half of the steps. χ is the alignment ‖P̂ u‖ / ‖u‖ of the latter.
 
-The last rows compare samples of the data with what `subsampling_error` says of them.
+The last rows compare true errors of samples of the data with what `subsampling_error`
+states.
 """
 
 import argparse
@@ -168,7 +169,7 @@ class _Path:
         return {name: float(np.mean(x[half:])) for name, x in trace.items()}
 
     def sample(self, size: int, count: int = 20) -> dict:
-        """Root mean squares of stated and of true errors of samples along the path."""
+        """Root mean squares of the true and stated errors of samples along the path."""
 
         def draw(at):
             index, params, exact = at

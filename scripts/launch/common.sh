@@ -4,7 +4,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 repository="$(cd "$here/../.." && pwd)"
 DRY_RUN=""
 
-# The text of a launcher is its usage: the comment that it opens with.
+# Prints the comment at the top of the launcher.
 usage() {
   sed -n '2,/^[^#]/{/^#/!q; s/^# \{0,1\}//; p}' "$0"
 }
@@ -14,7 +14,7 @@ refuse() {
   exit 2
 }
 
-# Runs a command, or prints it so that it could be pasted.
+# Runs a command, or prints it, quoted for a shell.
 run() {
   if [ -n "$DRY_RUN" ]; then
     printf '%q ' "$@"
@@ -28,18 +28,18 @@ need() {
   local name
   for name in "$@"; do
     [ -n "${!name:-}" ] ||
-      refuse "$name is not set; see $(basename "$0") --help for what it is."
+      refuse "$name is not set; see $(basename "$0") --help."
   done
 }
 
-# A resource name, which all of these clouds restrict in the same way.
+# All of these clouds restrict resource names in the same way.
 check_name() {
   [[ "$NAME" =~ ^[a-z][a-z0-9-]{0,38}$ ]] ||
-    refuse "NAME is '$NAME'; it must be lower-case letters, digits and dashes, a letter first, at most 39."
+    refuse "NAME is '$NAME'; it must be at most 39 lower-case letters, digits and dashes, starting with a letter."
 }
 
-# What runs elsewhere is a commit, so that the record of a run can name it.
+# Only commits run elsewhere, so the record of a run can name its code.
 need_commit() {
   [ -z "$(git -C "$repository" status --porcelain --untracked-files=no)" ] ||
-    refuse "The repository has changes that are not committed; commit them, and the run can name what it ran."
+    refuse "The repository has changes that are not committed; commit them, so that the run can name its code."
 }

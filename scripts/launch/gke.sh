@@ -11,8 +11,8 @@
 #   status     of the JobSet's pods
 #   delete     the workload
 #
-# COMMAND gets --workdir=/runs/NAME and --distributed=on appended. /runs is the
-# persistent volume CLAIM, on which a restarted job goes on.
+# The script appends --workdir=/runs/NAME and --distributed=on to COMMAND. /runs is the
+# persistent volume CLAIM, from which a restarted job resumes.
 #
 # Environment:
 #   NAME       of the workload (default bulk-sgd)
@@ -48,7 +48,7 @@ elif [ $# -gt 0 ]; then
   refuse "'$1' is not known here; a command comes after --."
 fi
 check_name
-# As one item of YAML, in quotes of its own.
+# As one quoted item of YAML.
 COMMAND="'${words//\'/\'\'}'"
 
 manifest() {

@@ -5,10 +5,10 @@
 #   CELLS=24 scripts/launch/slurm.sh -- python -m bulk_sgd.sweep --config=FILE \
 #     --workdir=FOLDER
 #
-# COMMAND gets --distributed=on appended. With CELLS it is a job array, and each job
-# runs the cell of its number, --cell=$SLURM_ARRAY_TASK_ID. A preempted job and one that
-# reaches its time limit are queued again, and go on from the workdir, which must be on
-# storage that all nodes share. --dry-run prints what would be submitted.
+# The script appends --distributed=on to COMMAND. With CELLS it submits a job array, and
+# each job runs one cell, --cell=$SLURM_ARRAY_TASK_ID. Slurm queues a job again after a
+# preemption or at its time limit; the job then resumes from the workdir, which must be on
+# storage that all nodes share. --dry-run prints the script instead of submitting it.
 #
 # Environment:
 #   NAME       of the job (default bulk-sgd)
@@ -18,7 +18,7 @@
 #   TIME       limit (default 04:00:00)
 #   CELLS      number of cells: python -m bulk_sgd.sweep --config=FILE --list_cells | wc -l
 #   PARALLEL   cells at a time (default all)
-#   PARTITION, ACCOUNT, QOS   as sbatch takes them (default those of the cluster)
+#   PARTITION, ACCOUNT, QOS   for sbatch (defaults of the cluster)
 #   PYTHON_ENV virtual environment to use (default .venv of the repository)
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
@@ -50,9 +50,9 @@ for field in PARTITION ACCOUNT QOS; do
   [ -z "${!field:-}" ] || options+="#SBATCH --${field,,}=${!field}"$'\n'
 done
 
-# GPUs are given to the node, not to tasks: JAX picks that of its task by its number,
-# and would find one GPU alone where Slurm had picked already. An array requeues its
-# own task by SLURM_JOB_ID.
+# Slurm assigns GPUs to the node, not to tasks: JAX picks a GPU by the number of its task,
+# which fails if a task sees only its own GPU. In an array SLURM_JOB_ID requeues this task
+# alone.
 script="#!/usr/bin/env bash
 #SBATCH --job-name=$NAME
 #SBATCH --nodes=$NODES
@@ -68,7 +68,7 @@ $array
 ${options}cd $(printf '%q' "$repository")
 PATH=$(printf '%q' "$PYTHON_ENV")/bin:\$PATH
 again() {
-  echo \"Time is up: queued again.\"
+  echo \"Time limit reached; the job is queued again.\"
   kill -TERM \$child
   wait \$child
   scontrol requeue \"\$SLURM_JOB_ID\"

@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Runs a command on all workers of a TPU pod, by a queued resource.
+# Runs a command on all workers of a TPU pod, requested as a queued resource.
 #
 #   scripts/launch/tpu_vm.sh [--dry-run] ACTION [-- COMMAND ...]
 #
-#   create     ask for the pod; it is queued until there is one
-#   wait       until it is there (fails if it was refused or preempted)
+#   create     request the pod; the request is queued
+#   wait       until the pod is active (fails if it is refused or preempted)
 #   setup      put this commit on all workers and install it
 #   run        start COMMAND on all workers; it outlives the connection
-#   logs       follow worker 0 (WORKER=2 another one)
-#   status     of the pod, and of the command on every worker
-#   stop       end the command, which records itself as interrupted
+#   logs       follow worker 0 (WORKER=2: worker 2)
+#   status     show the state of the pod, and of the command on every worker
+#   stop       interrupt the command, which records that
 #   delete     give the pod back
-#   list       all queued resources of the zone
+#   list       show all queued resources of the zone
 #   up         create, wait, setup and run
 #   watch      up, and again after every preemption, until COMMAND has ended
 #
-# COMMAND gets --workdir=runs/NAME and --distributed=on appended, and runs in the
-# repository. Worker 0 copies runs/NAME to BUCKET/NAME every minute and starts from what
-# is there, so that the same `run` goes on after a preemption.
+# COMMAND runs in the repository, with --workdir=runs/NAME and --distributed=on appended.
+# Worker 0 fetches BUCKET/NAME into runs/NAME at the start and copies it back every minute,
+# so the same `run` resumes after a preemption.
 #
 # Environment:
 #   NAME       of the pod and of the run (default bulk-sgd)
 #   ZONE       (required)
 #   TYPE       accelerator type (default v5litepod-16)
 #   RUNTIME    TPU software (default v2-alpha-tpuv5-lite)
-#   BUCKET     gs://... for what must survive the pod (required by run)
-#   SPOT       1 takes preemptible capacity (default 1; 0 does not)
-#   PROJECT    (default that of gcloud)
+#   BUCKET     gs://... for files that must survive the pod (required by run)
+#   SPOT       1 for preemptible capacity, 0 for on-demand (default 1)
+#   PROJECT    (default of gcloud)
 #   POLL       seconds between looks at the state (default 30)
 #
 #   ZONE=us-west4-a BUCKET=gs://my-bucket/runs scripts/launch/tpu_vm.sh watch -- \
@@ -73,7 +73,7 @@ wait_for_pod() {
     case "$now" in
       ACTIVE) return 0 ;;
       FAILED | SUSPENDED | SUSPENDING | ABSENT | DELETING)
-        echo "$NAME is $now and will not come; delete it and create another." >&2
+        echo "$NAME is $now and will not become active; delete it and create another." >&2
         return 1
         ;;
     esac
@@ -85,15 +85,15 @@ setup() {
   need_commit
   local bundle
   bundle="$(mktemp -d)/bulk_sgd.bundle"
-  # Joined, because `set -e` does not hold where a caller looks at the outcome. The
-  # image's own Python is older than 3.11.
+  # Joined by &&, because bash ignores `set -e` where a caller tests the status. uv brings
+  # Python, because the image's own is older than 3.11.
   run git -C "$repository" bundle create "$bundle" HEAD &&
     run gcloud compute tpus tpu-vm scp "$bundle" "$NAME:bulk_sgd.bundle" --worker=all \
       "${where[@]}" &&
     on_workers all 'set -e; rm -rf bulk_sgd; git clone -q bulk_sgd.bundle bulk_sgd
 cd bulk_sgd; python3 -m pip install -q --user uv
 ~/.local/bin/uv venv -q --python 3.12 .venv
-~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[tpu]"'
+~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[lab,tpu]"'
 }
 
 start() {
@@ -110,7 +110,7 @@ up() {
   create && wait_for_pod && setup && start "$@"
 }
 
-# Exit status of the command on worker 0, or nothing while it runs.
+# The exit status of the command on worker 0; nothing while it runs.
 outcome() {
   on_workers 0 "cd bulk_sgd && scripts/launch/worker.sh outcome $NAME" 2>/dev/null
 }
@@ -125,7 +125,7 @@ watch() {
     return
   fi
   while true; do
-    # A pod that is there is watched: the machine that did so may have gone.
+    # An active pod is watched: another machine may have set it up.
     if [ "$(state)" != ACTIVE ] && ! up "$@" && [ "$(state)" = ACTIVE ]; then
       echo "Setting up $NAME failed; the pod is given back." >&2
       delete
@@ -140,7 +140,7 @@ watch() {
       fi
       sleep "$POLL"
     done
-    echo "$NAME is $now; it is deleted and asked for again." >&2
+    echo "$NAME is $now; it is deleted and requested again." >&2
     delete || true
     sleep "$POLL"
   done

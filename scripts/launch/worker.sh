@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh runs on each worker of a pod.
+# Runs on each worker of a pod, called by tpu_vm.sh.
 #
 #   scripts/launch/worker.sh start NAME BUCKET COMMAND ...
 #   scripts/launch/worker.sh outcome|status|stop NAME
 #
 # `start` returns at once. The command's output goes to runs/NAME.log, its exit status to
-# runs/NAME.status. Worker 0, which alone reads and writes the workdir runs/NAME, fetches
-# it from BUCKET/NAME at first and copies it back every SYNC seconds (default 60) and at
+# runs/NAME.status. Only worker 0 reads and writes the workdir runs/NAME: it fetches it
+# from BUCKET/NAME at the start, and copies it back every SYNC seconds (default 60) and at
 # the end.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
@@ -20,7 +20,7 @@ index() {
 
 running() { [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
 
-keep() { # to the bucket; what a run moved away is moved there too
+keep() { # copies to the bucket; files that the run moved are moved there too
   gcloud storage rsync --recursive --quiet --delete-unmatched-destination-objects \
     "$workdir" "$1/$name"
 }
@@ -31,7 +31,7 @@ supervise() {
   worker="$(index)"
   if [ "$worker" = 0 ]; then
     mkdir -p "$workdir"
-    # Else an empty workdir would be copied over what is there.
+    # Otherwise an empty workdir would overwrite the bucket.
     if gcloud storage ls "$bucket/$name/" >/dev/null 2>&1; then
       gcloud storage rsync --recursive --quiet "$bucket/$name" "$workdir"
     fi
@@ -45,7 +45,7 @@ supervise() {
     done &
     copying=$!
   fi
-  while true; do # a signal ends `wait`, but not the command yet
+  while true; do # a signal ends `wait` before it ends the command
     wait $child && status=0 || status=$?
     kill -0 $child 2>/dev/null || break
   done
@@ -62,7 +62,7 @@ name="${2:-}"
 workdir="runs/$name" pid="runs/$name.pid"
 case "$action" in
   start)
-    running && refuse "$name is running here already; stop it first."
+    running && refuse "$name is already running here; stop it first."
     mkdir -p runs
     rm -f "runs/$name.status"
     shift 2

@@ -37,6 +37,7 @@ def run(folder, only):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_tables_json_and_figure(scripts, tmp_path, capsys):
     import benchmark_peers
 
@@ -113,6 +114,7 @@ def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
         assert min(solvers) > max(1, floor)
 
 
+@pytest.mark.slow
 def test_an_absent_peer_is_named(problem, capsys, monkeypatch):
     import benchmark_peers
 
@@ -124,9 +126,11 @@ def test_an_absent_peer_is_named(problem, capsys, monkeypatch):
     assert "a peer skipped: no module nowhere. To install" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["random vectors", "a missing pair", "none"])
 def test_every_contestant_has_to_find_the_eigenpairs(problem, monkeypatch, fault):
     """Residuals see wrong vectors; the eigenvalues, that none is missing."""
+    import benchmark_contestants
     import benchmark_peers
 
     def solve(budget):
@@ -137,7 +141,7 @@ def test_every_contestant_has_to_find_the_eigenpairs(problem, monkeypatch, fault
             vectors = jax.tree.map(lambda x: jnp.stack([x] * 10), problem.start)
         return pairs.eigenvalues[jnp.array(kept)], vectors, pairs.num_matvecs
 
-    peer = benchmark_peers.Contestant(solve, "length", (5, 6))
+    peer = benchmark_contestants.Contestant(solve, "length", (5, 6))
     monkeypatch.setattr(benchmark_peers, "PEERS", {"a peer": lambda problem: peer})
     if fault == "none":
         rows = benchmark_peers.measure(problem, repeats=1)
@@ -147,11 +151,14 @@ def test_every_contestant_has_to_find_the_eigenpairs(problem, monkeypatch, fault
             benchmark_peers.measure(problem, repeats=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("near", [0, 2, 3, 9])
 def test_the_smallest_budget_that_reaches_the_quality(problem, near):
+    import benchmark_contestants
     import benchmark_peers
 
-    contestant = benchmark_peers._ours(problem)._replace(budgets=(1, 1e-1, 1e-3, 1e-5))
+    budgets = (1, 1e-1, 1e-3, 1e-5)
+    contestant = benchmark_contestants.ours(problem)._replace(budgets=budgets)
     reference = benchmark_peers._reference(problem)
     found = benchmark_peers._smallest_budget(contestant, problem, reference, near)
     assert found == 1e-3

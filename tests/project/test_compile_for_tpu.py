@@ -9,6 +9,8 @@ import sys
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIG = (
     "--config=configs/mnist_mlp.py:quick",
     "--config.model.hidden=(32,)",
@@ -45,7 +47,6 @@ def test_wrong_input_is_refused_with_one_sentence(flag, match):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU compiler, pip install 'jax[tpu]'",

@@ -102,7 +102,7 @@ def test_a_refused_pod_is_not_set_up(cloud):
     cloud.stub("gcloud", 'case "$*" in *describe*) echo FAILED; esac')
     result = cloud.run("tpu_vm.sh", "up", *COMMAND, **TPU)
     assert result.returncode == 1
-    assert "FAILED and will not come" in result.stderr
+    assert "FAILED and will not become active" in result.stderr
     assert not any("scp" in call for call in cloud.calls)
 
 
@@ -138,7 +138,7 @@ esac""",
         *("create", "worker.sh start", "outcome", "delete"),
         *("create", "worker.sh start", "outcome", "delete"),
     ]
-    assert "SUSPENDED; it is deleted and asked for again" in result.stderr
+    assert "SUSPENDED; it is deleted and requested again" in result.stderr
 
 
 def kinds(cloud):
@@ -190,12 +190,18 @@ def worker(cloud, tmp_path):
         (folder / name).write_text((LAUNCH / name).read_text())
         (folder / name).chmod(0o755)
     cloud.stub("gcloud", 'case "$*" in *ls*) ;; esac')
-    cloud.stub("train", 'echo "at work"; trap "exit 143" TERM; sleep "$1" & wait $!')
+    cloud.stub(
+        "train",
+        f"""echo "at work"; trap "exit 143" TERM
+until [ -f {cloud.folder}/end ]; do sleep 0.05; done""",
+    )
 
     def call(action, *arguments, index="0", **environment):
         return subprocess.run(
             [folder / "worker.sh", action, "run-1", *arguments],
-            env=cloud.environment | {"WORKER_INDEX": index, "SYNC": "1"} | environment,
+            env=cloud.environment
+            | {"WORKER_INDEX": index, "SYNC": "0.1"}
+            | environment,
             capture_output=True,
             text=True,
             timeout=60,
@@ -204,52 +210,55 @@ def worker(cloud, tmp_path):
     return call
 
 
-def wait_for_outcome(worker):
+def until(condition):
+    """What `condition` returns, as soon as that is true."""
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        ended = worker("outcome").stdout.strip()
-        if ended:
-            return ended
-        time.sleep(0.2)
-    raise AssertionError("no outcome")
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def outcome(worker):
+    return until(lambda: worker("outcome").stdout.strip())
 
 
 def test_worker_0_restores_and_keeps_the_workdir(cloud, worker):
-    began = time.monotonic()
-    assert worker("start", "gs://b", "train", "2.5").returncode == 0
-    assert time.monotonic() - began < 2  # it outlives the connection
-    assert worker("start", "gs://b", "train", "1").returncode == 2
+    rsync = lambda: [call[-2:] for call in cloud.calls if "rsync" in call]
+    # It outlives the connection.
+    assert worker("start", "gs://b", "train", "--x").returncode == 0
+    assert worker("start", "gs://b", "train").returncode == 2
     assert "running" in worker("status").stdout
-    assert wait_for_outcome(worker) == "0"
+    # Copies of what is there so far, every SYNC seconds.
+    so_far = until(lambda: rsync()[2:] and rsync())
+    (cloud.folder / "end").touch()
+    assert outcome(worker) == "0"
     train = next(call for call in cloud.calls if call[0] == "train")
-    assert train[1:] == ["2.5", "--workdir=runs/run-1", "--distributed=on"]
-    rsync = [call for call in cloud.calls if "rsync" in call]
-    assert rsync[0][-2:] == ["gs://b/run-1", "runs/run-1"]
-    # Once a second, and at the end.
-    assert len(rsync) >= 3
-    assert all(call[-2:] == ["runs/run-1", "gs://b/run-1"] for call in rsync[1:])
+    assert train[1:] == ["--x", "--workdir=runs/run-1", "--distributed=on"]
+    first, *copies = rsync()
+    assert first == ["gs://b/run-1", "runs/run-1"]
+    assert len(copies) >= len(so_far)  # another one at the end
+    assert all(copy == ["runs/run-1", "gs://b/run-1"] for copy in copies)
 
 
 def test_other_workers_leave_the_bucket_alone(cloud, worker):
-    worker("start", "gs://b", "train", "0", index="1")
-    assert wait_for_outcome(worker) == "0"
+    (cloud.folder / "end").touch()
+    worker("start", "gs://b", "train", index="1")
+    assert outcome(worker) == "0"
     assert not any(call[0] == "gcloud" for call in cloud.calls)
 
 
 def test_nothing_starts_where_the_workdir_cannot_be_fetched(cloud, worker):
     cloud.stub("gcloud", 'case "$*" in *rsync*) exit 1; esac')
-    worker("start", "gs://b", "train", "0")
-    assert wait_for_outcome(worker) == "1"
+    worker("start", "gs://b", "train")
+    assert outcome(worker) == "1"
     assert not any(call[0] == "train" for call in cloud.calls)
     assert not any("--delete-unmatched" in " ".join(call) for call in cloud.calls)
 
 
 def test_stop_reaches_the_command(cloud, worker):
-    worker("start", "gs://b", "train", "30")
-    deadline = time.monotonic() + 10
-    while not any(call[0] == "train" for call in cloud.calls):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    worker("start", "gs://b", "train")
+    until(lambda: any(call[0] == "train" for call in cloud.calls))
     assert worker("stop").returncode == 0
-    assert wait_for_outcome(worker) == str(128 + signal.SIGTERM)
+    assert outcome(worker) == str(128 + signal.SIGTERM)
     assert cloud.calls[-1][-2:] == ["runs/run-1", "gs://b/run-1"]

@@ -83,14 +83,14 @@ def test_slurm_array_runs_a_cell_each(cloud):
 
 def test_slurm_job_is_queued_again_when_its_time_is_up(cloud):
     script = cloud.run("slurm.sh", "--dry-run", *COMMAND).stdout
-    cloud.stub("srun", 'trap "echo stopped >&2; exit 143" TERM; sleep 30 & wait $!')
+    ready = cloud.folder / "ready"
+    cloud.stub("srun", f"trap 'exit 143' TERM; touch {ready}; sleep 30 & wait $!")
     cloud.stub("scontrol")
     job = subprocess.Popen(
         ["bash", "-c", script], env=cloud.environment | {"SLURM_JOB_ID": "7"}
     )
-    while not any(call[0] == "srun" for call in cloud.calls):
-        time.sleep(0.1)
-    time.sleep(0.5)
+    while not ready.exists():
+        time.sleep(0.02)
     os.kill(job.pid, signal.SIGUSR1)
     assert job.wait(timeout=20) == 0
     assert cloud.calls[-1] == ["scontrol", "requeue", "7"]

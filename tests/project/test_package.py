@@ -1,5 +1,6 @@
 """The package as it is handed out: built, inspected, and used where nothing else is."""
 
+import json
 import os
 import re
 import shutil
@@ -10,21 +11,33 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from paths import ROOT
 
 DATA = {"NOTICE", "mnist_5k.npz", "sonnets.txt"}
+EXTRAS = {"lab", "dev", "docs", "bench", "tpu", "cuda"}
 # Neither this environment's packages nor the repository.
 CLEAN = {x: v for x, v in os.environ.items() if x not in ("PYTHONPATH", "PYTHONHOME")}
 
 pytestmark = pytest.mark.slow
 
 
-def call(*command, cwd):
-    done = subprocess.run(
+def process(*command, cwd):
+    return subprocess.run(
         command, cwd=cwd, env=CLEAN, capture_output=True, text=True, timeout=900
     )
+
+
+def call(*command, cwd):
+    done = process(*command, cwd=cwd)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def requirements(name):
+    text = (ROOT / f"requirements/{name}.txt").read_text("utf-8")
+    return [Requirement(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -42,51 +55,142 @@ def built(tmp_path_factory):
     return folder / "dist"
 
 
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built.glob("*.whl")
+    return path
+
+
 def modules():
     paths = (ROOT / "bulk_sgd").rglob("*.py")
     return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
-def test_wheel_holds_the_package_and_nothing_else(built):
-    (wheel,) = built.glob("*.whl")
+def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        metadata = next(n for n in names if n.endswith("METADATA"))
-        requires = archive.read(metadata).decode()
     data = {f"bulk_sgd/lab/data/embedded/{name}" for name in DATA}
     expected = modules() | data | {"bulk_sgd/py.typed"}
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert {"LICENSE", "NOTICE"} <= {Path(n).name for n in names if "/licenses/" in n}
-    wanted = (ROOT / "requirements.txt").read_text().split()
-    found = re.findall(r"^Requires-Dist: ([^;\n]+)$", requires, re.MULTILINE)
-    assert {x.replace("-", "_") for x in found} == {x.replace("-", "_") for x in wanted}
+
+
+def test_wheel_requires_what_the_files_list(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(n for n in archive.namelist() if n.endswith("METADATA"))
+        lines = archive.read(metadata).decode().splitlines()
+    found = [
+        Requirement(line.partition(": ")[2])
+        for line in lines
+        if line.startswith("Requires-Dist: ")
+    ]
+    expected = requirements("library")
+    for extra in EXTRAS:
+        for requirement in requirements(extra):
+            expected.append(Requirement(f'{requirement}; extra == "{extra}"'))
+    plain = lambda all_of: sorted(
+        (canonicalize_name(r.name), *map(str, (r.extras, r.specifier, r.marker)))
+        for r in all_of
+    )
+    assert plain(found) == plain(expected)
 
 
 def test_sdist_holds_what_the_wheel_is_built_from(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {n.partition("/")[2] for n in archive.getnames()}
-    assert modules() | {"pyproject.toml", "requirements.txt", "LICENSE"} <= names
+    files = {f"requirements/{name}.txt" for name in EXTRAS | {"library"}}
+    files |= {"pyproject.toml", "requirements.txt", "LICENSE"}
+    assert modules() | files <= names
     folders = {n.partition("/")[0] for n in names if "/" in n}
-    assert folders == {"bulk_sgd", "bulk_sgd.egg-info"}
+    assert folders == {"bulk_sgd", "bulk_sgd.egg-info", "requirements"}
 
 
-def test_wheel_runs_the_readme_and_a_config_of_its_own(built, tmp_path):
-    (wheel,) = built.glob("*.whl")
-    call(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
-    call(python, *install, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """Python with the wheel and what it brings, and the packages from before."""
+    folder = tmp_path_factory.mktemp("environment")
+    call(sys.executable, "-m", "venv", "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    before = set(installed(python))
+    install(python, wheel)
+    return python, before
 
-    def first_block(page):
-        return re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+
+def install(python, what):
+    options = ("--quiet", "--disable-pip-version-check")
+    call(python, "-m", "pip", "install", *options, what, cwd=python.parent)
+
+
+INSTALLED = """
+import importlib.metadata, json
+found = importlib.metadata.distributions()
+print(json.dumps({x.metadata["Name"]: x.requires or [] for x in found}))
+"""
+
+
+def installed(python):
+    """Requirements by name of everything that is installed."""
+    found = json.loads(call(python, "-c", INSTALLED, cwd=python.parent))
+    return {canonicalize_name(name): requires for name, requires in found.items()}
+
+
+def closure(names, requires):
+    """The named packages with all that they require."""
+    found, todo = set(), list(names)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in found:
+            found.add(name)
+            for requirement in map(Requirement, requires[name]):
+                marker = requirement.marker
+                if marker is None or marker.evaluate({"extra": ""}):
+                    todo.append(requirement.name)
+    return found
+
+
+def first_block(page):
+    return re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+
+
+# What a user of the library does first, and whether it has brought in the lab.
+EIGENPAIRS = """
+matvec = bulk_sgd.hessian(loss, params)
+print(bulk_sgd.top_eigenpairs(matvec, params, rank=2).eigenvalues)
+import sys
+print("lab" if "bulk_sgd.lab" in sys.modules else "library", bulk_sgd.__file__)
+"""
+
+
+def test_library_needs_jax_optax_and_numpy_alone(environment, tmp_path):
+    python, before = environment
+    requires = installed(python)
+    brought = set(requires) - before
+    assert brought == closure(["jax", "optax", "numpy"], requires) | {"bulk-sgd"}
+    lab = {canonicalize_name(r.name) for r in requirements("lab")}
+    assert len(lab - brought) > 5  # absl-py comes with optax
 
     example = first_block((ROOT / "README.md").read_text("utf-8"))
-    (tmp_path / "example.py").write_text(example + "print(bulk_sgd.__file__)\n")
+    (tmp_path / "example.py").write_text(example + EIGENPAIRS)
     printed = call(python, "example.py", cwd=tmp_path)
-    assert "[100.]" in printed
-    assert str(tmp_path / "venv") in printed
+    assert "\n[100.]\n[100." in printed
+    assert f"library {python.parents[1]}" in printed
 
+
+@pytest.mark.parametrize("command", ["main", "sweep", "report", "analyze"])
+def test_commands_say_how_to_install_the_lab(environment, command, tmp_path):
+    python, _ = environment
+    ended = process(python, "-m", f"bulk_sgd.{command}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert "matplotlib" in ended.stderr
+    assert "pip install '.[lab]'" in ended.stderr
+
+
+def test_lab_runs_a_config_of_its_own(environment, wheel, tmp_path):
+    python, _ = environment
+    install(python, f"{wheel}[lab]")
     page = (ROOT / "docs/getting_started.md").read_text("utf-8")
     config = first_block(page[page.index("## Run an experiment") :])
     (tmp_path / "my_config.py").write_text(config)

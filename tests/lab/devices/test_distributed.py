@@ -228,8 +228,8 @@ def fail(self, row):
 if {index} == {failing}:
     run.Run.write = fail
 sys.argv[0] = "bulk_sgd.main"
-from bulk_sgd import main
-main.run()
+from bulk_sgd.lab.commands import train
+train.run()
 """
 
 
