@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -160,6 +161,20 @@ def test_commands_name_files_and_fields_that_exist(page):
         for module in re.findall(r"python -m (bulk_sgd[\w.]*)", block):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or path.is_dir(), module
+
+
+@pytest.mark.parametrize("page", [p for p in EVERY_PAGE if p != "CHANGELOG.md"])
+def test_paths_modules_and_fields_in_prose_exist(page):
+    text = (ROOT / page).read_text("utf-8")
+    for path in re.findall(r"`((?:bulk_sgd|configs|scripts|tests)/[\w./]*)", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"(?:`|^::: )(bulk_sgd(?:\.\w+)+)", text, re.MULTILINE):
+        pkgutil.resolve_name(name)
+    for field in re.findall(r"`(?:--)?config\.([a-z_.]+\w)", text):
+        value = config_lib.default()
+        for part in field.split("."):
+            assert part in value, field
+            value = value[part]
 
 
 def test_readme_fits_in_900_words():
