@@ -4,8 +4,8 @@ import sys
 
 from absl import app, flags
 
-from bulk_sgd.lab.report.write import write_report
 from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.report.write import write_report
 
 flags.disclaim_key_flags()
 

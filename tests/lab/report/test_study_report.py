@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import tiny
 from written_studies import LOSSES, SCALES, write_axis, write_cell
 
-from bulk_sgd.lab.report import study, study_figures, study_report
+from bulk_sgd.lab.report import scale_figures, study, study_figures, study_report
 from bulk_sgd.lab.report.page import text as page_text
 from bulk_sgd.lab.sweep import grid, sweep
 
@@ -146,7 +146,7 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     del points["scales(0,1)"]  # which is Bulk-SGD
     write_cell(tmp_path, 0, arms=("sgd", "bulk_sgd", *points))
     (axis,) = study.read_study(tmp_path)
-    dominant, bulk, arms = study_figures.plane_scales(axis)
+    dominant, bulk, arms = scale_figures.plane_scales(axis)
     assert (dominant, bulk) == ([0, 0.5, 2], [1, 2])
     assert len(arms) == 6
     assert arms[0, 1] == "bulk_sgd"
@@ -154,7 +154,7 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     write_axis(tmp_path / "b", [{"seed": 0}])
     write_cell(tmp_path / "b", 0, arms=before)
     (axis,) = study.read_study(tmp_path / "b")
-    assert study_figures.path_points(axis)["bulk"] == [
+    assert scale_figures.path_points(axis)["bulk"] == [
         (0.0, "bulk_sgd"),
         (0.5, "bulk_path(0.5)"),
         (1.0, "sgd"),
