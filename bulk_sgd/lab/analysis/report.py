@@ -38,9 +38,9 @@ _FIGURES = {
     "blocks": (
         figures.block_figure,
         "Layer by layer",
-        "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: its "
-        "share of the dominant eigenvectors' squared length. Dotted: paths after the "
-        "first.",
+        "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
+        "its share of the dominant eigenvectors' squared length. Dotted: paths after "
+        "the first.",
     ),
     "slices": (
         figures.slice_figure,

@@ -175,8 +175,9 @@ def test_table_shows_the_numbers_of_the_files(tmp_path):
         (
             {"solver": "power", "along": "update", "blocks": "layer", "keep": "rate"}
             | {"drift": 0.1, "probe_every": 3, "threshold": 2.0},
-            "hessian of 1,000 training examples, power, along the update, blocks "
-            "layer, on drift above 0.1, probed, every 60 steps, eigenvalues above 2.0 / η",
+            "hessian of 1,000 training examples, power, along the update, "
+            "blocks layer, on drift above 0.1, probed, every 60 steps, "
+            "eigenvalues above 2.0 / η",
         ),
     ],
 )
