@@ -64,17 +64,17 @@ def _arm(run, arm, sgd):
     steps, losses = run.logged(arm.name, "train_loss")
     if not losses.size:
         return f"{arm.label} ({arm.status}) has no finite training loss."
-    sentence = f"{arm.label} ({arm.status}) had training loss {number(losses[-1])}"
+    facts = []
     if math.isfinite(arm.loss_ratio):
-        sentence += f", {number(arm.loss_ratio)} times the loss at the fork,"
-    sentence += f" at step {steps[-1]:,}"
-    others = sgd and arm.name != sgd.name
-    if others and "diverged" not in (arm.status, sgd.status):
-        step, both = _last_common(run, [arm, sgd])
-        if step is not None:
-            mine, theirs = map(number, both)
-            sentence += f"; at step {step:,} it had {mine} and SGD {theirs}"
-    return f"{sentence}."
+        facts.append(f"{number(arm.loss_ratio)} times the loss at the fork")
+    if sgd and arm.name != sgd.name and "diverged" not in (arm.status, sgd.status):
+        step, (mine, theirs) = _last_common(run, [arm, sgd])
+        if step is not None and theirs > 0:
+            ratio, loss = number(mine / theirs), number(theirs)
+            facts.append(f"{ratio} times SGD's {loss} at step {step:,}")
+    end = f"{number(losses[-1])} at step {steps[-1]:,}"
+    sentence = f"{arm.label} ({arm.status}) took the training loss to {end}"
+    return ", ".join([sentence, *facts]) + "."
 
 
 def _shares(run, arms):

@@ -287,7 +287,8 @@ def test_a_run_that_reads_data_while_training_and_forks_by_alignment(run, tmp_pa
     found = RunPoints(tmp_path, names=["fork@8"])
     assert found.mode == second_derivatives.FORWARD
     assert found.notes == [
-        "The loss is taken over 30 of the 60 training examples, the run's seeded subset."
+        "The loss is taken over 30 of the 60 training examples, the "
+        "run's seeded subset."
     ]
     (point,) = found
     experiment = found._experiment

@@ -18,15 +18,17 @@ def story(workdir):
 @pytest.mark.parametrize(
     ("end", "text"),
     [
-        (0.49, "0.490, 0.980 times the loss at the fork, at step 200"),
-        (0.05, "0.0500, 0.100 times the loss at the fork, at step 200"),
-        (0.75, "0.750, 1.50 times the loss at the fork, at step 200"),
+        (0.49, "0.490 at step 200, 0.980 times the loss at the fork, 4.90 times SGD's"),
+        (
+            0.05,
+            "0.0500 at step 200, 0.100 times the loss at the fork, 0.500 times SGD's",
+        ),
+        (0.75, "0.750 at step 200, 1.50 times the loss at the fork, 7.50 times SGD's"),
     ],
 )
 def test_an_arm_is_compared_with_the_fork_and_with_sgd(tmp_path, end, text):
     write_run(tmp_path, ends={"sgd": 0.1, "dom_sgd": end})
-    against = f"at step 200 it had {number(end)} and SGD 0.100."
-    sentence = f"Dom-SGD (complete) had training loss {text}; {against}"
+    sentence = f"Dom-SGD (complete) took the training loss to {text} 0.100 at step 200."
     assert sentence in story(tmp_path)
 
 
@@ -54,41 +56,41 @@ def test_no_verdict_when_sgd_itself_stands_still(tmp_path):
 def test_a_diverged_arm_is_never_compared(tmp_path):
     text = story(write_run(tmp_path, **KINDS["diverged"]))
     assert (
-        "Bulk-SGD (diverged) had training loss 7.07e+14, 1.41e+15 times the loss at "
-        "the fork, at step 150." in text
+        "Bulk-SGD (diverged) took the training loss to 7.07e+14 at step 150, 1.41e+15 "
+        "times the loss at the fork." in text
     )
-    assert "and SGD" not in text
+    assert "times SGD's" not in text
 
 
 def test_nothing_is_compared_with_a_diverged_arm(tmp_path):
     ends = {"sgd": 1e9, "dom_sgd": 0.49, "bulk_sgd": 0.1}
     text = story(write_run(tmp_path, ends=ends, diverged=["sgd"]))
     assert "SGD (diverged)" in text
-    assert "and SGD" not in text
+    assert "times SGD's" not in text
     write_run(tmp_path, ends=ENDS | {"bulk_sgd": 1e9}, diverged=["bulk_sgd"])
-    assert "Dom-SGD (complete) had training loss 0.490" in story(tmp_path)
+    assert "Dom-SGD (complete) took the training loss to 0.490" in story(tmp_path)
     assert "achieved" not in story(tmp_path)
 
 
 def test_arms_are_compared_at_a_step_both_have(tmp_path):
     text = story(write_run(tmp_path, **KINDS["interrupted"]))
-    assert "Dom-SGD (interrupted) had" in text
+    assert "Dom-SGD (interrupted) took" in text
     # Geometric half way from 0.5 to 0.49 and to 0.1.
-    assert "at step 150; at step 150 it had 0.495 and SGD 0.224." in text
+    assert "2.21 times SGD's 0.224 at step 150." in text
     assert "Nothing logged after the fork: Bulk-SGD." in text
 
 
 def test_negative_losses_have_no_ratios(tmp_path):
     write_run(tmp_path)
     edit_rows(tmp_path, lambda row: row | {"train_loss": -row["train_loss"]})
-    assert "Dom-SGD (complete) had training loss −0.490 at step" in story(tmp_path)
-    assert "the loss at the fork" not in story(tmp_path)
+    assert "Dom-SGD (complete) took the training loss to −0.490 at" in story(tmp_path)
+    assert " times " not in story(tmp_path)
 
 
 def test_an_arm_at_the_fork_has_done_nothing(tmp_path):
     text = story(write_run(tmp_path, until=dict.fromkeys(ENDS, SWITCH)))
     assert "Nothing logged after the fork: SGD, Dom-SGD, Bulk-SGD." in text
-    assert "had training loss" not in text
+    assert "took the training loss to" not in text
 
 
 def test_run_without_arms(tmp_path):

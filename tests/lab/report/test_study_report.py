@@ -28,13 +28,18 @@ def test_report_of_a_study_that_has_just_begun(tmp_path, monkeypatch, kind):
     if kind == "settings":
         cells = grid.values("subspace.rank", (1, 5))
     write_axis(tmp_path, cells)
-    assert study_report.write_report(tmp_path).exists()  # nothing has begun
+    page = study_report.write_report(tmp_path)
+    assert "Cells: 2, 2 pending." in page.read_text()
+    assert "No cell has begun." in page.read_text()
+    image = page.with_name(f"{tmp_path.name}-{kind}.png")
     write_cell(tmp_path, 0, arms, statuses=dict.fromkeys(arms, "running"))
-    assert study_report.write_report(tmp_path).exists()
+    study_report.write_report(tmp_path)
+    assert image.exists() == (kind == "training")  # the others show how arms ended
+    assert "0 of 0" in page.read_text()
     write_cell(tmp_path, 1, arms)
     study_report.write_report(tmp_path)
-    images = {file.stem for file in (tmp_path / "report").glob("*.png")}
-    assert f"{tmp_path.name}-{kind}" in images
+    assert image.exists()
+    assert "0 of 1" in page.read_text()
 
 
 @pytest.fixture(scope="module")
