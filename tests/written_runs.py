@@ -1,4 +1,4 @@
-"""Runs as their files would have them, written by hand; shared by tests of reports."""
+"""Runs written by hand, as files; shared by the tests of reports."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def row(arm, step, loss, **others):
 
 
 def write_run(workdir, ends=ENDS, until=None, tail="", diverged=(), **info):
-    """A run whose arms go geometrically from the loss at the switch to `ends`."""
+    """A run whose arms go geometrically from the loss at the fork to `ends`."""
     rows = [row(PREFIX, s, 2.0 * 4 ** (-s / SWITCH)) for s in range(0, SWITCH + 1, 10)]
     arms = {}
     for name, end in ends.items():
@@ -89,6 +89,13 @@ def write_run(workdir, ends=ENDS, until=None, tail="", diverged=(), **info):
     lines = "".join(json.dumps(r) + "\n" for r in rows)
     (workdir / "metrics.jsonl").write_text(lines + tail)
     return workdir
+
+
+def edit_rows(workdir, change):
+    """Replaces each row of metrics by what `change` makes of it."""
+    metrics = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
 
 
 KINDS = {

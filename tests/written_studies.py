@@ -1,4 +1,4 @@
-"""Cells and axes of studies as files, written by hand; shared by the tests."""
+"""Cells and axes of studies written by hand, as files; shared by the tests."""
 
 import json
 
@@ -21,7 +21,9 @@ LOSSES = {
 }
 
 
-def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rates):
+def write_cell(
+    workdir, index, arms=SCALES, sharpness=4.0, statuses=None, energies=True, **rates
+):
     folder = workdir_lib.cell_folder(workdir, index)
     folder.mkdir(parents=True)
     rows = [{"arm": "prefix", "step": 10, "train_loss": 1.0}]
@@ -37,10 +39,13 @@ def write_cell(workdir, index, arms=SCALES, sharpness=4.0, statuses=None, **rate
                     "sharpness_ratio": 0.1 * top,
                     "alignment_gradient": 0.8,
                     "matvecs": 20 * j * (2 if arm == "bulk_sgd" else 1),
+                }
+            )
+            if energies:
+                rows[-1] |= {
                     "hessian/frobenius_share": 0.9,
                     "hessian/trace_share": 0.4,
                 }
-            )
     info = {
         "status": "complete",
         "learning_rate": 0.1,

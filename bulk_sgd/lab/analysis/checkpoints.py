@@ -26,7 +26,7 @@ class Saved(NamedTuple):
     Attributes:
       path: "prefix" or the name of an arm.
       step: steps since the start of the prefix.
-      position: by which it is found; None for the fork.
+      position: its key among the checkpoints; None for the fork.
     """
 
     path: str
@@ -35,29 +35,29 @@ class Saved(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Names the point, `sgd@2400`, and `fork@2000` where the arms start."""
+        """The point's name: `sgd@2400`, or `fork@2000` where the arms start."""
         return f"{FORK if self.position is None else self.path}@{self.step}"
 
 
 class RunPoints:
-    """What there is to analyze of a run, read from its workdir one at a time.
+    """The points of a run, read from its workdir one at a time.
 
     Args:
       workdir: folder of a run, which may still be under way.
-      arms: names of the arms that count, beside the prefix; None for all.
-      every: only steps that are a multiple of it count, and the fork; 0 for all.
-      names: of the checkpoints that count, as `sgd@2400`; None for all.
+      arms: names of the arms to read beside the prefix; None for all.
+      every: reads steps that are a multiple of it, and the fork; 0 for all.
+      names: the checkpoints to read, as `sgd@2400`; None for all.
 
     Attributes:
-      objective: the loss whose curvature counts: that of the run, or of the full
-        training set where the run took that of the batch.
+      objective: the loss to analyze: the one whose curvature the run took, or that of
+        the full training set if the run took the batch's.
       mode: how its products differentiate twice.
-      notes: sentences about what is analyzed that is not what the run trained with.
+      notes: sentences on how the analysis differs from what the run trained with.
       record: what `run.json` holds.
       saved: list of the `Saved`, the prefix first.
 
     Raises:
-      ValueError: if there is no run or no such checkpoint in the workdir.
+      ValueError: the workdir has no run or no such checkpoint.
     """
 
     def __init__(self, workdir, arms=None, every: int = 0, names=None):
@@ -95,14 +95,14 @@ class RunPoints:
         config, notes = self._experiment.config, []
         if self.objective.num_examples < self.record["num_train"]:
             notes.append(
-                f"The loss is that of {self.objective.num_examples:,} of "
-                f"{self.record['num_train']:,} training examples, the seeded subset "
-                "of the run."
+                f"The loss is taken over {self.objective.num_examples:,} of the "
+                f"{self.record['num_train']:,} training examples, the run's seeded "
+                "subset."
             )
         if config.subspace.preconditioned:
             notes.append(
-                "The subspace of the run is that of the preconditioned Hessian; here "
-                "everything is of the Hessian itself."
+                "The run's subspace belongs to the preconditioned Hessian; everything "
+                "here is measured on the Hessian itself."
             )
         return notes
 
@@ -112,7 +112,7 @@ class RunPoints:
     def __iter__(self) -> Iterator[Point]:
         for saved in self.saved:
             state = self._load(saved)
-            if state is not None:  # a sentence has said that it cannot be read
+            if state is not None:  # else loading it has said why
                 update = self._update(state)
                 yield Point(saved.name, state.params, saved.path, saved.step, update)
 
@@ -137,14 +137,14 @@ class RunPoints:
         return found and found[0]
 
     def _update(self, state):
-        """What the inner optimizer makes of the next batch, before any projection."""
+        """The inner optimizer's update on the next batch, before any projection."""
         before = state.params
         state, _ = self._experiment.programs.train(
             jax.tree.map(jnp.copy, state),  # the program takes its buffers
             self._experiment.task,
             self._experiment.feed(int(state.step)),
             1,
-            # An alignment that has ended the prefix would end this step as well.
+            # The alignment that ended the prefix would end this step too.
             self._experiment.scalars()._replace(threshold=jnp.inf),
             projected=False,
         )
@@ -152,7 +152,7 @@ class RunPoints:
 
 
 def _config(plain: dict) -> ConfigDict:
-    """The config of which `record.plain` made `plain`, for the devices at hand."""
+    """The config that `record.plain` made `plain` from, for the devices at hand."""
     config = config_lib.default()
     with config.unlocked():
         _fill(config, plain)

@@ -29,7 +29,7 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
       value_fn: the loss, an `Objective` or any scalar function of params. Only an
         `Objective` has Gauss-Newton and functional parts.
       settings: the `Settings`.
-      before: `Known` of the point that it is compared with, or None.
+      before: `Known` of the point to compare it with, or None.
       tick: called with the name of each part that is done.
 
     Returns:
@@ -39,7 +39,7 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
     started, tick = time.perf_counter(), tick or (lambda part: None)
     value_fn = as_pytree(value_fn)
     params = jax.tree.map(jnp.asarray, point.params)
-    keys = _keys(settings)
+    keys, mode = _keys(settings), settings.mode
     found = _spectrum(
         value_fn,
         params,
@@ -49,10 +49,42 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
         settings.tol,
         rank=settings.rank,
         num_probes=settings.trace_probes,
-        mode=settings.mode,
+        mode=mode,
     )
+    subspace, operators = found["subspace"], found["energies"]
+    spent = subspace.num_matvecs
+    spent = spent + (settings.rank + settings.trace_probes) * len(operators)
+    result = _spectral(point, params, found, before)
+    tick("spectrum")
+
+    matvec = hessian(value_fn, params, mode=mode)
+    steps = min(settings.density_steps, basis.size(params))
+    density = spectral_density(
+        matvec, params, settings.density_probes, steps, key=keys["density"]
+    )
+    spent = spent + density.num_matvecs
+    result["density"] = {"nodes": density.nodes, "weights": density.weights}
+    result["trace"] = density.trace._asdict()
+    tick("density")
+
+    rank, tol, by = settings.block_rank, settings.tol, settings.by
+    pairs = block_eigenpairs(matvec, params, rank, tol, by=by, key=keys["blocks"])
+    result["blocks"] = _blocks(pairs, params, subspace, by)
+    spent = spent + sum(pair.num_matvecs for pair in pairs.values())
+    tick("blocks")
+
+    if settings.slice_points:
+        result["slices"] = slices(value_fn, params, found, settings, keys["slices"])
+    tick("slices")
+    result["matvecs"] = spent
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    return metrics.plain(result), Known(point.name, params, subspace)
+
+
+def _spectral(point, params, found, before):
+    """What `_spectrum` found at a point, by the keys of the result."""
     subspace = found["subspace"]
-    result = {
+    return {
         "name": point.name,
         "path": point.path,
         "step": point.step,
@@ -66,42 +98,10 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
         "energies": {name: _energies(x) for name, x in found["energies"].items()},
         "change": before and _change(before, params, subspace, found["gradient"]),
     }
-    num_probed = settings.rank + settings.trace_probes
-    spent = subspace.num_matvecs + num_probed * len(found["energies"])
-    tick("spectrum")
-
-    matvec = hessian(value_fn, params, mode=settings.mode)
-    steps = min(settings.density_steps, basis.size(params))
-    density = spectral_density(
-        matvec, params, settings.density_probes, steps, key=keys["density"]
-    )
-    spent = spent + density.num_matvecs
-    result["density"] = {"nodes": density.nodes, "weights": density.weights}
-    result["trace"] = density.trace._asdict()
-    tick("density")
-
-    pairs = block_eigenpairs(
-        matvec,
-        params,
-        settings.block_rank,
-        settings.tol,
-        by=settings.by,
-        key=keys["blocks"],
-    )
-    result["blocks"] = _blocks(pairs, params, subspace, settings.by)
-    spent = spent + sum(found.num_matvecs for found in pairs.values())
-    tick("blocks")
-
-    if settings.slice_points:
-        result["slices"] = slices(value_fn, params, found, settings, keys["slices"])
-    tick("slices")
-    result["matvecs"] = spent
-    result["seconds"] = round(time.perf_counter() - started, 3)
-    return metrics.plain(result), Known(point.name, params, subspace)
 
 
 def locate(point: Point, value_fn, settings: Settings) -> Known:
-    """The `Known` of a point whose measurements there are already."""
+    """The `Known` of a point that was measured before."""
     params = jax.tree.map(jnp.asarray, point.params)
     subspace = _eigenpairs(
         as_pytree(value_fn),
@@ -166,7 +166,7 @@ def _energies(found):
 
 
 def _num_outliers(eigenvalues):
-    """How many of the eigenvalues there are before the largest gap; None of one."""
+    """The number of eigenvalues before the largest gap; None if there is only one."""
     return jnp.sum(before_gap(eigenvalues)) if len(eigenvalues) > 1 else None
 
 
@@ -192,7 +192,7 @@ def _compare(old_params, old, params, new, gradient):
 
 
 def _blocks(pairs, params, subspace, by):
-    """Eigenvalues of the blocks, and how much of the dominant vectors is in each."""
+    """Eigenvalues of the blocks, and each block's share of the dominant vectors."""
     mass = [
         jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim))
         for leaf in jax.tree.leaves(subspace.eigenvectors)

@@ -1,23 +1,21 @@
 """Figures of an analysis: spectra, subspaces, energies and layers along training.
 
-Each takes the list of points as `analyze` returns it and returns a
-`matplotlib.figure.Figure`.
+Each takes the list of points that `analyze` returns, and returns a figure.
 """
 
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report.style import (
     METHOD_COLORS,
-    MUTED,
+    OPERATOR_STYLES,
     OTHER_COLORS,
     PREFIX_STYLE,
     STYLE,
     LineStyle,
-    label_ends,
+    finish_steps,
     log_or_symlog,
     new_figure,
     plain,
@@ -27,15 +25,10 @@ from bulk_sgd.lab.training.run import PREFIX
 from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn
-_OPERATORS = {
-    "hessian": ("H", OTHER_COLORS[0]),
-    "gauss_newton": ("G", OTHER_COLORS[2]),
-    "functional_hessian": ("F", OTHER_COLORS[1]),
-}
 
 
 def path_styles(points: list[dict]) -> dict[str, LineStyle]:
-    """One style per path, that of the method where it is one of the reports'."""
+    """One style per path; a method has the colour it has in reports of runs."""
     known = {PREFIX: PREFIX_STYLE}
     known |= {name: LineStyle(color) for name, color in METHOD_COLORS.items()}
     others = [path for path in _paths(points) if path not in known]
@@ -61,7 +54,7 @@ def eigenvalue_figure(points: list[dict]) -> Figure:
     left.set_ylabel("eigenvalues of the Hessian")
     right.set_ylim(-0.02, 1.02)
     right.set_ylabel(r"$\chi_k$ of gradient (full) and update (dotted)")
-    _finish(left, ends)
+    finish_steps(left, ends)
     right.set_xlabel("step")
     return figure
 
@@ -79,7 +72,7 @@ def density_figure(points: list[dict]) -> Figure:
     for axes, point in zip(panels, shown):
         color = styles[point["path"]].color
         grid, density = smoothed(point)
-        # One eigenvalue is the least that there can be of a spectrum.
+        # No part of a spectrum is less than one eigenvalue.
         floor = 1e-2 / point["num_params"] / np.ptp(grid)
         axes.fill_between(grid, floor, np.maximum(density, floor), color=color,
                           alpha=0.25, linewidth=0)  # fmt: skip
@@ -100,32 +93,28 @@ def energy_figure(points: list[dict]) -> Figure:
     """Traces and Frobenius shares of H, G and F, one panel pair for all paths."""
     figure, (left, right) = new_figure(1, 2, (10.4, 4))
     ends = {left: [], right: []}
-    for operator, (symbol, color) in _OPERATORS.items():
-        if operator not in points[0]["energies"]:
-            continue
+    for operator in points[0]["energies"]:
+        symbol, color = OPERATOR_STYLES[operator][0], OPERATOR_STYLES[operator][1].color
         for path in _paths(points):
-            dashes = "-" if path in (PREFIX, _paths(points)[0]) else ":"
+            of = lambda key, p=path, o=operator: _series(
+                points, p, lambda point: point["energies"][o][key]
+            )
+            steps, error = of("trace_error")
             for axes, key in ((left, "trace"), (right, "frobenius_share")):
-                steps, values = _series(
-                    points, path, lambda p, o=operator, k=key: p["energies"][o][k]
-                )
-                axes.plot(steps, values, dashes, marker=".", color=color)
-                if key == "trace":
-                    _, error = _series(
-                        points,
-                        path,
-                        lambda p, o=operator: p["energies"][o]["trace_error"],
+                _, values = of(key)
+                axes.plot(steps, values, _dashes(points, path), marker=".", color=color)
+                if axes is left:
+                    low, high = values - 2 * error, values + 2 * error
+                    axes.fill_between(
+                        steps, low, high, color=color, alpha=0.2, linewidth=0
                     )
-                    axes.fill_between(steps, values - 2 * error, values + 2 * error,
-                                      color=color, alpha=0.2, linewidth=0)  # fmt: skip
-        for axes, key in ((left, "trace"), (right, "frobenius_share")):
-            value = _number(points[-1]["energies"][operator][key])
-            ends[axes].append((value, symbol, {"color": color}))
+                if path == points[-1]["path"]:
+                    ends[axes].append((values[-1], symbol, {"color": color}))
     left.set_ylabel("trace")
     right.set_ylabel("Frobenius share in the dominant subspace")
     right.set_ylim(-0.02, 1.02)
-    _finish(left, ends[left])
-    _finish(right, ends[right])
+    finish_steps(left, ends[left])
+    finish_steps(right, ends[right])
     return figure
 
 
@@ -149,7 +138,7 @@ def change_figure(points: list[dict]) -> Figure:
     left.set_ylabel("overlap with the subspace before")
     right.set_ylabel(r"drift (full); $\chi_k$ of the way between (dotted)")
     right.set_ylim(bottom=0)
-    _finish(left, ends)
+    finish_steps(left, ends)
     right.set_xlabel("step")
     return figure
 
@@ -163,7 +152,7 @@ def block_figure(points: list[dict]) -> Figure:
     ends = []
     for name, color in zip(names, colors):
         for path in _paths(points):
-            dashes = "-" if path in (PREFIX, _paths(points)[0]) else ":"
+            dashes = _dashes(points, path)
             for axes, measure in (
                 (left, lambda block: block["eigenvalues"][0]),
                 (right, lambda block: np.mean(_numbers(block["mass"]))),
@@ -180,7 +169,7 @@ def block_figure(points: list[dict]) -> Figure:
     left.set_xlabel("step")
     right.set_ylabel("share of the dominant eigenvectors")
     right.set_ylim(-0.02, 1.02)
-    _finish(right, ends)
+    finish_steps(right, ends)
     return figure
 
 
@@ -209,7 +198,7 @@ def slice_figure(points: list[dict]) -> Figure:
 
 
 def selected(points: list[dict]) -> list[dict]:
-    """Up to `SHOWN` points over the whole length, the first and the last among them."""
+    """Up to `SHOWN` points over the whole length, with the first and the last."""
     places = np.linspace(0, len(points) - 1, min(SHOWN, len(points)))
     return [points[round(place)] for place in places]
 
@@ -230,6 +219,11 @@ def _paths(points):
     return list(dict.fromkeys(point["path"] for point in points))
 
 
+def _dashes(points, path):
+    """Dotted for paths other than the first."""
+    return "-" if path == _paths(points)[0] else ":"
+
+
 def _label(path):
     return shorten(path or "all points", 20)
 
@@ -247,12 +241,3 @@ def _series(points, path, measure):
     chosen = [point for point in points if point["path"] == path]
     steps = np.array([point["step"] for point in chosen], int)
     return steps, _numbers([measure(point) for point in chosen])
-
-
-def _finish(axes: Axes, ends):
-    axes.set_xlabel("step")
-    finite = [end for end in ends if np.isfinite(end[0])]
-    if finite:
-        label_ends(axes, finite)
-    else:
-        axes.text(0.5, 0.5, "nothing to show", color=MUTED, transform=axes.transAxes)

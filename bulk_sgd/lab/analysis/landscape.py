@@ -13,7 +13,7 @@ def slices(value_fn, params, found: dict, settings: Settings, key) -> dict:
     Args:
       value_fn: the loss.
       params: pytree of the parameters.
-      found: with their `subspace`, `gradient`, `loss` and `params_norm`.
+      found: their `subspace`, `gradient`, `loss` and `params_norm`.
       settings: the `Settings`.
       key: PRNG key of the random direction.
 

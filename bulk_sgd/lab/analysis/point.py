@@ -1,4 +1,4 @@
-"""Points of a training, and how closely they are looked at."""
+"""Points of a training, and how closely to look at them."""
 
 import dataclasses
 import hashlib
@@ -16,10 +16,10 @@ class Point(NamedTuple):
     """One point of a training.
 
     Attributes:
-      name: unlike that of any other point.
+      name: its own among the points.
       params: pytree of the parameters.
-      path: which of several trainings that fork from the first.
-      step: where on the path; by default its number in the sequence.
+      path: the training it lies on, one of several that fork from the first.
+      step: its step on the path; by default its number in the sequence.
       update: pytree like the params, the update that was or would be taken, or None.
     """
 
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Names the parameters by a hash of their paths, dtypes and bytes."""
+        """A hash of the paths, dtypes and bytes of the parameters."""
         found = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             array = np.ascontiguousarray(leaf)
@@ -42,11 +42,11 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How closely points are looked at.
+    """How closely to look at points.
 
     Attributes:
       rank: number k of eigenpairs.
-      tol: of the eigenpairs, relative to the largest.
+      tol: tolerance of the eigenpairs, relative to the largest eigenvalue.
       density_probes: random vectors of the spectral density.
       density_steps: Lanczos steps of each, or the dimension if that is less.
       trace_probes: random vectors of the energies, per operator.
@@ -54,7 +54,7 @@ class Settings:
       by: how leaves make blocks, see `bulk_sgd.curvature.blocks`; by layer if None.
       slice_points: points of a slice along each axis; 0 leaves the slices out.
       radius: how far the slices go, see `docs/analysis.md`.
-      seed: of all random vectors.
+      seed: seed of all random vectors.
       mode: how products differentiate twice, see `bulk_sgd.hessian`.
     """
 
@@ -83,7 +83,7 @@ class Settings:
         checks.one_of("mode", self.mode, second_derivatives.MODES)
 
     def costs(self, num_blocks: int, num_operators: int) -> dict[str, int]:
-        """About how many products each part takes, for the time left."""
+        """About how many products each part takes, to estimate the time left."""
         lines, planes = 4 * self.slice_points, 2 * self.slice_points**2
         return {
             "spectrum": 3 * self.rank + num_operators * (self.rank + self.trace_probes),
@@ -99,7 +99,7 @@ class Settings:
 
 
 class Known(NamedTuple):
-    """What is kept of a point for the next one: its name, params and subspace."""
+    """What the next point needs of this one: its name, params and subspace."""
 
     name: str
     params: Any

@@ -1,54 +1,52 @@
-"""The page of an analysis: what was found at each point, in figures and a table."""
+"""The page of an analysis: its points in figures and a table."""
 
-import json
 import pathlib
 
 from bulk_sgd.lab.analysis import figures, store
 from bulk_sgd.lab.report import page
-from bulk_sgd.lab.report.narrative import number, percent
+from bulk_sgd.lab.report.formatting import number, percent
 from bulk_sgd.lab.report.style import save
 
 _FIGURES = {
     "eigenvalues": (
         figures.eigenvalue_figure,
         "Sharpness and alignment",
-        "Left: the largest eigenvalues of the Hessian, λ₁ darkest. Right: the part of "
-        "the gradient and of the next update of the inner optimizer, before any "
-        "projection, that lies in the dominant subspace.",
+        "Left: the largest eigenvalues of the Hessian, λ₁ darkest. Right: χ of the "
+        "gradient and of the inner optimizer's next update, before any projection.",
     ),
     "density": (
         figures.density_figure,
         "Spectral density",
         "Density of all eigenvalues by stochastic Lanczos quadrature, on a log scale. "
-        "Triangles: the largest eigenvalues as solved for; filled are the outliers, "
-        "those before the largest ratio of two successive ones.",
+        "Triangles: the largest eigenvalues as solved for. Filled triangles are "
+        "outliers, which come before the largest ratio of two successive eigenvalues.",
     ),
     "energies": (
         figures.energy_figure,
         "Hessian, Gauss-Newton and functional part",
         "H = G + F. Left: traces, with two standard errors. Right: the share of the "
-        "squared Frobenius norm that lies in the dominant subspace of H. Dotted: paths "
-        "other than the first.",
+        "squared Frobenius norm in the dominant subspace of H. Dotted: paths after "
+        "the first.",
     ),
     "change": (
         figures.change_figure,
         "How the subspace turns",
-        "Between a point and the one before: ‖U₁ᵀU₂‖²/k, left; ‖(P₁ − P₂) g‖/‖g‖ for "
-        "the gradient g, and the part of the way between the points that lies in the "
-        "earlier subspace, right.",
+        "Between a point and the one before. Left: ‖U₁ᵀU₂‖²/k. Right: ‖(P₁ − P₂)g‖/‖g‖ "
+        "for the gradient g, and χ of the way between the points in the earlier "
+        "subspace.",
     ),
     "blocks": (
         figures.block_figure,
         "Layer by layer",
-        "Left: the largest eigenvalue of the diagonal block of the Hessian of each "
-        "group of parameters. Right: how much of the dominant eigenvectors' squared "
-        "length lies in it. Dotted: paths other than the first.",
+        "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
+        "its share of the dominant eigenvectors' squared length. Dotted: paths after "
+        "the first.",
     ),
     "slices": (
         figures.slice_figure,
         "The loss along and across the dominant directions",
-        "Around the last point. Distances are those in parameter space; along u₁ the "
-        "loss should about double at the edge, by its second order.",
+        "Around the last point, over distances in parameter space. To second order the "
+        "loss doubles at the edge along u₁.",
     ),
 }
 
@@ -57,14 +55,14 @@ def write_report(folder) -> pathlib.Path:
     """Writes the page of an analysis, and its figures as PNG and PDF beside it.
 
     Args:
-      folder: where `analyze` has left `analysis.json`.
+      folder: the folder where `analyze` wrote `analysis.json`.
 
     Returns:
       The path of the page, `folder/index.html`.
 
     Raises:
-      FileNotFoundError: if there is no analysis.
-      ValueError: if it has no points.
+      FileNotFoundError: there is no analysis.
+      ValueError: it has no points.
     """
     folder = pathlib.Path(folder)
     found = store.read(folder)
@@ -81,7 +79,7 @@ def write_report(folder) -> pathlib.Path:
         last = f"{heading}, from {points[0]['name']} to {points[-1]['name']}."
         body.append(f"<h2>{heading}</h2>" + page.figure(heading, caption, last, image))
     body.append("<h2>All points</h2>" + _table(points))
-    body.append(_settings(found["settings"]))
+    body.append(page.details("Settings", found["settings"]))
     path = folder / "index.html"
     title = page.text((found.get("run") or {}).get("name") or "Training")
     path.write_text(
@@ -105,9 +103,8 @@ def _facts(found):
     if failed:
         notes.append(f"The eigenpairs did not converge at {', '.join(failed)}.")
     shown = " · ".join(filter(None, facts))
-    return f'<p class="facts">{page.text(shown)}</p>' + "".join(
-        f'<p class="note">{page.text(note)}</p>' for note in notes
-    )
+    facts = f'<p class="facts">{page.text(shown)}</p>\n'
+    return facts + "".join(map(page.note, notes))
 
 
 def _table(points):
@@ -139,8 +136,3 @@ def _table(points):
 
 def _show(value, how=number):
     return "–" if value is None else how(value)
-
-
-def _settings(settings):
-    shown = page.text(json.dumps(settings, indent=2))
-    return f"<details><summary>Settings</summary><pre>{shown}</pre></details>"

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.analysis.point import Point, Settings
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import atomic, record
 
 FILE = "analysis.json"
 _SETTINGS = "settings.json"
@@ -17,13 +17,13 @@ class Store:
     """The folder of an analysis.
 
     Args:
-      folder: where; made if missing.
+      folder: its path; made if missing.
       settings: the `Settings` of all its points.
-      config: plain, of the run whose points they are; None for any other training.
+      config: the plain config of the run whose points they are; None without a run.
 
     Raises:
       ValueError: if the folder holds points of other settings or of another config, or
-        `settings.by` is a function, of which nothing tells that it is the same.
+        `settings.by` is a function, which a later call cannot compare.
     """
 
     folder: pathlib.Path
@@ -52,9 +52,9 @@ class Store:
             )
 
     def load(self, point: Point, before: Point | None) -> dict | None:
-        """The measurements at a point, compared with that before, or None.
+        """The measurements at a point and its change since `before`, or None.
 
-        Those of other parameters, here or before, do not count.
+        Measurements of other parameters, here or before, do not count.
         """
         path = self._path(point.name)
         if not path.exists():
@@ -82,7 +82,7 @@ def read(folder) -> dict:
     """The file of all points of an analysis.
 
     Raises:
-      FileNotFoundError: if there is none in the folder.
+      FileNotFoundError: the folder has none.
     """
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
@@ -93,12 +93,9 @@ def read(folder) -> dict:
 
 
 def _names(*points):
-    """What tells points from others of their names, as JSON holds it."""
+    """Identifies points by name and parameters, as JSON holds it."""
     return [point and [point.name, point.digest] for point in points]
 
 
 def _write(path, value):
-    """A reader sees the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    partial.replace(path)
+    atomic.write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -22,8 +22,10 @@ def main(argv):
     cli.prepare()
 
     # After the flags: importing JAX takes seconds.
-    from bulk_sgd.lab.analysis import Settings, analyze, report
+    from bulk_sgd.lab.analysis.analyze import analyze
     from bulk_sgd.lab.analysis.checkpoints import RunPoints
+    from bulk_sgd.lab.analysis.point import Settings
+    from bulk_sgd.lab.analysis.report import write_report
     from bulk_sgd.lab.files import record
 
     values = flags.FLAGS
@@ -44,7 +46,7 @@ def main(argv):
             progress=values.progress,
             about=about,
         )
-        print(report.write_report(folder))
+        print(write_report(folder))
 
 
 def _define_flags():

@@ -4,8 +4,8 @@ import sys
 
 from absl import flags
 
-from bulk_sgd.lab import report
 from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.report.write import write_report
 
 flags.disclaim_key_flags()
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
     del argv
     try:
-        print(report.write_report(flags.FLAGS.workdir))
+        print(write_report(flags.FLAGS.workdir))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,199 +1,107 @@
 """The claims of the paper as criteria, and what the runs of a study say about them.
 
 Zakarin and Singh, *Accelerating Neural Network Training Along Sharp and Flat
-Directions*, arXiv 2505.11972. Every number is computed from the runs. Where they do not
-hold what a claim needs, it is not measured. It is undecided where the mean over seeds
-is within two of its standard errors of the threshold, where a seed gave no number, and
-of a single seed. Ratios of rates and of sharpness are averaged on a log scale.
+Directions*, arXiv 2505.11972. Every number is computed from the runs; a claim whose
+numbers they lack is not measured. A claim is undecided where the mean over seeds is
+within two of its standard errors of the threshold, where a seed gave no number, and
+where there is a single seed. Ratios of rates and of sharpness are averaged on a log
+scale.
 """
 
-import dataclasses
-import functools
 import math
 
 import numpy as np
 
-from bulk_sgd.lab.report.results import last_finite
-from bulk_sgd.lab.report.study import (
-    BULK_SGD,
-    DOM_SGD,
-    SGD,
-    SYMBOLS,
-    TARGET,
-    Axis,
-    Spread,
-    has_energies,
-)
+from bulk_sgd.lab.report.energies import SYMBOLS, has_energies
+from bulk_sgd.lab.report.outcomes import TARGET
+from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, last_finite
+from bulk_sgd.lab.report.study import Axis
+from bulk_sgd.lab.report.verdicts import Claim, judge, log, rank_correlation, source
 
-HOLDS, FAILS = "holds", "does not hold"
-UNDECIDED, UNKNOWN = "undecided", "not measured"
 AMPLIFIED = "scales(0.5,2)"
-# What the cells of an axis vary, where its title tells something else.
+_SPEED = f"speed-up to {TARGET:.0%} of SGD's decrease"
+# Claims about one arm: text, quantity, arm, key of `Cell.outcome`, and when it holds.
+_FIRST = (
+    (
+        "Gradients align with the dominant subspace",
+        "mean χ² of the full gradient along SGD",
+        *(SGD, "gradient_energy", (">", 0.5)),
+    ),
+    (
+        "Dom-SGD stalls",
+        "progress of Dom-SGD (SGD: 1)",
+        *(DOM_SGD, "progress", ("<", 0.1)),
+    ),
+    (
+        "Bulk-SGD matches SGD",
+        "progress of Bulk-SGD (SGD: 1)",
+        *(BULK_SGD, "progress", (">", 0.9)),
+    ),
+    (
+        "Bulk updates accelerate convergence: Bulk-SGD, (0, 1)",
+        *(_SPEED, BULK_SGD, "speed_up", (">", 1.05)),
+    ),
+    (
+        "Bulk updates accelerate convergence: amplified bulk, (½, 2)",
+        *(_SPEED, AMPLIFIED, "speed_up", (">", 1.05)),
+    ),
+)
+# How numbers move with α on the bulk path: text, quantity, key, and when it holds.
+_PATHS = (
+    ("progress falls", "progress", "progress", ("<", -0.5)),
+    ("sharpness falls", "last ηλ₁", "sharpness_ratio", ("<", -0.5)),
+    ("stability rises", "largest stable η", "stable_rate", (">", 0.5)),
+)
+# What the cells of an axis vary, where its title says something else.
 _SUBJECTS = {"curvature": "activation and loss", "rank": "rank k"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One row of the claims table.
-
-    Attributes:
-      text: the claim.
-      criterion: when it holds, as a formula with its threshold.
-      measured: what the criterion compares, over seeds.
-      seeds: how many there were, of which some may have given no number.
-      verdict: `HOLDS`, `FAILS`, `UNDECIDED` or `UNKNOWN`.
-      source: the cells it came from.
-    """
-
-    text: str
-    criterion: str
-    measured: Spread
-    seeds: int
-    verdict: str
-    source: str
 
 
 def claims(axes: list[Axis]) -> list[Claim]:
     """The claims table of a study, in the order of the paper's argument."""
     by_name = {axis.name: axis for axis in axes}
-    # Of a single sweep with one setting, that one.
+    # A study of one sweep takes that one, if it has a single setting.
     seeds = by_name.get("seeds") or (axes[0] if len(axes) == 1 else None)
     if seeds and len(seeds.groups) > 1:
         seeds = None
-    paths = by_name.get("interpolation")
-    rows = [
-        _of_arm(
-            seeds,
-            "Gradients align with the dominant subspace",
-            "mean χ² of the full gradient along SGD",
-            SGD,
-            "gradient_energy",
-            (">", 0.5),
-        ),
-        _of_arm(
-            seeds,
-            "Dom-SGD stalls",
-            "progress of Dom-SGD (SGD: 1)",
-            DOM_SGD,
-            "progress",
-            ("<", 0.1),
-        ),
-        _of_arm(
-            seeds,
-            "Bulk-SGD matches SGD",
-            "progress of Bulk-SGD (SGD: 1)",
-            BULK_SGD,
-            "progress",
-            (">", 0.9),
-        ),
-        *(
-            _of_arm(
-                seeds,
-                f"Bulk updates accelerate convergence: {label}",
-                f"speed-up to {TARGET:.0%} of SGD's decrease",
-                arm,
-                "speed_up",
-                (">", 1.05),
-            )
-            for arm, label in (
-                (BULK_SGD, "Bulk-SGD, (0, 1)"),
-                (AMPLIFIED, "amplified bulk, (½, 2)"),
-            )
-        ),
+    return [
+        *(_of_arm(seeds, *claim) for claim in _FIRST),
         _sharper(seeds),
         *(
             _of_arm(
                 seeds,
-                f"They may cost stability, by learning rate: {label}",
+                f"They may cost stability, by learning rate: {scales}",
                 "largest stable η over that of SGD",
-                arm,
-                "stable_ratio",
+                *(arm, "stable_ratio"),
                 ("<", 0.9),  # the bisection resolves a factor of 1.11
                 ratio=True,
             )
-            for arm, label in ((BULK_SGD, "(0, 1)"), (AMPLIFIED, "(½, 2)"))
+            for arm, scales in ((BULK_SGD, "(0, 1)"), (AMPLIFIED, "(½, 2)"))
         ),
         *_governors(axes),
-        _along_path(
-            paths,
-            "Interpolation trades: on the bulk path (α, 1), progress falls with α",
-            "rank correlation of α and progress",
-            "progress",
-        ),
-        _along_path(
-            paths,
-            "Interpolation trades: on the bulk path (α, 1), sharpness falls with α",
-            "rank correlation of α and last ηλ₁",
-            "sharpness_ratio",
-        ),
-        _along_path(
-            paths,
-            "Interpolation trades: on the bulk path (α, 1), stability rises with α",
-            "rank correlation of α and largest stable η",
-            "stable_rate",
-            (">", 0.5),
-        ),
+        *(_along_path(by_name.get("interpolation"), *claim) for claim in _PATHS),
         *_shares(axes),
     ]
-    return rows
-
-
-def _claim(text, quantity, comparison, values, source, ratio=False):
-    """The row of a claim, from one value per seed; of a ratio the logs are compared."""
-    sign, threshold = comparison
-    shown = f"{threshold:g}".replace("-", "−")
-    criterion = f"{quantity} {sign} {shown}"
-    values = list(values)
-    measured = Spread.of_ratios(values) if ratio else Spread.of(values)
-    row = functools.partial(Claim, text, criterion, measured, len(values))
-    if not measured.count:
-        return row(UNKNOWN, source)
-    compared = Spread.of(map(_log, values)) if ratio else measured
-    limit = math.log(threshold) if ratio else threshold
-    margin = compared.mean - limit if sign == ">" else limit - compared.mean
-    error = compared.deviation / math.sqrt(compared.count)  # NaN of a single seed
-    if measured.count < len(values) or not abs(margin) > 2 * error:
-        return row(UNDECIDED, source)
-    return row(HOLDS if margin > 0 else FAILS, source)
-
-
-def _log(ratio):
-    return math.log(ratio) if ratio > 0 else math.nan
-
-
-def _source(axis, cells):
-    if not axis or not cells:
-        return "–"
-    indices = [cell.index for cell in cells]
-    if len(indices) > 2 and indices == [*range(indices[0], indices[-1] + 1)]:
-        return f"{axis.name}: cells {indices[0]}–{indices[-1]}"
-    word = "cell" if len(indices) == 1 else "cells"
-    return f"{axis.name}: {word} {', '.join(map(str, indices))}"
 
 
 def _of_arm(axis, text, quantity, arm, key, comparison, ratio=False):
-    cells = [c for c in _base(axis) if arm in c.arms]
+    cells = [cell for cell in _cells(axis) if arm in cell.arms]
     values = [cell.outcome(arm)[key] for cell in cells]
-    return _claim(text, quantity, comparison, values, _source(axis, cells), ratio)
+    return judge(text, quantity, comparison, values, source(axis, cells), ratio)
 
 
-def _base(axis):
-    """The cells of an axis of one setting: all seeds."""
+def _cells(axis):
     return axis.cells if axis else []
 
 
 def _sharper(axis):
-    both = [c for c in _base(axis) if {SGD, BULK_SGD} <= {*c.arms}]
-    values = [
-        c.outcome(BULK_SGD)["sharpness_ratio"] / c.outcome(SGD)["sharpness_ratio"]
-        for c in both
-    ]
-    return _claim(
+    cells = [cell for cell in _cells(axis) if {SGD, BULK_SGD} <= {*cell.arms}]
+    last = lambda cell, arm: cell.outcome(arm)["sharpness_ratio"]
+    return judge(
         "They may cost stability: Bulk-SGD ends in sharper places",
         "last λ₁ of Bulk-SGD over that of SGD",
         (">", 1.05),
-        values,
-        _source(axis, both),
+        [last(cell, BULK_SGD) / last(cell, SGD) for cell in cells],
+        source(axis, cells),
         ratio=True,
     )
 
@@ -201,9 +109,9 @@ def _sharper(axis):
 def _governors(axes):
     """For each axis, how far its settings move the stable rate of Bulk-SGD.
 
-    For each seed the ratio of stable rates in one setting over that in another, which
-    are those where it is largest and smallest on average over the other seeds: chosen
-    by the seed's own numbers, they would make an effect of noise.
+    Each seed gives the ratio of its stable rates in two settings: those where the rate
+    is largest and smallest on average over the other seeds. Settings chosen by the
+    seed's own numbers would make an effect of noise.
     """
     rows = []
     for axis in axes:
@@ -216,16 +124,15 @@ def _governors(axes):
                 seed = cell.settings.get("seed", 0)
                 known = BULK_SGD in cell.arms
                 ratio = cell.outcome(BULK_SGD)["stable_ratio"] if known else math.nan
-                logs.setdefault(seed, {})[label] = _log(ratio)
-        factors = [_factor(seed, logs) for seed in logs]
+                logs.setdefault(seed, {})[label] = log(ratio)
         name = _SUBJECTS.get(axis.name, f"{axis.title[0].lower()}{axis.title[1:]}")
         rows.append(
-            _claim(
+            judge(
                 f"Governs the stability of Bulk-SGD against SGD: {name}",
                 "largest over smallest ratio of stable rates along the axis",
                 (">", 1.5),
-                factors,
-                _source(axis, cells),
+                [_factor(seed, logs) for seed in logs],
+                source(axis, cells),
                 ratio=True,
             )
         )
@@ -252,8 +159,8 @@ def _factor(seed, logs) -> float:
     return math.exp(logs[seed][high] - logs[seed][low])
 
 
-def _along_path(axis, text, quantity, key, comparison=("<", -0.5)):
-    cells, values = _base(axis), []
+def _along_path(axis, trend, quantity, key, comparison):
+    cells, values = _cells(axis), []
     for cell in cells:
         alphas, found = [], []
         for arm in cell.arms:
@@ -263,29 +170,19 @@ def _along_path(axis, text, quantity, key, comparison=("<", -0.5)):
                 found.append(cell.outcome(arm)[key])
         known = len(alphas) > 2 and np.all(np.isfinite(found))
         values.append(rank_correlation(alphas, found) if known else math.nan)
-    return _claim(text, quantity, comparison, values, _source(axis, cells))
-
-
-def rank_correlation(x, y) -> float:
-    """Spearman's rank correlation; equal values have the mean of their ranks.
-
-    >>> rank_correlation([0, 1, 2], [5.0, 5.0, 3.0]).__round__(3)
-    -0.866
-    """
-    ranks = []
-    for values in (x, y):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks.append((last - (counts - 1) / 2)[inverse])
-    if min(np.ptp(rank) for rank in ranks) == 0:
-        return 0.0  # nothing follows what does not change
-    return float(np.corrcoef(*ranks)[0, 1])
+    return judge(
+        f"Interpolation trades: on the bulk path (α, 1), {trend} with α",
+        f"rank correlation of α and {quantity}",
+        comparison,
+        values,
+        source(axis, cells),
+    )
 
 
 def _shares(axes):
     """Where H, G and F lie, in each network of the axes that measured energies.
 
-    That is the axis `curvature`, whose subject they are, where there is one.
+    The axis `curvature`, if there is one, stands for all of them.
     """
     measured = [axis for axis in axes if has_energies(axis)]
     chosen = [axis for axis in measured if axis.name == "curvature"] or measured
@@ -296,18 +193,14 @@ def _shares(axes):
     ] or [(None, "", [])]
     rows = []
     for operator, symbol in SYMBOLS.items():
+        text, sign = "Curvature energy is concentrated in few directions", ">"
+        if symbol == "F":
+            text, sign = "The functional Hessian lies mostly in the bulk", "<"
+        quantity = f"last Frobenius share of {symbol} along SGD"
         for axis, label, cells in groups:
             where = f"{symbol} ({label})" if len(groups) > 1 else symbol
             key = f"{operator}/frobenius_share"
             values = [last_finite(cell.run.series(SGD, key)) for cell in cells]
-            text, sign = (
-                f"Curvature energy is concentrated in few directions: {where}",
-                ">",
-            )
-            if symbol == "F":
-                text = f"The functional Hessian lies mostly in the bulk: {where}"
-                sign = "<"
-            quantity = f"last Frobenius share of {symbol} along SGD"
-            source = _source(axis, cells)
-            rows.append(_claim(text, quantity, (sign, 0.5), values, source))
+            found = source(axis, cells)
+            rows.append(judge(f"{text}: {where}", quantity, (sign, 0.5), values, found))
     return rows

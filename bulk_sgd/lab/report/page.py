@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 
 _CSS = """
 :root { color-scheme: light; }
@@ -70,8 +71,28 @@ def document(title: str, body: str) -> str:
 """
 
 
+def note(sentence) -> str:
+    """A sentence set apart."""
+    return f'<p class="note">{text(sentence)}</p>\n'
+
+
+def definitions(entries: dict) -> str:
+    """Names with their values."""
+    items = "".join(
+        f"<dt>{name}</dt><dd>{text(value or 'not recorded')}</dd>\n"
+        for name, value in entries.items()
+    )
+    return f"<dl>\n{items}</dl>\n"
+
+
+def details(summary: str, value) -> str:
+    """A value as JSON, folded away under its summary."""
+    shown = text(json.dumps(value, indent=2, ensure_ascii=False))
+    return f"<details><summary>{summary}</summary>\n<pre>{shown}</pre></details>\n"
+
+
 def figure(heading: str, caption: str, alt: str, image: bytes) -> str:
-    """A figure from the bytes of a PNG file, with its caption and alternative text."""
+    """A PNG image with its caption and alternative text."""
     data = base64.b64encode(image).decode()
     return f"""<figure>
 <div class="wide" role="group" tabindex="0" aria-label="{text(heading)}">
@@ -85,9 +106,9 @@ def figure(heading: str, caption: str, alt: str, image: bytes) -> str:
 def table(
     label: str, heads: list[str], rows: list[list[str]], colors=None, prose=False
 ) -> str:
-    """A table of texts whose first column names the rows, each with its colour.
+    """A table whose first column names the rows, each with its colour if there are any.
 
-    In `prose` the first two columns are sentences, and the next two short.
+    With `prose` the first two columns are sentences and the next two short.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     swatches = [

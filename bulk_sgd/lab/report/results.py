@@ -1,7 +1,7 @@
 """Reads what a run leaves in its workdir: `run.json` and `metrics.jsonl`.
 
-Works on runs that are complete, still going, interrupted or failed: whatever is
-missing or not finite reads as NaN. Knows neither figures nor pages.
+It reads runs that are complete, still going, interrupted or failed: what is missing or
+not finite becomes NaN.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 PREFIX = "prefix"
-_METHODS = {(1.0, 1.0): "sgd", (1.0, 0.0): "dom_sgd", (0.0, 1.0): "bulk_sgd"}
+SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
+_METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Summary:
     """Where one arm (or the prefix) stands; NaN where nothing is known.
 
     `train_loss`, `test_accuracy`, `sharpness` (λ_1) and `sharpness_ratio` (η·λ_1) are
-    the last finite values, `loss_ratio` is the loss over a positive loss at the switch
-    and `alignment` the mean χ_k of the updates after the switch.
+    the last finite values, `loss_ratio` is the loss over the loss at the fork if that
+    is positive, and `alignment` the mean χ_k of the updates after the fork.
     """
 
     name: str
@@ -61,11 +62,11 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A run as read from its workdir, see `read_run`.
+class RunResults:
+    """What `read_run` finds in the workdir of a run.
 
-    `info` is run.json, `rows` the metric rows of the prefix and of each arm by step,
-    `unreadable` the number of lines in metrics.jsonl that had to be left out.
+    `info` is run.json, `rows` holds the metric rows of the prefix and of each arm by
+    step, and `unreadable` counts the lines of metrics.jsonl that were left out.
     """
 
     workdir: pathlib.Path
@@ -86,24 +87,30 @@ class Run:
         return rank if _is_int(rank) else None
 
     @property
-    def switch_step(self) -> int | None:
-        """Step at which the arms fork off; None while there was no switch."""
+    def fork_step(self) -> int | None:
+        """Step at which the arms fork off; None before that."""
         return (self.info.get("switch") or {}).get("step")
 
+    @property
+    def fork_text(self) -> str:
+        """Where and why the arms forked off, as `step 800 (alignment 0.96 > 0.95)`."""
+        reason = (self.info.get("switch") or {}).get("reason")
+        known = reason in (None, "", f"step {self.fork_step}")
+        return f"step {self.fork_step:,}" + ("" if known else f" ({reason})")
+
     @functools.cached_property
-    def switch_loss(self) -> float:
-        """Training loss at the switch; NaN while there was no switch."""
-        if self.switch_step is None:
+    def fork_loss(self) -> float:
+        """Training loss at the fork; NaN before that."""
+        if self.fork_step is None:
             return math.nan
-        prefix = self.steps(PREFIX) <= self.switch_step
-        losses = self.series(PREFIX, "train_loss")[prefix]
         starts = [
-            self.series(arm, "train_loss")[self.steps(arm) == self.switch_step]
+            self.series(arm, "train_loss")[self.steps(arm) == self.fork_step]
             for arm in self.arms
         ]
-        # The arms measure at the very switch; the prefix's last row may be older.
+        # The arms measure at the very fork; the prefix's last row may be older.
         exact = np.concatenate([*starts, []])
-        return last_finite(exact if np.isfinite(exact).any() else losses)
+        prefix = self.series(PREFIX, "train_loss")[self.steps(PREFIX) <= self.fork_step]
+        return last_finite(exact if np.isfinite(exact).any() else prefix)
 
     def steps(self, arm: str) -> np.ndarray:
         """Global steps of the rows of `arm` (or `PREFIX`), ascending, shape (n,)."""
@@ -113,8 +120,19 @@ class Run:
         """One metric along `steps(arm)`, shape (n,), NaN where null or missing."""
         return np.array([_number(row.get(key)) for row in self.rows.get(arm, [])])
 
+    def logged(self, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric where it is finite, each of shape (n,)."""
+        values = self.series(arm, key)
+        finite = np.isfinite(values)
+        return self.steps(arm)[finite], values[finite]
+
+    def after_fork(self, arm: str, key: str) -> np.ndarray:
+        """The finite values of a metric after the fork, shape (n,)."""
+        steps, values = self.logged(arm, key)
+        return values[steps > (self.fork_step or 0)]
+
     def rates(self, arm: str) -> np.ndarray:
-        """η along `steps(arm)`, shape (n,), that of run.json where a row has none."""
+        """η along `steps(arm)`, shape (n,); where a row has none, run.json's."""
         logged = self.series(arm, "learning_rate")
         start = _number(self.info.get("learning_rate"))
         return np.where(np.isnan(logged), start, logged)
@@ -143,16 +161,15 @@ class Run:
     def _summarize(self, arm: str) -> Summary:
         entry = (self.info.get("arms") or {}).get(arm) or {}
         if arm == PREFIX:
-            entry = {"label": "Prefix", "formula": "before the switch"}
+            entry = {"label": "Prefix", "formula": "before the fork"}
             entry |= self.info.get("prefix") or {}
         steps = self.steps(arm)
-        start = 0 if arm == PREFIX else self.switch_step or 0
+        start = 0 if arm == PREFIX else self.fork_step or 0
         loss = last_finite(self.series(arm, "train_loss"))
-        after = self.series(arm, "alignment_update")[steps > start]
-        after = after[np.isfinite(after)]
+        after = self.after_fork(arm, "alignment_update")
 
         def counter(key):
-            # Counters only grow, and either file may be the older one after a kill.
+            # Counters only grow, and after a kill either file may be the older one.
             return np.nanmax([_number(entry.get(key)), 0, *self.series(arm, key)])
 
         last_step = int(max([entry.get("last_step") or start, *steps]))
@@ -168,7 +185,7 @@ class Run:
             last_step=last_step,
             steps=last_step - start,
             train_loss=loss,
-            loss_ratio=loss / self.switch_loss if self.switch_loss > 0 else math.nan,
+            loss_ratio=loss / self.fork_loss if self.fork_loss > 0 else math.nan,
             test_accuracy=last_finite(self.series(arm, "test_accuracy")),
             alignment=after.mean() if after.size and arm != PREFIX else math.nan,
             sharpness=last_finite(self.series(arm, "sharpness")),
@@ -180,11 +197,11 @@ class Run:
         )
 
 
-def read_run(workdir: str | pathlib.Path) -> Run:
+def read_run(workdir: str | pathlib.Path) -> RunResults:
     """Reads `run.json` and `metrics.jsonl` of a run.
 
-    Rows come out sorted by step; a step written twice (a resumed run) counts once,
-    as last written. A torn last line is ignored, other unreadable lines are counted.
+    Rows come out sorted by step. Of a step written twice (by a resumed run) the last
+    row counts. A torn last line is ignored; other unreadable lines are counted.
 
     Args:
       workdir: the folder the run wrote to.
@@ -204,13 +221,13 @@ def read_run(workdir: str | pathlib.Path) -> Run:
             raise FileNotFoundError(f"No {name} in {workdir}: {expected}.")
     info = _json_object((workdir / "run.json").read_text("utf-8", "replace"))
     if info is None:
-        raise ValueError(f"run.json in {workdir} is no JSON object: {expected}.")
+        raise ValueError(f"run.json in {workdir} is not a JSON object: {expected}.")
 
     by_step: dict[str, dict[int, dict]] = {}
     text = (workdir / "metrics.jsonl").read_text("utf-8", "replace")
     *lines, last = text.split("\n")
     lines = [line for line in lines if line.strip()]
-    # Without its line end the last line may be torn, which is no damage to report.
+    # A last line without its line end may be torn; that is no damage to report.
     lines += [last] if _json_object(last) else []
     unreadable = 0
     for row in map(_json_object, lines):
@@ -224,7 +241,7 @@ def read_run(workdir: str | pathlib.Path) -> Run:
             "per line with at least the keys arm and step."
         )
     sorted_rows = {a: [r for _, r in sorted(s.items())] for a, s in by_step.items()}
-    return Run(workdir, info, sorted_rows, unreadable)
+    return RunResults(workdir, info, sorted_rows, unreadable)
 
 
 def last_finite(values: np.ndarray) -> float:

@@ -1,16 +1,24 @@
 """Turns the workdir of a run into one HTML page that explains what happened."""
 
-import json
 import math
 import pathlib
 
 import numpy as np
 
 from bulk_sgd.lab.from_config import solvers
-from bulk_sgd.lab.report import figures, page
-from bulk_sgd.lab.report.narrative import chi, happened, number, percent, state, whose
-from bulk_sgd.lab.report.results import PREFIX, Run, read_run
-from bulk_sgd.lab.report.style import arm_styles, save
+from bulk_sgd.lab.report import page, run_figures
+from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
+from bulk_sgd.lab.report.formatting import chi, number, percent
+from bulk_sgd.lab.report.narrative import happened, state
+from bulk_sgd.lab.report.results import PREFIX, read_run
+from bulk_sgd.lab.report.style import save
+
+_FIGURES = {
+    "loss": (run_figures.loss_figure, "Loss and accuracy"),
+    "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
+    "eigenvalues": (eigenvalue_figure, "Sharpness"),
+    "cost": (run_figures.cost_figure, "Cost"),
+}
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -34,35 +42,27 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     run = read_run(workdir)
     folder = run.workdir / "report"
     folder.mkdir(exist_ok=True)
-    images = {
-        "loss": save(figures.loss_figure(run), folder / "loss"),
-        "alignment": save(figures.alignment_figure(run), folder / "alignment"),
-        "eigenvalues": save(figures.eigenvalue_figure(run), folder / "eigenvalues"),
-        "cost": save(figures.cost_figure(run), folder / "cost"),
-    }
-    path = folder / "index.html"
-    path.write_text(render_page(run, images), encoding="utf-8")
-    return path
-
-
-def render_page(run: Run, images: dict[str, bytes]) -> str:
-    """The page as HTML, with `images` (PNG bytes by figure name) embedded."""
+    captions, figures = _captions(run), []
+    arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
+    for name, (draw, heading) in _FIGURES.items():
+        image = save(draw(run), folder / name)
+        alt = f"{heading} of {', '.join(arms) or 'the prefix'}; numbers in the table."
+        figures.append(f"<h2>{heading}</h2>\n")
+        figures.append(page.figure(heading, captions[name], alt, image))
     title = page.text(run.info.get("name") or "Run")
-    notes = "".join(f'<p class="note">{page.text(note)}</p>\n' for note in state(run))
-    story = "".join(f"<li>{page.text(sentence)}</li>\n" for sentence in happened(run))
-    shown = "".join(_figure(run, name, image) for name, image in images.items())
-    return page.document(
-        title,
-        f"""<p class="facts">{page.text(_facts(run))}</p>
-{notes}{_explanation(run)}
+    body = f"""<p class="facts">{page.text(_facts(run))}</p>
+{"".join(map(page.note, state(run)))}{_explanation(run)}
 <h2>What happened</h2>
 <ul>
-{story}</ul>
-{shown}<h2>Final figures</h2>
+{"".join(f"<li>{page.text(fact)}</li>" for fact in happened(run))}
+</ul>
+{"".join(figures)}<h2>Final numbers</h2>
 {_table(run)}
 <h2>Provenance</h2>
-{_provenance(run)}""",
-    )
+{_provenance(run.info)}"""
+    path = folder / "index.html"
+    path.write_text(page.document(title, body), encoding="utf-8")
+    return path
 
 
 def _facts(run):
@@ -73,203 +73,120 @@ def _facts(run):
         f"k = {run.rank}" if run.rank else "",
         f"learning rate {info['learning_rate']:g}" if info.get("learning_rate") else "",
         f"loss: {info['loss_label']}" if info.get("loss_label") else "",
-        _subspace(info),
+        _subspace((info.get("config") or {}).get("subspace")),
     ]
     return " · ".join(filter(None, facts))
 
 
-def _subspace(info):
-    """What the subspace is that of, and how it is kept."""
-    space = (info.get("config") or {}).get("subspace")
+def _subspace(space):
+    """Which subspace the arms scale, and how the run keeps it."""
     if not space:
         return ""
-    by = " by block" if space.get("blocks") else ""
     if space["solver"] in solvers.HESSIAN_FREE:
-        return f"principal components of updates, {space['solver']}{by}"
-    operator = {"gauss_newton": "Gauss-Newton matrix"}.get(
-        space["curvature"], "Hessian"
-    )
-    if space.get("preconditioned"):
-        operator = f"preconditioned {operator}"
-    of = {
-        "full": "of the full training set",
-        "subset": f"of {space['subset_size']:,} training examples",
-        "batch": "of the current mini-batch",
-    }[space["data"]]
-    along = space["solver"] == "power" and space.get("along") == "update"
-    how = space["solver"] + " along the update" * along + by
-    if space.get("drift"):
-        how += f" on drift above {space['drift']:g}, probed"
-        steps = _every(space["refresh_every"] * space["probe_every"])
+        what = "principal components of updates"
     else:
-        steps = _every(space["refresh_every"])
-    kept = {
-        "gap": ", as far as the largest gap",
-        "eigenvalue": f", eigenvalues above {space.get('threshold')}",
-        "rate": f", eigenvalues above {space.get('threshold')} / η",
-    }.get(space.get("keep"), "")
-    return f"{operator} {of}, {how} {steps}{kept}"
-
-
-def _every(steps):
-    return "every step" if steps == 1 else f"every {steps:,} steps"
+        what = (
+            space["curvature"].replace("_", " ")
+            + {
+                "full": " of the full training set",
+                "subset": f" of {space['subset_size']:,} training examples",
+                "batch": " of the current mini-batch",
+            }[space["data"]]
+        )
+    drift, threshold = space.get("drift"), space.get("threshold")
+    every = space["refresh_every"] * (space["probe_every"] if drift else 1)
+    facts = [
+        "preconditioned " * bool(space.get("preconditioned")) + what,
+        space["solver"],
+        space.get("along") == "update" and "along the update",
+        space.get("blocks") and f"blocks {space['blocks']}",
+        drift and f"on drift above {drift:g}, probed",
+        f"every {every:,} steps" if every > 1 else "every step",
+        {
+            "gap": "up to the largest gap",
+            "eigenvalue": f"eigenvalues above {threshold}",
+            "rate": f"eigenvalues above {threshold} / η",
+        }.get(space.get("keep")),
+    ]
+    return ", ".join(filter(None, facts))
 
 
 def _explanation(run):
-    k = run.rank or "few"
-    fork = (
-        "All arms below start from the weights that one common prefix reached, so "
-        "they differ in nothing but (a, b)."
-    )
     return f"""<p>The loss of a network is sharply curved along a few directions and
-nearly flat along all others: the {k} sharpest, the top eigenvectors of its Hessian,
-span the <em>dominant subspace</em>, and what is orthogonal to them is the
-<em>bulk</em>. {chi(run)} of an update is the length of its part in the dominant
-subspace over its whole length: 1 if it lies within, 0 if it avoids it. Each method
+nearly flat along all others. The {run.rank or "few"} sharpest directions, the top
+eigenvectors of its Hessian, span the <em>dominant subspace</em>; everything orthogonal
+to them is the <em>bulk</em>. {chi(run.rank)} of an update is the length of its dominant
+part over its whole length: 1 inside the dominant subspace, 0 in the bulk. Each arm
 multiplies the dominant part of every update by a and the bulk part by b: SGD keeps
 both, (a, b) = (1, 1), Dom-SGD only the sharp part, (1, 0), and Bulk-SGD only the flat
-part, (0, 1). {fork}</p>"""
+part, (0, 1). All arms start from the weights that one common prefix reached, so they
+differ in (a, b) alone.</p>"""
 
 
-def _figure(run, name, image):
-    heading, caption, alt = _describe(run, name)
-    return f"<h2>{heading}</h2>\n" + page.figure(heading, caption, alt, image)
+def _captions(run):
+    return {
+        "loss": "Training loss over the whole training set, on a log scale, and test "
+        "accuracy, on an axis that fits the arms. An × marks the last finite point of "
+        "an arm that diverged, or where it leaves the figure.",
+        "alignment": f"{chi(run.rank)} of the update before it is projected (left) and "
+        "of the gradient over the whole training set (right). Thin lines: as logged; "
+        "thick lines: running mean over about a twenty-fifth of the rows.",
+        "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "
+        f"training, λ₁ darkest, the prefix in grey.{_threshold(run)}",
+        "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
+        "with them) and in everything else (light). A matvec is one product of the "
+        "Hessian with one vector.",
+    }
 
 
-def _describe(run, name):
-    """Heading, caption and alternative text of a figure."""
-    shown = [arm for arm in run.arms if run.rows.get(arm)] or [PREFIX]
-    arms = [run.summary(arm) for arm in shown]
-    who = ", ".join(arm.label for arm in arms)
-
-    def values(show):
-        return f" In numbers: {'; '.join(f'{a.label} {show(a)}' for a in arms)}."
-
-    k = run.rank or "k"
-    threshold = figures.stability_threshold(run)
-    c = f"{run.stability:g}"
-    known = (
-        f" {c}/η = {threshold:.4g} is the stability threshold of {whose(run)}; an arm "
-        f"that scales the dominant part by a has its own at {c}/(aη)."
-    )
-    eigenvalues = np.concatenate([run.eigenvalues(a).ravel() for a in run.rows])
-    eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
-    if not figures.threshold_in_range(threshold, eigenvalues):
-        known += " It lies outside the range shown."
+def _threshold(run):
+    c, threshold = f"{run.stability:g}", stability_threshold(run)
+    if math.isfinite(threshold):
+        return (
+            f" Dashed, where it is in range: the stability threshold {c}/η = "
+            f"{threshold:.4g} of the optimizer. An arm that scales the dominant part "
+            f"by a has its own at {c}/(aη)."
+        )
     changes = any(np.ptp(run.rates(name)) > 0 for name in run.rows)
     if changes and math.isfinite(run.stability):
-        known = f" Dashed: the stability threshold {c}/η of {whose(run)}."
-    elif not math.isfinite(threshold):
-        known = ""
-    diverged = any(arm.status == "diverged" for arm in arms)
-    crossed = (
-        " An × marks the last finite point of an arm that diverged, or where it leaves "
-        "the figure; the axes are chosen for the others."
-    )
-    return {
-        "loss": (
-            "Loss and accuracy",
-            "Training loss over the whole training set, on a log scale, and test "
-            "accuracy, whose axis is cut to what follows the switch."
-            + diverged
-            * crossed,
-            f"Training loss and test accuracy against the step: {who}."
-            + values(lambda a: f"{number(a.train_loss)}, {percent(a.test_accuracy)}"),
-        ),
-        "alignment": (
-            "Alignment with the dominant subspace",
-            f"{chi(run)} of the update before it is projected (left) and of the "
-            "gradient over the whole training set (right). Thin lines: as logged; "
-            "thick lines: running mean over about a twenty-fifth of the rows.",
-            f"Alignment from 0 to 1 of update and full gradient: {who}."
-            + values(lambda a: f"mean {number(a.alignment)}"),
-        ),
-        "eigenvalues": (
-            "Sharpness",
-            f"The {k} largest Hessian eigenvalues, λ₁ darkest, along training; the "
-            "prefix in grey." + known,
-            f"The largest Hessian eigenvalues against the step: {who}."
-            + values(lambda a: f"λ₁ = {number(a.sharpness)}"),
-        ),
-        "cost": (
-            "Cost",
-            "Wall time spent in curvature (dark: eigenpairs and what is measured with "
-            "them) and in everything else (light). A matvec is one product of the "
-            "Hessian with one vector.",
-            f"Wall time of {who}."
-            + values(lambda a: f"{a.seconds:.0f} seconds, {a.matvecs:,} matvecs"),
-        ),
-    }[name]
+        return f" Dashed: the stability threshold {c}/η of the optimizer."
+    return ""
 
 
 def _table(run):
-    heads = [
-        "arm",
-        "formula",
-        "status",
-        "steps",
-        "training loss",
-        "loss / loss at switch",
-        "test accuracy",
-        f"mean {chi(run)}",
-        "λ₁",
-        "ηλ₁",
-        "matvecs",
-        "failed refreshes",
-        "seconds",
-        "curvature share",
-    ]
-    arms = [run.summary(arm) for arm in run.arms]
-    colors = {name: style.color for name, style in arm_styles(arms).items()}
-    summaries = (run.summary(PREFIX), *arms)
-    rows = [
-        [
-            s.label,
-            s.formula,
-            s.status,
-            f"{s.steps:,}",
-            number(s.train_loss),
-            number(s.loss_ratio),
-            percent(s.test_accuracy, 2),
-            number(s.alignment),
-            number(s.sharpness),
-            number(s.sharpness_ratio),
-            f"{s.matvecs:,}",
-            f"{s.failed_refreshes:,}",
-            f"{s.seconds:,.1f}",
-            percent(s.curvature_share),
-        ]
-        for s in summaries
-    ]
-    shades = [colors.get(s.name, figures.PREFIX_STYLE.color) for s in summaries]
-    return f"""{page.table("Final figures", heads, rows, shades)}
-<p class="facts">Losses, accuracies and eigenvalues are the last finite values; steps,
-matvecs and seconds count from the switch; mean {chi(run)} is that of the updates after
-the switch, before they are projected.</p>"""
-
-
-def _provenance(run):
-    info = run.info
-    versions = info.get("versions") or {}
-    seconds = info.get("seconds")
-    entries = {
-        "status": info.get("status"),
-        "command": info.get("command"),
-        "git": info.get("git"),
-        "device": info.get("device"),
-        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
-        "started": info.get("started"),
-        "ended": info.get("ended"),
-        "seconds": f"{seconds:,.1f}" if isinstance(seconds, (int, float)) else None,
+    columns = {
+        "arm": lambda s: s.label,
+        "formula": lambda s: s.formula,
+        "status": lambda s: s.status,
+        "steps": lambda s: f"{s.steps:,}",
+        "training loss": lambda s: number(s.train_loss),
+        "loss / loss at fork": lambda s: number(s.loss_ratio),
+        "test accuracy": lambda s: percent(s.test_accuracy, 4),
+        f"mean {chi(run.rank)}": lambda s: number(s.alignment),
+        "λ₁": lambda s: number(s.sharpness),
+        "ηλ₁": lambda s: number(s.sharpness_ratio),
+        "matvecs": lambda s: f"{s.matvecs:,}",
+        "failed refreshes": lambda s: f"{s.failed_refreshes:,}",
+        "seconds": lambda s: f"{s.seconds:,.1f}",
+        "curvature share": lambda s: percent(s.curvature_share),
     }
-    items = "".join(
-        f"<dt>{name}</dt><dd>{page.text(value or 'not recorded')}</dd>\n"
-        for name, value in entries.items()
-    )
-    config = json.dumps(info.get("config"), indent=2, ensure_ascii=False)
-    return f"""<dl>
-{items}</dl>
-<details>
-<summary>Configuration</summary>
-<pre>{page.text(config)}</pre>
-</details>"""
+    summaries = [run.summary(name) for name in (PREFIX, *run.arms)]
+    rows = [[show(s) for show in columns.values()] for s in summaries]
+    styles = run_figures.run_styles(run)
+    colors = [styles[s.name].color for s in summaries]
+    return f"""{page.table("Final numbers", list(columns), rows, colors)}
+<p class="facts">Losses, accuracies and eigenvalues are the last finite values. Steps,
+matvecs and seconds count from the fork. Mean {chi(run.rank)} is over the updates after
+the fork, before they are projected. A refresh that failed kept the previous
+subspace.</p>"""
+
+
+def _provenance(info):
+    versions, seconds = info.get("versions") or {}, info.get("seconds")
+    names = "status", "command", "git", "device", "started", "ended"
+    entries = {name: info.get(name) for name in names}
+    entries["versions"] = ", ".join(f"{name} {v}" for name, v in versions.items())
+    if isinstance(seconds, (int, float)):
+        entries["seconds"] = f"{seconds:,.1f}"
+    shown = page.details("Configuration", info.get("config"))
+    return page.definitions(entries) + shown

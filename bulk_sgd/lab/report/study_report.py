@@ -5,24 +5,23 @@ writes into FOLDER/report: `index.html`, self-contained; its figures as PNG and 
 `claims.md`, the claims table as Markdown; and `tables.json`, every number of the page.
 """
 
+import collections
 import functools
 import json
 import math
 import pathlib
 
 from bulk_sgd.lab.report import page, study_tables
-from bulk_sgd.lab.report.claims import Claim, claims
-from bulk_sgd.lab.report.study import (
-    TARGET,
-    Axis,
-    has_energies,
-    read_study,
-)
+from bulk_sgd.lab.report.claims import claims
+from bulk_sgd.lab.report.energies import energy_table, has_energies
+from bulk_sgd.lab.report.outcomes import TARGET
+from bulk_sgd.lab.report.study import Axis, read_study
 from bulk_sgd.lab.report.study_figures import figures_of
 from bulk_sgd.lab.report.study_tables import show
 from bulk_sgd.lab.report.style import save
+from bulk_sgd.lab.report.verdicts import Claim
 
-# Fields that tell the setting of an axis.
+# Fields that describe the setting of an axis.
 _SETTING = (
     *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
     *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
@@ -77,43 +76,38 @@ def claims_markdown(table: list[Claim]) -> str:
 
 def _head(axes):
     cells = [cell for axis in axes for cell in axis.cells]
-    states = [cell.status for cell in cells]
-    counts = {status: states.count(status) for status in dict.fromkeys(states)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    counts = collections.Counter(cell.status for cell in cells)
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     notes = "".join(
-        f'<p class="note">{page.text(axis.name)}: cell {cell.index} '
-        f"({page.text(json.dumps(cell.settings))}) is {page.text(cell.status)}.</p>\n"
+        page.note(
+            f"{axis.name}: cell {cell.index} ({json.dumps(cell.settings)}) is "
+            f"{cell.status}."
+        )
         for axis in axes
         for cell in axis.cells
         if cell.status not in ("complete", "pending")
     )
-    axes_word = "axis" if len(axes) == 1 else "axes"
-    return f"""<p class="facts">{len(axes)} {axes_word}, {len(cells)} cells: {told}</p>
-<p>Each run trains by SGD up to a fork, from which every arm goes on with its updates
-scaled by a in the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD
-(1, 0), Bulk-SGD (0, 1). Numbers are means over seeds ± one standard deviation.
-<em>Progress</em> is the decrease of the training loss after the fork over that of SGD;
-<em>speed-up</em> the steps (or matvecs) that SGD took to {TARGET:.0%} of its decrease
-over those the arm took to the same loss, 0 where it never got there; the
-<em>descent ratio</em> the part of the first-order decrease of the batch loss that the
-scaling leaves; χ the part of a vector's length in the dominant subspace; ηλ₁ is that
-of the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
-whose subspace is kept to measure it alone: their speed-up is that at equal refreshes.
-A claim is undecided where the mean is within two standard errors of the threshold
-(of three seeds that is right in four cases of five), where a seed gave no number, and
-of a single seed. Where fewer seeds gave a number than ran, n tells how many.</p>
+    return f"""<p class="facts">Axes: {len(axes)}. Cells: {len(cells)}, {statuses}.</p>
+<p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
+the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD (1, 0), Bulk-SGD
+(0, 1). Numbers are means over seeds ± one standard deviation. <em>Progress</em> is the
+decrease of the training loss after the fork over that of SGD. <em>Speed-up</em> is the
+number of steps (or matvecs) in which SGD made {TARGET:.0%} of its decrease over the
+number in which the arm reached the same loss, 0 if it never did. The <em>descent
+ratio</em> is the part of the first-order decrease of the batch loss that the scaling
+leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
+to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
+which keeps a subspace only to measure it: speed-up in matvecs compares at equal
+refreshes. A claim is undecided where the mean is within two standard errors of the
+threshold (with three seeds that is right in four cases of five), where a seed gave no
+number, and where there is one seed. Where fewer seeds gave a number than ran, n is how
+many did.</p>
 {notes}"""
 
 
 def _claims_section(table):
     rows = [
-        [
-            c.text,
-            c.criterion,
-            show(c.measured, c.seeds),
-            c.verdict,
-            c.source,
-        ]
+        [c.text, c.criterion, show(c.measured, c.seeds), c.verdict, c.source]
         for c in table
     ]
     heads = ["claim", "holds if", "measured", "verdict", "cells"]
@@ -132,14 +126,14 @@ def _section(axis: Axis, folder):
         parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
     parts.append(study_tables.of_axis(axis))
     if has_energies(axis):
-        parts.append(study_tables.of_energies(axis))
+        parts.append(energy_table(axis))
     return "\n".join(parts)
 
 
 def _setting(axis):
     """The fields that no cell sets, in a line, and the whole config of the first."""
-    run = next((cell.run for cell in axis.cells if cell.run), None)
-    config = run.info.get("config") if run else None
+    runs = [cell.run for cell in axis.cells if cell.run]
+    config = runs[0].info.get("config") if runs else None
     if not config:
         return ""
     facts = []
@@ -147,42 +141,36 @@ def _setting(axis):
         value = functools.reduce(dict.get, field.split("."), config)
         if field not in axis.fields:
             facts.append(f"{field} = {json.dumps(value, ensure_ascii=False)}")
-    runs = [cell.run for cell in axis.cells if cell.run]
     for name, found in (
-        ("parameters", {each.info.get("num_params") for each in runs}),
-        ("step of the fork", {each.switch_step for each in runs}),
+        ("parameters", {run.info.get("num_params") for run in runs}),
+        ("step of the fork", {run.fork_step for run in runs}),
     ):
         if len(found) == 1:
             facts.append(f"{name} = {found.pop()}")
-    whole = json.dumps(config, indent=2, ensure_ascii=False)
-    return (
-        f'<p class="note">In all cells: {page.text("; ".join(facts))}.</p>'
-        "<details><summary>The whole config of the first cell</summary>\n"
-        f"<pre>{page.text(whole)}</pre>"
-        "</details>\n"
-    )
+    folded = page.details("The whole config of the first cell", config)
+    return page.note(f"In all cells: {'; '.join(facts)}.") + folded
 
 
 def _caption(axis, name):
     seeds = max(map(len, axis.groups.values()), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    logs = f"{over}, on log scales of the logarithms" if seeds > 1 else over
+    logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
-        "loss at the fork, and the optimizer's stability threshold of ηλ₁.",
+        "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
         "diverged; points without a number were not run.",
         "training": f"Along training, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
-        f"subspace of H, along SGD; {over}. Of an operator whose trace is within three "
-        "standard errors of zero in most rows no share of it is shown.",
+        f"subspace of H, along SGD; {over}. Without the trace share where the trace is "
+        "within three standard errors of zero in most rows.",
     }[name]
 
 
 def _numbers(axes):
-    """Every outcome of every cell, for readers that are programs."""
+    """Every outcome of every cell, for programs to read."""
     return {
         axis.name: [
             {
@@ -233,8 +221,4 @@ def _provenance(axes):
         "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
         "commands": "\n".join(distinct("command")),
     }
-    items = "".join(
-        f"<dt>{name}</dt><dd>{page.text(value)}</dd>\n"
-        for name, value in entries.items()
-    )
-    return f"<h2>Provenance</h2>\n<dl>\n{items}</dl>\n"
+    return "<h2>Provenance</h2>\n" + page.definitions(entries)

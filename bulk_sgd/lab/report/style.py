@@ -1,8 +1,8 @@
 """The look that all figures share: colours, fonts and helpers for axes.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and each method
-keeps its colour in every figure. Figures use the object interface of matplotlib: no
-pyplot, no global state, so they can be drawn in threads and without a display.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. Each method
+keeps its colour in every figure. There is no pyplot and no global state, so figures can
+be drawn in threads and without a display.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from bulk_sgd.lab.report.results import Summary
+from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
 
 DPI = 160
 INK, MUTED = "#222222", "#6b6b6b"
@@ -44,7 +44,7 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
 }
-METHOD_COLORS = {"sgd": "#222222", "dom_sgd": "#D55E00", "bulk_sgd": "#0072B2"}
+METHOD_COLORS = {SGD: "#222222", DOM_SGD: "#D55E00", BULK_SGD: "#0072B2"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ((0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.6, 1.2)))
 
@@ -63,14 +63,27 @@ class LineStyle:
 
 
 PREFIX_STYLE = LineStyle("#8c8c8c")
+# H, G and F: symbol and style.
+OPERATOR_STYLES = {
+    "hessian": (r"$H$", LineStyle("#222222", linewidth=2.4)),
+    "gauss_newton": (r"$G$", LineStyle("#009E73", (0, (5, 1.6)))),
+    "functional_hessian": (r"$F$", LineStyle("#CC79A7", (0, (1.2, 1.4)))),
+}
+# Places a note at a height in data units, and across in fractions of the axes.
+OUTSIDE = {
+    "xycoords": ("axes fraction", "data"),
+    "textcoords": "offset points",
+    "fontsize": 8.5,
+    "annotation_clip": False,
+}
 
 
 def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
     """One style per arm name, to be used in every figure.
 
-    SGD is black, Dom-SGD vermillion and Bulk-SGD blue whatever else there is. Points
-    between take other hues, dashed, in the order of a / (a + b), which follows α
-    along each family. For several runs pass the arms of all at once.
+    SGD is black, Dom-SGD vermillion and Bulk-SGD blue. Other arms are dashed and take
+    other hues in the order of a / (a + b), which follows α along each family. For
+    several runs pass the arms of all at once.
     """
 
     def order(arm):
@@ -83,7 +96,7 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
         color = METHOD_COLORS[arm.method]
         twins = sum(style.color == color for style in styles.values())
         # SGD is wide, so that its rim shows under an arm that coincides with it.
-        width = 2.8 if arm.method == "sgd" else 1.7
+        width = 2.8 if arm.method == SGD else 1.7
         styles[arm.name] = LineStyle(color, ("-", *_DASHES)[twins % 5], width)
     others = sorted((s for s in summaries if not s.method), key=order)
     for i, arm in enumerate(others):
@@ -132,7 +145,7 @@ def log_or_symlog(axes: Axes, values: np.ndarray) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A log y axis with numbers in plain figures, however short or long it is."""
+    """A log y axis with plain numbers at its ticks, however short or long it is."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(_plain_number)
@@ -142,7 +155,7 @@ def log_axis(axes: Axes) -> None:
 
 class _OneTwoFive(LogLocator):
     def tick_values(self, low, high):
-        """Powers of ten where the base finds no room for every decade."""
+        """Powers of ten where there is no room for every decade."""
         found = super().tick_values(low, high)
         return found if len(found) else LogLocator().tick_values(low, high)
 
@@ -152,7 +165,7 @@ def _plain_number(value, _):
 
 
 def _short_axis_number(axes):
-    """Numbers at the ticks between, where there are few of the others."""
+    """Numbers at the minor ticks of an axis that has few major ones."""
 
     def show(value, _):
         low, high = axes.get_ylim()
@@ -178,12 +191,26 @@ def label_ends(
     heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
     line = 1.45 * matplotlib.rcParams["font.size"]
     gap = line / (72 * 0.8 * axes.figure.get_size_inches()[1])
-    # The top is left free for what stands above the axes.
+    # The top stays free for the text above the axes.
     places = 0.95 * spread(np.clip(heights / 0.95, 0, 1), gap / 0.95)
     for (_, text, style), y in zip(ends, places):
         outside = {"transform": axes.transAxes, "clip_on": False}
         axes.plot([1.02, 1.075], [y, y], **style, **outside)
         axes.text(1.09, y, plain(text), va="center", **outside)
+
+
+def finish_steps(axes: Axes, ends: Sequence) -> None:
+    """Labels the x axis, and the ends of lines as `label_ends` does."""
+    axes.set_xlabel("step")
+    ends = [end for end in ends if math.isfinite(end[0])]
+    if not ends:
+        say(axes, "nothing logged")
+    label_ends(axes, ends)
+
+
+def say(axes: Axes, text: str) -> None:
+    """A few words instead of a drawing."""
+    axes.text(0.5, 0.5, text, color=MUTED, ha="center", transform=axes.transAxes)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -209,7 +236,7 @@ def spread(heights: np.ndarray, gap: float) -> np.ndarray:
 
 
 def plain(text: str) -> str:
-    """Text from a file, safe from being read as a formula."""
+    """Text from a file, which matplotlib must not read as a formula."""
     return text.replace("$", r"\$")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +14,17 @@ import numpy as np
 import pytest
 from helpers import dense, flat, top
 from paths import ROOT
-from tiny_runs import tiny
 
 import bulk_sgd
 from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.curvature.hessian import CURVATURES
-from bulk_sgd.lab.analysis import Point, Settings, analyze, report, store
+from bulk_sgd.lab.analysis import analyze as analyze_module
+from bulk_sgd.lab.analysis import report, store
+from bulk_sgd.lab.analysis.analyze import analyze
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
+from bulk_sgd.lab.analysis.point import Point, Settings
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
-from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 
 SMALL = Settings(
@@ -39,10 +41,11 @@ def measured():
             helpers.mlp(), helpers.squared_error, dtype=jnp.float64
         )
         moved = [jax.tree.map(lambda x, s=s: x * s, params) for s in (1, 1.1, 1.3)]
+        update = jax.tree.map(jnp.ones_like, params)
         points = [
-            Point("a", moved[0], "prefix", 10, jax.tree.map(jnp.ones_like, params)),
-            Point("b", moved[1], "sgd", 20),
-            Point("c", moved[2], "other", 30),
+            Point("a", moved[0], "prefix", 10, update),
+            Point("b", moved[1], "sgd", 20, update),
+            Point("c", moved[2], "other", 30, update),
         ]
         return objective, points, analyze(points, objective, settings=SMALL)
 
@@ -89,7 +92,6 @@ def test_change_is_that_between_the_points(x64, measured):
     for point, result in zip(points[1:], results[1:]):
         change = result["change"]
         assert change["since"] == "a"
-        assert "update" not in result["alignment"]
         old, new = subspace(start), subspace(point)
         g, step = gradient(point), flat(point.params) - flat(start.params)
         assert change["overlap"] == pytest.approx(np.trace(old @ new) / 2, rel=1e-6)
@@ -121,17 +123,30 @@ def test_slices_go_along_and_across(x64, measured):
     np.testing.assert_allclose(across[1], lines["bulk gradient"])
 
 
-def test_any_loss_and_pairs(x64):
-    loss = lambda p: 4 * jnp.sum(p["a"] ** 2) + jnp.sum(p["b"] ** 4)
-    points = [(f"p{i}", {"a": jnp.ones(2) * i, "b": jnp.ones(3)}) for i in range(2)]
-    settings = Settings(2, 1e-8, 2, 20, 2, 2, by=lambda path: path, slice_points=0)
-    first, second = analyze(iter(points), loss, settings=settings)
+def quartic(params):
+    """H is 8 along a, and 12 b² along b."""
+    return 4 * jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 4)
+
+
+# One loss, one shape and one set of numbers: compiled once for all tests.
+PLAIN = Settings(2, 1e-6, 2, 20, 2, 2, slice_points=0)
+
+
+def quartic_at(a, b):
+    return {"a": jnp.full(2, float(a)), "b": b * jnp.arange(1.0, 4)}
+
+
+def test_any_loss_and_pairs():
+    points = [(f"p{i}", quartic_at(i, 1)) for i in range(2)]
+    settings = dataclasses.replace(PLAIN, by=lambda path: path)
+    first, second = analyze(iter(points), quartic, settings=settings)
     assert list(first["energies"]) == ["hessian"]
     assert first["blocks"]["a"]["eigenvalues"] == pytest.approx([8, 8])
-    assert first["energies"]["hessian"]["trace_dominant"] == pytest.approx(24)
+    assert first["energies"]["hessian"]["trace_dominant"] == pytest.approx(156)
     assert "slices" not in first
+    assert "update" not in first["alignment"]
     assert (second["step"], second["change"]["since"]) == (1, "p0")
-    assert second["change"]["overlap"] > 0  # twelve thrice: any two of the three
+    assert second["change"]["overlap"] == pytest.approx(1)
 
 
 def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
@@ -144,12 +159,9 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         analyze(interrupted(), objective, tmp_path, SMALL)
     calls = []
-    from bulk_sgd.lab import analysis
-
-    examine = analysis.examine
-    monkeypatch.setattr(
-        analysis, "examine", lambda *args: calls.append(args[0].name) or examine(*args)
-    )
+    examine = analyze_module.examine
+    counted = lambda *args: calls.append(args[0].name) or examine(*args)
+    monkeypatch.setattr(analyze_module, "examine", counted)
     results = analyze(points, objective, tmp_path, SMALL)
     assert calls == ["c"]
     times = lambda results: [{**r, "seconds": 0} for r in results]
@@ -164,13 +176,11 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
 
 
 def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
-    loss = lambda p: jnp.sum(p**4)
-    settings = Settings(rank=1, density_steps=3, slice_points=0)
     about = lambda seed: {"run": {"config": {"seed": seed}}}
 
     def found(*scales, seed=0):
-        points = [(f"p{i}", jnp.arange(1.0, 4) * s) for i, s in enumerate(scales)]
-        results = analyze(points, loss, tmp_path, settings, about=about(seed))
+        points = [(f"p{i}", quartic_at(1, scale)) for i, scale in enumerate(scales)]
+        results = analyze(points, quartic, tmp_path, PLAIN, about=about(seed))
         return [r["eigenvalues"][0] for r in results], results[1]["change"]["distance"]
 
     first, distance = found(1, 2)
@@ -181,9 +191,9 @@ def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
     assert nearer == pytest.approx(14**0.5 / 2)  # the second point has not changed
     with pytest.raises(ValueError, match=r"differ in settings\.config\.seed; choose"):
         found(1.5, 2, seed=1)
-    by_function = Settings(rank=1, by=lambda path: path)
+    by_function = dataclasses.replace(PLAIN, by=lambda path: path)
     with pytest.raises(ValueError, match=r"settings\.by is a function; with a folder"):
-        analyze([], loss, tmp_path / "new", by_function)
+        analyze([], quartic, tmp_path / "new", by_function)
 
 
 def test_no_key_is_used_twice():
@@ -208,14 +218,9 @@ def test_a_signal_ends_it_after_the_part_under_way(x64, measured, monkeypatch):
     [(["a", "a"], "two points are named 'a'"), (["a/b"], "must have no slash")],
 )
 def test_names_are_unlike_and_plain(tmp_path, names, message):
-    loss = lambda p: jnp.sum(p**2)
+    points = [(name, quartic_at(1, 1)) for name in names]
     with pytest.raises(ValueError, match=message):
-        analyze(
-            [(name, jnp.ones(3)) for name in names],
-            loss,
-            tmp_path,
-            Settings(rank=1, slice_points=0),
-        )
+        analyze(points, quartic, tmp_path, PLAIN)
 
 
 def test_what_is_not_finite_is_null():
@@ -248,14 +253,6 @@ def test_page_of_points(tmp_path, measured):
         report.write_report(tmp_path / "nowhere")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    config = tiny(eval_every=2, checkpoint__every=2, checkpoint__keep=0)
-    train.train_and_evaluate(config, workdir)
-    return workdir
-
-
 def test_points_of_a_run(run):
     found = RunPoints(run)
     names = [saved.name for saved in found.saved]
@@ -277,34 +274,34 @@ def test_points_of_a_run(run):
     np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
 
 
-def test_a_run_that_streams_and_forks_by_alignment(tmp_path):
-    config = tiny(
-        eval_every=2, checkpoint__every=2, checkpoint__keep=0, num_steps=4,
-        switch__step=3, switch__alignment=1e-6, arms=("sgd",), data__streaming=True,
-        subspace__data="subset", subspace__subset_size=30,
-        subspace__mode=second_derivatives.FORWARD,
-    )  # fmt: skip
-    train.train_and_evaluate(config, tmp_path)
+def test_a_run_that_reads_data_while_training_and_forks_by_alignment(run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     written = record.read(tmp_path)
-    written["config"]["sharding"] = {"data": 2, "fsdp": 4}  # of devices not here
+    config = written["config"]
+    config["data"]["streaming"] = True
+    config["switch"]["alignment"] = 1e-6
+    config["subspace"] |= {"data": "subset", "subset_size": 30}
+    config["subspace"]["mode"] = second_derivatives.FORWARD
+    config["sharding"] = {"data": 2, "fsdp": 4}  # of devices not here
     record.write(tmp_path, written)
-    found = RunPoints(tmp_path)
+    found = RunPoints(tmp_path, names=["fork@8"])
     assert found.mode == second_derivatives.FORWARD
     assert found.notes == [
-        "The loss is that of 30 of 60 training examples, the seeded subset of the run."
+        "The loss is taken over 30 of the 60 training examples, the "
+        "run's seeded subset."
     ]
-    point = next(point for point in found if point.name == "fork@1")
+    (point,) = found
     experiment = found._experiment
     batch = experiment.dataset.train_inputs, experiment.dataset.train_targets
-    inputs, targets = (jnp.asarray(x[experiment.indices(1)[0]]) for x in batch)
+    inputs, targets = (jnp.asarray(x[experiment.indices(8)[0]]) for x in batch)
     loss = dataclasses.replace(experiment.task.train, inputs=inputs, targets=targets)
     gradient = flat(jax.grad(loss)(point.params))
     rate = experiment.config.optimizer.learning_rate
     np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
-    written["config"]["optimizer"]["name"] = "adam"
-    written["config"]["subspace"]["preconditioned"] = True
+    config["optimizer"]["name"] = "adam"
+    config["subspace"]["preconditioned"] = True
     record.write(tmp_path, written)
-    assert "of the Hessian itself" in RunPoints(tmp_path).notes[1]
+    assert "on the Hessian itself" in RunPoints(tmp_path).notes[1]
 
 
 def test_a_damaged_checkpoint_is_left_as_it_is(run, capsys):

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from written_runs import KINDS, SWITCH, row, write_run
 
-from bulk_sgd.lab import report
 from bulk_sgd.lab.commands import report as command
+from bulk_sgd.lab.report import run_report
 from bulk_sgd.lab.report.narrative import state
 from bulk_sgd.lab.report.results import read_run
+from bulk_sgd.lab.report.write import write_report
 
 SPACE = {
     "curvature": "hessian",
@@ -66,7 +67,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module", params=KINDS)
 def written(request, tmp_path_factory):
     workdir = write_run(tmp_path_factory.mktemp("runs") / "run", **KINDS[request.param])
-    path = report.write_report(workdir)
+    path = write_report(workdir)
     return request.param, path, path.read_text("utf-8")
 
 
@@ -111,19 +112,19 @@ def test_unfinished_runs_say_so_at_the_top(written):
     notes = Page(text).notes
     if kind == "interrupted":
         (note,) = notes
-        assert note.startswith("This run was interrupted")
+        assert note.startswith("This run is not complete (interrupted); the report")
         assert "Dom-SGD: interrupted, step 150" in note
         assert "Bulk-SGD: pending" in note
         assert text.index(note) < text.index("What happened")
     elif kind == "no_arms":
         (note,) = notes
-        assert note.startswith("This run is still going, or was killed")
+        assert note.startswith("This run is not complete (running, or killed); the")
     else:
         assert not notes
 
 
 def test_table_shows_the_numbers_of_the_files(tmp_path):
-    page = Page(report.write_report(write_run(tmp_path)).read_text("utf-8"))
+    page = Page(write_report(write_run(tmp_path)).read_text("utf-8"))
     assert [row[0] for row in page.table[1:]] == [
         "Prefix",
         "SGD",
@@ -131,15 +132,15 @@ def test_table_shows_the_numbers_of_the_files(tmp_path):
         "Bulk-SGD",
     ]
     cells = page.cells("Bulk-SGD")
-    # Rows after the switch: 110, 120, …, 200, half of them at 0.9 and half at 0.8; the
-    # row at the switch itself, at 0.2, does not count.
+    # Rows after the fork: 110, 120, …, 200, half of them at 0.9 and half at 0.8; the
+    # row at the fork itself, at 0.2, does not count.
     assert cells == {
         "arm": "Bulk-SGD",
         "formula": "(a, b) = (0, 1)",
         "status": "complete",
         "steps": "100",
         "training loss": "0.101",
-        "loss / loss at switch": "0.202",
+        "loss / loss at fork": "0.202",
         "test accuracy": "92.00\N{NO-BREAK SPACE}%",
         "mean χ₃": "0.850",
         "λ₁": "170",
@@ -147,27 +148,41 @@ def test_table_shows_the_numbers_of_the_files(tmp_path):
         "matvecs": "1,200",
         "failed refreshes": "0",
         "seconds": "50.0",
-        "curvature share": "80\N{NO-BREAK SPACE}%",
+        "curvature share": "80.0\N{NO-BREAK SPACE}%",
     }
     prefix = page.cells("Prefix")
-    assert prefix["loss / loss at switch"] == "1.00"
+    assert prefix["loss / loss at fork"] == "1.00"
     assert prefix["mean χ₃"] == "–"
 
 
-def test_page_says_what_the_subspace_is_that_of(tmp_path):
-    write_run(tmp_path, config={"subspace": SPACE})
-    text = report.write_report(tmp_path).read_text()
-    assert "Hessian of 1,000 training examples, lanczos every 20 steps" in text
-    space = SPACE | {"solver": "streaming_pca"}
-    write_run(tmp_path / "free", config={"subspace": space})
-    text = report.write_report(tmp_path / "free").read_text()
-    assert "principal components of updates, streaming_pca" in text
-    space = SPACE | {"solver": "power", "along": "update", "blocks": "layer"}
-    space |= {"drift": 0.1, "probe_every": 3, "keep": "rate", "threshold": 2.0}
-    write_run(tmp_path / "wrapped", config={"subspace": space})
-    text = report.write_report(tmp_path / "wrapped").read_text()
-    told = "power along the update by block on drift above 0.1, probed every 60 steps, "
-    assert told + "eigenvalues above 2.0 / η" in text
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "hessian of 1,000 training examples, lanczos, every 20 steps"),
+        (
+            {"refresh_every": 1},
+            "hessian of 1,000 training examples, lanczos, every step",
+        ),
+        (
+            {"solver": "streaming_pca"},
+            "principal components of updates, streaming_pca, every 20 steps",
+        ),
+        (
+            {"curvature": "gauss_newton", "data": "full", "preconditioned": True},
+            "preconditioned gauss newton of the full training set, lanczos, every 20 "
+            "steps",
+        ),
+        (
+            {"solver": "power", "along": "update", "blocks": "layer", "keep": "rate"}
+            | {"drift": 0.1, "probe_every": 3, "threshold": 2.0},
+            "hessian of 1,000 training examples, power, along the update, "
+            "blocks layer, on drift above 0.1, probed, every 60 steps, "
+            "eigenvalues above 2.0 / η",
+        ),
+    ],
+)
+def test_page_names_the_subspace(changes, text):
+    assert run_report._subspace(SPACE | changes) == text
 
 
 def test_text_from_files_is_escaped(tmp_path):
@@ -187,7 +202,7 @@ def test_text_from_files_is_escaped(tmp_path):
             evil: {"label": evil},
         },
     )
-    text = report.write_report(tmp_path).read_text("utf-8")
+    text = write_report(tmp_path).read_text("utf-8")
     assert "script" not in Page(text).tags
     assert "<script" not in text
     assert "&lt;script&gt;" in text
@@ -211,39 +226,32 @@ def test_reading_is_robust_against_kills_and_resumes(tmp_path):
     assert run.eigenvalues("sgd").shape == (3, 3)
     assert np.isnan(run.eigenvalues("sgd")[0]).all()
     assert run.unreadable == 2
-    assert state(run) == ["Left out: 2 unreadable lines of metrics.jsonl."]
+    assert state(run) == ["Unreadable lines in metrics.jsonl, left out: 2."]
     # Complete but for its line end, a last line counts.
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows[:2]))
     assert read_run(tmp_path).steps("sgd").tolist() == [110, 120]
 
 
-def break_run(workdir, kind):
-    write_run(workdir)
-    if kind == "no run.json":
-        (workdir / "run.json").unlink()
-    elif kind == "no metrics.jsonl":
-        (workdir / "metrics.jsonl").unlink()
-    elif kind == "empty metrics.jsonl":
-        (workdir / "metrics.jsonl").write_text('{"arm": "sgd", "st')
-    elif kind == "broken run.json":
-        (workdir / "run.json").write_text('{"status": ')
-
-
 @pytest.mark.parametrize(
-    ("kind", "error", "told"),
+    ("file", "content", "error", "text"),
     [
-        ("no run.json", FileNotFoundError, "No run.json in"),
-        ("no metrics.jsonl", FileNotFoundError, "No metrics.jsonl in"),
-        ("empty metrics.jsonl", ValueError, "No metric row"),
-        ("broken run.json", ValueError, "no JSON object"),
+        ("run.json", None, FileNotFoundError, "No run.json in"),
+        ("metrics.jsonl", None, FileNotFoundError, "No metrics.jsonl in"),
+        ("metrics.jsonl", '{"arm": "sgd", "st', ValueError, "No metric row"),
+        ("run.json", '{"status": ', ValueError, "not a JSON object"),
     ],
 )
-def test_folders_without_a_run_are_refused_in_one_sentence(tmp_path, kind, error, told):
-    break_run(tmp_path, kind)
+def test_folders_without_a_run_are_refused_in_one_sentence(
+    tmp_path, file, content, error, text
+):
+    write_run(tmp_path)
+    (tmp_path / file).unlink()
+    if content:
+        (tmp_path / file).write_text(content)
     with pytest.raises(error) as raised:
-        report.write_report(tmp_path)
+        write_report(tmp_path)
     message = str(raised.value)
-    assert told in message
+    assert text in message
     assert str(tmp_path) in message
     assert "expected" in message
     assert "\n" not in message

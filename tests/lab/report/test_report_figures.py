@@ -1,17 +1,16 @@
 """The figures in the report of a run."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from written_runs import KINDS, SWITCH, write_run
+from written_runs import KINDS, SWITCH, edit_rows, write_run
 
-from bulk_sgd.lab import report
-from bulk_sgd.lab.report import figures
+from bulk_sgd.lab.report import eigenvalue_figure, run_figures
 from bulk_sgd.lab.report.results import read_run
 from bulk_sgd.lab.report.style import arm_styles, log_axis, new_figure, spread
+from bulk_sgd.lab.report.write import write_report
 
 
 def test_colors_do_not_depend_on_the_other_arms(tmp_path):
@@ -37,41 +36,41 @@ def test_every_figure_uses_the_same_colors(tmp_path):
     run = read_run(write_run(tmp_path, **KINDS["complete"]))
     styles = arm_styles([run.summary(arm) for arm in run.arms])
     colors = {name: to_hex(style.color) for name, style in styles.items()}
-    for figure in (figures.loss_figure(run), figures.alignment_figure(run)):
+    for figure in (run_figures.loss_figure(run), run_figures.alignment_figure(run)):
         for axes in figure.axes:
             drawn = {line.get_label(): to_hex(line.get_color()) for line in axes.lines}
             assert {name: drawn[name] for name in colors} == colors
-    panels = dict(zip(run.arms, figures.eigenvalue_figure(run).axes))
+    panels = dict(zip(run.arms, eigenvalue_figure.eigenvalue_figure(run).axes))
     for name, axes in panels.items():
         assert axes.get_title(loc="left").startswith(run.summary(name).label)
         assert colors[name] in {to_hex(line.get_color()) for line in axes.lines}
-    bars = figures.cost_figure(run).axes[0].patches
+    bars = run_figures.cost_figure(run).axes[0].patches
     drawn = [to_hex(bar.get_facecolor()) for bar in bars[2::2]]
     assert drawn == [colors[arm] for arm in run.arms]
-    text = report.write_report(tmp_path).read_text("utf-8").lower()
+    text = write_report(tmp_path).read_text("utf-8").lower()
     assert all(f"background:{color}" in text for color in colors.values())
 
 
-def test_switch_is_marked_with_step_and_reason(tmp_path):
+def test_fork_is_marked_with_step_and_reason(tmp_path):
     run = read_run(write_run(tmp_path))
-    for figure in (figures.loss_figure(run), figures.alignment_figure(run)):
+    for figure in (run_figures.loss_figure(run), run_figures.alignment_figure(run)):
         for axes in figure.axes:
             assert any(list(line.get_xdata()) == [SWITCH] * 2 for line in axes.lines)
-        told = [text.get_text() for text in figure.axes[0].texts]
-        assert "switch at step 100: alignment 0.953 > 0.95" in told
+        shown = [text.get_text() for text in figure.axes[0].texts]
+        assert "fork at step 100 (alignment 0.953 > 0.95)" in shown
     write_run(tmp_path, switch={"step": SWITCH, "reason": "step 100"})
-    assert figures.switch_text(read_run(tmp_path)) == "switch at step 100"
+    assert read_run(tmp_path).fork_text == "step 100"
 
 
 def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
     run = read_run(write_run(tmp_path, **KINDS["diverged"]))
-    axes = figures.loss_figure(run).axes[0]
+    axes = run_figures.loss_figure(run).axes[0]
     (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
     assert axes.get_ylim()[1] == pytest.approx(20.0)
     # 7e14 at step 150 is far out: marked where the line leaves the axes.
     assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (110, pytest.approx(20.0))
     write_run(tmp_path, **KINDS["diverged"] | {"ends": {"sgd": 0.1, "bulk_sgd": 2.0}})
-    axes = figures.loss_figure(read_run(tmp_path)).axes[0]
+    axes = run_figures.loss_figure(read_run(tmp_path)).axes[0]
     (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
     assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (150, pytest.approx(1.0))
 
@@ -81,7 +80,7 @@ def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
 )
 def test_stability_threshold_is_drawn_where_it_can_be_seen(tmp_path, rate, marked):
     run = read_run(write_run(tmp_path, learning_rate=rate))
-    axes = figures.eigenvalue_figure(run).axes[0]
+    axes = eigenvalue_figure.eigenvalue_figure(run).axes[0]
     across = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
     assert [line.get_ydata()[0] for line in across] == [200.0] * marked
     assert any("= 200" in text.get_text() for text in axes.texts) == marked
@@ -89,53 +88,46 @@ def test_stability_threshold_is_drawn_where_it_can_be_seen(tmp_path, rate, marke
 
 def test_threshold_of_a_schedule_is_drawn_along_the_steps(tmp_path):
     write_run(tmp_path, **KINDS["complete"], stability_threshold=3.8)
-    metrics = tmp_path / "metrics.jsonl"
-    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
-    for line in logged:
-        line["learning_rate"] = 0.02 * (line["step"] // 100) / 2
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in logged))
+    rate = lambda row: 0.02 * (row["step"] // 100) / 2
+    edit_rows(tmp_path, lambda row: row | {"learning_rate": rate(row)})
     run = read_run(tmp_path)
-    axes = figures.eigenvalue_figure(run).axes[0]
-    (curve,) = [  # the other dashed one marks the switch
+    axes = eigenvalue_figure.eigenvalue_figure(run).axes[0]
+    (curve,) = [  # the other dashed one marks the fork
         line
         for line in axes.lines
         if line.get_linestyle() == "--" and len(line.get_xdata()) > 2
     ]
     assert curve.get_xdata().tolist() == list(range(100, 201, 10))
     np.testing.assert_allclose(curve.get_ydata(), [380.0] * 10 + [190.0])
-    html = report.write_report(tmp_path).read_text()
+    html = write_report(tmp_path).read_text()
     assert "Dashed: the stability threshold 3.8/η of the optimizer." in html
-    assert "against the stability threshold 3.8 of the optimizer: " in html
+    assert "Last sharpness ηλ₁, stable below 3.8: " in html
 
 
 def test_optimizers_without_a_threshold_get_none(tmp_path):
     write_run(tmp_path, **KINDS["complete"], stability_threshold=None)
     run = read_run(tmp_path)
-    assert not math.isfinite(figures.stability_threshold(run))
-    assert "stability threshold" not in report.write_report(tmp_path).read_text()
+    assert not math.isfinite(eigenvalue_figure.stability_threshold(run))
+    html = write_report(tmp_path).read_text()
+    assert "stability threshold" not in html
+    assert "Last sharpness ηλ₁: " in html
 
 
 def test_negative_eigenvalues_are_drawn_too(tmp_path):
     write_run(tmp_path)
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace("37.5]", "-3.5]"))
-    assert (
-        figures.eigenvalue_figure(read_run(tmp_path)).axes[0].get_yscale() == "symlog"
-    )
+    negative = lambda row: row["eigenvalues"] and [*row["eigenvalues"][:2], -3.5]
+    edit_rows(tmp_path, lambda row: row | {"eigenvalues": negative(row)})
+    figure = eigenvalue_figure.eigenvalue_figure(read_run(tmp_path))
+    assert figure.axes[0].get_yscale() == "symlog"
 
 
 def test_cost_is_stacked_and_compared_per_step(tmp_path):
     until = {"bulk_sgd": 150}
     ends = {"sgd": 0.1, "bulk_sgd": 0.1}
     write_run(tmp_path, until=until, ends=ends, plain_step_seconds=0.6)
-    metrics = tmp_path / "metrics.jsonl"
-    lines = metrics.read_text().splitlines()
-    slower = [json.loads(line) for line in lines]
-    for entry in slower:
-        if entry["arm"] == "bulk_sgd":
-            entry["seconds"] *= 6
-    metrics.write_text("\n".join(map(json.dumps, slower)))
-    axes = figures.cost_figure(read_run(tmp_path)).axes[0]
+    times = lambda row: 6 if row["arm"] == "bulk_sgd" else 1
+    edit_rows(tmp_path, lambda row: row | {"seconds": times(row) * row["seconds"]})
+    axes = run_figures.cost_figure(read_run(tmp_path)).axes[0]
     # Bulk-SGD: 25 s × 6 over half of SGD's steps, 20 s of it in curvature.
     inside, outside = axes.patches[-2:]
     assert (inside.get_width(), outside.get_width()) == (20, 130)

@@ -7,6 +7,7 @@ import pytest
 from written_studies import LOSSES, write_axis, write_cell
 
 from bulk_sgd.lab.report import claims, study
+from bulk_sgd.lab.report.verdicts import judge
 from bulk_sgd.lab.sweep import grid, sweep
 
 
@@ -138,20 +139,20 @@ def test_what_governs_stability_and_paths(tmp_path):
     ],
 )
 def test_verdicts_within_two_standard_errors_are_open(values, verdict):
-    assert claims._claim("", "x", (">", 1.5), values, "").verdict == verdict
-    mirrored = claims._claim("", "Bulk-SGD", ("<", -1.5), [-v for v in values], "")
+    assert judge("", "x", (">", 1.5), values, "").verdict == verdict
+    mirrored = judge("", "Bulk-SGD", ("<", -1.5), [-v for v in values], "")
     assert mirrored.verdict == verdict
     assert mirrored.criterion == "Bulk-SGD < −1.5"
 
 
 def test_ratios_are_judged_by_their_logs():
     # 4 and ¼ average to 2.1, and to 1 on a log scale.
-    row = claims._claim("", "x", (">", 1.5), [4, 0.25], "", ratio=True)
+    row = judge("", "x", (">", 1.5), [4, 0.25], "", ratio=True)
     assert row.measured.mean == pytest.approx(1)
     values = [1.7, 1.8, 1.9]
-    assert claims._claim("", "x", (">", 1.5), values, "", ratio=True).verdict == "holds"
+    assert judge("", "x", (">", 1.5), values, "", ratio=True).verdict == "holds"
     mirrored = [1 / v for v in values]
-    row = claims._claim("", "x", ("<", 1 / 1.5), mirrored, "", ratio=True)
+    row = judge("", "x", ("<", 1 / 1.5), mirrored, "", ratio=True)
     assert row.verdict == "holds"
 
 

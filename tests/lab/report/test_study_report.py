@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import tiny
 from written_studies import LOSSES, SCALES, write_axis, write_cell
 
-from bulk_sgd.lab.report import study, study_figures, study_report
+from bulk_sgd.lab.report import scale_figures, study, study_figures, study_report
+from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.page import text as page_text
 from bulk_sgd.lab.sweep import grid, sweep
 
@@ -27,75 +28,72 @@ def test_report_of_a_study_that_has_just_begun(tmp_path, monkeypatch, kind):
     if kind == "settings":
         cells = grid.values("subspace.rank", (1, 5))
     write_axis(tmp_path, cells)
-    assert study_report.write_report(tmp_path).exists()  # nothing has begun
+    page = study_report.write_report(tmp_path)
+    assert "Cells: 2, 2 pending." in page.read_text()
+    assert "No cell has begun." in page.read_text()
+    image = page.with_name(f"{tmp_path.name}-{kind}.png")
     write_cell(tmp_path, 0, arms, statuses=dict.fromkeys(arms, "running"))
-    assert study_report.write_report(tmp_path).exists()
+    study_report.write_report(tmp_path)
+    assert image.exists() == (kind == "training")  # the others show how arms ended
+    assert "0 of 0" in page.read_text()
     write_cell(tmp_path, 1, arms)
     study_report.write_report(tmp_path)
-    images = {file.stem for file in (tmp_path / "report").glob("*.png")}
-    assert f"{tmp_path.name}-{kind}" in images
+    assert image.exists()
+    assert "0 of 1" in page.read_text()
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """Two real axes, one with energies and stable rates, one with a failed cell."""
+def studied(run, tmp_path_factory):
+    """An axis of a real run, and one with a failed cell."""
     root = tmp_path_factory.mktemp("study")
-    base = tiny(
-        measures__every=5,
-        measures__num_probes=4,
-        stability__rounds=2,
-        stability__num_steps=5,
-        arms=("sgd", "dom_sgd", "bulk_sgd"),
-    )
-    cells = grid.values("seed", (0, 1))
-    sweep.run_sweep(base, cells, root / "seeds", about="Asks?", say=lambda _: None)
-    cells = [{"batch_size": size} for size in (5, 10, 20)]
-    plain = tiny(arms=("sgd", "bulk_sgd"))
-    train = sweep.train_together
-
-    def fail(experiments, *rest, **options):
-        if experiments[0].config.batch_size == 20:
-            raise RuntimeError("out of memory")
-        return train(experiments, *rest, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "train_together", fail)
-        sweep.run_sweep(plain, cells, root / "batch", about="Asks?", say=lambda _: None)
+    write_axis(root / "seeds", [{"seed": 0}])
+    real = sweep.cell_folder(root / "seeds", 0)
+    real.mkdir(parents=True)
+    for file in ("run.json", "metrics.jsonl"):
+        shutil.copy(run / file, real)
+    write_axis(root / "batch", [{"batch_size": size} for size in (5, 10, 20)])
+    for index in range(2):
+        write_cell(root / "batch", index, energies=False)
+    failed = sweep.cell_folder(root / "batch", 2)
+    failed.mkdir(parents=True)
+    (failed / "error.txt").write_text("out of memory")
     return root
 
 
-def test_page_of_real_runs(swept):
-    path = study_report.write_report(swept)
+def test_page_of_a_real_run_and_a_failed_cell(studied):
+    path = study_report.write_report(studied)
     text = path.read_text()
     images = {file.name for file in path.parent.glob("*.png")}
     assert images == {"seeds-training.png", "seeds-energies.png", "batch-settings.png"}
     for image in images:
         assert (path.parent / image).with_suffix(".pdf").stat().st_size > 1_000
     assert text.count("data:image/png;base64,") == 3
-    assert "batch: cell 2" in text
-    assert "is failed" in text
+    assert "batch: cell 2 ({&quot;batch_size&quot;: 20}) is failed." in text
     tables = json.loads((path.parent / "tables.json").read_text())
     outcome = tables["axes"]["seeds"][0]["arms"]["bulk_sgd"]
-    run = study.read_study(swept)[1].cells[0].run
-    ratio = run.summary("bulk_sgd").train_loss / run.switch_loss
+    run = study.read_study(studied)[1].cells[0].run
+    ratio = run.summary("bulk_sgd").train_loss / run.fork_loss
     assert outcome["loss_ratio"] == pytest.approx(ratio)
-    assert outcome["stable_rate"] > 0
+    assert 0 < outcome["descent_ratio"] < 1
+    assert tables["axes"]["batch"][0]["arms"]["bulk_sgd"]["stable_rate"] == 0.1
     markdown = (path.parent / "claims.md").read_text()
     assert len(re.findall(r"^\|", markdown, re.M)) == 2 + len(tables["claims"])
-    # Sum rule and shares, from the rows.
+    # Sum rule, shares and forms, from the rows of the real run.
     assert "H = G + F" in text
-    shares = run.series("sgd", "hessian/frobenius_share")
-    assert 0 < shares[-1] <= 1
-    assert "uᵢᵀ M uᵢ" in text
+    for operator in ("hessian", "gauss_newton", "functional_hessian"):
+        share = run.series("sgd", f"{operator}/frobenius_share")[-1]
+        assert f"<td>{number(share)}</td>" in text
+        forms = run.rows["sgd"][-1][f"{operator}/rayleigh"]
+        assert "".join(f"<td>{number(form)}</td>" for form in forms) in text
     assert page_text(run.info["command"]) in text
 
 
-def test_report_of_a_single_sweep_and_again_the_same(swept):
-    assert study.is_study(swept / "batch")
-    assert not study.is_study(sweep.cell_folder(swept / "seeds", 0))
-    first = study_report.write_report(swept / "batch")
+def test_report_of_a_single_sweep_and_again_the_same(studied):
+    assert study.is_study(studied / "batch")
+    assert not study.is_study(sweep.cell_folder(studied / "seeds", 0))
+    first = study_report.write_report(studied / "batch")
     before = {f.name: f.read_bytes() for f in first.parent.iterdir()}
-    study_report.write_report(swept / "batch")
+    study_report.write_report(studied / "batch")
     assert {f.name: f.read_bytes() for f in first.parent.iterdir()} == before
 
 
@@ -146,7 +144,7 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     del points["scales(0,1)"]  # which is Bulk-SGD
     write_cell(tmp_path, 0, arms=("sgd", "bulk_sgd", *points))
     (axis,) = study.read_study(tmp_path)
-    dominant, bulk, arms = study_figures.plane_scales(axis)
+    dominant, bulk, arms = scale_figures.plane_scales(axis)
     assert (dominant, bulk) == ([0, 0.5, 2], [1, 2])
     assert len(arms) == 6
     assert arms[0, 1] == "bulk_sgd"
@@ -154,7 +152,7 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     write_axis(tmp_path / "b", [{"seed": 0}])
     write_cell(tmp_path / "b", 0, arms=before)
     (axis,) = study.read_study(tmp_path / "b")
-    assert study_figures.path_points(axis)["bulk"] == [
+    assert scale_figures.path_points(axis)["bulk"] == [
         (0.0, "bulk_sgd"),
         (0.5, "bulk_path(0.5)"),
         (1.0, "sgd"),

@@ -1,0 +1,112 @@
+"""How one arm of a run fared, as numbers that compare with those of other runs.
+
+With L the training loss and a fork at L_0 from which SGD reaches L_SGD < L_0, an arm
+that ends at L has
+
+  loss ratio     L / L_0
+  progress       (L_0 − L) / (L_0 − L_SGD), the share of SGD's decrease
+  speed-up       steps that SGD took to 90 % of its decrease over those that the arm
+                 took to the same loss; 0 where the arm never got there
+  sharpness      η λ_1 at its end
+
+An arm that diverged has a speed-up of 0 and a stable rate, and no other number. None
+depends on how long anything took, so that an interrupted sweep gives the numbers of an
+undisturbed one.
+"""
+
+import math
+
+import numpy as np
+
+from bulk_sgd.lab.report.results import SGD, RunResults, last_finite
+
+# The share of SGD's decrease where speed is compared: SGD's last loss is passed late,
+# and by chance.
+TARGET = 0.9
+
+
+def outcome(run: RunResults, arm: str) -> dict[str, float]:
+    """The numbers of an arm by name; NaN for what is not known.
+
+    Keys: loss_ratio, progress, speed_up, matvec_speed_up, test_accuracy, alignment,
+    gradient_energy, descent_ratio, sharpness_ratio, batch_sharpness (times η),
+    stable_rate, stable_ratio (over that of SGD), diverged (0 or 1).
+    """
+    summary = run.summary(arm)
+    arms = run.info.get("arms") or {}
+    # No arm begins from a prefix that diverged.
+    lost = (run.info.get("prefix") or {}).get("status") == "diverged"
+    diverged = lost or summary.status == "diverged"
+    loss, fork = summary.train_loss, run.fork_loss
+    sgd = run.summary(SGD) if SGD in run.arms else None
+    reached = sgd.train_loss if sgd and sgd.status == "complete" else math.nan
+    decrease = fork - reached if reached < fork else math.nan
+    target = fork - TARGET * decrease
+    batch = run.rates(arm) * run.series(arm, "batch_sharpness")
+    found = {
+        "loss_ratio": _ratio(loss, fork),
+        "progress": _ratio(fork - loss, decrease),
+        "speed_up": _speed_up(run, arm, target, "steps"),
+        "matvec_speed_up": _speed_up(run, arm, target, "matvecs"),
+        "test_accuracy": summary.test_accuracy,
+        "alignment": summary.alignment,
+        "gradient_energy": _mean(run.after_fork(arm, "alignment_gradient") ** 2),
+        "descent_ratio": _mean(run.after_fork(arm, "descent_ratio")),
+        "sharpness_ratio": summary.sharpness_ratio,
+        "batch_sharpness": last_finite(batch),
+    }
+    if summary.status != "complete":
+        found = dict.fromkeys(found, math.nan)
+    if diverged:  # it got nowhere
+        found |= {"speed_up": 0.0, "matvec_speed_up": 0.0}
+    rate = _stable(arms.get(arm, {}))
+    found |= {
+        "stable_rate": rate,
+        "stable_ratio": _ratio(rate, _stable(arms.get(SGD, {}))),
+        "diverged": float(diverged),
+    }
+    ended = diverged or summary.status == "complete"
+    return found if ended else dict.fromkeys(found, math.nan)
+
+
+def _mean(values):
+    return float(values.mean()) if values.size else math.nan
+
+
+def _stable(entry):
+    """Middle of the interval around the largest stable rate, on a log scale.
+
+    NaN where the rate lies outside the interval that was searched.
+    """
+    low, high = entry.get("stable_rate"), entry.get("unstable_rate")
+    return math.sqrt(low * high) if low and high else math.nan
+
+
+def _speed_up(run, arm, target, unit):
+    if math.isnan(target):
+        return math.nan
+    theirs = _first_reach(run, SGD, target, unit)
+    ours = _first_reach(run, arm, target, unit)
+    return 0.0 if math.isnan(ours) else _ratio(theirs, ours)
+
+
+def _first_reach(run, arm, target, unit):
+    """Steps (or matvecs) from the fork to the first crossing of a loss, or NaN.
+
+    Between rows the loss is linear.
+    """
+    losses = run.series(arm, "train_loss")
+    counts = run.series(arm, "matvecs") if unit == "matvecs" else run.steps(arm)
+    counts = np.asarray(counts, float) - counts[0] if len(counts) else counts
+    below = np.flatnonzero(losses <= target)
+    if not below.size:
+        return math.nan
+    i = below[0]
+    if i == 0:
+        return float(counts[0])
+    part = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
+    return float(counts[i - 1] + part * (counts[i] - counts[i - 1]))
+
+
+def _ratio(above, below):
+    return above / below if below else math.nan

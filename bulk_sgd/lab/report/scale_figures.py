@@ -1,0 +1,114 @@
+"""Figures over the scales (a, b) of the arms: families of them, and the plane."""
+
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from bulk_sgd.lab.report.study import Axis
+from bulk_sgd.lab.report.study_panels import (
+    PANELS,
+    draw_spreads,
+    finish_panel,
+    legend,
+    measured_panels,
+)
+from bulk_sgd.lab.report.style import INK, STYLE, LineStyle, new_figure
+from bulk_sgd.transforms.aliases import PATHS, path_scales
+
+_PATHS = {
+    "bulk": ("bulk path (α, 1)", LineStyle("#0072B2")),
+    "dom": ("dom path (1, α)", LineStyle("#D55E00", (0, (5, 1.6)))),
+    "cross": ("cross path (α, 1 − α)", LineStyle("#009E73", (0, (1.2, 1.4)))),
+}
+
+
+@matplotlib.rc_context(STYLE)
+def family_figure(axis: Axis) -> Figure:
+    """Final loss, sharpness and stable rate along the families of scales (a, b)."""
+    shown = measured_panels(axis)
+    figure, panels = new_figure(1, len(shown), (10.4, 3.7))
+    label = next(iter(axis.groups))
+    for axes, panel in zip(panels, shown):
+        key, _, log, _ = panel
+        for path, points in path_points(axis).items():
+            spreads = [axis.spread(label, arm, key, log=log) for _, arm in points]
+            places = [alpha for alpha, _ in points]
+            draw_spreads(axes, places, spreads, _PATHS[path][1], log=log)
+        finish_panel(axes, axis, panel)
+        axes.set_xlabel("α")
+    legend(figure, [*_PATHS.values()])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plane_figure(axis: Axis) -> Figure:
+    """Maps over the scales (a, b): how far the loss fell, and the largest stable η."""
+    label = next(iter(axis.groups))
+    dominant, bulk, arms = plane_scales(axis)
+    loss, _, rate = (panel[:2] for panel in PANELS)
+    maps = loss, ("speed_up", "speed-up over SGD, steps"), rate
+    maps = [(key, name) for key, name in maps if axis.measured(key)]
+    figure, panels = new_figure(1, len(maps), (5.2 * len(maps), 4.2))
+    for axes, (key, name) in zip(panels, maps):
+        values = np.full((len(bulk), len(dominant)), np.nan)
+        for (a, b), arm in arms.items():
+            spread = axis.spread(label, arm, key)
+            values[bulk.index(b), dominant.index(a)] = spread.mean
+        shown = np.where(values > 0, values, np.nan)  # on a log scale
+        image = axes.imshow(shown, origin="lower", cmap="cividis", norm="log")
+        _annotate(axes, axis, label, arms, dominant, bulk, values)
+        axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
+        axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
+        axes.set_xlabel("a, factor of the dominant part")
+        axes.set_ylabel("b, factor of the bulk part")
+        axes.grid(visible=False)
+        axes.set_title(name, loc="left")
+        figure.colorbar(image, ax=axes, label=name)
+    return figure
+
+
+def _annotate(axes, axis, label, arms, dominant, bulk, values):
+    logs = np.log10(values[values > 0])
+    middle = (logs.min() + logs.max()) / 2 if logs.size else 0
+    for (a, b), arm in arms.items():
+        value = values[bulk.index(b), dominant.index(a)]
+        diverged = np.nansum(axis.over_seeds(label, arm, "diverged"))
+        known = math.isfinite(value)
+        text = f"{value:.2g}" if known else "–"
+        if diverged and axes.get_subplotspec().is_first_col():
+            text = f"{text}\n({diverged:.0f} ×)" if known else "×"
+        dark = value > 0 and math.log10(value) < middle
+        color = "white" if dark else INK  # NaN compares as False
+        place = (dominant.index(a), bulk.index(b))
+        axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
+
+
+def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:
+    """For each family, α and arm of its points, ends included, by α."""
+    scales = {arm: s.scales for arm, s in axis.summaries.items()}
+    points = {}
+    for path in PATHS:
+        found = [
+            (alpha, arm)
+            for arm, (a, b) in scales.items()
+            for alpha in dict.fromkeys((a, b))
+            if 0 <= alpha <= 1 and path_scales(path, alpha) == (a, b)
+        ]
+        points[path] = sorted(found)
+    return points
+
+
+def plane_scales(axis: Axis):
+    """The values of a and of b in a grid of arms, and the arms by (a, b).
+
+    The arms named `scales(a,b)` span the grid. Other arms count where they lie on it.
+    """
+    scales = {arm: s.scales for arm, s in axis.summaries.items()}
+    named = [point for arm, point in scales.items() if arm.startswith("scales")]
+    dominant, bulk = (sorted({point[i] for point in named}) for i in (0, 1))
+    arms = {
+        (a, b): arm for arm, (a, b) in scales.items() if a in dominant and b in bulk
+    }
+    return dominant, bulk, arms

@@ -1,0 +1,101 @@
+"""One claim of the paper: what was measured over seeds, and whether it holds."""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from bulk_sgd.lab.report.study import Axis, Cell, Spread
+
+HOLDS, FAILS = "holds", "does not hold"
+UNDECIDED, UNKNOWN = "undecided", "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row of the claims table.
+
+    Attributes:
+      text: the claim.
+      criterion: when it holds, as a formula with its threshold.
+      measured: what the criterion compares, over seeds.
+      seeds: how many there were; some may have given no number.
+      verdict: `HOLDS`, `FAILS`, `UNDECIDED` or `UNKNOWN`.
+      source: the cells it came from.
+    """
+
+    text: str
+    criterion: str
+    measured: Spread
+    seeds: int
+    verdict: str
+    source: str
+
+
+def judge(
+    text: str,
+    quantity: str,
+    comparison: tuple[str, float],
+    values,
+    source: str,
+    ratio: bool = False,
+) -> Claim:
+    """The row of a claim, from one value per seed.
+
+    Args:
+      text: the claim.
+      quantity: what the values are.
+      comparison: when it holds, as `(">", 0.5)`.
+      values: one per seed, NaN where a seed gave none.
+      source: the cells they came from, see `source`.
+      ratio: compares on a log scale.
+    """
+    sign, threshold = comparison
+    shown = f"{threshold:g}".replace("-", "−")
+    values = list(values)
+    measured = Spread.of_ratios(values) if ratio else Spread.of(values)
+    row = functools.partial(
+        Claim, text, f"{quantity} {sign} {shown}", measured, len(values)
+    )
+    if not measured.count:
+        return row(UNKNOWN, source)
+    compared = Spread.of(map(log, values)) if ratio else measured
+    limit = math.log(threshold) if ratio else threshold
+    margin = compared.mean - limit if sign == ">" else limit - compared.mean
+    error = compared.deviation / math.sqrt(compared.count)  # NaN of a single seed
+    if measured.count < len(values) or not abs(margin) > 2 * error:
+        return row(UNDECIDED, source)
+    return row(HOLDS if margin > 0 else FAILS, source)
+
+
+def log(ratio: float) -> float:
+    """The logarithm; NaN where there is none."""
+    return math.log(ratio) if ratio > 0 else math.nan
+
+
+def source(axis: Axis | None, cells: list[Cell]) -> str:
+    """Names the cells, such as `rank: cells 0–3`."""
+    if not axis or not cells:
+        return "–"
+    indices = [cell.index for cell in cells]
+    if len(indices) > 2 and indices == [*range(indices[0], indices[-1] + 1)]:
+        return f"{axis.name}: cells {indices[0]}–{indices[-1]}"
+    word = "cell" if len(indices) == 1 else "cells"
+    return f"{axis.name}: {word} {', '.join(map(str, indices))}"
+
+
+def rank_correlation(x, y) -> float:
+    """Spearman's rank correlation; equal values have the mean of their ranks.
+
+    >>> rank_correlation([0, 1, 2], [5.0, 5.0, 3.0]).__round__(3)
+    -0.866
+    """
+    ranks = []
+    for values in (x, y):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        last = np.cumsum(counts)
+        ranks.append((last - (counts - 1) / 2)[inverse])
+    if min(np.ptp(rank) for rank in ranks) == 0:
+        return 0.0  # nothing follows what does not change
+    return float(np.corrcoef(*ranks)[0, 1])
