@@ -5,14 +5,14 @@ the tracked files and runs the tests that must then fail. A break is
 
   caught     one of its tests fails
   survived   they all pass: nothing checks that line any more
-  stale      the line is not in the file exactly once, or its tests are not there or
-             fail without the break: bring the list up to date
+  stale      the line is not there exactly once, or its tests are not there or fail
+             without the break: bring the list up to date
 
   python scripts/breaks.py                     all of them
   python scripts/breaks.py --only=Lanczos      those with this in their name
   python scripts/breaks.py --list              the list and what is stale in it
 
-The exit status is 1 if a break survives or is stale.
+The exit status is 1 unless all are caught.
 """
 
 import argparse
@@ -98,8 +98,7 @@ run_unbroken = functools.cache(run)
 def judge(change: Break, select_all: str) -> tuple[str, str]:
     """What becomes of a break, and why unless it is caught.
 
-    `select_all` selects the tests of all chosen breaks in the same file. They run once
-    without a break: starting pytest takes longer than most tests.
+    `select_all` selects the tests of all breaks in the file, which run once unbroken.
     """
     if change.problem:
         return STALE, change.problem
@@ -140,8 +139,8 @@ def main() -> int:
         began = time.perf_counter()
         verdict, reason = judge(change, " or ".join(sorted(selects[change.tests])))
         counts[verdict] += 1
-        line = f"{verdict:8} {time.perf_counter() - began:5.0f} s  {change.name}"
-        print(f"{line}: {reason}" if reason else line, flush=True)
+        told = f"{change.name}: {reason}" if reason else change.name
+        print(f"{verdict:8} {time.perf_counter() - began:5.0f} s  {told}", flush=True)
     found = ", ".join(f"{counts[x]} {x}" for x in (CAUGHT, SURVIVED, STALE))
     print(f"{len(chosen)} breaks: {found} ({time.perf_counter() - start:.0f} s)")
     return int(counts[CAUGHT] < len(chosen))
