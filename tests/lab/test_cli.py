@@ -104,10 +104,10 @@ def test_help_needs_no_config_and_shows_what_programs_share(name):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("--config.subspace.rank=abc", "for int() with base 10: 'abc'"),
-        ("--config.optimizer.learning_rate=a=b", "string to float: 'a=b'"),
-        ("--config.progress=maybe", "argument to boolean flag"),
-        ("--steps=many", "for int() with base 10: 'many'"),
+        ("--config.subspace.rank=abc", "rank is 'abc'; it must be an integer."),
+        ("--config.optimizer.learning_rate=a=b", "rate is 'a=b'; it must be a number."),
+        ("--config.progress=maybe", "progress is 'maybe'; it must be true or false."),
+        ("--steps=many", "--steps is 'many'; it must be an integer."),
         ("--config.subspace.rang=3", 'mean "rank" instead of "rang"?'),
     ],
 )
@@ -115,7 +115,8 @@ def test_value_of_another_type_is_refused_with_its_field(refusal, word, sentence
     content = "from bulk_sgd.lab.config import default as get_config"
     told = refusal(content, flag=word)
     absent = "--config has no field 'subspace.rang'"
-    assert told.startswith(absent if "rang=" in word else f"flag {word}: ")
+    given = word.partition("=")[0]
+    assert told.startswith(absent if "rang=" in word else f"{given} is ")
     assert told.endswith(sentence + "\n")
 
 

@@ -143,7 +143,7 @@ def test_both_bases_are_laid_out_as_such():
     layout = Layout(make_mesh(fields.sharding))
     programs = steps.Programs(fields, layout)
     state = jax.eval_shape(programs.init, jnp.zeros((4, 8)))
-    parts = layout.state(state).subspace
+    parts = layout.state(state).projection
     rows = layout.basis(state.projection.subspace.eigenvectors)
     assert rows.spec != layout.replicated.spec
     assert parts.subspace.eigenvectors == rows
@@ -189,11 +189,11 @@ def test_the_learning_rate_of_a_run_sets_the_threshold():
     ],
 )
 def test_wrong_fields_are_named(field, value, match):
-    fields = config.default().subspace
-    fields.keep = "gap"
-    fields[field] = value
+    fields = config.default()
+    fields.subspace.keep = "gap"
+    fields.subspace[field] = value
     with pytest.raises(ValueError, match=match):
-        solvers.validate(fields)
+        config.validate(fields)
 
 
 @pytest.mark.parametrize(

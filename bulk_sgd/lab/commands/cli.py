@@ -14,6 +14,7 @@ from absl import app, flags
 from bulk_sgd.lab.devices import signals
 
 flags.disclaim_key_flags()  # the --help of a program shows flags defined here
+_KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 def run(main, *required: str):
@@ -32,8 +33,7 @@ def parse(argv, required=()):
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, OSError) as error:
-        # ml_collections tells the whole traceback of a config file that fails.
-        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+        refuse(_illegal_value(error, argv))
     except ModuleNotFoundError as error:
         refuse(
             f"--config imports {error.name}, which is not found from "
@@ -126,6 +126,17 @@ def _check_config_file(argv):
         )
     if "get_config" not in content:
         refuse(f"--config is {str(path)!r}, which does not define get_config().")
+
+
+def _illegal_value(error, argv) -> str:
+    """The sentence of a flag's value of another type, or of a config that fails."""
+    for flag in argv[1:]:
+        name, _, value = flag.lstrip("-").partition("=")
+        known = name in flags.FLAGS and flags.FLAGS[name].flag_type()
+        if known in _KINDS and str(error).startswith(f"flag --{name}={value}: "):
+            return f"--{name} is {value!r}; it must be {_KINDS[known]}."
+    # ml_collections tells the whole traceback of a config file that fails.
+    return str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
 
 
 def _unknown_field(error, argv) -> str:
