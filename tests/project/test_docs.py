@@ -266,7 +266,7 @@ import numpy as np
 whole, _ = step(params, tx.init(params), x)
 for found in (by_jit, by_shard_map, *by_pmap):
     np.testing.assert_allclose(found, whole, rtol=1e-5)
-assert "sharded_state" in globals()
+assert len(sharded_params.addressable_shards) == 4
 # As the page warns: with a pmean in the loss replicas drift apart.
 drifted, _ = jax.pmap(shard_step, axis_name="data")(
     replicate(params), replicate(tx.init(params)), x.reshape(4, -1, 4))

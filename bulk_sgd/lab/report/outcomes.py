@@ -30,7 +30,7 @@ def outcome(run: RunResults, arm: str) -> dict[str, float]:
 
     Keys: loss_ratio, progress, speed_up, matvec_speed_up, test_accuracy, alignment,
     gradient_energy, descent_ratio, sharpness_ratio, batch_sharpness (times η),
-    stable_rate, stable_ratio (over that of SGD), diverged (0 or 1).
+    stable_rate, stable_ratio (over SGD's), diverged (0 or 1).
     """
     summary = run.summary(arm)
     arms = run.info.get("arms") or {}

@@ -50,16 +50,6 @@ class Summary:
         """`'sgd'`, `'dom_sgd'` or `'bulk_sgd'` by the scales; None between them."""
         return _METHODS.get(self.scales)
 
-    @property
-    def curvature_share(self) -> float:
-        """Part of the seconds spent in curvature, 0 to 1; NaN without seconds."""
-        return self.seconds_curvature / self.seconds if self.seconds else math.nan
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Seconds over steps; NaN before the first step."""
-        return self.seconds / self.steps if self.steps else math.nan
-
 
 @dataclasses.dataclass(frozen=True)
 class RunResults:

@@ -22,23 +22,7 @@ _FIGURES = {
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Writes the report of a run, finished or not, into `workdir/report`.
-
-    Args:
-      workdir: the folder the run wrote to.
-
-    Returns:
-      The path of the page, `workdir/report/index.html`. The figures `loss`,
-      `alignment`, `eigenvalues` and `cost` lie beside it as PNG and PDF.
-
-    Raises:
-      FileNotFoundError: run.json or metrics.jsonl is missing.
-      ValueError: run.json cannot be read, or there is no metric row.
-
-    Example:
-      >>> write_report("runs/mnist")  # doctest: +SKIP
-      PosixPath('runs/mnist/report/index.html')
-    """
+    """Writes the report of a run, see `write.write_report`."""
     run = read_run(workdir)
     folder = run.workdir / "report"
     folder.mkdir(exist_ok=True)
@@ -168,7 +152,9 @@ def _table(run):
         "matvecs": lambda s: f"{s.matvecs:,}",
         "failed refreshes": lambda s: f"{s.failed_refreshes:,}",
         "seconds": lambda s: f"{s.seconds:,.1f}",
-        "curvature share": lambda s: percent(s.curvature_share),
+        "curvature share": lambda s: percent(
+            s.seconds_curvature / (s.seconds or math.nan)
+        ),
     }
     summaries = [run.summary(name) for name in (PREFIX, *run.arms)]
     rows = [[show(s) for show in columns.values()] for s in summaries]

@@ -1,16 +1,11 @@
-"""The report of a study: claims, then one figure and one table per axis.
-
-`python -m bulk_sgd.report --workdir=FOLDER`, where FOLDER is a sweep or holds some,
-writes into FOLDER/report: `index.html`, self-contained; its figures as PNG and PDF;
-`claims.md`, the claims table as Markdown; and `tables.json`, every number of the page.
-"""
+"""The report of a study: claims, then one figure and one table per axis."""
 
 import collections
 import functools
 import json
-import math
 import pathlib
 
+from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.report import page, study_tables
 from bulk_sgd.lab.report.claims import claims
 from bulk_sgd.lab.report.energies import energy_table, has_energies
@@ -32,21 +27,7 @@ _SETTING = (
 
 
 def write_report(workdir) -> pathlib.Path:
-    """Writes the report of a study, finished or not, into `workdir/report`.
-
-    Args:
-      workdir: a sweep, or a folder of sweeps.
-
-    Returns:
-      The path of the page.
-
-    Raises:
-      FileNotFoundError: if there is no sweep.
-
-    Example:
-      >>> write_report("runs/study-cpu")  # doctest: +SKIP
-      PosixPath('runs/study-cpu/report/index.html')
-    """
+    """Writes the report of a study, see `write.write_report`."""
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
     folder = workdir / "report"
@@ -91,7 +72,7 @@ def _head(axes):
 <p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
 the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD (1, 0), Bulk-SGD
 (0, 1). Numbers are means over seeds ± one standard deviation. <em>Progress</em> is the
-decrease of the training loss after the fork over that of SGD. <em>Speed-up</em> is the
+decrease of the training loss after the fork over SGD's. <em>Speed-up</em> is the
 number of steps (or matvecs) in which SGD made {TARGET:.0%} of its decrease over the
 number in which the arm reached the same loss, 0 if it never did. The <em>descent
 ratio</em> is the part of the first-order decrease of the batch loss that the scaling
@@ -177,10 +158,7 @@ def _numbers(axes):
                 "cell": cell.index,
                 "settings": cell.settings,
                 "status": cell.status,
-                "arms": {
-                    arm: {k: _finite(v) for k, v in cell.outcome(arm).items()}
-                    for arm in cell.arms
-                },
+                "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
             }
             for cell in axis.cells
         ]
@@ -190,20 +168,17 @@ def _numbers(axes):
 
 def _plain_claim(claim):
     measured = claim.measured
-    return {
+    plain = {
         "claim": claim.text,
         "criterion": claim.criterion,
-        "mean": _finite(measured.mean),
-        "deviation": _finite(measured.deviation),
+        "mean": measured.mean,
+        "deviation": measured.deviation,
         "seeds": measured.count,
         "of": claim.seeds,
         "verdict": claim.verdict,
         "cells": claim.source,
     }
-
-
-def _finite(value):
-    return value if math.isfinite(value) else None
+    return metrics.plain(plain)
 
 
 def _provenance(axes):
