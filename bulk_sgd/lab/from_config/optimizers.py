@@ -12,17 +12,11 @@ from bulk_sgd import checks
 
 
 class _Kind(NamedTuple):
-    """One optimizer.
+    """One optimizer."""
 
-    Attributes:
-      build: from `config.optimizer`, the learning rate, and the key of random vectors.
-      not_preconditioned: why it has no diagonal preconditioner; "" if it has one.
-      extra_args: what its update takes beside the gradient, from the batch loss.
-    """
-
-    build: Callable
-    not_preconditioned: str = ""
-    extra_args: Callable = lambda loss: {}
+    build: Callable  # from `config.optimizer`, the learning rate and a PRNG key
+    not_preconditioned: str = ""  # why it has no diagonal preconditioner
+    extra_args: Callable = lambda loss: {}  # of its update, from the batch loss
 
 
 def _sgd(config, rate, _=None):

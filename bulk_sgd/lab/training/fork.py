@@ -12,13 +12,7 @@ def train_prefixes(
 ) -> list[tuple[Run, TrainState]]:
     """Trains each prefix once, unless it is stored or lies behind its runs.
 
-    Args:
-      trainer: of the programs of all runs.
-      runs: each with its experiment.
-      store: where trained prefixes are kept, or None.
-
-    Returns:
-      The runs whose prefix did not diverge, each with the state at its fork.
+    Returns the runs whose prefix did not diverge, each with the state at its fork.
     """
     forks, sharing = [], {}
     for run in runs:

@@ -19,12 +19,7 @@ def measure(
 ) -> dict:
     """Measures a state, with the fields of `metrics.jsonl`.
 
-    Args:
-      experiment: what is trained.
-      name: `PREFIX` or the name of an arm.
-      state: where it stands.
-      entry: how far it has come.
-      trace: of the steps that led there.
+    `name` is `PREFIX` or an arm's, `trace` that of the steps which led to the state.
     """
     step, projection = int(state.step), state.projection
     found = experiment.programs.evaluate(state, experiment.task)
