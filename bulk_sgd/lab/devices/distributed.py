@@ -18,11 +18,8 @@ from bulk_sgd import checks
 from bulk_sgd.lab.files import metrics, record
 
 MODES = ("auto", "on", "off")
-_ADDRESS, _COUNT, _INDEX = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-)
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+_COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # JAX has no public way to ask whether it detects a job, nor an error of its own for it:
 # it says this. A test starts JAX without a job and reads it.
 _UNDETECTED = "coordinator_address should be defined"
@@ -60,8 +57,8 @@ def initialize(mode: str):
 def job(mode: str):
     """Runs the body as part of a job, whose processes end together.
 
-    A process that fails ends on the spot, and the runtime of the others notices. On an
-    orderly way out it would wait for them, and they for it.
+    A process that fails ends on the spot, and the runtime of the others notices. An
+    orderly exit would wait for them, and they for it.
     """
     initialize(mode)
     try:
@@ -167,8 +164,7 @@ def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
 
 def _from_environment() -> dict:
     """Arguments of `jax.distributed.initialize`, none where no variable is set."""
-    given = [name for name in (_COUNT, _INDEX) if name in os.environ]
-    if not given:
+    if not {_COUNT, _INDEX} & os.environ.keys():
         return {}
     try:
         count, index = int(os.environ[_COUNT]), int(os.environ[_INDEX])

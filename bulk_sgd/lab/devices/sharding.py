@@ -40,36 +40,22 @@ def make_mesh(config, devices=None) -> Mesh:
     validate(config)
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]
-    if 0 in sizes:
-        other = max(sizes)
-        _check_mesh(config, other, len(devices))
-        sizes[sizes.index(0)] = len(devices) // other
-    size = math.prod(sizes)
-    _check_mesh(config, size, len(devices))
-    if size < len(devices) and any(
-        device.process_index != devices[0].process_index for device in devices
-    ):
+    named = "config.sharding.data is {} and config.sharding.fsdp is {}".format(*sizes)
+    known = math.prod(size or 1 for size in sizes)
+    if len(devices) % known:
         raise ValueError(
-            f"{_describe(config)}, a mesh of {size} devices; with several processes it "
-            f"must take all {len(devices)}."
+            f"{named}, a mesh of a multiple of {known} devices; it must divide the "
+            f"number of devices, {len(devices)}."
+        )
+    sizes = [size or len(devices) // known for size in sizes]
+    size = math.prod(sizes)
+    if size < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise ValueError(
+            f"{named}, a mesh of {size} devices; with several processes it must take "
+            f"all {len(devices)}."
         )
     return jax.make_mesh(
         sizes, (DATA, FSDP), (AxisType.Auto,) * 2, devices=devices[:size]
-    )
-
-
-def _check_mesh(config, size, num_devices):
-    if num_devices % size:
-        raise ValueError(
-            f"{_describe(config)}, a mesh of a multiple of {size} devices; it must "
-            f"divide the number of devices, {num_devices}."
-        )
-
-
-def _describe(config):
-    return (
-        f"config.sharding.data is {config.data} and config.sharding.fsdp is "
-        f"{config.fsdp}"
     )
 
 

@@ -30,11 +30,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        workdir,
-        keep: int = 2,
-        config: dict | None = None,
-        read_only: bool = False,
+        self, workdir, keep: int = 2, config: dict | None = None, read_only=False
     ):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep

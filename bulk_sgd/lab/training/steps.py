@@ -82,16 +82,7 @@ class Programs:
             seed=scalars.seed,
         )
 
-    def _train(
-        self,
-        state: TrainState,
-        task: Task,
-        feed,
-        num_steps,
-        scalars: Scalars | None = None,
-        *,
-        projected: bool,
-    ):
+    def _train(self, state, task: Task, feed, num_steps, scalars=None, *, projected):
         """Takes up to `num_steps` steps from a state, whose buffers are given up.
 
         The feed holds the examples of n ≥ num_steps steps: their places in
@@ -105,15 +96,7 @@ class Programs:
         return jax.lax.while_loop(unfinished, step, (state, Trace.blank(feed)))
 
     def _train_lanes(
-        self,
-        states: TrainState,
-        task: Task,
-        curvatures: Objective | None,
-        feeds,
-        num_steps,
-        scalars: Scalars,
-        *,
-        projected: bool,
+        self, states, task: Task, curvatures, feeds, num_steps, scalars, *, projected
     ):
         """`_train` for n runs of one program in lockstep, under `vmap`.
 
