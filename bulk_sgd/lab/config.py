@@ -11,11 +11,9 @@ def default() -> ConfigDict:
     Returns:
       The config of a short run on the embedded MNIST subset, for experiments to change.
 
-    Example:
-      >>> import bulk_sgd.lab.config
-      >>> config = bulk_sgd.lab.config.default()
-      >>> config.subspace.rank
-      10
+    >>> import bulk_sgd.lab.config
+    >>> bulk_sgd.lab.config.default().subspace.rank
+    10
     """
     config = ConfigDict()
     config.name = "default"  # title of the report
@@ -215,9 +213,6 @@ def default() -> ConfigDict:
 
 def validate(config: ConfigDict):
     """Checks everything about a config that needs no data.
-
-    Args:
-      config: the config of an experiment.
 
     Raises:
       ValueError: one sentence with the field, its value and what is allowed.

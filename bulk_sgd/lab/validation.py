@@ -19,13 +19,7 @@ from bulk_sgd.linalg import basis
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"):
-    """Raises ValueError on fields that are unknown, missing, or of another type.
-
-    Args:
-      config: the config of an experiment, or a group of it.
-      reference: the same with the default of every field.
-      path: names it in the error.
-    """
+    """Raises ValueError on fields that are unknown, missing, or of another type."""
     for name in config:
         if name not in reference:
             known = ", ".join(sorted(reference))
@@ -52,11 +46,7 @@ def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"
 
 
 def check_values(config: ConfigDict):
-    """Raises ValueError on values out of range, or that do not go together.
-
-    Args:
-      config: as `check_fields` passes it.
-    """
+    """Raises ValueError on values out of range, or that do not go together."""
     for check, fields in _RANGES.items():
         for path, bounds in fields.items():
             value = functools.reduce(ConfigDict.__getitem__, path.split("."), config)
@@ -195,13 +185,7 @@ def num_subset(config) -> int:
 
 
 def check_data(config, dataset, mesh):
-    """Raises ValueError unless the data have enough examples, evenly over the devices.
-
-    Args:
-      config: as `check_values` passes it.
-      dataset: `data.Dataset`.
-      mesh: `jax.sharding.Mesh` of the run.
-    """
+    """Raises ValueError unless there are enough examples, evenly over the devices."""
     num_train, subset = len(dataset.train_targets), num_subset(config)
     sizes = {"batch_size": config.batch_size}
     if subset:
@@ -228,14 +212,7 @@ def check_data(config, dataset, mesh):
 
 
 def check_network(config, dataset, model_fn, params):
-    """Raises ValueError unless the network fits the targets, and the rank the network.
-
-    Args:
-      config: as `check_values` passes it.
-      dataset: `data.Dataset`.
-      model_fn: the network.
-      params: its parameters, as shapes.
-    """
+    """Raises ValueError unless network and targets, rank and network go together."""
     inputs = dataset.train_inputs
     example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     per_example = jax.eval_shape(model_fn, params, example).ndim - 2

@@ -18,11 +18,8 @@ from bulk_sgd import checks
 from bulk_sgd.lab.files import metrics, record
 
 MODES = ("auto", "on", "off")
-_ADDRESS, _COUNT, _INDEX = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-)
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+_COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # JAX has no public way to ask whether it detects a job, nor an error of its own for it:
 # it says this. A test starts JAX without a job and reads it.
 _UNDETECTED = "coordinator_address should be defined"
@@ -33,15 +30,8 @@ def initialize(mode: str):
 
     JAX detects Cloud TPU, GKE, Slurm, Open MPI and Kubernetes. Elsewhere
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say the same.
-
-    Args:
-      mode: "on" (there must be a job), "auto" (without one the process runs alone) or
-        "off" (it runs alone).
-
-    Raises:
-      ValueError: if the mode is unknown, some variables are missing or wrong, or, with
-        "on", there is no job.
+    JAX_PROCESS_ID say the same. Without a job the mode "auto" runs the process alone,
+    as "off" always does, and "on" raises ValueError.
     """
     checks.one_of("distributed", mode, MODES)
     if mode == "off":
@@ -67,8 +57,8 @@ def initialize(mode: str):
 def job(mode: str):
     """Runs the body as part of a job, whose processes end together.
 
-    A process that fails ends on the spot, and the runtime of the others notices. On an
-    orderly way out it would wait for them, and they for it.
+    A process that fails ends on the spot, and the runtime of the others notices. An
+    orderly exit would wait for them, and they for it.
     """
     initialize(mode)
     try:
@@ -85,18 +75,9 @@ def is_first() -> bool:
 
 
 def on_first(fn):
-    """Calls `fn` on process 0 and returns its result on all processes.
+    """Calls `fn` on process 0 and returns its result, fit for JSON, on all processes.
 
-    Args:
-      fn: returns what JSON can hold.
-
-    Raises:
-      ValueError: on all processes, if `fn` raises it or an OSError.
-
-    Example:
-      >>> from bulk_sgd.lab.devices import distributed
-      >>> distributed.on_first(lambda: ["a", 1])
-      ['a', 1]
+    Raises ValueError on all of them if `fn` raises it or an OSError.
     """
     if jax.process_count() == 1:
         return fn()
@@ -115,13 +96,10 @@ def on_first(fn):
 
 
 def check_agreement(plain_config: dict):
-    """Raises ValueError on all processes unless all have the same config.
+    """Raises ValueError on all processes unless all have the same plain config.
 
     JAX trusts them to pass the same values to a program: with two seeds they would
     train a mixture of two runs.
-
-    Args:
-      plain_config: as from `record.plain`.
     """
     if jax.process_count() == 1:
         return
@@ -141,12 +119,11 @@ def check_agreement(plain_config: dict):
 
 
 def claim(workdir, plain_config: dict) -> dict | None:
-    """`record.claim` by process 0, with its answer on all processes.
+    """`record.claim` by process 0, with its answer or error on all processes.
 
-    Raises:
-      ValueError: on all processes, as `record.claim`, or if the folder on another host
-        holds more of a run than on the host of process 0. Then the processes have
-        changed places, and the run would silently start again.
+    They also refuse a folder that holds more of a run on another host than on that of
+    process 0: the processes have changed places, and the run would silently start
+    again.
     """
     if jax.process_count() > 1:
         rows = multihost_utils.process_allgather(np.int32(metrics.count(workdir)))
@@ -169,11 +146,9 @@ def whole(array) -> np.ndarray:
 
 
 def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
-    """Host arrays as process 0 reads them, laid out over the devices of all.
+    """Host arrays as process 0 reads them, laid out as in `like` over all devices.
 
-    Args:
-      fn: returns arrays; called on process 0 alone, so only it needs the files.
-      like: arrays of the same shapes, with the layouts that are wanted.
+    `fn` is called on process 0 alone, so only it needs the files.
     """
     if is_first():
         arrays = [array.astype(x.dtype) for array, x in zip(fn(), like)]
@@ -189,8 +164,7 @@ def arrays_from_first(fn, like: list[jax.Array]) -> list[jax.Array]:
 
 def _from_environment() -> dict:
     """Arguments of `jax.distributed.initialize`, none where no variable is set."""
-    given = [name for name in (_COUNT, _INDEX) if name in os.environ]
-    if not given:
+    if not {_COUNT, _INDEX} & os.environ.keys():
         return {}
     try:
         count, index = int(os.environ[_COUNT]), int(os.environ[_INDEX])
@@ -212,7 +186,7 @@ def _from_environment() -> dict:
 
 
 def _end_job(kind, error, trace):
-    """An excepthook: leaving in good order would wait for the other processes."""
+    """An excepthook: an orderly exit would wait for the other processes."""
     if issubclass(kind, KeyboardInterrupt):
         _leave(130)
     traceback.print_exception(kind, error, trace)

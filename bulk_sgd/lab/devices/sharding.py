@@ -2,8 +2,8 @@
 
 The mesh has two axes. Examples are split over both. Parameters, optimizer state and
 basis are whole on every device along `data` and split along `fsdp`. Programs are
-written for one device; from the layouts XLA derives which gradients and products are
-summed, and what is gathered.
+written for one device; XLA derives from the layouts which gradients and products to
+sum, and what to gather.
 """
 
 import dataclasses
@@ -32,61 +32,30 @@ def validate(config):
 
 
 def make_mesh(config, devices=None) -> Mesh:
-    """The mesh that a config names.
+    """The mesh ("data", "fsdp") of a `config.sharding`, by default over all devices.
 
-    Args:
-      config: has `data` and `fsdp`, the sizes of the two axes; 0 takes all devices
-        that the other one leaves.
-      devices: the devices to choose from, by default all devices of all processes.
-
-    Returns:
-      A mesh with the axes ("data", "fsdp") of the first devices.
-
-    Raises:
-      ValueError: if a size is out of its range, their product does not divide the
-        number of devices, or a device of another process would be left out.
-
-    Example:
-      >>> import jax
-      >>> from ml_collections import ConfigDict
-      >>> from bulk_sgd.lab.devices import sharding
-      >>> mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1}))
-      >>> mesh.size == jax.device_count()
-      True
+    Raises ValueError if a size is out of its range, their product does not divide the
+    number of devices, or a device of another process would be left out.
     """
     validate(config)
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]
-    if 0 in sizes:
-        other = max(sizes)
-        _check_mesh(config, other, len(devices))
-        sizes[sizes.index(0)] = len(devices) // other
-    size = math.prod(sizes)
-    _check_mesh(config, size, len(devices))
-    if size < len(devices) and any(
-        device.process_index != devices[0].process_index for device in devices
-    ):
+    named = "config.sharding.data is {} and config.sharding.fsdp is {}".format(*sizes)
+    known = math.prod(size or 1 for size in sizes)
+    if len(devices) % known:
         raise ValueError(
-            f"{_describe(config)}, a mesh of {size} devices; with several processes it "
-            f"must take all {len(devices)}."
+            f"{named}, a mesh of a multiple of {known} devices; it must divide the "
+            f"number of devices, {len(devices)}."
+        )
+    sizes = [size or len(devices) // known for size in sizes]
+    size = math.prod(sizes)
+    if size < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise ValueError(
+            f"{named}, a mesh of {size} devices; with several processes it must take "
+            f"all {len(devices)}."
         )
     return jax.make_mesh(
         sizes, (DATA, FSDP), (AxisType.Auto,) * 2, devices=devices[:size]
-    )
-
-
-def _check_mesh(config, size, num_devices):
-    if num_devices % size:
-        raise ValueError(
-            f"{_describe(config)}, a mesh of a multiple of {size} devices; it must "
-            f"divide the number of devices, {num_devices}."
-        )
-
-
-def _describe(config):
-    return (
-        f"config.sharding.data is {config.data} and config.sharding.fsdp is "
-        f"{config.fsdp}"
     )
 
 
@@ -96,21 +65,6 @@ class Layout:
 
     Methods that take a tree look at shapes alone, so they serve arrays, tracers and
     `jax.ShapeDtypeStruct`s. They return a tree of `NamedSharding`s.
-
-    Attributes:
-      mesh: with the axes "data" and "fsdp", as `make_mesh` makes it.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from bulk_sgd.lab.devices import sharding
-      >>> auto = (jax.sharding.AxisType.Auto,) * 2
-      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"), auto)
-      >>> layout = sharding.Layout(mesh)
-      >>> params = {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(6)}
-      >>> {name: tuple(s.spec) for name, s in layout.parameters(params).items()}
-      {'bias': (), 'kernel': (None, 'fsdp')}
-      >>> tuple(layout.basis({"kernel": jnp.ones((10, 6, 8))})["kernel"].spec)
-      (None, None, 'fsdp')
     """
 
     mesh: Mesh
@@ -173,16 +127,10 @@ class Layout:
         return jax.lax.with_sharding_constraint(tree, self.examples)
 
     def put_examples(self, array, order=None):
-        """Host rows with the leading axis split over the devices of all processes.
+        """Host rows, by default all in order, split over the devices of all processes.
 
-        Args:
-          array: the same on all processes, a numpy array or `data.rows.LazyRows`. It
-            is indexed once, with the numbers of the rows that the devices of this
-            process hold.
-          order: int `(n,)`, which rows to put; by default all of them in order.
-
-        Returns:
-          A `jax.Array` `(n, *array.shape[1:])` with the sharding `examples`.
+        The array, numpy's or a `data.rows.LazyRows`, is the same on all processes. Each
+        indexes it once, with the numbers of the rows that its devices hold.
         """
         order = np.arange(array.shape[0]) if order is None else order
         shape = (len(order), *array.shape[1:])
@@ -210,16 +158,9 @@ class Layout:
         return jax.tree.map(put, batches)
 
     def abstract(self, build):
-        """The result of `build` with shapes and shardings for its parameters.
+        """The static value of `build`, and its parameters as shapes in their layout.
 
-        Args:
-          build: returns a static value and parameters.
-
-        Returns:
-          The static value, and `ShapeDtypeStruct`s like the parameters.
-
-        Raises:
-          ValueError: if `fsdp` divides no axis of the largest parameter.
+        Raises ValueError if `fsdp` divides no axis of the largest parameter.
         """
         static = []
 
@@ -240,11 +181,7 @@ class Layout:
     def born(self, build):
         """The result of `build`, its parameters born in their layout, nowhere whole.
 
-        Args:
-          build: as in `abstract`; called more than once.
-
-        Returns:
-          The static value, and the parameters in their layout.
+        It calls `build` more than once.
         """
         static, shapes = self.abstract(build)
         shardings = self.parameters(shapes)

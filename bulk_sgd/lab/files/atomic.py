@@ -12,13 +12,6 @@ def write(path, fill: Callable[[BinaryIO], object]):
 
     Processes may write the same path at the same time; the last one to finish wins.
     Where `fill` raises, the old file stays.
-
-    Example:
-      >>> import pathlib
-      >>> from bulk_sgd.lab.files import atomic
-      >>> atomic.write("a.bin", lambda file: file.write(b"whole"))
-      >>> pathlib.Path("a.bin").read_text()
-      'whole'
     """
     path = pathlib.Path(path)
     # Jobs on other hosts may have the same process id.

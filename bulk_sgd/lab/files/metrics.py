@@ -33,10 +33,6 @@ class MetricWriter:
 
     Each row is one line, flushed at once, so a killed run loses at most the last.
     Numbers that are not finite become null. Only process 0 writes.
-
-    Args:
-      workdir: folder of the run.
-      tensorboard: whether to write TensorBoard files too.
     """
 
     def __init__(self, workdir, tensorboard: bool = True):
@@ -48,10 +44,9 @@ class MetricWriter:
         self._boards = {}
 
     def write(self, row: dict) -> dict:
-        """Appends a row, a dict with `arm`, `step`, and numbers or lists of numbers.
+        """Appends a row and returns it as written.
 
-        Returns:
-          The row as written.
+        It is a dict with `arm`, `step`, and numbers or lists of numbers.
         """
         row = plain(row)
         self._file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -11,11 +11,6 @@ class Progress(contextlib.AbstractContextManager):
     """A progress bar over all steps of an experiment, with the time left.
 
     Without a terminal it prints a line every 30 seconds. Only process 0 shows it.
-
-    Args:
-      total: number of steps; None if it is not known yet.
-      enabled: False shows nothing.
-      unit: what is counted.
     """
 
     def __init__(self, total: int | None, enabled: bool = True, unit: str = "step"):

@@ -87,12 +87,7 @@ def write(workdir, record: dict):
 def make_folder(path, name: str = "workdir") -> pathlib.Path:
     """Makes a folder unless it is there.
 
-    Args:
-      path: of the folder.
-      name: the argument that errors blame.
-
-    Raises:
-      ValueError: the path is a file, or the folder cannot be made.
+    Raises ValueError, which blames the argument `name`, where that fails.
     """
     path = pathlib.Path(path)
     try:
@@ -115,13 +110,9 @@ def failed_at_once(workdir) -> bool:
 
 
 def claim(workdir, config: dict) -> dict | None:
-    """Prepares `workdir` for a run of `config`.
+    """Prepares `workdir` for a run of `config`; returns the record if it is finished.
 
-    Returns:
-      The record of a finished run of the same config, or None if there is work to do.
-
-    Raises:
-      ValueError: the folder cannot be made, or holds rows of a run of another config.
+    Raises ValueError if the folder cannot be made, or holds rows of another config.
     """
     workdir = make_folder(workdir)
     earlier = read(workdir)

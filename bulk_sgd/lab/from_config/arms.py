@@ -17,14 +17,7 @@ _ALLOWED = (
 
 
 class Arm(NamedTuple):
-    """A method u ← a·P u + b·(u − P u) with constant scales.
-
-    Attributes:
-      name: as in the config, without spaces; names rows and files.
-      label: for figures.
-      dominant_scale: a.
-      bulk_scale: b.
-    """
+    """A method u ← a·P u + b·(u − P u) with constant scales; `name` is the config's."""
 
     name: str
     label: str
@@ -38,19 +31,10 @@ class Arm(NamedTuple):
 
 
 def parse(text: str) -> Arm:
-    """The arm that a config names.
+    """The arm that a config names, as listed at `config.arms`; else raises ValueError.
 
-    Args:
-      text: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" with scales (α, 1),
-        "dom_path(α)" with (1, α), "cross_path(α)" with (α, 1 − α), or "scales(a, b)".
-
-    Raises:
-      ValueError: if it is none of these.
-
-    Example:
-      >>> from bulk_sgd.lab.from_config import arms
-      >>> arms.parse("cross_path(0.25)").formula
-      '(a, b) = (0.25, 0.75)'
+    >>> parse("cross_path(0.25)").formula
+    '(a, b) = (0.25, 0.75)'
     """
     name = re.sub(r"\s", "", str(text))
     if name in _FIXED:
@@ -73,8 +57,7 @@ def parse(text: str) -> Arm:
 def parse_all(texts: Iterable[str]) -> list[Arm]:
     """The arms of a config, in order.
 
-    Raises:
-      ValueError: if there is none, or one is unknown or named twice.
+    Raises ValueError if there is none, or one is unknown or named twice.
     """
     if not texts:
         raise ValueError(

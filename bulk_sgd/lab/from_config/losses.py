@@ -1,7 +1,7 @@
 """Where `config.loss` becomes a per-example loss; and the accuracy of a classifier.
 
-How to sum the squared error over classes is a field of the config, because sources
-disagree, and on ten classes it shifts the effective learning rate by 10 to 20.
+The config says how to sum squared errors over classes: sources disagree, and on ten
+classes the sum shifts the effective learning rate by a factor of 10 to 20.
 """
 
 import dataclasses
@@ -25,27 +25,17 @@ _REDUCTIONS = {
 # A dataclass rather than a closure, so that equal losses share compiled programs.
 @dataclasses.dataclass(frozen=True)
 class SquaredError:
-    """Squared distance of the outputs to the one-hot targets, per example.
+    """Squared distance of the outputs f to the one-hot targets y, per example.
 
-    Attributes:
-      num_classes: width of the outputs.
-      reduction: "sum" Σ_c (f_c − y_c)² over the classes c, with f the outputs and y
-        the one-hot target, "half_sum" ½ Σ_c (f_c − y_c)², or "mean".
-
-    >>> loss_fn = SquaredError(num_classes=2, reduction="sum")
-    >>> loss_fn(jnp.array([[1.0, 3.0]]), jnp.array([0])).tolist()
-    [9.0]
+    The reduction is "sum", Σ_c (f_c − y_c)² over the classes c, "half_sum",
+    ½ Σ_c (f_c − y_c)², or "mean".
     """
 
     num_classes: int
     reduction: str
 
     def __call__(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Losses (n,) of outputs (n, num_classes) for int targets (n,).
-
-        Raises:
-          ValueError: the outputs are not num_classes wide.
-        """
+        """Losses `(n,)` of outputs `(n, num_classes)` for int targets `(n,)`."""
         # Width 1 would broadcast against the one-hot targets and go unnoticed.
         if outputs.shape[-1] != self.num_classes:
             raise ValueError(
@@ -87,9 +77,6 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Share of outputs `(n, classes)` that peak at their int target, a float32 scalar.
 
     Of several equal peaks the first counts.
-
-    >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).item()
-    0.5
     """
     return jnp.mean(jnp.argmax(outputs, axis=-1) == targets, dtype=jnp.float32)
 

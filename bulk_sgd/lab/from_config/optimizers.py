@@ -12,17 +12,11 @@ from bulk_sgd import checks
 
 
 class _Kind(NamedTuple):
-    """One optimizer.
+    """One optimizer."""
 
-    Attributes:
-      build: from `config.optimizer`, the learning rate, and the key of random vectors.
-      not_preconditioned: why it has no diagonal preconditioner; "" if it has one.
-      extra_args: what its update takes beside the gradient, from the batch loss.
-    """
-
-    build: Callable
-    not_preconditioned: str = ""
-    extra_args: Callable = lambda loss: {}
+    build: Callable  # from `config.optimizer`, the learning rate and a PRNG key
+    not_preconditioned: str = ""  # why it has no diagonal preconditioner
+    extra_args: Callable = lambda loss: {}  # of its update, from the batch loss
 
 
 def _sgd(config, rate, _=None):
@@ -157,22 +151,9 @@ def extra_args(config, loss) -> dict:
 
 
 def rate_at(config, learning_rate, step):
-    """The learning rate of the step after `step` others, by the schedule.
+    """The learning rate, maybe traced, of the step after `step` others.
 
-    Args:
-      config: a validated `config.optimizer`.
-      learning_rate: what the schedule multiplies, maybe traced.
-      step: number of steps before, maybe traced.
-
-    Returns:
-      A scalar; `learning_rate` itself where it stays constant.
-
-    Example:
-      >>> from bulk_sgd.lab.config import default
-      >>> fields = default().optimizer
-      >>> fields.schedule, fields.warmup_steps, fields.decay_steps = "linear", 2, 6
-      >>> [float(rate_at(fields, 8.0, step)) for step in (0, 1, 2, 3, 6, 7)]
-      [0.0, 4.0, 8.0, 6.0, 0.0, 0.0]
+    It is `learning_rate` itself where it stays constant.
     """
     if config.schedule == "constant" and not config.warmup_steps:
         return learning_rate
@@ -182,20 +163,10 @@ def rate_at(config, learning_rate, step):
 def stability_threshold(config, preconditioned: bool) -> float | None:
     """The largest ηλ_1 at which full-batch steps on a quadratic do not diverge.
 
-    Args:
-      config: a validated `config.optimizer`.
-      preconditioned: whether λ_1 belongs to the preconditioned Hessian.
-
-    Returns:
-      The threshold, or None where none is known. For SGD with (Nesterov) momentum it is
-      from Cohen et al., *Gradient Descent on Neural Networks Typically Occurs at the
-      Edge of Stability*, arXiv 2103.00065, for Adam from their *Adaptive Gradient
-      Methods at the Edge of Stability*, arXiv 2207.14484.
-
-    Example:
-      >>> from bulk_sgd.lab.config import default
-      >>> stability_threshold(default().optimizer, preconditioned=False)
-      2.0
+    It is None where unknown; where `preconditioned`, λ_1 belongs to the preconditioned
+    Hessian. SGD's with (Nesterov) momentum is from Cohen et al., *Gradient Descent on
+    Neural Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065, Adam's
+    from their *Adaptive Gradient Methods at the Edge of Stability*, arXiv 2207.14484.
     """
     if preconditioned:
         return (2 + 2 * config.b1) / (1 - config.b1)

@@ -78,30 +78,18 @@ def num_rows(config, dimension: int) -> int:
     """How many vectors a solve holds at least, beside the state of the solver.
 
     With blocks it is 0: each block has its own rank and size.
-
-    Args:
-      config: a validated `config.subspace`.
-      dimension: number of parameters.
     """
     return 0 if config.blocks else _SOLVERS[config.solver].num_rows(config, dimension)
 
 
 class _Kind(NamedTuple):
-    """One solver.
+    """One solver."""
 
-    Attributes:
-      build: from `config.subspace`.
-      check: raises ValueError on its fields there.
-      num_rows: of `config.subspace` and the number of parameters, see `num_rows`.
-      every_step: why it must see every step; "" if it need not.
-      hessian_free: whether its eigenvalues are variances of updates.
-    """
-
-    build: Callable
-    check: Callable
+    build: Callable  # from `config.subspace`
+    check: Callable  # raises ValueError on its fields there
     num_rows: Callable = lambda config, dimension: 0
-    every_step: str = ""
-    hessian_free: bool = False
+    every_step: str = ""  # why it must see every step
+    hessian_free: bool = False  # whether its eigenvalues are variances of updates
 
 
 def _lanczos(config):

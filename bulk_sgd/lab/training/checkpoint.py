@@ -1,9 +1,8 @@
 """Where an interrupted run goes on: states on disk, written by orbax.
 
-A checkpoint is complete or does not count. It is restored into the layout of the run
-that reads it, whatever the number of devices and processes that wrote it. Process 0
-alone reads and writes, so that processes need not share the workdir; meanwhile it holds
-the whole state in its memory.
+A checkpoint is complete or does not count. The run that reads it restores it into its
+own layout, whatever number of devices and processes wrote it. Process 0 alone reads and
+writes, so processes need not share the workdir; meanwhile it holds the whole state.
 """
 
 import pathlib
@@ -25,21 +24,13 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The checkpoints of one run, in `checkpoints/` of its workdir.
 
-    Args:
-      workdir: folder of the run.
-      keep: how many are kept, the newest ones; 0 keeps all.
-      config: of the run, plain, which a checkpoint must have in its record; None takes
-        any.
-      read_only: leaves everything as it is, even what cannot be read or is half
-        written, because another process may be writing it.
+    It keeps the `keep` newest, or all for 0. A checkpoint must have the plain `config`
+    in its record; None takes any. `read_only` leaves even damaged and half-written
+    ones: another process may be writing them.
     """
 
     def __init__(
-        self,
-        workdir,
-        keep: int = 2,
-        config: dict | None = None,
-        read_only: bool = False,
+        self, workdir, keep: int = 2, config: dict | None = None, read_only=False
     ):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep
@@ -48,15 +39,9 @@ class Checkpoints:
         self._managers = {}
 
     def save(self, position: int, state: TrainState, story: dict):
-        """Writes the state of the stretch under way.
+        """Writes a state and its story, at a position that grows along the run.
 
-        Args:
-          position: grows along the run.
-          state: the state.
-          story: what else a run needs to go on, as JSON holds it.
-
-        Raises:
-          OSError: if it cannot be written; earlier checkpoints stay.
+        Raises OSError where it cannot be written; earlier checkpoints stay.
         """
         self._save("states", position, state, story)
 
@@ -78,14 +63,11 @@ class Checkpoints:
     def load(
         self, blank: TrainState, position: int | None = None
     ) -> tuple[TrainState, dict] | None:
-        """The newest state that can be read, and its story; None if there is none.
+        """A state and its story, None if none can be read.
 
-        Args:
-          blank: the initial state, for shapes and layout.
-          position: of another state than the newest.
-
-        Raises:
-          ValueError: it is of another config or number of parameters; it stays.
+        It is the one at `position`, by default the newest. `blank` gives shapes and
+        layout. Raises ValueError, and leaves the checkpoint, if it is of another config
+        or number of parameters.
         """
         return self._load("states", blank, position)
 
@@ -113,7 +95,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     create=False,  # orbax does not do it for one of several processes
                     max_to_keep=None if self._read_only else self._keep or None,
-                    # Else a failed write would be noticed late.
+                    # so that a failed write is noticed at once
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=not self._read_only,
                     multiprocessing_options=_alone(),

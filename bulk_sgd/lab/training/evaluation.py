@@ -1,6 +1,6 @@
 """What is measured at one state: losses, alignment, sharpness, and all of `measures`.
 
-Each function takes the config and the layout of `steps.Programs`, which compiles it.
+`steps.Programs` compiles each function, with its config and layout.
 """
 
 import functools
@@ -21,22 +21,13 @@ from bulk_sgd.spectra.subsampling import subsampling_error
 
 
 class Evaluation(NamedTuple):
-    """Measurements at one point, all scalars.
-
-    Attributes:
-      train_loss: mean loss over the training set.
-      test_loss: mean loss over the test set.
-      test_accuracy: between 0 and 1.
-      alignment_gradient: χ_k of the gradient on the full training set, in the
-        coordinates of the subspace.
-      kept: int32, rows of the subspace that are not zero.
-    """
+    """Measurements at one point, all scalars; losses are means over all examples."""
 
     train_loss: jax.Array
     test_loss: jax.Array
-    test_accuracy: jax.Array
-    alignment_gradient: jax.Array
-    kept: jax.Array
+    test_accuracy: jax.Array  # between 0 and 1
+    alignment_gradient: jax.Array  # χ_k of the full gradient, in its coordinates
+    kept: jax.Array  # int32, rows of the subspace that are not zero
 
 
 def preconditioner(config, inner):
@@ -68,11 +59,7 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
 
 
 def sharpness(config, layout, state: TrainState, task: Task):
-    """λ_1 of the Hessian of the training loss to a hundredth, or NaN.
-
-    With a preconditioned subspace it is λ_1 of the preconditioned Hessian, which
-    exists from the first step on.
-    """
+    """λ_1 of the (preconditioned) Hessian of the training loss to 1 %, or NaN."""
     matvec = hessian(task.train, state.params, mode=config.subspace.mode)
     scale, known = preconditioner(config, state.inner), True
     if scale is not None:
@@ -85,16 +72,7 @@ def sharpness(config, layout, state: TrainState, task: Task):
 
 
 def measure(config, layout, state: TrainState, task: Task, feed, key):
-    """`measures.measure` on the data of the curvature, and `fidelity`.
-
-    Args:
-      config: of the experiment.
-      layout: of its arrays.
-      state: where to measure.
-      task: the data.
-      feed: the batches of the batch sharpness, as in `steps.Programs.train`.
-      key: PRNG key of the probes.
-    """
+    """`measures.measure` on the data of the curvature, and `fidelity`."""
     found = measures.measure(
         state.params,
         state.projection.subspace,
@@ -109,12 +87,11 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
 
 
 def fidelity(config, layout, state: TrainState, task: Task) -> dict:
-    """How far the subspace in use is from the one that it stands for.
+    """How far the subspace in use is from the one it stands for, as scalars by name.
 
-    Returns:
-      Scalars by name, NaN where a solve failed. Against a Lanczos solve on the data of
-      the curvature: the overlap, and χ_k of the gradient in the solved subspace. Where
-      those data are a subset: what they miss according to `subsampling_error`.
+    They are NaN where a solve fails. They compare it with a Lanczos solve on the data
+    of the curvature. Where these are a subset, `subsampling_error` adds what the subset
+    misses.
     """
     space, params = config.subspace, state.params
     objective = task.curvature or task.train
@@ -124,11 +101,10 @@ def fidelity(config, layout, state: TrainState, task: Task) -> dict:
     # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
     exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
     overlap = state.projection.subspace.overlap(exact)
+    alignment = exact.alignment(gradient)
     facts = {
         "exact_overlap": jnp.where(exact.converged, overlap, jnp.nan),
-        "exact_alignment": jnp.where(
-            exact.converged, exact.alignment(gradient), jnp.nan
-        ),
+        "exact_alignment": jnp.where(exact.converged, alignment, jnp.nan),
     }
     if space.data == "subset":
         total = task.num_train or task.train.num_examples

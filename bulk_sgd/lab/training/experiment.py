@@ -23,25 +23,6 @@ from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.state import Scalars, Task, TrainState
 from bulk_sgd.lab.training.steps import Programs
 
-# Experiments that differ in nothing else share their compiled programs.
-_FREE = (
-    "arms",
-    "check_memory",
-    "checkpoint",
-    "measures.every",
-    "measures.sharpness_every",
-    "name",
-    "num_steps",
-    "optimizer.learning_rate",
-    "progress",
-    "seed",
-    "stability",
-    "subspace.refresh_every",
-    "switch.alignment",
-    "switch.measure_every",
-    "switch.step",
-    "tensorboard",
-)
 # Experiments that differ in nothing else share a prefix that an alignment can end.
 _AFTER_ALIGNMENT = (
     "arms",
@@ -63,6 +44,19 @@ _AFTER_STEP = (
     "switch.decay",
     "switch.measure_every",
 )
+# Experiments that differ in nothing else share their compiled programs.
+_FREE = (
+    *_AFTER_ALIGNMENT,
+    "measures.every",
+    "measures.sharpness_every",
+    "optimizer.learning_rate",
+    "seed",
+    "stability",
+    "subspace.refresh_every",
+    "switch.alignment",
+    "switch.measure_every",
+    "switch.step",
+)
 
 
 class Experiment:
@@ -72,18 +66,10 @@ class Experiment:
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.lab.config.default()`.
-      like: another experiment. Its data serve again if they are the same, and if both
-        can share them, so do its programs and the data on the devices.
+      like: another experiment, whose data, programs and arrays serve again where both
+        configs allow it.
       devices: descriptions of devices for the compiler alone: parameters, task and feed
         then stay shapes, and the memory is not checked.
-
-    Attributes:
-      arms: list of `arms.Arm`.
-      layout: `sharding.Layout`, where the arrays live.
-      params: pytree of the initial parameters.
-      programs: `steps.Programs`.
-      state: `TrainState` of shapes in their layout, as `start` returns it.
-      task: `state.Task`.
 
     Raises:
       ValueError: if a field is out of its range, processes have other configs, the data
@@ -162,11 +148,10 @@ class Experiment:
         return self.programs.init(self.params, self.config.seed)
 
     def feed(self, first_step: int):
-        """What `Programs.train` takes of the examples of one dispatch.
+        """The examples of one dispatch as `Programs.train` takes them.
 
-        Returns:
-          `indices`, or for data read while training the `Batches` that they stand for,
-          with the examples of each step split over the devices.
+        These are `indices` or, for data read while training, `Batches` over the
+        devices.
         """
         if self._reader is None:
             return jnp.asarray(self.indices(first_step))
@@ -182,7 +167,7 @@ class Experiment:
             (*shape, *x.shape[1:]), x.dtype, sharding=self.layout.batches
         )
         return Batches(
-            read(self.dataset.train_inputs), read(self.dataset.train_targets)
+            *map(read, (self.dataset.train_inputs, self.dataset.train_targets))
         )
 
     def close(self):
@@ -195,19 +180,12 @@ class Experiment:
         config = self.config
         rate = float(config.optimizer.learning_rate if rate is None else rate)
         if arm is None:
-            return Scalars(
-                rate,
-                refresh_every=config.switch.measure_every,
-                threshold=float(config.switch.alignment or np.inf),
-                seed=config.seed,
-            )
-        return Scalars(
-            rate,
-            float(arm.dominant_scale),
-            float(arm.bulk_scale),
-            refresh_every=config.subspace.refresh_every,
-            seed=config.seed,
-        )
+            every, threshold = config.switch.measure_every, config.switch.alignment
+            bound = float(threshold or np.inf)
+            return Scalars(rate, 1.0, 1.0, every, bound, config.seed)
+        scales = float(arm.dominant_scale), float(arm.bulk_scale)
+        every = config.subspace.refresh_every
+        return Scalars(rate, *scales, every, seed=config.seed)
 
     def _state(self) -> TrainState:
         state = jax.eval_shape(self.programs.init, self.params)
@@ -215,12 +193,7 @@ class Experiment:
         return jax.tree.map(place, state, self.layout.state(state))
 
     def _task(self, put, known: Task | None = None) -> Task:
-        """The data as `put` makes them of host rows; `known` shares all but the subset.
-
-        Args:
-          put: `Layout.put_examples` or `Layout.shape_examples`.
-          known: the task of an experiment with the same programs.
-        """
+        """The data as `put` lays out host rows; `known` lends all but the subset."""
         config, set_ = self.config, self.dataset
         num_train = len(set_.train_targets)
 
@@ -234,10 +207,7 @@ class Experiment:
                 self.layout.num_groups,
             )
 
-        if known is None:
-            test = objective(set_.test_inputs, set_.test_targets)
-        else:
-            test = known.test
+        test = known.test if known else objective(set_.test_inputs, set_.test_targets)
         curvature = {"batch": None}
         size = validation.num_subset(config)
         if size:
@@ -246,10 +216,10 @@ class Experiment:
             curvature["subset"] = subset
         if config.data.streaming:
             train = subset
-        elif known is None:
-            train = objective(set_.train_inputs, set_.train_targets)
-        else:
+        elif known:
             train = known.train
+        else:
+            train = objective(set_.train_inputs, set_.train_targets)
         curvature["full"] = train
         return Task(train, test, curvature[config.subspace.data], num_train)
 
@@ -264,8 +234,5 @@ def _without(config, fields) -> str:
     plain = record.plain(config)
     for field in fields:
         *groups, name = field.split(".")
-        holder = plain
-        for group in groups:
-            holder = holder[group]
-        holder.pop(name)
+        functools.reduce(dict.__getitem__, groups, plain).pop(name)
     return json.dumps(plain, sort_keys=True)

@@ -12,13 +12,7 @@ def train_prefixes(
 ) -> list[tuple[Run, TrainState]]:
     """Trains each prefix once, unless it is stored or lies behind its runs.
 
-    Args:
-      trainer: of the programs of all runs.
-      runs: each with its experiment.
-      store: where trained prefixes are kept, or None.
-
-    Returns:
-      The runs whose prefix did not diverge, each with the state at its fork.
+    Returns the runs whose prefix did not diverge, each with the state at its fork.
     """
     forks, sharing = [], {}
     for run in runs:
@@ -29,7 +23,9 @@ def train_prefixes(
     trained, stretches = {}, {}
     for prefix, its_runs in sharing.items():
         first = min(its_runs, key=lambda run: run.resumed is None)  # one under way
-        found = _load(store, first)
+        found = None
+        if store and not first.resumed:
+            found = store.load(first.experiment, first.experiment.start())
         if found:
             trained[prefix] = found
         else:
@@ -73,13 +69,6 @@ def arms(run: Run, fork: TrainState) -> list[Stretch]:
     return stretches
 
 
-def _load(store, run):
-    """The state, rows and entry of a stored prefix, or None."""
-    if store is None or run.resumed:
-        return None
-    return store.load(run.experiment, run.experiment.start())
-
-
 def _prefix(run) -> Stretch:
     experiment, resumed = run.experiment, run.resumed
     return Stretch(
@@ -95,9 +84,8 @@ def _prefix(run) -> Stretch:
 
 
 def _describe_switch(config, state: TrainState) -> dict:
-    average = float(state.projection.alignment_average)
-    threshold = config.switch.alignment
-    step = int(state.step)
-    reached = threshold > 0 and average > threshold
-    by_alignment = f"average alignment {average:.3f} > {threshold:g}"
-    return {"step": step, "reason": by_alignment if reached else f"step {step}"}
+    average, threshold = state.projection.alignment_average, config.switch.alignment
+    reason = f"step {int(state.step)}"
+    if threshold > 0 and float(average) > threshold:
+        reason = f"average alignment {float(average):.3f} > {threshold:g}"
+    return {"step": int(state.step), "reason": reason}

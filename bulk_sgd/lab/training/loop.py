@@ -20,27 +20,16 @@ from bulk_sgd.lab.training.state import Scalars, Trace, TrainState
 
 @dataclasses.dataclass
 class Stretch:
-    """The prefix or an arm of a run while it trains.
-
-    Attributes:
-      experiment: what is trained.
-      state: where it starts and, once trained, where it ended.
-      last_step: where it ends at the latest.
-      scalars: `Scalars`.
-      projected: whether a subspace is kept.
-      run: where rows and progress go; None keeps neither.
-      name: `PREFIX` or the name of an arm; "" without a run.
-      entry: how far it has come; None before its first step.
-    """
+    """The prefix or an arm of a run while it trains."""
 
     experiment: Experiment
-    state: TrainState
-    last_step: int
+    state: TrainState  # where it starts and, once trained, where it ended
+    last_step: int  # where it ends at the latest
     scalars: Scalars
-    projected: bool = True
-    run: Run | None = None
-    name: str = ""
-    entry: Entry | None = None
+    projected: bool = True  # whether a subspace is kept
+    run: Run | None = None  # where rows and progress go; None keeps neither
+    name: str = ""  # `PREFIX` or the name of an arm
+    entry: Entry | None = None  # how far it has come; None before its first step
 
     def __post_init__(self):
         self._counters = _counters(self.state)
@@ -67,17 +56,10 @@ class Stretch:
         self._record()
 
     def advance(self, state: TrainState, trace: Trace, waited, seconds, plain_seconds):
-        """Counts a dispatch.
+        """Counts a dispatch and returns its row of metrics, None without a run.
 
-        Args:
-          state: where it led.
-          trace: what happened on the way.
-          waited: seconds spent on data.
-          seconds: seconds spent on steps.
-          plain_seconds: seconds that as many plain steps take.
-
-        Returns:
-          The row of metrics that was written, None without a run.
+        The dispatch waited for data and then trained, in seconds; `plain_seconds` is
+        what as many plain steps take.
         """
         known, counters = self.entry, _counters(state)
         curvature = max(0.0, seconds - plain_seconds) if self.projected else 0.0
@@ -115,17 +97,9 @@ class Stretch:
 class Trainer:
     """Trains stretches, with a row of metrics per dispatch.
 
-    The programs are compiled when it is made, so that no clock counts that.
-
-    Args:
-      experiment: one of those to train, which share its programs.
-      progress: shows every step.
-      lanes: how many stretches train in lockstep under `vmap`; with 1 each is trained
-        by itself, to the last bit as if it were alone.
-
-    Attributes:
-      executables: the training program, by whether it keeps a subspace.
-      plain_step_seconds: what a step without curvature takes, once it has been timed.
+    It compiles the programs when made, so no clock counts that. `experiment` is any of
+    those to train, which share programs. So many `lanes` train in lockstep under
+    `vmap`; with 1 each stretch trains alone, and ends the same to the last bit.
     """
 
     def __init__(self, experiment: Experiment, progress: Progress, lanes: int = 1):
@@ -209,7 +183,7 @@ class Trainer:
         return _unstack(states, len(stretches)), _unstack(traces, len(stretches))
 
     def _arguments(self, stretches, states, feeds, wanted) -> tuple:
-        """Those of `Programs.train`, or with lanes of `Programs.train_lanes`."""
+        """The arguments of `Programs.train` or `Programs.train_lanes`."""
         task = stretches[0].experiment.task
         scalars = [stretch.scalars for stretch in stretches]
         if self._lanes == 1:

@@ -47,8 +47,7 @@ class Measures(NamedTuple):
     """Measurements at one point of training.
 
     Attributes:
-      curvatures: dict of `Curvatures` by name: "hessian", "gauss_newton" and
-        "functional_hessian".
+      curvatures: by name: "hessian", "gauss_newton" and "functional_hessian".
       eigenspace_overlap: scalar between 0 and 1, NaN where the solve on G failed.
       sum_rule_error: scalar, relative.
       batch_sharpness: scalar.
@@ -84,9 +83,6 @@ def measure(
       num_probes: number m of random vectors per operator.
       mode: as in `bulk_sgd.hessian`, of all products.
       sharding: layout of vectors over devices, as in `bulk_sgd.sharded`.
-
-    Returns:
-      The `Measures`.
     """
     probe_key, vector_key, solve_key = jax.random.split(key, 3)
     operators = {

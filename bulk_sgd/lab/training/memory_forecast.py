@@ -1,8 +1,7 @@
 """The memory that a run needs on each device, and the refusal of what does not fit.
 
-Before anything is compiled the arrays that a run keeps are known exactly, from their
-shapes and layouts. What a step takes beyond them is the compiler's own count, read from
-the executable that then runs.
+Shapes and layouts give the arrays that a run keeps before anything is compiled. What a
+step takes beyond them is the compiler's own count of the executable that then runs.
 """
 
 import os
@@ -31,35 +30,26 @@ _REMEDIES = {
 
 
 class Forecast(NamedTuple):
-    """Bytes on each device.
-
-    Attributes:
-      parameters: θ.
-      optimizer: moments and the like.
-      basis: the k eigenvectors, and what else the transform and its solver carry.
-      data: training, test and curvature examples, each once, and the feed of one
-        dispatch.
-      kept: states beside the one that trains: the fork, arms that have ended, the
-        initial parameters.
-      solver: vectors that a solve works with.
-      step: gradients, activations and whatever else a step works with; None until the
-        compiler has counted it.
-    """
+    """Bytes on each device."""
 
     parameters: int
-    optimizer: int
-    basis: int
-    data: int
-    kept: int
-    solver: int
-    step: int | None = None
+    optimizer: int  # moments and the like
+    basis: int  # the k eigenvectors, and what else transform and solver carry
+    data: int  # all examples, each once, and the feed of one dispatch
+    kept: (
+        int  # states beside the one that trains: forks, ended arms, initial parameters
+    )
+    solver: int  # vectors that a solve works with
+    step: int | None = None  # gradients, activations, …; None until the compiler counts
 
     @property
     def parts(self) -> dict[str, int]:
         """The bytes that are known, by the name of their part."""
-        named = {name.replace("kept", "states kept"): self[i]
-                 for i, name in enumerate(self._fields)}  # fmt: skip
-        return {name: size for name, size in named.items() if size is not None}
+        return {
+            name.replace("kept", "states kept"): size
+            for name, size in self._asdict().items()
+            if size is not None
+        }
 
     @property
     def total(self) -> int:
@@ -74,22 +64,17 @@ class Forecast(NamedTuple):
 def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
     """What is certain before anything is compiled.
 
-    Args:
-      experiment: an `Experiment`, of shapes or of arrays.
-      lanes: number of runs in lockstep.
-      runs: number of runs whose states are kept.
+    So many `lanes` train in lockstep, and the states of so many `runs` are kept.
 
-    Example:
-      >>> from bulk_sgd.lab import config
-      >>> from bulk_sgd.lab.training import memory_forecast
-      >>> from bulk_sgd.lab.training.experiment import Experiment
-      >>> config = config.default()
-      >>> config.data.num_train, config.model.hidden = 100, (8,)
-      >>> found = memory_forecast.of_arrays(Experiment(config))
-      >>> found.parameters == 4 * (784 * 8 + 8 + 8 * 10 + 10)
-      True
-      >>> found.basis // found.parameters
-      10
+    >>> from bulk_sgd.lab import config
+    >>> from bulk_sgd.lab.training.experiment import Experiment
+    >>> config = config.default()
+    >>> config.data.num_train, config.model.hidden = 100, (8,)
+    >>> found = of_arrays(Experiment(config))
+    >>> found.parameters == 4 * (784 * 8 + 8 + 8 * 10 + 10)
+    True
+    >>> found.basis // found.parameters
+    10
     """
     state, task, space = experiment.state, experiment.task, experiment.config.subspace
     # Curvature of the training set needs no arrays of its own.
@@ -111,11 +96,9 @@ def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
 
 
 def of_program(arrays: Forecast, program: jax.stages.Compiled) -> Forecast | None:
-    """The forecast with what the compiler counts; None where it does not count.
+    """The forecast with the compiler's count, None where it does not count.
 
-    Args:
-      arrays: from `of_arrays`.
-      program: the training program with its solver.
+    `program` is the training program with its solver.
     """
     memory = program.memory_analysis()
     if memory is None:
@@ -127,12 +110,7 @@ def of_program(arrays: Forecast, program: jax.stages.Compiled) -> Forecast | Non
 
 
 def check(forecast: Forecast, device: jax.Device | None = None):
-    """Raises ValueError if a forecast exceeds the memory of a device.
-
-    Args:
-      forecast: what is needed.
-      device: by default the first one of this process.
-    """
+    """Raises ValueError if a forecast exceeds the memory of a device."""
     limit = capacity(device or jax.local_devices()[0])
     if forecast.total <= limit:
         return

@@ -7,26 +7,25 @@ from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.run import PREFIX, Entry
-from bulk_sgd.lab.training.state import Trace, TrainState
+from bulk_sgd.lab.training.state import TrainState
+
+# Fields that are None in a row without them.
+_OPTIONAL = (
+    *("batch_loss", "alignment_update", "alignment_gradient", "descent_ratio"),
+    *("eigenvalues", "residuals", "kept", "sharpness", "sharpness_ratio"),
+)
 
 
 def measure(
-    experiment: Experiment,
-    name: str,
-    state: TrainState,
-    entry: Entry,
-    trace: Trace | None = None,
+    experiment: Experiment, name: str, state: TrainState, entry: Entry, trace=None
 ) -> dict:
     """Measures a state, with the fields of `metrics.jsonl`.
 
-    Args:
-      experiment: what is trained.
-      name: `PREFIX` or the name of an arm.
-      state: where it stands.
-      entry: how far it has come.
-      trace: of the steps that led there.
+    `name` is `PREFIX` or an arm's, `trace` that of the steps which led to the state.
     """
     step, projection = int(state.step), state.projection
+    fields = experiment.config.optimizer  # the rate is that of the last step
+    rate = float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
     found = experiment.programs.evaluate(state, experiment.task)
     row = {
         "arm": name,
@@ -34,16 +33,8 @@ def measure(
         "train_loss": float(found.train_loss),
         "test_loss": float(found.test_loss),
         "test_accuracy": float(found.test_accuracy),
-        "learning_rate": _rate(experiment.config.optimizer, step),
-        "batch_loss": None,
-        "alignment_update": None,
-        "alignment_gradient": None,
-        "descent_ratio": None,
-        "eigenvalues": None,
-        "residuals": None,
-        "kept": None,
-        "sharpness": None,
-        "sharpness_ratio": None,
+        "learning_rate": rate,
+        **dict.fromkeys(_OPTIONAL),
         "matvecs": entry.matvecs,
         "refreshes": int(projection.refreshes),
         "failed_refreshes": entry.failed_refreshes,
@@ -60,12 +51,7 @@ def measure(
             row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
             row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
         row |= _eigenvalues(experiment, state) | _measures(experiment, state)
-    return row | _sharpness(experiment, name, state, row["learning_rate"])
-
-
-def _rate(fields, step: int) -> float:
-    """η of the last step."""
-    return float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
+    return row | _sharpness(experiment, name, state, rate)
 
 
 def _eigenvalues(experiment, state) -> dict:

@@ -17,12 +17,6 @@ class PrefixStore:
     """A folder of prefixes by what they depend on, one `.npz` file each.
 
     Files appear whole or not at all, so several jobs may share the folder.
-
-    Args:
-      folder: made if missing.
-
-    Raises:
-      ValueError: if it cannot be made.
     """
 
     def __init__(self, folder):
@@ -41,11 +35,9 @@ class PrefixStore:
         )
 
     def load(self, experiment: Experiment, blank: TrainState):
-        """The state, rows and entry of a prefix, or None if it was not trained.
+        """The state, rows and entry of a prefix, None if it was not trained.
 
-        Args:
-          experiment: whose prefix.
-          blank: its initial state.
+        `blank` is its initial state.
         """
         path = self._path(experiment)
         story = distributed.on_first(lambda: _story(path))

@@ -17,59 +17,33 @@ PREFIX = "prefix"
 
 
 class Entry(NamedTuple):
-    """What the record says of the progress of a stretch, the prefix or an arm.
+    """What the record says of the progress of a stretch, the prefix or an arm."""
 
-    Attributes:
-      status: as in `files.record`.
-      last_step: steps since the start of the prefix.
-      seconds: wall time of its steps and of waiting for data.
-      seconds_curvature: the part of them that plain steps would not have taken.
-      matvecs: curvature products.
-      failed_refreshes: solves that did not converge.
-    """
-
-    status: str
-    last_step: int
-    seconds: float = 0.0
-    seconds_curvature: float = 0.0
-    matvecs: int = 0
-    failed_refreshes: int = 0
+    status: str  # as in `files.record`
+    last_step: int  # since the start of the prefix
+    seconds: float = 0.0  # wall time of its steps and of waiting for data
+    seconds_curvature: float = 0.0  # the part that plain steps would not have taken
+    matvecs: int = 0  # curvature products
+    failed_refreshes: int = 0  # solves that did not converge
 
 
 class Resumed(NamedTuple):
-    """What a run goes on from.
+    """What a run goes on from."""
 
-    Attributes:
-      name: of the stretch under way.
-      state: its state.
-      fork: the state at the fork, None before it.
-      num_rows: rows of metrics written by then.
-      record: as it was then.
-    """
-
-    name: str
+    name: str  # of the stretch under way
     state: TrainState
-    fork: TrainState | None
-    num_rows: int
-    record: dict
+    fork: TrainState | None  # None before it
+    num_rows: int  # rows of metrics written by then
+    record: dict  # as it was then
 
 
 class Run(contextlib.AbstractContextManager):
     """One execution of an experiment in a workdir, as a context manager.
 
     It alone writes the record and the files. On the way out it closes them and its
-    experiment, and records how it ended.
-
-    Args:
-      experiment: what to run.
-      workdir: a folder as `record.claim` leaves it. Where it has checkpoints the run
-        goes on from the newest; else what is there is moved to `attempts/`.
-      plain_step_seconds: what a step without curvature takes.
-
-    Attributes:
-      record: what `run.json` holds; read only.
-      resumed: the `Resumed` that it goes on from, or None.
-      rows: the rows written so far, by stretch.
+    experiment, and records how it ended. `record.claim` has left the workdir to it:
+    where there are checkpoints it goes on from the newest, else it moves what is there
+    to `attempts/`.
     """
 
     def __init__(self, experiment: Experiment, workdir, plain_step_seconds: float):

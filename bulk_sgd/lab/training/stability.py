@@ -10,18 +10,12 @@ from bulk_sgd.lab.training.state import TrainState
 
 @dataclasses.dataclass
 class Bisection:
-    """An interval between a stable and an unstable learning rate.
+    """An interval between a stable and an unstable rate, halved `rounds` times.
 
-    The ends of the first interval are tried first. If its low end is unstable or its
-    high end stable, the search ends there, and the rate lies outside.
-
-    Args:
-      low: low end of the first interval, positive.
-      high: its high end.
-      rounds: how often it is halved.
+    It tries its positive ends first. If the low end is unstable or the high end stable,
+    the search ends there, and the rate lies outside.
 
     Example:
-      >>> from bulk_sgd.lab.training.stability import Bisection
       >>> search = Bisection(0.1, 10.0, rounds=10)
       >>> while search.rate is not None:
       ...     search.answer(search.rate < 2)
@@ -38,10 +32,8 @@ class Bisection:
     @property
     def rate(self) -> float | None:
         """The rate to try next, None when the search is over."""
-        if self.stable is None and self.unstable is None:
-            return self.low
         if self.stable is None:
-            return None  # the low end is unstable
+            return self.low if self.unstable is None else None
         if self.unstable is None:
             return self.high if self.stable == self.low else None
         return math.sqrt(self.stable * self.unstable) if self.rounds else None
@@ -60,16 +52,10 @@ class Bisection:
 def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
     """Records the largest stable learning rate of each arm, all searched together.
 
-    Args:
-      trainer: of the programs of the run.
-      run: whose `config.stability` asks for it, with rounds above 0.
-      fork: the state that all trials start from.
+    All trials start from the fork, as `config.stability` of the run says.
     """
-    experiment = run.experiment
-    fields, base = (
-        experiment.config.stability,
-        experiment.config.optimizer.learning_rate,
-    )
+    experiment, config = run.experiment, run.experiment.config
+    fields, base = config.stability, config.optimizer.learning_rate
     if not fields.rounds:
         return
     last_step = int(fork.step) + fields.num_steps
@@ -79,12 +65,11 @@ def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
         for arm in experiment.arms
     }
     while True:
+        rates = {arm: search.rate for arm, search in searches.items()}
         trials = {
-            arm: Stretch(
-                experiment, fork, last_step, experiment.scalars(arm, search.rate)
-            )
-            for arm, search in searches.items()
-            if search.rate is not None
+            arm: Stretch(experiment, fork, last_step, experiment.scalars(arm, rate))
+            for arm, rate in rates.items()
+            if rate is not None
         }
         if not trials:
             break
@@ -93,8 +78,8 @@ def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
             loss = _train_loss(experiment, trial.state)
             searches[arm].answer(math.isfinite(loss) and loss <= bound)
     for arm, search in searches.items():
-        rates = {"stable_rate": search.stable, "unstable_rate": search.unstable}
-        run.update(arm.name, **rates)
+        ends = {"stable_rate": search.stable, "unstable_rate": search.unstable}
+        run.update(arm.name, **ends)
 
 
 def _train_loss(experiment, state):

@@ -12,58 +12,37 @@ from bulk_sgd.transforms.scale_by_subspace import ScaleBySubspaceState
 
 
 class Scalars(NamedTuple):
-    """The numbers in which runs of one program may differ.
+    """The numbers in which runs of one program may differ."""
 
-    Attributes:
-      learning_rate: η, or what its schedule multiplies.
-      dominant_scale: a.
-      bulk_scale: b.
-      refresh_every: steps between refreshes.
-      threshold: training stops after the step whose average alignment exceeds it.
-      seed: seed of the solver's random directions.
-    """
-
-    learning_rate: Any
+    learning_rate: Any  # or what its schedule multiplies
     dominant_scale: Any = 1.0
     bulk_scale: Any = 1.0
-    refresh_every: Any = 1
-    threshold: Any = jnp.inf
-    seed: Any = 0
+    refresh_every: Any = 1  # steps
+    threshold: Any = jnp.inf  # the last step's average alignment is the first above it
+    seed: Any = 0  # of the solver's random directions
 
 
 class TrainState(NamedTuple):
-    """What one run carries from step to step.
+    """What one run carries from step to step."""
 
-    Attributes:
-      step: int32, steps taken since the start of the prefix.
-      params: pytree of the parameters.
-      inner: state of the inner optimizer.
-      projection: `ScaleBySubspaceState`.
-      loss: scalar, the batch loss of the last step.
-    """
-
-    step: jax.Array
+    step: jax.Array  # int32, since the start of the prefix
     params: Any
-    inner: Any
+    inner: Any  # of the optimizer
     projection: ScaleBySubspaceState
-    loss: jax.Array
+    loss: jax.Array  # of the last batch
 
 
 class Trace(NamedTuple):
-    """What happened in one dispatch.
+    """What happened in one dispatch: arrays `(n,)`, zero beyond `num_steps`.
 
-    Attributes:
-      num_steps: int32, steps taken.
-      batch_losses: `(n,)`, zero beyond `num_steps`.
-      alignments: `(n,)`, χ_k of the incoming updates, likewise.
-      descent_ratios: `(n,)`, ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming
-        and v the scaled update: to first order, the share of the decrease of the batch
-        loss that the scales leave.
+    The descent ratio is ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming and v
+    the scaled update: to first order, the share of the decrease of the batch loss that
+    the scales leave.
     """
 
-    num_steps: jax.Array
+    num_steps: jax.Array  # int32
     batch_losses: jax.Array
-    alignments: jax.Array
+    alignments: jax.Array  # χ_k of the incoming updates
     descent_ratios: jax.Array
 
     @classmethod
@@ -86,18 +65,12 @@ class Trace(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The data that the programs read, as arguments rather than constants.
+    """The data that the programs read, as arguments rather than constants."""
 
-    Attributes:
-      train: objective of the full training set, or of the part on the devices.
-      test: objective of the test set.
-      curvature: objective whose curvature counts; None for the batch's.
-      num_train: examples of the training set; by default `train` is all of it.
-    """
-
-    train: Objective
+    train: Objective  # of the training set, or of its part on the devices
     test: Objective
-    curvature: Objective | None
+    curvature: Objective | None  # whose curvature counts; None for the batch's
+    # Examples of the training set; by default `train` is all of it.
     num_train: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def with_curvature(self, curvature: Objective) -> "Task":
@@ -105,19 +78,11 @@ class Task:
         return dataclasses.replace(self, curvature=curvature)
 
     def batch(self, feed, index) -> Objective:
-        """The objective of one mini-batch, unsplit.
-
-        Args:
-          feed: as in `steps.Programs.train`.
-          index: int scalar, which of its steps.
-        """
+        """The objective of one mini-batch of a feed, unsplit."""
         if not isinstance(feed, Batches):
             return self.train.take(feed[index])
         inputs, targets = (x[index] for x in feed)
+        part = {"inputs": inputs, "targets": targets}
         return dataclasses.replace(
-            self.train,
-            inputs=inputs,
-            targets=targets,
-            microbatch_size=None,
-            num_groups=1,
+            self.train, **part, microbatch_size=None, num_groups=1
         )

@@ -2,7 +2,7 @@
 
 One program runs every arm and every cell of a sweep that differs in nothing but
 `Scalars`, which are its arguments. The loop ends by itself when the loss is not finite
-or the switch rule fires, so that no step ever waits for the host.
+or the switch rule fires, so no step ever waits for the host.
 """
 
 import functools
@@ -22,13 +22,10 @@ from bulk_sgd.transforms.scale_by_subspace import Switch, scale_by_subspace
 
 
 class Programs:
-    """The compiled programs of one experiment.
+    """The compiled programs of a validated config.
 
     `evaluate`, `sharpness` and `measure` are the functions of `training.evaluation`.
-
-    Args:
-      config: a validated config; it alone determines the programs.
-      layout: where arrays live, by default what the config asks for on this machine.
+    The layout is by default what the config asks for on this machine.
     """
 
     def __init__(self, config, layout: Layout | None = None):
@@ -41,9 +38,7 @@ class Programs:
             self._train, static_argnames="projected", donate_argnames="state"
         )
         self.train_lanes = jax.jit(
-            self._train_lanes,
-            static_argnames="projected",
-            donate_argnames="states",
+            self._train_lanes, static_argnames="projected", donate_argnames="states"
         )
         bind = lambda fn: jax.jit(functools.partial(fn, config, self._layout))
         self.evaluate = bind(evaluation.evaluate)
@@ -51,16 +46,7 @@ class Programs:
         self.measure = bind(evaluation.measure)
 
     def compiled(self, *arguments, projected: bool, lanes: int = 1):
-        """The executable of `train`, or of `train_lanes`, compiled on the first call.
-
-        Args:
-          *arguments: of `train`, or of `train_lanes` if there are several lanes.
-          projected: as there.
-          lanes: number of runs in lockstep.
-
-        Returns:
-          A `jax.stages.Compiled`, called with such arguments.
-        """
+        """The executable of `train` or `train_lanes`, compiled on the first call."""
         key = lanes, projected
         if key not in self._executables:
             program = self.train if lanes == 1 else self.train_lanes
@@ -96,29 +82,13 @@ class Programs:
             seed=scalars.seed,
         )
 
-    def _train(
-        self,
-        state: TrainState,
-        task: Task,
-        feed,
-        num_steps,
-        scalars: Scalars | None = None,
-        *,
-        projected: bool,
-    ):
-        """Takes up to `num_steps` steps.
+    def _train(self, state, task: Task, feed, num_steps, scalars=None, *, projected):
+        """Takes up to `num_steps` steps from a state, whose buffers are given up.
 
-        Args:
-          state: where to start; its buffers are given up.
-          task: the data.
-          feed: the examples of n ≥ num_steps steps: int32 `(n, batch_size)`, their
-            places in `task.train`, or the examples themselves as `Batches`.
-          num_steps: number of steps, traced.
-          scalars: `Scalars`, traced; None for SGD at the learning rate of the config.
-          projected: False leaves the subspace out altogether.
-
-        Returns:
-          The new `TrainState` and a `Trace`.
+        The feed holds the examples of n ≥ num_steps steps: their places in
+        `task.train`, int32 `(n, batch_size)`, or the examples themselves as `Batches`.
+        Without scalars it is SGD at the config's learning rate, and without `projected`
+        the subspace is left out.
         """
         scalars = scalars or Scalars(self._config.optimizer.learning_rate)
         unfinished = functools.partial(_unfinished, num_steps, scalars.threshold)
@@ -126,28 +96,13 @@ class Programs:
         return jax.lax.while_loop(unfinished, step, (state, Trace.blank(feed)))
 
     def _train_lanes(
-        self,
-        states: TrainState,
-        task: Task,
-        curvatures: Objective | None,
-        feeds,
-        num_steps,
-        scalars: Scalars,
-        *,
-        projected: bool,
+        self, states, task: Task, curvatures, feeds, num_steps, scalars, *, projected
     ):
-        """`train` for n runs of one program in lockstep, under `vmap`.
+        """`_train` for n runs of one program in lockstep, under `vmap`.
 
-        It pays where a small network would leave most of an accelerator idle.
-
-        Args:
-          states: with a leading axis of n lanes.
-          task: the data that all lanes share.
-          curvatures: objectives with such an axis where each lane has its own, or None.
-          feeds: as in `train`, with such an axis.
-          num_steps: int32 `(n,)`.
-          scalars: arrays `(n,)`.
-          projected: as in `train`.
+        It pays where a small network would leave most of an accelerator idle. Every
+        argument but the task has a leading axis of n lanes; `curvatures` is None where
+        lanes share it.
         """
 
         def lane(state, curvature, *rest):

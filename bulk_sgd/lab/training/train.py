@@ -67,13 +67,10 @@ def train_together(
 
     Args:
       experiments: with equal `experiment.program_of` of their configs.
-      workdirs: an empty folder for each, see `record.claim`.
-      lanes: how many prefixes or arms train in lockstep under `vmap`. With 1 each
-        run ends bit for bit as it would by itself.
+      workdirs: a folder for each, as `record.claim` leaves it.
+      lanes: how many prefixes or arms train in lockstep under `vmap`. With 1 each run
+        ends bit for bit as it would by itself.
       prefixes: where trained prefixes are kept for others that share them.
-
-    Returns:
-      The records in order.
     """
     steps = sum(map(_num_steps, experiments))
     shown = all(experiment.config.progress for experiment in experiments)

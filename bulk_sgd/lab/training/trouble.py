@@ -4,12 +4,7 @@ from bulk_sgd.lab.from_config import solvers
 
 
 def of(row: dict, space) -> tuple[str, str]:
-    """A word for the trouble and a sentence about it; both empty if all is well.
-
-    Args:
-      row: as from `metrics_row.measure`.
-      space: `config.subspace`.
-    """
+    """A word for the trouble and a sentence about it; both empty if all is well."""
     if row["kept"] == 0:
         return "empty", (
             f"the subspace is empty at step {row['step']}, so that the whole update is "
