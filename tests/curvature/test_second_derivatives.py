@@ -238,7 +238,9 @@ def test_auto_costs_a_product_no_second_trace():
 
 
 @pytest.mark.parametrize("how", ["no jvp", "all on the host"])
-@pytest.mark.parametrize("refresh_every", [1, 2])  # 2: inside of lax.cond
+@pytest.mark.parametrize(  # 2: inside of lax.cond
+    "refresh_every", [pytest.param(1, marks=pytest.mark.slow), 2]
+)
 def test_transforms_take_any_kernel_inside_jit(how, refresh_every):
     # At twice the weights tanh saturates and the top of the spectrum is spread out.
     _, params = problem("plain", dtype=jnp.float32)

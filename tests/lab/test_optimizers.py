@@ -24,7 +24,16 @@ from bulk_sgd.lab.from_config import optimizers
 from bulk_sgd.lab.training.experiment import Experiment
 
 
-@pytest.mark.parametrize(("name", "where"), CASES)
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        # Of projected gradients one optimizer does for every day.
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == "gradient"))
+        for case in CASES
+        if case != ("momentum", "gradient")
+    ]
+    + [("momentum", "gradient")],
+)
 def test_a_run_is_a_loop_of_optax(data_file, name, where):
     fields, optimizer, extra = OPTIMIZERS[name]
     made, *ran = run(make_config(data_file, projection=where, **fields))

@@ -159,7 +159,9 @@ def test_seeds_share_a_function():
     assert not np.array_equal(*embedding)
 
 
-@pytest.mark.parametrize("name", ["transformer", "decoder"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("transformer", marks=pytest.mark.slow), "decoder"]
+)
 def test_hessian_products_agree_with_finite_differences(name):
     """Layers one by one and all kept; the other ways have the same products."""
 

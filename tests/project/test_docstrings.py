@@ -18,6 +18,8 @@ def test_modules_are_found():
 
 
 LONG = (
+    "bulk_sgd.lab.analysis.analyze",
+    "bulk_sgd.lab.models.build",
     "bulk_sgd.lab.models.convnets",
     "bulk_sgd.lab.models.transformer",
     "bulk_sgd.lab.training.train",

@@ -189,7 +189,7 @@ def test_the_window_is_laid_out_like_a_basis():
     state = jax.eval_shape(
         lambda: TrainState(jnp.zeros(()), like, (), tx.init(like), jnp.zeros(()))
     )
-    placed = layout.state(state).subspace.solver_state
+    placed = layout.state(state).projection.solver_state
     assert tuple(placed.window.rows["a"].spec) == (None, None, "fsdp")
     assert placed.products == layout.replicated
 

@@ -12,14 +12,19 @@ from bulk_sgd.curvature import blocks
 from bulk_sgd.linalg import basis
 
 
-@pytest.fixture(scope="module", params=["squared_error", "cross_entropy"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("squared_error", marks=pytest.mark.slow), "cross_entropy"],
+)
 def point(request):
     with jax.enable_x64(True):
         loss_fn = getattr(helpers, request.param)
         yield helpers.objective(helpers.mlp(), loss_fn, dtype=jnp.float64)
 
 
-@pytest.mark.parametrize("by", [None, ".*", r"^[a-z]+/(w)"])
+@pytest.mark.parametrize(
+    "by", [None, pytest.param(".*", marks=pytest.mark.slow), r"^[a-z]+/(w)"]
+)
 def test_block_eigenpairs_equal_dense_blocks(x64, point, by):
     objective, params = point
     matvec = bulk_sgd.hessian(objective, params)
@@ -67,6 +72,7 @@ def test_a_negative_block_is_not_taken_for_zero(x64):
     np.testing.assert_allclose(found.eigenvalues, [-1, -2, -3], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_no_key_is_used_twice():
     objective, params = helpers.objective(
         helpers.mlp(), helpers.squared_error, dtype=jnp.float32

@@ -31,6 +31,7 @@ def swept(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_cells_equal_single_runs_to_the_last_bit(swept, tmp_path):
     for index, cell in enumerate(CELLS):
         alone = tmp_path / str(index)
@@ -57,6 +58,7 @@ def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
             assert mine["step"] == alone["step"]
 
 
+@pytest.mark.slow
 def test_lanes_with_subsets_of_their_own_equal_single_runs(tmp_path):
     base = tiny(subspace__data="subset", subspace__subset_size=20, arms=("bulk_sgd",))
     cells = grid.values("seed", (0, 1))

@@ -67,6 +67,7 @@ def test_ablation_configs_are_valid(path, preset):
         module.get_config("tpu")
 
 
+@pytest.mark.slow
 def test_list_cells_and_refusals():
     config = "--config=configs/ablations/refresh.py"
     listed = subprocess.run(
