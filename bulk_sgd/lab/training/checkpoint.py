@@ -5,9 +5,9 @@ own layout, whatever number of devices and processes wrote it. Process 0 alone r
 writes, so processes need not share the workdir; meanwhile it holds the whole state.
 """
 
+import collections
 import pathlib
 import sys
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
 FOLDER = "checkpoints"
+# A `TrainState` under its names on disk, where `projection` is `subspace`.
+_Saved = collections.namedtuple("_Saved", "step params inner subspace loss")
 
 
 class Checkpoints:
@@ -164,14 +166,14 @@ class Checkpoints:
         return None
 
     def _restore(self, manager, position, like):
-        restore = lambda **items: manager.restore(
-            position, args=ocp.args.Composite(**items)
-        )
-        story = restore(story=ocp.args.JsonRestore()).story
+        items = ocp.args.Composite
+        story = manager.restore(
+            position, args=items(story=ocp.args.JsonRestore())
+        ).story
         if "record" in story and self._config is not None:
             self._check(story["record"], basis.size(like.params))
-        saved = restore(state=ocp.args.StandardRestore(_Saved(*like))).state
-        return TrainState(*saved), story
+        saved = items(state=ocp.args.StandardRestore(_Saved(*like)))
+        return TrainState(*manager.restore(position, args=saved).state), story
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless a checkpoint belongs to this run."""
@@ -185,16 +187,6 @@ class Checkpoints:
         raise _OtherRun(
             f"{str(self._folder)!r} holds checkpoints {what}; choose another workdir."
         )
-
-
-class _Saved(NamedTuple):
-    """A `TrainState` under its names on disk, where `projection` is `subspace`."""
-
-    step: Any
-    params: Any
-    inner: Any
-    subspace: Any
-    loss: Any
 
 
 class _OtherRun(ValueError):

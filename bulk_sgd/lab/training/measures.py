@@ -73,16 +73,9 @@ def measure(
 ) -> Measures:
     """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
 
-    Args:
-      params: pytree of the parameters.
-      subspace: dominant subspace of the Hessian.
-      objective: the loss whose curvature counts.
-      batches: function from the index of a mini-batch to its `Objective`, and their
-        number.
-      key: PRNG key of the probes.
-      num_probes: number m of random vectors per operator.
-      mode: as in `bulk_sgd.hessian`, of all products.
-      sharding: layout of vectors over devices, as in `bulk_sgd.sharded`.
+    It sends m = `num_probes` random vectors through each operator. `batches` holds a
+    function from the index of a mini-batch to its `Objective`, and their number; `mode`
+    is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`.
     """
     probe_key, vector_key, solve_key = jax.random.split(key, 3)
     operators = {

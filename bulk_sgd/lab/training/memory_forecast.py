@@ -65,16 +65,6 @@ def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
     """What is certain before anything is compiled.
 
     So many `lanes` train in lockstep, and the states of so many `runs` are kept.
-
-    >>> from bulk_sgd.lab import config
-    >>> from bulk_sgd.lab.training.experiment import Experiment
-    >>> config = config.default()
-    >>> config.data.num_train, config.model.hidden = 100, (8,)
-    >>> found = of_arrays(Experiment(config))
-    >>> found.parameters == 4 * (784 * 8 + 8 + 8 * 10 + 10)
-    True
-    >>> found.basis // found.parameters
-    10
     """
     state, task, space = experiment.state, experiment.task, experiment.config.subspace
     # Curvature of the training set needs no arrays of its own.
