@@ -80,12 +80,8 @@ def write_report(folder) -> pathlib.Path:
         body.append(f"<h2>{heading}</h2>" + page.figure(heading, caption, last, image))
     body.append("<h2>All points</h2>" + _table(points))
     body.append(page.details("Settings", found["settings"]))
-    path = folder / "index.html"
     title = page.text((found.get("run") or {}).get("name") or "Training")
-    path.write_text(
-        page.document(f"{title}: curvature", "\n".join(body)), encoding="utf-8"
-    )
-    return path
+    return page.write(folder, f"{title}: curvature", "\n".join(body))
 
 
 def _facts(found):
@@ -102,36 +98,28 @@ def _facts(found):
     notes = list(found.get("notes", ()))
     if failed:
         notes.append(f"The eigenpairs did not converge at {', '.join(failed)}.")
-    shown = " · ".join(filter(None, facts))
-    facts = f'<p class="facts">{page.text(shown)}</p>\n'
-    return facts + "".join(map(page.note, notes))
+    return page.facts(facts) + "".join(map(page.note, notes))
 
 
 def _table(points):
-    heads = [
-        "point", "step", "loss", "λ₁", "outliers", "tr H", "share of H",
-        "χ of gradient", "χ of update", "overlap", "drift", "matvecs",
-    ]  # fmt: skip
     rows = []
     for point in points:
         hessian, change = point["energies"]["hessian"], point["change"] or {}
-        rows.append(
-            [
-                point["name"],
-                f"{point['step']:,}",
-                _show(point["loss"]),
-                _show(point["eigenvalues"][0]),
-                str(point["outliers"] or "–"),
-                f"{_show(hessian['trace'])} ± {_show(hessian['trace_error'])}",
-                _show(hessian["frobenius_share"], percent),
-                _show(point["alignment"]["gradient"]),
-                _show(point["alignment"].get("update")),
-                _show(change.get("overlap")),
-                _show(change.get("drift")),
-                f"{point['matvecs']:,}",
-            ]
-        )
-    return page.table("All points", heads, rows)
+        rows.append({
+            "point": point["name"],
+            "step": f"{point['step']:,}",
+            "loss": _show(point["loss"]),
+            "λ₁": _show(point["eigenvalues"][0]),
+            "outliers": str(point["outliers"] or "–"),
+            "tr H": f"{_show(hessian['trace'])} ± {_show(hessian['trace_error'])}",
+            "share of H": _show(hessian["frobenius_share"], percent),
+            "χ of gradient": _show(point["alignment"]["gradient"]),
+            "χ of update": _show(point["alignment"].get("update")),
+            "overlap": _show(change.get("overlap")),
+            "drift": _show(change.get("drift")),
+            "matvecs": f"{point['matvecs']:,}",
+        })  # fmt: skip
+    return page.table("All points", [*rows[0]], [[*row.values()] for row in rows])
 
 
 def _show(value, how=number):
