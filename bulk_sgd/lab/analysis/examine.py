@@ -36,8 +36,8 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
         settings.tol, rank=settings.rank, num_probes=settings.trace_probes, mode=mode,
     )  # fmt: skip
     subspace, operators = found["subspace"], found["energies"]
-    spent = subspace.num_matvecs
-    spent = spent + (settings.rank + settings.trace_probes) * len(operators)
+    probes = settings.rank + settings.trace_probes
+    spent = subspace.num_matvecs + probes * len(operators)
     result = _spectral(point, params, found, before)
     tick("spectrum")
 
@@ -68,6 +68,10 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
 def _spectral(point, params, found, before):
     """What `_spectrum` found at a point, by the keys of the result."""
     subspace, values = found["subspace"], found["subspace"].eigenvalues
+    change = None
+    if before:
+        known = before.params, before.subspace, params, subspace, found["gradient"]
+        change = {"since": before.name, **_compare(*known)}
     return {
         "name": point.name,
         "path": point.path,
@@ -81,7 +85,7 @@ def _spectral(point, params, found, before):
         "outliers": jnp.sum(before_gap(values)) if len(values) > 1 else None,
         "alignment": found["alignment"],
         "energies": {name: _energies(x) for name, x in found["energies"].items()},
-        "change": before and _change(before, params, subspace, found["gradient"]),
+        "change": change,
     }
 
 
@@ -141,11 +145,6 @@ def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes
 def _energies(found):
     shares = ("trace_share", "frobenius_share", "block_share")
     return found._asdict() | {name: getattr(found, name) for name in shares}
-
-
-def _change(before: Known, params, subspace, gradient):
-    found = _compare(before.params, before.subspace, params, subspace, gradient)
-    return {"since": before.name, **found}
 
 
 @jax.jit

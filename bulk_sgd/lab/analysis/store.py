@@ -57,11 +57,10 @@ class Store:
         """Keeps the measurements at a point."""
         _write(self._path(point.name), {"of": _names(point, before), "result": result})
 
-    def finish(self, results: list[dict], about: dict) -> pathlib.Path:
-        """Writes all points into one file, and returns its path."""
-        path = self.folder / FILE
-        _write(path, about | {"settings": self.settings.plain(), "points": results})
-        return path
+    def finish(self, results: list[dict], about: dict):
+        """Writes all points into one file."""
+        found = about | {"settings": self.settings.plain(), "points": results}
+        _write(self.folder / FILE, found)
 
     def _path(self, name):
         if "/" in name:

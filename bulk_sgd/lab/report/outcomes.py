@@ -9,9 +9,8 @@ that ends at L has
                  took to the same loss; 0 where the arm never got there
   sharpness      η λ_1 at its end
 
-An arm that diverged has a speed-up of 0 and a stable rate, and no other number. None
-depends on how long anything took, so that an interrupted sweep gives the numbers of an
-undisturbed one.
+An arm that diverged has a speed-up of 0 and a stable rate, and no other number. No
+number depends on times, so an interrupted sweep gives those of an undisturbed one.
 """
 
 import math

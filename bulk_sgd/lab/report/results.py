@@ -50,11 +50,6 @@ class Summary:
         """`'sgd'`, `'dom_sgd'` or `'bulk_sgd'` by the scales; None between them."""
         return _METHODS.get(self.scales)
 
-    @property
-    def curvature_share(self) -> float:
-        """Part of the seconds spent in curvature, 0 to 1; NaN without seconds."""
-        return self.seconds_curvature / self.seconds if self.seconds else math.nan
-
 
 @dataclasses.dataclass(frozen=True)
 class RunResults:
@@ -148,10 +143,10 @@ class RunResults:
         return self._summaries[arm]
 
     @functools.cached_property
-    def _summaries(self) -> dict[str, Summary]:
+    def _summaries(self):
         return {arm: self._summarize(arm) for arm in (PREFIX, *self.arms)}
 
-    def _summarize(self, arm: str) -> Summary:
+    def _summarize(self, arm):
         entry = (self.info.get("arms") or {}).get(arm) or {}
         if arm == PREFIX:
             entry = {"label": "Prefix", "formula": "before the fork"}

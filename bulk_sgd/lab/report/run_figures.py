@@ -25,7 +25,6 @@ def loss_figure(run: RunResults) -> Figure:
     limit_above(left, calm(run, lambda arm: run.series(arm, "train_loss")))
     label = run.info.get("loss_label")
     left.set_ylabel(style.plain("training loss" + (f": {label}" if label else "")))
-    _mark_divergence(left, run, "train_loss")
     _finish(left, run, "train_loss")
 
     _draw_arms(right, run, "test_accuracy", 100)
@@ -35,7 +34,6 @@ def loss_figure(run: RunResults) -> Figure:
         low, high = right.get_ylim()
         right.set_ylim(max(low, arms.min() - room), min(high, arms.max() + room / 4))
     right.set_ylabel("test accuracy (%)")
-    _mark_divergence(right, run, "test_accuracy", 100)
     _finish(right, run, "test_accuracy", 100, fork="fork")
     return figure
 
@@ -153,29 +151,24 @@ def _smooth(values):
     return total / np.convolve(np.ones(len(values)), window, "same")
 
 
-def _mark_divergence(axes, run, key, scale=1.0):
-    """An × at the last finite point of a diverged arm, or where it leaves the axes."""
-    low, high = axes.get_ylim()
+def _finish(axes, run, key, scale=1.0, fork=None, smooth=False):
+    """Marks the fork, and labels the ends of the lines.
+
+    An × is at the last finite point of a diverged arm, or where it leaves the axes.
+    """
+    ends, (low, high) = [], axes.get_ylim()
     for arm, line in run_styles(run).items():
         steps, values = run.logged(arm, key)
-        values = scale * values
-        if run.summary(arm).status == "diverged" and values.size:
+        if not values.size:
+            continue
+        values = scale * (_smooth(values) if smooth else values)
+        text = "prefix" if arm == PREFIX else style.shorten(run.summary(arm).label)
+        diverged = run.summary(arm).status == "diverged"
+        ends.append((values[-1], text + " (diverged)" * diverged, vars(line)))
+        if diverged and not smooth:
             inside = np.flatnonzero((low <= values) & (values <= high))
             i = min(inside[-1] + 1, values.size - 1) if inside.size else 0
             y = np.clip(values[i], low, high)
             axes.plot(steps[i], y, "x", color=line.color, ms=8, mew=2.2, clip_on=False)
-
-
-def _finish(axes, run, key, scale=1.0, fork=None, smooth=False):
-    """Marks the fork and labels the ends of the lines."""
     mark_fork(axes, run, fork)
-    ends = []
-    for arm, line in run_styles(run).items():
-        _, values = run.logged(arm, key)
-        if values.size:
-            summary = run.summary(arm)
-            text = "prefix" if arm == PREFIX else style.shorten(summary.label)
-            text += " (diverged)" * (summary.status == "diverged")
-            end = scale * (_smooth(values) if smooth else values)[-1]
-            ends.append((end, text, vars(line)))
     style.finish_steps(axes, ends)

@@ -149,7 +149,9 @@ def _table(run):
         "matvecs": lambda s: f"{s.matvecs:,}",
         "failed refreshes": lambda s: f"{s.failed_refreshes:,}",
         "seconds": lambda s: f"{s.seconds:,.1f}",
-        "curvature share": lambda s: percent(s.curvature_share),
+        "curvature share": lambda s: percent(
+            s.seconds_curvature / s.seconds if s.seconds else math.nan
+        ),
     }
     summaries = [run.summary(name) for name in (PREFIX, *run.arms)]
     rows = [[show(s) for show in columns.values()] for s in summaries]

@@ -41,18 +41,18 @@ def plane_figure(axis: Axis) -> Figure:
     """Maps over the scales (a, b): how far the loss fell, and the largest stable η."""
     label = next(iter(axis.groups))
     dominant, bulk, arms = plane_scales(axis)
+    places = {arm: (bulk.index(b), dominant.index(a)) for (a, b), arm in arms.items()}
     loss, _, rate = (panel[:2] for panel in study_panels.PANELS)
     maps = loss, ("speed_up", "speed-up over SGD, steps"), rate
     maps = [(key, name) for key, name in maps if axis.measured(key)]
     figure, panels = new_figure(1, len(maps), (5.2 * len(maps), 4.2))
     for axes, (key, name) in zip(panels, maps):
         values = np.full((len(bulk), len(dominant)), np.nan)
-        for (a, b), arm in arms.items():
-            mean = axis.spread(label, arm, key).mean
-            values[bulk.index(b), dominant.index(a)] = mean
+        for arm, place in places.items():
+            values[place] = axis.spread(label, arm, key).mean
         shown = np.where(values > 0, values, np.nan)  # on a log scale
         image = axes.imshow(shown, origin="lower", cmap="cividis", norm="log")
-        _annotate(axes, axis, label, arms, dominant, bulk, values)
+        _annotate(axes, axis, label, places, values)
         axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
         axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
         axes.set_xlabel("a, factor of the dominant part")
@@ -63,11 +63,11 @@ def plane_figure(axis: Axis) -> Figure:
     return figure
 
 
-def _annotate(axes, axis, label, arms, dominant, bulk, values):
+def _annotate(axes, axis, label, places, values):
     logs = np.log10(values[values > 0])
     middle = (logs.min() + logs.max()) / 2 if logs.size else 0
-    for (a, b), arm in arms.items():
-        value = values[bulk.index(b), dominant.index(a)]
+    for arm, (y, x) in places.items():
+        value = values[y, x]
         diverged = np.nansum(axis.over_seeds(label, arm, "diverged"))
         known = math.isfinite(value)
         text = f"{value:.2g}" if known else "–"
@@ -75,8 +75,7 @@ def _annotate(axes, axis, label, arms, dominant, bulk, values):
             text = f"{text}\n({diverged:.0f} ×)" if known else "×"
         dark = value > 0 and math.log10(value) < middle
         color = "white" if dark else INK  # NaN compares as False
-        place = (dominant.index(a), bulk.index(b))
-        axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
+        axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
 
 
 def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:

@@ -111,11 +111,6 @@ class Axis:
                 found.setdefault(arm, cell.run.summary(arm))
         return found
 
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of the arms of any cell, in order."""
-        return tuple(self.summaries)
-
     def measured(self, key: str) -> bool:
         """Whether any cell has this number of `Cell.outcome`."""
         found = (c.outcome(arm)[key] for c in self.cells for arm in c.arms)

@@ -1,9 +1,7 @@
 """Figures of a study: one per axis, over seeds.
 
 Points and lines are means over seeds, bars and bands one standard deviation. On a log
-scale both are those of the logarithms, so that no bar reaches below zero. Each method
-has the colour that it has in the figures of a run; families of methods, drawn as one
-line, have colours of their own.
+scale both belong to the logarithms, so no bar reaches below zero.
 """
 
 import matplotlib
