@@ -68,6 +68,8 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
 def _spectral(point, params, found, before):
     """What `_spectrum` found at a point, by the keys of the result."""
     subspace, values = found["subspace"], found["subspace"].eigenvalues
+    shares = "trace_share", "frobenius_share", "block_share"
+    with_shares = lambda x: x._asdict() | {name: getattr(x, name) for name in shares}
     change = None
     if before:
         known = before.params, before.subspace, params, subspace, found["gradient"]
@@ -84,7 +86,7 @@ def _spectral(point, params, found, before):
         # One eigenvalue alone has no gap behind it.
         "outliers": jnp.sum(before_gap(values)) if len(values) > 1 else None,
         "alignment": found["alignment"],
-        "energies": {name: _energies(x) for name, x in found["energies"].items()},
+        "energies": {name: with_shares(x) for name, x in found["energies"].items()},
         "change": change,
     }
 
@@ -140,11 +142,6 @@ def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes
                 for name, operator in operators.items()
             },
         }
-
-
-def _energies(found):
-    shares = ("trace_share", "frobenius_share", "block_share")
-    return found._asdict() | {name: getattr(found, name) for name in shares}
 
 
 @jax.jit

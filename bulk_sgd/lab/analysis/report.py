@@ -8,47 +8,29 @@ from bulk_sgd.lab.report.formatting import number, percent
 from bulk_sgd.lab.report.style import save
 
 _FIGURES = {
-    "eigenvalues": (
-        figures.eigenvalue_figure,
-        "Sharpness and alignment",
+    "eigenvalues": (figures.eigenvalue_figure, "Sharpness and alignment",
         "Left: the largest eigenvalues of the Hessian, λ₁ darkest. Right: χ of the "
-        "gradient and of the inner optimizer's next update, before any projection.",
-    ),
-    "density": (
-        figures.density_figure,
-        "Spectral density",
+        "gradient and of the inner optimizer's next update, before any projection."),
+    "density": (figures.density_figure, "Spectral density",
         "Density of all eigenvalues by stochastic Lanczos quadrature, on a log scale. "
         "Triangles: the largest eigenvalues as solved for. Filled triangles are "
-        "outliers, which come before the largest ratio of two successive eigenvalues.",
-    ),
-    "energies": (
-        figures.energy_figure,
-        "Hessian, Gauss-Newton and functional part",
+        "outliers, which come before the largest ratio of two successive eigenvalues."),
+    "energies": (figures.energy_figure, "Hessian, Gauss-Newton and functional part",
         "H = G + F. Left: traces, with two standard errors. Right: the share of the "
         "squared Frobenius norm in the dominant subspace of H. Dotted: paths after "
-        "the first.",
-    ),
-    "change": (
-        figures.change_figure,
-        "How the subspace turns",
+        "the first."),
+    "change": (figures.change_figure, "How the subspace turns",
         "Between a point and the one before. Left: ‖U₁ᵀU₂‖²/k. Right: ‖(P₁ − P₂)g‖/‖g‖ "
         "for the gradient g, and χ of the way between the points in the earlier "
-        "subspace.",
-    ),
-    "blocks": (
-        figures.block_figure,
-        "Layer by layer",
+        "subspace."),
+    "blocks": (figures.block_figure, "Layer by layer",
         "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
         "its share of the dominant eigenvectors' squared length. Dotted: paths after "
-        "the first.",
-    ),
-    "slices": (
-        figures.slice_figure,
-        "The loss along and across the dominant directions",
+        "the first."),
+    "slices": (figures.slice_figure, "The loss along and across the dominant directions",
         "Around the last point, over distances in parameter space. To second order the "
-        "loss doubles at the edge along u₁.",
-    ),
-}
+        "loss doubles at the edge along u₁."),
+}  # fmt: skip
 
 
 def write_report(folder) -> pathlib.Path:

@@ -105,11 +105,10 @@ class Axis:
     @functools.cached_property
     def summaries(self) -> dict[str, Summary]:
         """Each arm of any cell, in order, as the first cell that has it left it."""
-        found = {}
-        for cell in self.cells:
-            for arm in cell.arms:
-                found.setdefault(arm, cell.run.summary(arm))
-        return found
+        first = {}
+        for cell, arm in ((cell, arm) for cell in self.cells for arm in cell.arms):
+            first.setdefault(arm, cell.run.summary(arm))
+        return first
 
     def measured(self, key: str) -> bool:
         """Whether any cell has this number of `Cell.outcome`."""
@@ -161,12 +160,11 @@ def _read_axis(folder):
     cells = []
     for index, settings in enumerate(content["cells"]):
         run, workdir = None, cell_folder(folder, index)
+        status = "failed" if (workdir / "error.txt").exists() else "pending"
         # Not begun, or failed before its first row.
         with contextlib.suppress(FileNotFoundError, ValueError):
             run = read_run(workdir)
-        failed = (workdir / "error.txt").exists()
-        status = "failed" if failed else "pending"
-        status = str(run.info.get("status")) if run else status
+            status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
     return Axis(folder.name, content["name"], content["about"], cells)
 
