@@ -27,7 +27,8 @@ _FIGURES = {
         "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
         "its share of the dominant eigenvectors' squared length. Dotted: paths after "
         "the first."),
-    "slices": (figures.slice_figure, "The loss along and across the dominant directions",
+    "slices": (
+        figures.slice_figure, "The loss along and across the dominant directions",
         "Around the last point, over distances in parameter space. To second order the "
         "loss doubles at the edge along u₁."),
 }  # fmt: skip

@@ -105,10 +105,11 @@ class Axis:
     @functools.cached_property
     def summaries(self) -> dict[str, Summary]:
         """Each arm of any cell, in order, as the first cell that has it left it."""
-        first = {}
-        for cell, arm in ((cell, arm) for cell in self.cells for arm in cell.arms):
-            first.setdefault(arm, cell.run.summary(arm))
-        return first
+        found = {}
+        for cell in self.cells:
+            for arm in cell.arms:
+                found.setdefault(arm, cell.run.summary(arm))
+        return found
 
     def measured(self, key: str) -> bool:
         """Whether any cell has this number of `Cell.outcome`."""
