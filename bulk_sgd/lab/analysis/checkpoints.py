@@ -21,17 +21,11 @@ FORK = "fork"
 
 
 class Saved(NamedTuple):
-    """One checkpoint of a run.
+    """One checkpoint of a run."""
 
-    Attributes:
-      path: "prefix" or the name of an arm.
-      step: steps since the start of the prefix.
-      position: its key among the checkpoints; None for the fork.
-    """
-
-    path: str
-    step: int
-    position: int | None
+    path: str  # "prefix" or the name of an arm
+    step: int  # since the start of the prefix
+    position: int | None  # its key among the checkpoints; None for the fork
 
     @property
     def name(self) -> str:
@@ -40,24 +34,13 @@ class Saved(NamedTuple):
 
 
 class RunPoints:
-    """The points of a run, read from its workdir one at a time.
+    """The points of a run, which may still be under way, read one at a time.
 
-    Args:
-      workdir: folder of a run, which may still be under way.
-      arms: names of the arms to read beside the prefix; None for all.
-      every: reads steps that are a multiple of it, and the fork; 0 for all.
-      names: the checkpoints to read, as `sgd@2400`; None for all.
-
-    Attributes:
-      objective: the loss to analyze: the one whose curvature the run took, or that of
-        the full training set if the run took the batch's.
-      mode: how its products differentiate twice.
-      notes: sentences on how the analysis differs from what the run trained with.
-      record: what `run.json` holds.
-      saved: list of the `Saved`, the prefix first.
-
-    Raises:
-      ValueError: the workdir has no run or no such checkpoint.
+    It reads the prefix and the named arms (None: all), at steps that are a multiple of
+    `every` and at the fork (0: all), and of these the checkpoints `names` (None: all).
+    A ValueError says that the workdir has no run or no such checkpoint. `objective` is
+    the loss whose curvature the run took, that of the full training set if it took the
+    batch's; `notes` say how the analysis differs from what the run trained with.
     """
 
     def __init__(self, workdir, arms=None, every: int = 0, names=None):
@@ -74,8 +57,7 @@ class RunPoints:
         self._checkpoints = Checkpoints(workdir, read_only=True)
         task = self._experiment.task
         self.objective = task.curvature or task.train
-        self.mode = config.subspace.mode
-        self.notes = self._notes()
+        self.mode, self.notes = config.subspace.mode, self._notes()
         known = self._all(arms)
         if not known:
             raise ValueError(
@@ -92,19 +74,16 @@ class RunPoints:
         ]
 
     def _notes(self):
-        config, notes = self._experiment.config, []
-        if self.objective.num_examples < self.record["num_train"]:
-            notes.append(
-                f"The loss is taken over {self.objective.num_examples:,} of the "
-                f"{self.record['num_train']:,} training examples, the run's seeded "
-                "subset."
-            )
-        if config.subspace.preconditioned:
-            notes.append(
-                "The run's subspace belongs to the preconditioned Hessian; everything "
-                "here is measured on the Hessian itself."
-            )
-        return notes
+        used, known = self.objective.num_examples, self.record["num_train"]
+        notes = {
+            f"The loss is taken over {used:,} of the {known:,} training examples, the "
+            "run's seeded subset.": used < known,
+            "The run's subspace belongs to the preconditioned Hessian; everything here "
+            "is measured on the Hessian itself.": (
+                self._experiment.config.subspace.preconditioned
+            ),
+        }
+        return [note for note, holds in notes.items() if holds]
 
     def __len__(self):
         return len(self.saved)
@@ -153,17 +132,17 @@ class RunPoints:
 
 def _config(plain: dict) -> ConfigDict:
     """The config that `record.plain` made `plain` from, for the devices at hand."""
+
+    def fill(config, plain):
+        for name, value in plain.items():
+            if isinstance(value, dict):
+                fill(config[name], value)
+            else:
+                config[name] = tuple(value) if isinstance(value, list) else value
+
     config = config_lib.default()
     with config.unlocked():
-        _fill(config, plain)
+        fill(config, plain)
     config.sharding.data, config.sharding.fsdp = 0, 1
     config.check_memory = False
     return config
-
-
-def _fill(config, plain):
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            _fill(config[name], value)
-        else:
-            config[name] = tuple(value) if isinstance(value, list) else value

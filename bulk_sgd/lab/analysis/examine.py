@@ -22,38 +22,22 @@ from bulk_sgd.spectra.energies import energies
 
 
 def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
-    """All measurements at one point.
+    """All measurements at one point, as `docs/analysis.md` describes; and its `Known`.
 
-    Args:
-      point: the `Point`.
-      value_fn: the loss, an `Objective` or any scalar function of params. Only an
-        `Objective` has Gauss-Newton and functional parts.
-      settings: the `Settings`.
-      before: `Known` of the point to compare it with, or None.
-      tick: called with the name of each part that is done.
-
-    Returns:
-      The measurements, as JSON holds them and `docs/analysis.md` describes, and the
-      `Known` of this point.
+    `before` is the `Known` of the point to compare it with, or None; `tick` is called
+    with the name of each part that is done.
     """
     started, tick = time.perf_counter(), tick or (lambda part: None)
     value_fn = as_pytree(value_fn)
     params = jax.tree.map(jnp.asarray, point.params)
     keys, mode = _keys(settings), settings.mode
     found = _spectrum(
-        value_fn,
-        params,
-        point.update,
-        keys["eigenpairs"],
-        keys["energies"],
-        settings.tol,
-        rank=settings.rank,
-        num_probes=settings.trace_probes,
-        mode=mode,
-    )
+        value_fn, params, point.update, keys["eigenpairs"], keys["energies"],
+        settings.tol, rank=settings.rank, num_probes=settings.trace_probes, mode=mode,
+    )  # fmt: skip
     subspace, operators = found["subspace"], found["energies"]
-    spent = subspace.num_matvecs
-    spent = spent + (settings.rank + settings.trace_probes) * len(operators)
+    probes = settings.rank + settings.trace_probes
+    spent = subspace.num_matvecs + probes * len(operators)
     result = _spectral(point, params, found, before)
     tick("spectrum")
 
@@ -83,34 +67,36 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
 
 def _spectral(point, params, found, before):
     """What `_spectrum` found at a point, by the keys of the result."""
-    subspace = found["subspace"]
+    subspace, values = found["subspace"], found["subspace"].eigenvalues
+    shares = "trace_share", "frobenius_share", "block_share"
+    with_shares = lambda x: x._asdict() | {name: getattr(x, name) for name in shares}
+    change = None
+    if before:
+        known = before.params, before.subspace, params, subspace, found["gradient"]
+        change = {"since": before.name, **_compare(*known)}
     return {
         "name": point.name,
         "path": point.path,
         "step": point.step,
         "num_params": basis.size(params),
         **{key: found[key] for key in ("loss", "gradient_norm", "params_norm")},
-        "eigenvalues": subspace.eigenvalues,
+        "eigenvalues": values,
         "residuals": subspace.residuals,
         "converged": subspace.converged,
-        "outliers": _num_outliers(subspace.eigenvalues),
+        # One eigenvalue alone has no gap behind it.
+        "outliers": jnp.sum(before_gap(values)) if len(values) > 1 else None,
         "alignment": found["alignment"],
-        "energies": {name: _energies(x) for name, x in found["energies"].items()},
-        "change": before and _change(before, params, subspace, found["gradient"]),
+        "energies": {name: with_shares(x) for name, x in found["energies"].items()},
+        "change": change,
     }
 
 
 def locate(point: Point, value_fn, settings: Settings) -> Known:
     """The `Known` of a point that was measured before."""
     params = jax.tree.map(jnp.asarray, point.params)
-    subspace = _eigenpairs(
-        as_pytree(value_fn),
-        params,
-        _keys(settings)["eigenpairs"],
-        settings.tol,
-        rank=settings.rank,
-        mode=settings.mode,
-    )
+    key, value_fn = _keys(settings)["eigenpairs"], as_pytree(value_fn)
+    sizes = {"rank": settings.rank, "mode": settings.mode}
+    subspace = _eigenpairs(value_fn, params, key, settings.tol, **sizes)
     return Known(point.name, params, subspace)
 
 
@@ -141,38 +127,21 @@ def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes
             name: CURVATURES[name](value_fn, params, mode=mode)
             for name in names or ["hessian"]
         }
-        vectors = {"gradient": gradient, "update": update}
+        vectors = {"gradient": gradient} | (
+            {} if update is None else {"update": update}
+        )
         return {
             "loss": loss,
             "gradient": basis.widen(gradient),
             "gradient_norm": basis.norm(gradient),
             "params_norm": basis.norm(params),
             "subspace": subspace,
-            "alignment": {
-                name: subspace.alignment(vector)
-                for name, vector in vectors.items()
-                if vector is not None
-            },
+            "alignment": {name: subspace.alignment(v) for name, v in vectors.items()},
             "energies": {
                 name: energies(operator, subspace, num_probes, key=probe_key)
                 for name, operator in operators.items()
             },
         }
-
-
-def _energies(found):
-    shares = ("trace_share", "frobenius_share", "block_share")
-    return found._asdict() | {name: getattr(found, name) for name in shares}
-
-
-def _num_outliers(eigenvalues):
-    """The number of eigenvalues before the largest gap; None if there is only one."""
-    return jnp.sum(before_gap(eigenvalues)) if len(eigenvalues) > 1 else None
-
-
-def _change(before: Known, params, subspace, gradient):
-    found = _compare(before.params, before.subspace, params, subspace, gradient)
-    return {"since": before.name, **found}
 
 
 @jax.jit

@@ -10,26 +10,17 @@ from bulk_sgd.spectra.loss_slice import loss_slice
 def slices(value_fn, params, found: dict, settings: Settings, key) -> dict:
     """The loss along the sharpest directions, along flat ones, and over two planes.
 
-    Args:
-      value_fn: the loss.
-      params: pytree of the parameters.
-      found: their `subspace`, `gradient`, `loss` and `params_norm`.
-      settings: the `Settings`.
-      key: PRNG key of the random direction.
-
-    Returns:
-      The `slices` that `docs/analysis.md` describes.
+    `found` holds the `subspace`, `gradient`, `loss` and `params_norm` at the params.
+    `docs/analysis.md` describes what it returns.
     """
     subspace = found["subspace"]
     directions = {
         f"dominant {i + 1}": basis.row(subspace.eigenvectors, i)
         for i in range(min(settings.rank, 2))
     }
-    for name, vector in (
-        ("bulk gradient", found["gradient"]),
-        ("bulk random", basis.random_normal(key, params)),
-    ):
-        directions[name] = basis.unit(subspace.complement(vector))
+    random = basis.random_normal(key, params)
+    for name, vector in (("gradient", found["gradient"]), ("random", random)):
+        directions[f"bulk {name}"] = basis.unit(subspace.complement(vector))
     sharpness, loss = float(subspace.eigenvalues[0]), float(found["loss"])
     usable = sharpness > 0 and loss > 0
     unit = (2 * loss / sharpness) ** 0.5 if usable else found["params_norm"] / 100

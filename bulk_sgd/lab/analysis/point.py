@@ -71,15 +71,12 @@ class Settings:
     mode: str = second_derivatives.AUTO
 
     def __post_init__(self):
-        checks.integer("rank", self.rank, 1)
+        least = {"rank": 1, "density_probes": 2, "density_steps": 1, "trace_probes": 2}
+        least |= {"block_rank": 1, "slice_points": 0, "seed": 0}
+        for name, low in least.items():
+            checks.integer(name, getattr(self, name), low)
         checks.between("tol", self.tol, 0, 1)
-        checks.integer("density_probes", self.density_probes, 2)
-        checks.integer("density_steps", self.density_steps, 1)
-        checks.integer("trace_probes", self.trace_probes, 2)
-        checks.integer("block_rank", self.block_rank, 1)
-        checks.integer("slice_points", self.slice_points, 0)
         checks.at_least("radius", self.radius, 0)
-        checks.integer("seed", self.seed, 0)
         checks.one_of("mode", self.mode, second_derivatives.MODES)
 
     def costs(self, num_blocks: int, num_operators: int) -> dict[str, int]:

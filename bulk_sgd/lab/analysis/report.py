@@ -8,47 +8,30 @@ from bulk_sgd.lab.report.formatting import number, percent
 from bulk_sgd.lab.report.style import save
 
 _FIGURES = {
-    "eigenvalues": (
-        figures.eigenvalue_figure,
-        "Sharpness and alignment",
+    "eigenvalues": (figures.eigenvalue_figure, "Sharpness and alignment",
         "Left: the largest eigenvalues of the Hessian, λ₁ darkest. Right: χ of the "
-        "gradient and of the inner optimizer's next update, before any projection.",
-    ),
-    "density": (
-        figures.density_figure,
-        "Spectral density",
+        "gradient and of the inner optimizer's next update, before any projection."),
+    "density": (figures.density_figure, "Spectral density",
         "Density of all eigenvalues by stochastic Lanczos quadrature, on a log scale. "
         "Triangles: the largest eigenvalues as solved for. Filled triangles are "
-        "outliers, which come before the largest ratio of two successive eigenvalues.",
-    ),
-    "energies": (
-        figures.energy_figure,
-        "Hessian, Gauss-Newton and functional part",
+        "outliers, which come before the largest ratio of two successive eigenvalues."),
+    "energies": (figures.energy_figure, "Hessian, Gauss-Newton and functional part",
         "H = G + F. Left: traces, with two standard errors. Right: the share of the "
         "squared Frobenius norm in the dominant subspace of H. Dotted: paths after "
-        "the first.",
-    ),
-    "change": (
-        figures.change_figure,
-        "How the subspace turns",
+        "the first."),
+    "change": (figures.change_figure, "How the subspace turns",
         "Between a point and the one before. Left: ‖U₁ᵀU₂‖²/k. Right: ‖(P₁ − P₂)g‖/‖g‖ "
         "for the gradient g, and χ of the way between the points in the earlier "
-        "subspace.",
-    ),
-    "blocks": (
-        figures.block_figure,
-        "Layer by layer",
+        "subspace."),
+    "blocks": (figures.block_figure, "Layer by layer",
         "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
         "its share of the dominant eigenvectors' squared length. Dotted: paths after "
-        "the first.",
-    ),
+        "the first."),
     "slices": (
-        figures.slice_figure,
-        "The loss along and across the dominant directions",
+        figures.slice_figure, "The loss along and across the dominant directions",
         "Around the last point, over distances in parameter space. To second order the "
-        "loss doubles at the edge along u₁.",
-    ),
-}
+        "loss doubles at the edge along u₁."),
+}  # fmt: skip
 
 
 def write_report(folder) -> pathlib.Path:
@@ -80,12 +63,8 @@ def write_report(folder) -> pathlib.Path:
         body.append(f"<h2>{heading}</h2>" + page.figure(heading, caption, last, image))
     body.append("<h2>All points</h2>" + _table(points))
     body.append(page.details("Settings", found["settings"]))
-    path = folder / "index.html"
     title = page.text((found.get("run") or {}).get("name") or "Training")
-    path.write_text(
-        page.document(f"{title}: curvature", "\n".join(body)), encoding="utf-8"
-    )
-    return path
+    return page.write(folder, f"{title}: curvature", "\n".join(body))
 
 
 def _facts(found):
@@ -102,36 +81,28 @@ def _facts(found):
     notes = list(found.get("notes", ()))
     if failed:
         notes.append(f"The eigenpairs did not converge at {', '.join(failed)}.")
-    shown = " · ".join(filter(None, facts))
-    facts = f'<p class="facts">{page.text(shown)}</p>\n'
-    return facts + "".join(map(page.note, notes))
+    return page.facts(facts) + "".join(map(page.note, notes))
 
 
 def _table(points):
-    heads = [
-        "point", "step", "loss", "λ₁", "outliers", "tr H", "share of H",
-        "χ of gradient", "χ of update", "overlap", "drift", "matvecs",
-    ]  # fmt: skip
     rows = []
     for point in points:
         hessian, change = point["energies"]["hessian"], point["change"] or {}
-        rows.append(
-            [
-                point["name"],
-                f"{point['step']:,}",
-                _show(point["loss"]),
-                _show(point["eigenvalues"][0]),
-                str(point["outliers"] or "–"),
-                f"{_show(hessian['trace'])} ± {_show(hessian['trace_error'])}",
-                _show(hessian["frobenius_share"], percent),
-                _show(point["alignment"]["gradient"]),
-                _show(point["alignment"].get("update")),
-                _show(change.get("overlap")),
-                _show(change.get("drift")),
-                f"{point['matvecs']:,}",
-            ]
-        )
-    return page.table("All points", heads, rows)
+        rows.append({
+            "point": point["name"],
+            "step": f"{point['step']:,}",
+            "loss": _show(point["loss"]),
+            "λ₁": _show(point["eigenvalues"][0]),
+            "outliers": str(point["outliers"] or "–"),
+            "tr H": f"{_show(hessian['trace'])} ± {_show(hessian['trace_error'])}",
+            "share of H": _show(hessian["frobenius_share"], percent),
+            "χ of gradient": _show(point["alignment"]["gradient"]),
+            "χ of update": _show(point["alignment"].get("update")),
+            "overlap": _show(change.get("overlap")),
+            "drift": _show(change.get("drift")),
+            "matvecs": f"{point['matvecs']:,}",
+        })  # fmt: skip
+    return page.table("All points", [*rows[0]], [[*row.values()] for row in rows])
 
 
 def _show(value, how=number):

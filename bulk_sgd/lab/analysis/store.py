@@ -14,16 +14,10 @@ _POINTS = "points"
 
 @dataclasses.dataclass
 class Store:
-    """The folder of an analysis.
+    """The folder of an analysis, made if missing.
 
-    Args:
-      folder: its path; made if missing.
-      settings: the `Settings` of all its points.
-      config: the plain config of the run whose points they are; None without a run.
-
-    Raises:
-      ValueError: if the folder holds points of other settings or of another config, or
-        `settings.by` is a function, which a later call cannot compare.
+    A ValueError refuses a folder with points of other settings or of a run of another
+    config, and a function as `settings.by`.
     """
 
     folder: pathlib.Path
@@ -52,10 +46,7 @@ class Store:
             )
 
     def load(self, point: Point, before: Point | None) -> dict | None:
-        """The measurements at a point and its change since `before`, or None.
-
-        Measurements of other parameters, here or before, do not count.
-        """
+        """The measurements at a point and since `before`; None if params differ."""
         path = self._path(point.name)
         if not path.exists():
             return None
@@ -66,11 +57,10 @@ class Store:
         """Keeps the measurements at a point."""
         _write(self._path(point.name), {"of": _names(point, before), "result": result})
 
-    def finish(self, results: list[dict], about: dict) -> pathlib.Path:
-        """Writes all points into one file, and returns its path."""
-        path = self.folder / FILE
-        _write(path, about | {"settings": self.settings.plain(), "points": results})
-        return path
+    def finish(self, results: list[dict], about: dict):
+        """Writes all points into one file."""
+        found = about | {"settings": self.settings.plain(), "points": results}
+        _write(self.folder / FILE, found)
 
     def _path(self, name):
         if "/" in name:
@@ -79,11 +69,7 @@ class Store:
 
 
 def read(folder) -> dict:
-    """The file of all points of an analysis.
-
-    Raises:
-      FileNotFoundError: the folder has none.
-    """
+    """The file of all points of an analysis; a FileNotFoundError if there is none."""
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(

@@ -2,10 +2,7 @@
 
 Zakarin and Singh, *Accelerating Neural Network Training Along Sharp and Flat
 Directions*, arXiv 2505.11972. Every number is computed from the runs; a claim whose
-numbers they lack is not measured. A claim is undecided where the mean over seeds is
-within two of its standard errors of the threshold, where a seed gave no number, and
-where there is a single seed. Ratios of rates and of sharpness are averaged on a log
-scale.
+numbers they lack is not measured. `verdicts.judge` decides the others.
 """
 
 import math
@@ -22,30 +19,23 @@ AMPLIFIED = "scales(0.5,2)"
 _SPEED = f"speed-up to {TARGET:.0%} of SGD's decrease"
 # Claims about one arm: text, quantity, arm, key of `Cell.outcome`, and when it holds.
 _FIRST = (
-    (
-        "Gradients align with the dominant subspace",
-        "mean χ² of the full gradient along SGD",
-        *(SGD, "gradient_energy", (">", 0.5)),
-    ),
-    (
-        "Dom-SGD stalls",
-        "progress of Dom-SGD (SGD: 1)",
-        *(DOM_SGD, "progress", ("<", 0.1)),
-    ),
-    (
-        "Bulk-SGD matches SGD",
-        "progress of Bulk-SGD (SGD: 1)",
-        *(BULK_SGD, "progress", (">", 0.9)),
-    ),
-    (
-        "Bulk updates accelerate convergence: Bulk-SGD, (0, 1)",
-        *(_SPEED, BULK_SGD, "speed_up", (">", 1.05)),
-    ),
-    (
-        "Bulk updates accelerate convergence: amplified bulk, (½, 2)",
-        *(_SPEED, AMPLIFIED, "speed_up", (">", 1.05)),
-    ),
-)
+    ("Gradients align with the dominant subspace",
+     "mean χ² of the full gradient along SGD", SGD, "gradient_energy", (">", 0.5)),
+    ("Dom-SGD stalls",
+     "progress of Dom-SGD (SGD: 1)", DOM_SGD, "progress", ("<", 0.1)),
+    ("Bulk-SGD matches SGD",
+     "progress of Bulk-SGD (SGD: 1)", BULK_SGD, "progress", (">", 0.9)),
+    ("Bulk updates accelerate convergence: Bulk-SGD, (0, 1)",
+     _SPEED, BULK_SGD, "speed_up", (">", 1.05)),
+    ("Bulk updates accelerate convergence: amplified bulk, (½, 2)",
+     _SPEED, AMPLIFIED, "speed_up", (">", 1.05)),
+)  # fmt: skip
+_STABLE = tuple(
+    (f"They may cost stability, by learning rate: {scales}",
+     "largest stable η over that of SGD", arm, "stable_ratio",
+     ("<", 0.9))  # the bisection resolves a factor of 1.11
+    for arm, scales in ((BULK_SGD, "(0, 1)"), (AMPLIFIED, "(½, 2)"))
+)  # fmt: skip
 # How numbers move with α on the bulk path: text, quantity, key, and when it holds.
 _PATHS = (
     ("progress falls", "progress", "progress", ("<", -0.5)),
@@ -66,17 +56,7 @@ def claims(axes: list[Axis]) -> list[Claim]:
     return [
         *(_of_arm(seeds, *claim) for claim in _FIRST),
         _sharper(seeds),
-        *(
-            _of_arm(
-                seeds,
-                f"They may cost stability, by learning rate: {scales}",
-                "largest stable η over that of SGD",
-                *(arm, "stable_ratio"),
-                ("<", 0.9),  # the bisection resolves a factor of 1.11
-                ratio=True,
-            )
-            for arm, scales in ((BULK_SGD, "(0, 1)"), (AMPLIFIED, "(½, 2)"))
-        ),
+        *(_of_arm(seeds, *claim, ratio=True) for claim in _STABLE),
         *_governors(axes),
         *(_along_path(by_name.get("interpolation"), *claim) for claim in _PATHS),
         *_shares(axes),
@@ -96,14 +76,10 @@ def _cells(axis):
 def _sharper(axis):
     cells = [cell for cell in _cells(axis) if {SGD, BULK_SGD} <= {*cell.arms}]
     last = lambda cell, arm: cell.outcome(arm)["sharpness_ratio"]
-    return judge(
-        "They may cost stability: Bulk-SGD ends in sharper places",
-        "last λ₁ of Bulk-SGD over that of SGD",
-        (">", 1.05),
-        [last(cell, BULK_SGD) / last(cell, SGD) for cell in cells],
-        source(axis, cells),
-        ratio=True,
-    )
+    ratios = [last(cell, BULK_SGD) / last(cell, SGD) for cell in cells]
+    text = "They may cost stability: Bulk-SGD ends in sharper places"
+    quantity = "last λ₁ of Bulk-SGD over that of SGD"
+    return judge(text, quantity, (">", 1.05), ratios, source(axis, cells), ratio=True)
 
 
 def _governors(axes):
@@ -111,11 +87,11 @@ def _governors(axes):
 
     Each seed gives the ratio of its stable rates in two settings: those where the rate
     is largest and smallest on average over the other seeds. Settings chosen by the
-    seed's own numbers would make an effect of noise.
+    seed's own numbers would turn noise into an effect.
     """
-    rows = []
+    quantity, rows = "largest over smallest ratio of stable rates along the axis", []
     for axis in axes:
-        cells = [c for c in axis.cells if BULK_SGD in c.arms and _searches(c)]
+        cells = [c for c in axis.cells if BULK_SGD in c.arms and _searched(c)]
         if len(axis.groups) < 2 or not cells:
             continue
         logs = {}
@@ -126,21 +102,14 @@ def _governors(axes):
                 ratio = cell.outcome(BULK_SGD)["stable_ratio"] if known else math.nan
                 logs.setdefault(seed, {})[label] = log(ratio)
         name = _SUBJECTS.get(axis.name, f"{axis.title[0].lower()}{axis.title[1:]}")
-        rows.append(
-            judge(
-                f"Governs the stability of Bulk-SGD against SGD: {name}",
-                "largest over smallest ratio of stable rates along the axis",
-                (">", 1.5),
-                [_factor(seed, logs) for seed in logs],
-                source(axis, cells),
-                ratio=True,
-            )
-        )
+        text = f"Governs the stability of Bulk-SGD against SGD: {name}"
+        found, cells = [_factor(seed, logs) for seed in logs], source(axis, cells)
+        rows.append(judge(text, quantity, (">", 1.5), found, cells, ratio=True))
     return rows
 
 
-def _searches(cell):
-    """Whether stable rates were searched for."""
+def _searched(cell):
+    """Whether the run searched for stable rates."""
     config = cell.run.info.get("config") or {}
     return (config.get("stability") or {}).get("rounds", 1) > 0
 
@@ -148,10 +117,8 @@ def _searches(cell):
 def _factor(seed, logs) -> float:
     """A seed's ratio between the settings that are extreme for the other seeds."""
     others = [found for other, found in logs.items() if other != seed] or [logs[seed]]
-    average = {
-        label: np.mean([found.get(label, math.nan) for found in others])
-        for label in logs[seed]
-    }
+    mean = lambda label: np.mean([found.get(label, math.nan) for found in others])
+    average = {label: mean(label) for label in logs[seed]}
     average = {label: x for label, x in average.items() if math.isfinite(x)}
     if len(average) < 2:
         return math.nan
@@ -162,21 +129,16 @@ def _factor(seed, logs) -> float:
 def _along_path(axis, trend, quantity, key, comparison):
     cells, values = _cells(axis), []
     for cell in cells:
-        alphas, found = [], []
-        for arm in cell.arms:
-            a, b = cell.run.summary(arm).scales
-            if b == 1 and 0 <= a <= 1:
-                alphas.append(a)
-                found.append(cell.outcome(arm)[key])
+        scales = {arm: cell.run.summary(arm).scales for arm in cell.arms}
+        alphas = {arm: a for arm, (a, b) in scales.items() if b == 1 and 0 <= a <= 1}
+        found = [cell.outcome(arm)[key] for arm in alphas]
         known = len(alphas) > 2 and np.all(np.isfinite(found))
-        values.append(rank_correlation(alphas, found) if known else math.nan)
-    return judge(
-        f"Interpolation trades: on the bulk path (α, 1), {trend} with α",
-        f"rank correlation of α and {quantity}",
-        comparison,
-        values,
-        source(axis, cells),
-    )
+        values.append(
+            rank_correlation([*alphas.values()], found) if known else math.nan
+        )
+    text = f"Interpolation trades: on the bulk path (α, 1), {trend} with α"
+    quantity = f"rank correlation of α and {quantity}"
+    return judge(text, quantity, comparison, values, source(axis, cells))
 
 
 def _shares(axes):

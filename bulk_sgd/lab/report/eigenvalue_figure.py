@@ -6,49 +6,44 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from bulk_sgd.lab.report import style
 from bulk_sgd.lab.report.results import PREFIX, RunResults
 from bulk_sgd.lab.report.run_figures import calm, limit_above, mark_fork, run_styles
-from bulk_sgd.lab.report.style import (
-    INK,
-    OUTSIDE,
-    STYLE,
-    log_or_symlog,
-    new_figure,
-    plain,
-    say,
-    shorten,
-)
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(style.STYLE)
 def eigenvalue_figure(run: RunResults) -> Figure:
     """λ_1 … λ_k along training, one panel per arm, the prefix before it in grey."""
     tables = {arm: run.eigenvalues(arm) for arm in (PREFIX, *run.arms)}
     shown = [arm for arm in run.arms if np.isfinite(tables[arm]).any()] or [PREFIX]
     columns = min(len(shown), 3)
     rows = math.ceil(len(shown) / columns)
-    figure, panels = new_figure(rows, columns, (10.4, 0.9 + 2.5 * rows), share=True)
+    size = 10.4, 0.9 + 2.5 * rows
+    figure, panels = style.new_figure(rows, columns, size, share=True)
     for axes in panels[len(shown) :]:
         axes.remove()
     values = np.concatenate([table.ravel() for table in tables.values()])
     values = values[np.isfinite(values)]
-    threshold = stability_threshold(run)
+    threshold, lines = stability_threshold(run), run_styles(run)
     readable = values.size and values.min() / 3 <= threshold <= values.max() * 3
-    dashed = {"color": INK, "linewidth": 0.9, "linestyle": (0, (4, 2))}
+    dashed = {"color": style.INK, "linewidth": 0.9, "linestyle": (0, (4, 2))}
     for axes, arm in zip(panels, shown):
         for name in dict.fromkeys((PREFIX, arm)):
-            _draw(axes, run.steps(name), tables[name], run_styles(run)[name])
+            _draw(axes, run.steps(name), tables[name], lines[name])
         if readable:
             axes.axhline(threshold, **dashed)
         elif math.isnan(threshold):
-            axes.plot(*_thresholds(run, arm), **dashed)
+            rates = run.rates(arm)
+            known = rates > 0
+            steps, thresholds = run.steps(arm)[known], run.stability / rates[known]
+            axes.plot(steps, thresholds, **dashed)
         mark_fork(axes, run, text="")
         if arm != PREFIX:
             summary = run.summary(arm)
-            title = shorten(f"{summary.label}   {summary.formula}", 37)
-            axes.set_title(plain(title), loc="left")
+            title = style.shorten(f"{summary.label}   {summary.formula}", 37)
+            axes.set_title(style.plain(title), loc="left")
     # All panels share their limits, final only once every panel is drawn.
-    log_or_symlog(panels[0], values)
+    style.log_or_symlog(panels[0], values)
     limit_above(panels[0], calm(run, tables.get))
     for i, (axes, arm) in enumerate(zip(panels, shown)):
         _label(axes, tables[arm])
@@ -56,14 +51,14 @@ def eigenvalue_figure(run: RunResults) -> Figure:
             text = rf"${run.stability:.4g}/\eta$ = {threshold:.4g}"
             # On white, for lines may run under it.
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-            axes.annotate(text, (0.02, threshold), (0, 3.5), **OUTSIDE, bbox=box)
+            axes.annotate(text, (0.02, threshold), (0, 3.5), **style.OUTSIDE, bbox=box)
         # Sharing hides the ticks of a column whose last row is missing.
         axes.xaxis.set_tick_params(labelbottom=i + columns >= len(shown))
-    figure.supxlabel("step", fontsize=STYLE["font.size"])
+    figure.supxlabel("step", fontsize=style.STYLE["font.size"])
     label = rf"eigenvalues $\lambda_1, \ldots, \lambda_{{{run.rank or 'k'}}}$"
-    figure.supylabel(label, fontsize=STYLE["font.size"])
+    figure.supylabel(label, fontsize=style.STYLE["font.size"])
     if not values.size:
-        say(panels[0], "no eigenvalues logged")
+        style.say(panels[0], "no eigenvalues logged")
     return figure
 
 
@@ -77,16 +72,9 @@ def stability_threshold(run: RunResults) -> float:
     return run.stability / rate if rate > 0 else math.nan
 
 
-def _thresholds(run, arm):
-    """The same along the steps of an arm, where η is known and not 0."""
-    rates = run.rates(arm)
-    known = rates > 0
-    return run.steps(arm)[known], run.stability / rates[known]
-
-
-def _draw(axes, steps, table, style):
+def _draw(axes, steps, table, line):
     logged = np.isfinite(table).any(axis=1)
-    for values, color in zip(table[logged].T, style.shades(table.shape[1])):
+    for values, color in zip(table[logged].T, line.shades(table.shape[1])):
         axes.plot(steps[logged], values, color=color, linewidth=1.2)
 
 
@@ -97,4 +85,4 @@ def _label(axes, table):
     for i in {0, len(last) - 1} if len(last) else ():
         if low <= last[i] <= high:
             name = rf"$\lambda_{{{i + 1}}}$"
-            axes.annotate(name, (1, last[i]), (3, 0), **OUTSIDE, va="center")
+            axes.annotate(name, (1, last[i]), (3, 0), **style.OUTSIDE, va="center")

@@ -16,35 +16,30 @@ from bulk_sgd.lab.report.study_tables import plus_minus, show
 from bulk_sgd.lab.report.style import MUTED, OPERATOR_STYLES, STYLE, new_figure, plain
 
 SYMBOLS = {"hessian": "H", "gauss_newton": "G", "functional_hessian": "F"}
-_COLUMNS = (
-    ("tr M", "trace"),
-    ("its standard error", "trace_error"),
-    ("trace share", "trace_share"),
-    ("‖M‖²_F", "frobenius"),
-    ("its standard error", "frobenius_error"),
-    ("Frobenius share", "frobenius_share"),
-    ("block share", "block_share"),
-    ("form along Pg", "form_dominant"),
-    ("form along g − Pg", "form_bulk"),
-)
+_COLUMNS = {
+    "trace": "tr M",
+    "trace_error": "its standard error",
+    "trace_share": "trace share",
+    "frobenius": "‖M‖²_F",
+    "frobenius_error": "its standard error",
+    "frobenius_share": "Frobenius share",
+    "block_share": "block share",
+    "form_dominant": "form along Pg",
+    "form_bulk": "form along g − Pg",
+}
 
 
 def has_energies(axis: Axis) -> bool:
     """Whether any cell measured curvature energies along SGD."""
-    return any(
-        cell.run.logged(SGD, "hessian/frobenius_share")[1].size
-        for cell in _with_sgd(axis.cells)
-    )
+    runs = [cell.run for cell in _with_sgd(axis.cells)]
+    return any(run.logged(SGD, "hessian/frobenius_share")[1].size for run in runs)
 
 
 def has_trace(cells: list[Cell], operator: str) -> bool:
     """Whether a trace stands out of its own standard error, in most measurements."""
-    trace, error = (
-        np.concatenate(
-            [[], *(c.run.series(SGD, f"{operator}/{k}") for c in _with_sgd(cells))]
-        )
-        for k in ("trace", "trace_error")
-    )
+    runs = [cell.run for cell in _with_sgd(cells)]
+    joined = lambda key: np.concatenate([[], *(run.series(SGD, key) for run in runs)])
+    trace, error = joined(f"{operator}/trace"), joined(f"{operator}/trace_error")
     known = np.isfinite(trace) & np.isfinite(error)
     clear = np.abs(trace[known]) > 3 * error[known]
     return not clear.size or np.mean(clear) > 0.5
@@ -53,11 +48,8 @@ def has_trace(cells: list[Cell], operator: str) -> bool:
 @matplotlib.rc_context(STYLE)
 def energy_figure(axis: Axis) -> Figure:
     """Trace and Frobenius shares of H, G and F in the dominant subspace, along SGD."""
-    groups = {
-        label: cells
-        for label, cells in axis.groups.items()
-        if any(cell.run for cell in cells)
-    }
+    begun = lambda cells: any(cell.run for cell in cells)
+    groups = {label: cells for label, cells in axis.groups.items() if begun(cells)}
     figure, panels = new_figure(2, len(groups), (10.4, 6.0))
     rows = (("trace_share", "trace share"), ("frobenius_share", "Frobenius share"))
     for column, (label, cells) in enumerate(groups.items()):
@@ -85,10 +77,10 @@ def energy_table(axis: Axis) -> str:
         if not cells:
             continue
         for operator in CURVATURES:
-            keys = [f"{operator}/{key}" for _, key in _COLUMNS]
-            numbers = {key: plus_minus(_last(cells, key)) for key in keys}
+            found = {key: _last(cells, f"{operator}/{key}") for key in _COLUMNS}
+            numbers = {key: plus_minus(spread) for key, spread in found.items()}
             if not has_trace(cells, operator):
-                numbers[f"{operator}/trace_share"] = "–"
+                numbers["trace_share"] = "–"
             names = [SYMBOLS[operator], label]
             rows.append([*names, *numbers.values()])
             forms.append([*names, *map(number, _rayleigh(cells, operator))])
@@ -99,17 +91,11 @@ def energy_table(axis: Axis) -> str:
         )
     items = "".join(f"<li>{page.text(fact)}</li>\n" for fact in facts)
     heads = ["operator M", "setting"]
-    energies = page.table(
-        f"{axis.title}: energies at the end of SGD",
-        heads + [head for head, _ in _COLUMNS],
-        rows,
-    )
-    vectors = page.table(
-        f"{axis.title}: uᵢᵀ M uᵢ of the eigenvectors of H at the end of SGD, mean over "
-        "seeds",
-        heads + [f"u{i}" for i in range(1, len(forms[0]) - 1)],
-        forms,
-    )
+    label = f"{axis.title}: energies at the end of SGD"
+    energies = page.table(label, [*heads, *_COLUMNS.values()], rows)
+    label = f"{axis.title}: uᵢᵀ M uᵢ of the eigenvectors of H at the end of SGD, mean"
+    heads += [f"u{i}" for i in range(1, len(forms[0]) - 1)]
+    vectors = page.table(f"{label} over seeds", heads, forms)
     return f"{energies}<ul>\n{items}</ul>{vectors}"
 
 

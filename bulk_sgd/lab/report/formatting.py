@@ -4,11 +4,7 @@ import math
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`digits` significant digits; a dash where nothing is known.
-
-    >>> number(0.02071), number(-0.49), number(12345.6), number(math.nan)
-    ('0.0207', '−0.490', '12,346', '–')
-    """
+    """`digits` significant digits; a dash where nothing is known."""
     if not math.isfinite(value):
         return "–"
     whole = 10**digits <= abs(value) < 1e6

@@ -79,28 +79,25 @@ def _arm(run, arm, sgd):
 
 def _shares(run, arms):
     """The part of SGD's decrease that each half of its steps achieved alone."""
-    found = {
-        arm.method: arm
-        for arm in reversed(arms)
-        if arm.status != "diverged" and not _is_blind(run, arm)
-    }
-    if not {SGD, DOM_SGD, BULK_SGD} <= found.keys():
+    usable = lambda arm: arm.status != "diverged" and not _is_blind(run, arm)
+    found = {arm.method: arm for arm in reversed(arms) if usable(arm)}
+    methods = SGD, DOM_SGD, BULK_SGD
+    if not {*methods} <= found.keys():
         return ""
-    step, losses = _last_common(run, [found[name] for name in (SGD, DOM_SGD, BULK_SGD)])
+    step, losses = _last_common(run, [found[method] for method in methods])
     if step is None:
         return ""
     decreases = run.fork_loss - np.array(losses)
     if not decreases[0] > _LEVEL * abs(run.fork_loss):
         return "SGD itself hardly lowered the loss after the fork."
     dom, bulk = decreases[1:] / decreases[0]
+    verdict = "neither part alone tells the whole story"
     if dom <= 0.25 and bulk >= 0.75:
         verdict = "the flat directions did the training"
     elif bulk <= 0.25 and dom >= 0.75:
         verdict = "the sharp directions did the training"
     elif min(dom, bulk) >= 0.75:
         verdict = "either part alone was nearly enough"
-    else:
-        verdict = "neither part alone tells the whole story"
     return (
         f"Of SGD's decrease of the loss from the fork to step {step:,}, Dom-SGD "
         f"achieved {percent(dom)} and Bulk-SGD {percent(bulk)}: {verdict}."
@@ -115,11 +112,9 @@ def _energy(run, sgd):
     total, where = run.info.get("num_params"), "the dominant subspace"
     if total and run.rank:
         where = f"{run.rank} of {total:,} dimensions"
-    return (
-        f"SGD's updates after the fork had a mean {chi(run.rank)} of "
-        f"{number(sgd.alignment)}: {percent(share)} of their squared length lay in "
-        f"{where}."
-    )
+    mean = f"a mean {chi(run.rank)} of {number(sgd.alignment)}"
+    length = f"{percent(share)} of their squared length lay in {where}"
+    return f"SGD's updates after the fork had {mean}: {length}."
 
 
 def _sharpness(run, arms):
@@ -138,13 +133,12 @@ def _is_blind(run, arm):
 
 def _without_subspace(run, arms):
     blind = [arm.label for arm in arms if _is_blind(run, arm)]
-    if not blind:
-        return ""
-    return (
+    text = (
         f"Every refresh failed, so no subspace was ever found: {', '.join(blind)}. "
         "What follows about them says nothing of sharp and flat directions; more "
         "matvecs or a larger tolerance may help."
     )
+    return text if blind else ""
 
 
 def _with_empty_subspace(run, arms):
@@ -155,12 +149,8 @@ def _with_empty_subspace(run, arms):
         for label, values in kept.items()
         if np.any(values == 0)
     ]
-    if not empty:
-        return ""
-    return (
-        "Rows with an empty subspace, where the whole update is bulk: "
-        f"{', '.join(empty)}."
-    )
+    text = "Rows with an empty subspace, where the whole update is bulk: "
+    return f"{text}{', '.join(empty)}." if empty else ""
 
 
 def _last_common(run, arms):

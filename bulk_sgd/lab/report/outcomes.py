@@ -9,9 +9,8 @@ that ends at L has
                  took to the same loss; 0 where the arm never got there
   sharpness      η λ_1 at its end
 
-An arm that diverged has a speed-up of 0 and a stable rate, and no other number. None
-depends on how long anything took, so that an interrupted sweep gives the numbers of an
-undisturbed one.
+An arm that diverged has a speed-up of 0 and a stable rate, and no other number. No
+number depends on times, so an interrupted sweep gives those of an undisturbed one.
 """
 
 import math
@@ -28,12 +27,9 @@ TARGET = 0.9
 def outcome(run: RunResults, arm: str) -> dict[str, float]:
     """The numbers of an arm by name; NaN for what is not known.
 
-    Keys: loss_ratio, progress, speed_up, matvec_speed_up, test_accuracy, alignment,
-    gradient_energy, descent_ratio, sharpness_ratio, batch_sharpness (times η),
-    stable_rate, stable_ratio (over SGD's), diverged (0 or 1).
+    `batch_sharpness` is times η, `stable_ratio` over SGD's, `diverged` 0 or 1.
     """
-    summary = run.summary(arm)
-    arms = run.info.get("arms") or {}
+    summary, arms = run.summary(arm), run.info.get("arms") or {}
     # No arm begins from a prefix that diverged.
     lost = (run.info.get("prefix") or {}).get("status") == "diverged"
     diverged = lost or summary.status == "diverged"
@@ -60,11 +56,8 @@ def outcome(run: RunResults, arm: str) -> dict[str, float]:
     if diverged:  # it got nowhere
         found |= {"speed_up": 0.0, "matvec_speed_up": 0.0}
     rate = _stable(arms.get(arm, {}))
-    found |= {
-        "stable_rate": rate,
-        "stable_ratio": _ratio(rate, _stable(arms.get(SGD, {}))),
-        "diverged": float(diverged),
-    }
+    ratio = _ratio(rate, _stable(arms.get(SGD, {})))
+    found |= {"stable_rate": rate, "stable_ratio": ratio, "diverged": float(diverged)}
     ended = diverged or summary.status == "complete"
     return found if ended else dict.fromkeys(found, math.nan)
 
@@ -85,16 +78,12 @@ def _stable(entry):
 def _speed_up(run, arm, target, unit):
     if math.isnan(target):
         return math.nan
-    theirs = _first_reach(run, SGD, target, unit)
-    ours = _first_reach(run, arm, target, unit)
+    theirs, ours = (_first_reach(run, name, target, unit) for name in (SGD, arm))
     return 0.0 if math.isnan(ours) else _ratio(theirs, ours)
 
 
 def _first_reach(run, arm, target, unit):
-    """Steps (or matvecs) from the fork to the first crossing of a loss, or NaN.
-
-    Between rows the loss is linear.
-    """
+    """Steps (or matvecs) from the fork to a loss, linear between rows; or NaN."""
     losses = run.series(arm, "train_loss")
     counts = run.series(arm, "matvecs") if unit == "matvecs" else run.steps(arm)
     counts = np.asarray(counts, float) - counts[0] if len(counts) else counts

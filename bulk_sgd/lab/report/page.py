@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import pathlib
 
 _CSS = """
 :root { color-scheme: light; }
@@ -51,9 +52,10 @@ def text(value) -> str:
     return html.escape(str(value))
 
 
-def document(title: str, body: str) -> str:
-    """A page with a heading; `title` is safe text."""
-    return f"""<!doctype html>
+def write(folder: pathlib.Path, title: str, body: str) -> pathlib.Path:
+    """Writes `folder/index.html`, a page with a heading; `title` is safe text."""
+    path = folder / "index.html"
+    document = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -69,6 +71,19 @@ def document(title: str, body: str) -> str:
 </body>
 </html>
 """
+    path.write_text(document, encoding="utf-8")
+    return path
+
+
+def facts(entries: list[str]) -> str:
+    """Short facts in one line; empty ones are left out."""
+    return f'<p class="facts">{text(" · ".join(filter(None, entries)))}</p>\n'
+
+
+def versions(info: dict) -> str:
+    """The versions of packages that a run recorded."""
+    known = info.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
 def note(sentence) -> str:
@@ -111,16 +126,13 @@ def table(
     With `prose` the first two columns are sentences and the next two short.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
-    swatches = [
-        f'<span class="swatch" style="background:{color}"></span>'
-        for color in colors or ()
-    ] or [""] * len(rows)
-    body = "\n".join(
-        f'<tr><th scope="row">{swatch}{text(first)}</th>'
-        + "".join(f"<td>{text(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for swatch, (first, *rest) in zip(swatches, rows)
-    )
+    body = []
+    for color, (first, *rest) in zip(colors or [None] * len(rows), rows):
+        swatch = f'<span class="swatch" style="background:{color}"></span>'
+        cells = "".join(f"<td>{text(cell)}</td>" for cell in rest)
+        first = (swatch if color else "") + text(first)
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    body = "\n".join(body)
     return f"""<div class="wide" role="group" tabindex="0" aria-label="{text(label)}">
 <table{' class="prose"' * prose}>
 <thead><tr>{head}</tr></thead>

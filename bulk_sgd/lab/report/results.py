@@ -93,12 +93,10 @@ class RunResults:
         """Training loss at the fork; NaN before that."""
         if self.fork_step is None:
             return math.nan
-        starts = [
-            self.series(arm, "train_loss")[self.steps(arm) == self.fork_step]
-            for arm in self.arms
-        ]
         # The arms measure at the very fork; the prefix's last row may be older.
-        exact = np.concatenate([*starts, []])
+        losses = {arm: self.series(arm, "train_loss") for arm in self.arms}
+        exact = [losses[arm][self.steps(arm) == self.fork_step] for arm in losses]
+        exact = np.concatenate([*exact, []])
         prefix = self.series(PREFIX, "train_loss")[self.steps(PREFIX) <= self.fork_step]
         return last_finite(exact if np.isfinite(exact).any() else prefix)
 
@@ -145,41 +143,39 @@ class RunResults:
         return self._summaries[arm]
 
     @functools.cached_property
-    def _summaries(self) -> dict[str, Summary]:
+    def _summaries(self):
         return {arm: self._summarize(arm) for arm in (PREFIX, *self.arms)}
 
-    def _summarize(self, arm: str) -> Summary:
+    def _summarize(self, arm):
         entry = (self.info.get("arms") or {}).get(arm) or {}
         if arm == PREFIX:
             entry = {"label": "Prefix", "formula": "before the fork"}
             entry |= self.info.get("prefix") or {}
-        steps = self.steps(arm)
         start = 0 if arm == PREFIX else self.fork_step or 0
-        loss = last_finite(self.series(arm, "train_loss"))
+        last_step = int(max([entry.get("last_step") or start, *self.steps(arm)]))
         after = self.after_fork(arm, "alignment_update")
+        last = lambda key: last_finite(self.series(arm, key))
+        loss = last("train_loss")
 
         def counter(key):
             # Counters only grow, and after a kill either file may be the older one.
             return np.nanmax([_number(entry.get(key)), 0, *self.series(arm, key)])
 
-        last_step = int(max([entry.get("last_step") or start, *steps]))
+        scales = (_number(entry.get(f"{part}_scale")) for part in ("dominant", "bulk"))
         return Summary(
             name=arm,
             label=str(entry.get("label") or arm),
             formula=str(entry.get("formula") or ""),
-            scales=(
-                _number(entry.get("dominant_scale")),
-                _number(entry.get("bulk_scale")),
-            ),
+            scales=tuple(scales),
             status=str(entry.get("status") or "unknown"),
             last_step=last_step,
             steps=last_step - start,
             train_loss=loss,
             loss_ratio=loss / self.fork_loss if self.fork_loss > 0 else math.nan,
-            test_accuracy=last_finite(self.series(arm, "test_accuracy")),
+            test_accuracy=last("test_accuracy"),
             alignment=after.mean() if after.size and arm != PREFIX else math.nan,
-            sharpness=last_finite(self.series(arm, "sharpness")),
-            sharpness_ratio=last_finite(self.series(arm, "sharpness_ratio")),
+            sharpness=last("sharpness"),
+            sharpness_ratio=last("sharpness_ratio"),
             matvecs=int(counter("matvecs")),
             failed_refreshes=int(counter("failed_refreshes")),
             seconds=float(counter("seconds")),
@@ -193,16 +189,9 @@ def read_run(workdir: str | pathlib.Path) -> RunResults:
     Rows come out sorted by step. Of a step written twice (by a resumed run) the last
     row counts. A torn last line is ignored; other unreadable lines are counted.
 
-    Args:
-      workdir: the folder the run wrote to.
-
     Raises:
       FileNotFoundError: run.json or metrics.jsonl is missing.
       ValueError: run.json is not a JSON object, or there is no metric row.
-
-    Example:
-      >>> run = read_run("runs/mnist")  # doctest: +SKIP
-      >>> run.series("bulk_sgd", "train_loss")  # doctest: +SKIP
     """
     workdir = pathlib.Path(workdir)
     expected = "expected the workdir of a run, which holds run.json and metrics.jsonl"
@@ -241,9 +230,8 @@ def last_finite(values: np.ndarray) -> float:
 
 
 def _number(value) -> float:
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    return math.nan
+    known = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if known else math.nan
 
 
 def _is_int(value) -> bool:

@@ -34,8 +34,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         figures.append(f"<h2>{heading}</h2>\n")
         figures.append(page.figure(heading, captions[name], alt, image))
     title = page.text(run.info.get("name") or "Run")
-    body = f"""<p class="facts">{page.text(_facts(run))}</p>
-{"".join(map(page.note, state(run)))}{_explanation(run)}
+    body = f"""{_explanation(run)}
 <h2>What happened</h2>
 <ul>
 {"".join(f"<li>{page.text(fact)}</li>" for fact in happened(run))}
@@ -44,14 +43,13 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
 {_table(run)}
 <h2>Provenance</h2>
 {_provenance(run.info)}"""
-    path = folder / "index.html"
-    path.write_text(page.document(title, body), encoding="utf-8")
-    return path
+    head = page.facts(_facts(run)) + "".join(map(page.note, state(run)))
+    return page.write(folder, title, head + body)
 
 
 def _facts(run):
     info = run.info
-    facts = [
+    return [
         f"{info['num_params']:,} parameters" if info.get("num_params") else "",
         f"{info['num_train']:,} training examples" if info.get("num_train") else "",
         f"k = {run.rank}" if run.rank else "",
@@ -59,24 +57,20 @@ def _facts(run):
         f"loss: {info['loss_label']}" if info.get("loss_label") else "",
         _subspace((info.get("config") or {}).get("subspace")),
     ]
-    return " · ".join(filter(None, facts))
 
 
 def _subspace(space):
     """Which subspace the arms scale, and how the run keeps it."""
     if not space:
         return ""
-    if space["solver"] in solvers.HESSIAN_FREE:
-        what = "principal components of updates"
-    else:
-        what = (
-            space["curvature"].replace("_", " ")
-            + {
-                "full": " of the full training set",
-                "subset": f" of {space['subset_size']:,} training examples",
-                "batch": " of the current mini-batch",
-            }[space["data"]]
-        )
+    what = "principal components of updates"
+    if space["solver"] not in solvers.HESSIAN_FREE:
+        data = {
+            "full": "the full training set",
+            "subset": f"{space['subset_size']:,} training examples",
+            "batch": "the current mini-batch",
+        }[space["data"]]
+        what = f"{space['curvature'].replace('_', ' ')} of {data}"
     drift, threshold = space.get("drift"), space.get("threshold")
     every = space["refresh_every"] * (space["probe_every"] if drift else 1)
     facts = [
@@ -168,11 +162,10 @@ subspace.</p>"""
 
 
 def _provenance(info):
-    versions, seconds = info.get("versions") or {}, info.get("seconds")
     names = "status", "command", "git", "device", "started", "ended"
     entries = {name: info.get(name) for name in names}
-    entries["versions"] = ", ".join(f"{name} {v}" for name, v in versions.items())
-    if isinstance(seconds, (int, float)):
-        entries["seconds"] = f"{seconds:,.1f}"
+    entries["versions"] = page.versions(info)
+    if isinstance(info.get("seconds"), (int, float)):
+        entries["seconds"] = f"{info['seconds']:,.1f}"
     shown = page.details("Configuration", info.get("config"))
     return page.definitions(entries) + shown

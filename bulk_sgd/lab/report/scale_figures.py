@@ -6,14 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from bulk_sgd.lab.report import study_panels
 from bulk_sgd.lab.report.study import Axis
-from bulk_sgd.lab.report.study_panels import (
-    PANELS,
-    draw_spreads,
-    finish_panel,
-    legend,
-    measured_panels,
-)
 from bulk_sgd.lab.report.style import INK, STYLE, LineStyle, new_figure
 from bulk_sgd.transforms.aliases import PATHS, path_scales
 
@@ -27,7 +21,7 @@ _PATHS = {
 @matplotlib.rc_context(STYLE)
 def family_figure(axis: Axis) -> Figure:
     """Final loss, sharpness and stable rate along the families of scales (a, b)."""
-    shown = measured_panels(axis)
+    shown = study_panels.measured_panels(axis)
     figure, panels = new_figure(1, len(shown), (10.4, 3.7))
     label = next(iter(axis.groups))
     for axes, panel in zip(panels, shown):
@@ -35,10 +29,10 @@ def family_figure(axis: Axis) -> Figure:
         for path, points in path_points(axis).items():
             spreads = [axis.spread(label, arm, key, log=log) for _, arm in points]
             places = [alpha for alpha, _ in points]
-            draw_spreads(axes, places, spreads, _PATHS[path][1], log=log)
-        finish_panel(axes, axis, panel)
+            study_panels.draw_spreads(axes, places, spreads, _PATHS[path][1], log)
+        study_panels.finish_panel(axes, axis, panel)
         axes.set_xlabel("α")
-    legend(figure, [*_PATHS.values()])
+    study_panels.legend(figure, [*_PATHS.values()])
     return figure
 
 
@@ -47,18 +41,18 @@ def plane_figure(axis: Axis) -> Figure:
     """Maps over the scales (a, b): how far the loss fell, and the largest stable η."""
     label = next(iter(axis.groups))
     dominant, bulk, arms = plane_scales(axis)
-    loss, _, rate = (panel[:2] for panel in PANELS)
+    places = {arm: (bulk.index(b), dominant.index(a)) for (a, b), arm in arms.items()}
+    loss, _, rate = (panel[:2] for panel in study_panels.PANELS)
     maps = loss, ("speed_up", "speed-up over SGD, steps"), rate
     maps = [(key, name) for key, name in maps if axis.measured(key)]
     figure, panels = new_figure(1, len(maps), (5.2 * len(maps), 4.2))
     for axes, (key, name) in zip(panels, maps):
         values = np.full((len(bulk), len(dominant)), np.nan)
-        for (a, b), arm in arms.items():
-            spread = axis.spread(label, arm, key)
-            values[bulk.index(b), dominant.index(a)] = spread.mean
+        for arm, place in places.items():
+            values[place] = axis.spread(label, arm, key).mean
         shown = np.where(values > 0, values, np.nan)  # on a log scale
         image = axes.imshow(shown, origin="lower", cmap="cividis", norm="log")
-        _annotate(axes, axis, label, arms, dominant, bulk, values)
+        _annotate(axes, axis, label, places, values)
         axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
         axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
         axes.set_xlabel("a, factor of the dominant part")
@@ -69,11 +63,11 @@ def plane_figure(axis: Axis) -> Figure:
     return figure
 
 
-def _annotate(axes, axis, label, arms, dominant, bulk, values):
+def _annotate(axes, axis, label, places, values):
     logs = np.log10(values[values > 0])
     middle = (logs.min() + logs.max()) / 2 if logs.size else 0
-    for (a, b), arm in arms.items():
-        value = values[bulk.index(b), dominant.index(a)]
+    for arm, (y, x) in places.items():
+        value = values[y, x]
         diverged = np.nansum(axis.over_seeds(label, arm, "diverged"))
         known = math.isfinite(value)
         text = f"{value:.2g}" if known else "–"
@@ -81,23 +75,21 @@ def _annotate(axes, axis, label, arms, dominant, bulk, values):
             text = f"{text}\n({diverged:.0f} ×)" if known else "×"
         dark = value > 0 and math.log10(value) < middle
         color = "white" if dark else INK  # NaN compares as False
-        place = (dominant.index(a), bulk.index(b))
-        axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
+        axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
 
 
 def path_points(axis: Axis) -> dict[str, list[tuple[float, str]]]:
     """For each family, α and arm of its points, ends included, by α."""
     scales = {arm: s.scales for arm, s in axis.summaries.items()}
-    points = {}
-    for path in PATHS:
-        found = [
+    points = [(alpha, arm) for arm, pair in scales.items() for alpha in {*pair}]
+    return {
+        path: sorted(
             (alpha, arm)
-            for arm, (a, b) in scales.items()
-            for alpha in dict.fromkeys((a, b))
-            if 0 <= alpha <= 1 and path_scales(path, alpha) == (a, b)
-        ]
-        points[path] = sorted(found)
-    return points
+            for alpha, arm in points
+            if 0 <= alpha <= 1 and path_scales(path, alpha) == scales[arm]
+        )
+        for path in PATHS
+    }
 
 
 def plane_scales(axis: Axis):
@@ -108,7 +100,6 @@ def plane_scales(axis: Axis):
     scales = {arm: s.scales for arm, s in axis.summaries.items()}
     named = [point for arm, point in scales.items() if arm.startswith("scales")]
     dominant, bulk = (sorted({point[i] for point in named}) for i in (0, 1))
-    arms = {
-        (a, b): arm for arm, (a, b) in scales.items() if a in dominant and b in bulk
-    }
+    on_grid = lambda a, b: a in dominant and b in bulk
+    arms = {point: arm for arm, point in scales.items() if on_grid(*point)}
     return dominant, bulk, arms

@@ -97,7 +97,7 @@ class Axis:
         """The settings as numbers, where the axis varies one numeric field."""
         if len(self.fields) != 1:
             return None
-        field = self.fields[0]
+        (field,) = self.fields
         values = [cells[0].settings.get(field) for cells in self.groups.values()]
         numeric = all(type(value) in (int, float) for value in values)
         return [float(value) for value in values] if numeric else None
@@ -110,11 +110,6 @@ class Axis:
             for arm in cell.arms:
                 found.setdefault(arm, cell.run.summary(arm))
         return found
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of the arms of any cell, in order."""
-        return tuple(self.summaries)
 
     def measured(self, key: str) -> bool:
         """Whether any cell has this number of `Cell.outcome`."""
@@ -132,11 +127,8 @@ class Axis:
         return spread(self.over_seeds(label, arm, key))
 
     def _label(self, cell):
-        varied = [
-            field
-            for field in self.fields
-            if len({json.dumps(c.settings.get(field)) for c in self.cells}) > 1
-        ]
+        values = lambda field: {json.dumps(c.settings.get(field)) for c in self.cells}
+        varied = [field for field in self.fields if len(values(field)) > 1]
         shown = {f: cell.settings[f] for f in varied if f in cell.settings}
         texts = [_show(value) for value in shown.values()]
         # With its name where another field could be meant.
@@ -146,11 +138,7 @@ class Axis:
 
 
 def read_study(workdir) -> list[Axis]:
-    """The axes of a folder that is a sweep or holds sweeps.
-
-    Raises:
-      FileNotFoundError: there is no sweep.
-    """
+    """The axes of a folder that is a sweep or holds some, else a FileNotFoundError."""
     workdir = pathlib.Path(workdir)
     if (workdir / FILE).exists():
         return [_read_axis(workdir)]
@@ -172,14 +160,12 @@ def _read_axis(folder):
     content = json.loads((folder / FILE).read_text())
     cells = []
     for index, settings in enumerate(content["cells"]):
-        run = None
+        run, workdir = None, cell_folder(folder, index)
+        status = "failed" if (workdir / "error.txt").exists() else "pending"
         # Not begun, or failed before its first row.
         with contextlib.suppress(FileNotFoundError, ValueError):
-            run = read_run(cell_folder(folder, index))
-        status = str(run.info.get("status")) if run else "pending"
-        failed = cell_folder(folder, index) / "error.txt"
-        if run is None and failed.exists():
-            status = "failed"
+            run = read_run(workdir)
+            status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
     return Axis(folder.name, content["name"], content["about"], cells)
 
@@ -191,5 +177,5 @@ def short_name(field: str) -> str:
 
 def _show(value):
     if isinstance(value, list):
-        return "×".join(str(item) for item in value)
+        return "×".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

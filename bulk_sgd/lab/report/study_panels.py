@@ -23,33 +23,22 @@ def measured_panels(axis: Axis) -> list[tuple]:
     return [panel for panel in PANELS if axis.measured(panel[0])]
 
 
-def draw_spreads(
-    axes: Axes, places, spreads, style: LineStyle, *, log: bool, joined: bool = True
-) -> None:
+def draw_spreads(axes: Axes, places, spreads, style: LineStyle, log, joined=True):
     """Means as points, `joined` by lines or not, with bars of one deviation."""
     means = np.array([spread.mean for spread in spreads])
     bars = np.array([spread.deviation for spread in spreads])
     if log:  # as far up as down on the axis
         bars = np.abs(means * np.expm1(np.outer([-1, 1], bars / means)))
-    lines = {"linewidth": min(style.linewidth, 1.7)}
-    lines |= {} if joined else {"linestyle": "none"}
-    axes.errorbar(
-        places,
-        means,
-        bars,
-        marker="o",
-        markersize=4,
-        capsize=2,
-        elinewidth=1,
-        **vars(style) | lines,
-    )
+    line = vars(style) | {"linewidth": min(style.linewidth, 1.7)}
+    line |= {} if joined else {"linestyle": "none"}
+    points = {"marker": "o", "markersize": 4, "capsize": 2, "elinewidth": 1}
+    axes.errorbar(places, means, bars, **points, **line)
 
 
 def draw_band(axes: Axes, cells, arm: str, key: str, style: LineStyle) -> None:
     """Mean ± deviation over the runs, at the steps that all of them logged."""
-    tables = [
-        dict(zip(*cell.run.logged(arm, key))) for cell in cells if arm in cell.arms
-    ]
+    runs = [cell.run for cell in cells if arm in cell.arms]
+    tables = [dict(zip(*run.logged(arm, key))) for run in runs]
     tables = [table for table in tables if table]
     if not tables:
         return

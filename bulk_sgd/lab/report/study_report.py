@@ -24,10 +24,14 @@ _SETTING = (
     *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
     *("subspace.solver", "subspace.refresh_every"),
 )
+_HEADS = "claim", "holds if", "measured", "verdict"
 
 
 def write_report(workdir) -> pathlib.Path:
-    """Writes the report of a study, see `write.write_report`."""
+    """Writes `report/index.html` of a study, finished or not; returns its path.
+
+    A FileNotFoundError says that `workdir` neither is nor holds a sweep.
+    """
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
     folder = workdir / "report"
@@ -39,20 +43,18 @@ def write_report(workdir) -> pathlib.Path:
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
     body = [_claims_section(table), *(_section(axis, folder) for axis in axes)]
     title = page.text(axes[0].title if len(axes) == 1 else "Sharp and flat directions")
-    path = folder / "index.html"
-    page_text = page.document(title, _head(axes) + "".join(body) + _provenance(axes))
-    path.write_text(page_text, encoding="utf-8")
-    return path
+    return page.write(folder, title, _head(axes) + "".join(body) + _provenance(axes))
 
 
 def claims_markdown(table: list[Claim]) -> str:
     """The claims table as Markdown."""
-    lines = ["| claim | holds if | measured | verdict |", "|---|---|---|---|"]
-    lines += [
-        f"| {c.text} | {c.criterion} | {show(c.measured, c.seeds)} | {c.verdict} |"
-        for c in table
-    ]
-    return "\n".join(lines) + "\n"
+    rows = [f"| {' | '.join(row)} |\n" for row in (_HEADS, *map(_row, table))]
+    return "".join([rows[0], "|---|---|---|---|\n", *rows[1:]])
+
+
+def _row(claim):
+    measured = show(claim.measured, claim.seeds)
+    return claim.text, claim.criterion, measured, claim.verdict
 
 
 def _head(axes):
@@ -60,13 +62,10 @@ def _head(axes):
     counts = collections.Counter(cell.status for cell in cells)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     notes = "".join(
-        page.note(
-            f"{axis.name}: cell {cell.index} ({json.dumps(cell.settings)}) is "
-            f"{cell.status}."
-        )
-        for axis in axes
-        for cell in axis.cells
-        if cell.status not in ("complete", "pending")
+        page.note(f"{a.name}: cell {c.index} ({json.dumps(c.settings)}) is {c.status}.")
+        for a in axes
+        for c in a.cells
+        if c.status not in ("complete", "pending")
     )
     return f"""<p class="facts">Axes: {len(axes)}. Cells: {len(cells)}, {statuses}.</p>
 <p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
@@ -87,11 +86,7 @@ many did.</p>
 
 
 def _claims_section(table):
-    rows = [
-        [c.text, c.criterion, show(c.measured, c.seeds), c.verdict, c.source]
-        for c in table
-    ]
-    heads = ["claim", "holds if", "measured", "verdict", "cells"]
+    heads, rows = [*_HEADS, "cells"], [[*_row(c), c.source] for c in table]
     return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
 
 
@@ -117,17 +112,15 @@ def _setting(axis):
     config = runs[0].info.get("config") if runs else None
     if not config:
         return ""
-    facts = []
-    for field in _SETTING:
-        value = functools.reduce(dict.get, field.split("."), config)
-        if field not in axis.fields:
-            facts.append(f"{field} = {json.dumps(value, ensure_ascii=False)}")
+    shared = [field for field in _SETTING if field not in axis.fields]
+    values = [functools.reduce(dict.get, f.split("."), config) for f in shared]
+    texts = [json.dumps(value, ensure_ascii=False) for value in values]
+    facts = [f"{field} = {text}" for field, text in zip(shared, texts)]
     for name, found in (
         ("parameters", {run.info.get("num_params") for run in runs}),
         ("step of the fork", {run.fork_step for run in runs}),
     ):
-        if len(found) == 1:
-            facts.append(f"{name} = {found.pop()}")
+        facts += [f"{name} = {found.pop()}"] if len(found) == 1 else []
     folded = page.details("The whole config of the first cell", config)
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
 
@@ -152,18 +145,13 @@ def _caption(axis, name):
 
 def _numbers(axes):
     """Every outcome of every cell, for programs to read."""
-    return {
-        axis.name: [
-            {
-                "cell": cell.index,
-                "settings": cell.settings,
-                "status": cell.status,
-                "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
-            }
-            for cell in axis.cells
-        ]
-        for axis in axes
+    plain = lambda cell: {
+        "cell": cell.index,
+        "settings": cell.settings,
+        "status": cell.status,
+        "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
     }
+    return {axis.name: [plain(cell) for cell in axis.cells] for axis in axes}
 
 
 def _plain_claim(claim):
@@ -185,15 +173,11 @@ def _provenance(axes):
     infos = [cell.run.info for axis in axes for cell in axis.cells if cell.run]
     if not infos:
         return ""
-
-    def distinct(key):
-        return dict.fromkeys(str(info.get(key)) for info in infos)
-
-    versions = infos[-1].get("versions") or {}
+    distinct = lambda key: dict.fromkeys(str(info.get(key)) for info in infos)
     entries = {
         "device": "; ".join(distinct("device")),
         "git": "; ".join(distinct("git")),
-        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
+        "versions": page.versions(infos[-1]),
         "commands": "\n".join(distinct("command")),
     }
     return "<h2>Provenance</h2>\n" + page.definitions(entries)

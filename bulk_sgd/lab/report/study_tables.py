@@ -25,7 +25,7 @@ _COLUMNS = (
 
 def of_axis(axis: Axis) -> str:
     """Every number of an axis, a row per method and setting."""
-    if not axis.arms:
+    if not axis.summaries:
         return page.note("No cell has begun.")
     shown = [(head, key) for head, key in _COLUMNS if axis.measured(key)]
     styles = arm_styles(axis.summaries.values())
@@ -36,10 +36,8 @@ def of_axis(axis: Axis) -> str:
             if not diverged:
                 continue
             known = f"{np.nansum(diverged):.0f} of {np.isfinite(diverged).sum()}"
-            numbers = [
-                _cell(axis.spread(label, arm, key), key, len(diverged))
-                for _, key in shown
-            ]
+            spreads = {key: axis.spread(label, arm, key) for _, key in shown}
+            numbers = [_cell(spreads[key], key, len(diverged)) for key in spreads]
             rows.append([summary.label, label, known, *numbers])
             colors.append(styles[arm].color)
     heads = ["method", "setting", "diverged", *(head for head, _ in shown)]

@@ -1,8 +1,7 @@
 """The look that all figures share: colours, fonts and helpers for axes.
 
-The colours are Okabe and Ito's, which colour-blind readers can distinguish. Each method
-keeps its colour in every figure. There is no pyplot and no global state, so figures can
-be drawn in threads and without a display.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. Without
+pyplot there is no global state, so figures can be drawn in threads.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import io
 import math
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -28,21 +27,15 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
     "lines.solid_capstyle": "round",
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.labelcolor", "text.color"), INK),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK),
 }
 METHOD_COLORS = {SGD: "#222222", DOM_SGD: "#D55E00", BULK_SGD: "#0072B2"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -59,7 +52,8 @@ class LineStyle:
 
     def shades(self, count: int) -> list[str]:
         """`count` shades of the colour, from the colour itself to a light tint."""
-        return [_tint(self.color, t) for t in np.linspace(0, 0.72, count)]
+        color = np.array(to_rgb(self.color))
+        return [to_hex(color * (1 - t) + t) for t in np.linspace(0, 0.72, count)]
 
 
 PREFIX_STYLE = LineStyle("#8c8c8c")
@@ -79,11 +73,10 @@ OUTSIDE = {
 
 
 def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
-    """One style per arm name, to be used in every figure.
+    """One style per arm of one or several runs, the same in every figure.
 
     SGD is black, Dom-SGD vermillion and Bulk-SGD blue. Other arms are dashed and take
-    other hues in the order of a / (a + b), which follows α along each family. For
-    several runs pass the arms of all at once.
+    other hues in the order of a / (a + b), which follows α along each family.
     """
 
     def order(arm):
@@ -100,18 +93,14 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
         styles[arm.name] = LineStyle(color, ("-", *_DASHES)[twins % 5], width)
     others = sorted((s for s in summaries if not s.method), key=order)
     for i, arm in enumerate(others):
-        colors, dashes = len(OTHER_COLORS), len(_DASHES)
-        dash = _DASHES[(i + i // colors) % dashes]
-        styles[arm.name] = LineStyle(OTHER_COLORS[i % colors], dash)
+        turn, hue = divmod(i, len(OTHER_COLORS))
+        dash = _DASHES[(i + turn) % len(_DASHES)]
+        styles[arm.name] = LineStyle(OTHER_COLORS[hue], dash)
     return styles
 
 
 def save(figure: Figure, path: pathlib.Path) -> bytes:
-    """Saves a figure as `path`.png, at `DPI` dots per inch, and .pdf.
-
-    Returns:
-      The bytes of the PNG file.
-    """
+    """Saves a figure as `path`.png and .pdf; returns the bytes of the PNG file."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=DPI)
@@ -125,7 +114,7 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 def new_figure(
     rows: int, columns: int, size: tuple[float, float], share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches on an Agg canvas, and its panels row by row.
+    """A figure of `size` inches, and its panels row by row.
 
     `share` gives all panels one x and one y range.
     """
@@ -148,9 +137,16 @@ def log_axis(axes: Axes) -> None:
     """A log y axis with plain numbers at its ticks, however short or long it is."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(_plain_number)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
-    axes.yaxis.set_minor_formatter(_short_axis_number(axes))
+
+    def number(value, _):
+        """Numbers also at the minor ticks of an axis that has few major ones."""
+        low, high = axes.get_ylim()
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
+
+    axes.yaxis.set_minor_formatter(number)
 
 
 class _OneTwoFive(LogLocator):
@@ -160,34 +156,19 @@ class _OneTwoFive(LogLocator):
         return found if len(found) else LogLocator().tick_values(low, high)
 
 
-def _plain_number(value, _):
-    return f"{value:g}"
+def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
+    """Labels the x axis, and each line in the right margin at the height of its end.
 
-
-def _short_axis_number(axes):
-    """Numbers at the minor ticks of an axis that has few major ones."""
-
-    def show(value, _):
-        low, high = axes.get_ylim()
-        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
-
-    return show
-
-
-def label_ends(
-    axes: Axes, ends: Sequence[tuple[float, str, Mapping[str, object]]]
-) -> None:
-    """Names lines in the right margin, each at the height where its line ends.
-
-    Args:
-      axes: axes whose limits are final; they are frozen here.
-      ends: one (y in data units, text, keywords of the line) per line.
+    `ends` holds (y in data units, text, keywords of the line) per line. The limits of
+    the axes must be final; they are frozen here.
     """
+    axes.set_xlabel("step")
+    ends = sorted((e for e in ends if math.isfinite(e[0])), key=lambda end: end[0])
+    if not ends:
+        say(axes, "nothing logged")
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     to_axes = axes.transData + axes.transAxes.inverted()
-    ends = sorted(ends, key=lambda end: end[0])
     heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
     line = 1.45 * matplotlib.rcParams["font.size"]
     gap = line / (72 * 0.8 * axes.figure.get_size_inches()[1])
@@ -199,34 +180,13 @@ def label_ends(
         axes.text(1.09, y, plain(text), va="center", **outside)
 
 
-def finish_steps(axes: Axes, ends: Sequence) -> None:
-    """Labels the x axis, and the ends of lines as `label_ends` does."""
-    axes.set_xlabel("step")
-    ends = [end for end in ends if math.isfinite(end[0])]
-    if not ends:
-        say(axes, "nothing logged")
-    label_ends(axes, ends)
-
-
 def say(axes: Axes, text: str) -> None:
     """A few words instead of a drawing."""
     axes.text(0.5, 0.5, text, color=MUTED, ha="center", transform=axes.transAxes)
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over up to `window` entries, fewer at both ends; shape (n,)."""
-    if not len(values):
-        return values
-    ones = np.ones(min(max(window, 1), len(values)))
-    total = np.convolve(values, ones, "same")
-    return total / np.convolve(np.ones(len(values)), ones, "same")
-
-
 def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Moves ascending heights in 0 to 1 apart to at least `gap`, shape (n,).
-
-    The gap shrinks if there is no room for it.
-    """
+    """Moves ascending heights in 0 to 1, shape (n,), `gap` apart if there is room."""
     count = len(heights)
     gap = min(gap, 1 / max(count - 1, 1))
     offsets = gap * np.arange(count)
@@ -236,7 +196,7 @@ def spread(heights: np.ndarray, gap: float) -> np.ndarray:
 
 
 def plain(text: str) -> str:
-    """Text from a file, which matplotlib must not read as a formula."""
+    """Text that matplotlib does not read as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -244,14 +204,3 @@ def shorten(text: str, width: int = 30) -> str:
     """Text cut to what fits beside a figure, at most `width` letters."""
     fits = len(text) <= width
     return text if fits else textwrap.shorten(text, width, placeholder=" …")
-
-
-def time_unit(seconds: float) -> tuple[str, float]:
-    """Unit in which `seconds` read well, and its length in seconds."""
-    if seconds > 3 * 3600:
-        return "hours", 3600.0
-    return ("minutes", 60.0) if seconds > 600 else ("seconds", 1.0)
-
-
-def _tint(color, amount):
-    return to_hex(np.array(to_rgb(color)) * (1 - amount) + amount)

@@ -14,16 +14,7 @@ UNDECIDED, UNKNOWN = "undecided", "not measured"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One row of the claims table.
-
-    Attributes:
-      text: the claim.
-      criterion: when it holds, as a formula with its threshold.
-      measured: what the criterion compares, over seeds.
-      seeds: how many there were; some may have given no number.
-      verdict: `HOLDS`, `FAILS`, `UNDECIDED` or `UNKNOWN`.
-      source: the cells it came from.
-    """
+    """One row of the claims table; some of its `seeds` may have given no number."""
 
     text: str
     criterion: str
@@ -34,30 +25,21 @@ class Claim:
 
 
 def judge(
-    text: str,
-    quantity: str,
-    comparison: tuple[str, float],
-    values,
-    source: str,
+    text: str, quantity: str, comparison: tuple[str, float], values, source: str,
     ratio: bool = False,
-) -> Claim:
-    """The row of a claim, from one value per seed.
+) -> Claim:  # fmt: skip
+    """The row of a claim that holds where `values`, one per seed, compare so.
 
-    Args:
-      text: the claim.
-      quantity: what the values are.
-      comparison: when it holds, as `(">", 0.5)`.
-      values: one per seed, NaN where a seed gave none.
-      source: the cells they came from, see `source`.
-      ratio: compares on a log scale.
+    It is undecided where the mean over seeds is within two of its standard errors of
+    the threshold, where a seed gave no number (NaN), and where there is a single seed.
+    With `ratio` means are taken on a log scale.
     """
     sign, threshold = comparison
     shown = f"{threshold:g}".replace("-", "−")
     values = list(values)
     measured = Spread.of_ratios(values) if ratio else Spread.of(values)
-    row = functools.partial(
-        Claim, text, f"{quantity} {sign} {shown}", measured, len(values)
-    )
+    criterion = f"{quantity} {sign} {shown}"
+    row = functools.partial(Claim, text, criterion, measured, len(values))
     if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values)) if ratio else measured
@@ -86,11 +68,7 @@ def source(axis: Axis | None, cells: list[Cell]) -> str:
 
 
 def rank_correlation(x, y) -> float:
-    """Spearman's rank correlation; equal values have the mean of their ranks.
-
-    >>> rank_correlation([0, 1, 2], [5.0, 5.0, 3.0]).__round__(3)
-    -0.866
-    """
+    """Spearman's rank correlation; equal values have the mean of their ranks."""
     ranks = []
     for values in (x, y):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
