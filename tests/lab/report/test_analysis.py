@@ -298,7 +298,7 @@ def test_a_run_that_reads_data_while_training_and_forks_by_alignment(run, tmp_pa
     gradient = flat(jax.grad(loss)(point.params))
     rate = experiment.config.optimizer.learning_rate
     np.testing.assert_allclose(flat(point.update), -rate * gradient, atol=1e-6)
-    config["optimizer"]["name"] = "adam"
+    config["optimizer"]["name"], config["measures"]["every"] = "adam", 0
     config["subspace"]["preconditioned"] = True
     record.write(tmp_path, written)
     assert "on the Hessian itself" in RunPoints(tmp_path).notes[1]
