@@ -203,6 +203,27 @@ def test_programs_compile_once_for_all_arms(tmp_path, caplog):
     assert compilations(caplog, "_train") == 2
 
 
+def test_stable_rates_are_between_those_that_a_loop_by_hand_can_bear(tmp_path):
+    config = tiny(arms=("sgd",), stability__rounds=2, stability__num_steps=5)
+    config.checkpoint.every = 0
+    found = train.train_and_evaluate(config, tmp_path)["arms"]["sgd"]
+    stable, unstable = found["stable_rate"], found["unstable_rate"]
+    # Two halvings of the logarithm of an interval from 0.1 to 100 times the rate.
+    assert unstable / stable == pytest.approx(1000**0.25)
+
+    def loss_at(rate):
+        rates = optax.constant_schedule(RATE), optax.constant_schedule(rate)
+        method = optax.chain(
+            bulk_sgd.scale_by_subspace(RANK, refresh_every=STEPS),
+            optax.sgd(optax.join_schedules(rates, [SWITCH])),
+        )
+        return by_hand(tiny(), method, SWITCH + 5)[-1][0]
+
+    bound = 2 * rows_of(tmp_path, "prefix")[-1]["train_loss"]
+    assert loss_at(stable) <= bound
+    assert not loss_at(unstable) <= bound
+
+
 @pytest.mark.parametrize("data_name", ["subset", "batch"])
 def test_curvature_data(finished, tmp_path, data_name):
     workdir, _ = finished
