@@ -1,7 +1,4 @@
-"""Figures of an analysis: spectra, subspaces, energies and layers along training.
-
-Each takes the list of points that `analyze` returns, and returns a figure.
-"""
+"""Figures of an analysis, each of the list of points that `analyze` returns."""
 
 import functools
 

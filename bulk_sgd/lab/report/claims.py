@@ -142,10 +142,7 @@ def _along_path(axis, trend, quantity, key, comparison):
 
 
 def _shares(axes):
-    """Where H, G and F lie, in each network of the axes that measured energies.
-
-    The axis `curvature`, if there is one, stands for all of them.
-    """
+    """Where H, G and F lie in each network, by the axis `curvature` if there is one."""
     measured = [axis for axis in axes if has_energies(axis)]
     chosen = [axis for axis in measured if axis.name == "curvature"] or measured
     groups = [

@@ -67,10 +67,7 @@ def _mean(values):
 
 
 def _stable(entry):
-    """Middle of the interval around the largest stable rate, on a log scale.
-
-    NaN where the rate lies outside the interval that was searched.
-    """
+    """The largest stable rate, the middle on a log scale; NaN where a bound is open."""
     low, high = entry.get("stable_rate"), entry.get("unstable_rate")
     return math.sqrt(low * high) if low and high else math.nan
 

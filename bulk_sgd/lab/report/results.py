@@ -1,7 +1,6 @@
-"""Reads what a run leaves in its workdir: `run.json` and `metrics.jsonl`.
+"""Reads `run.json` and `metrics.jsonl` of a run, complete or not.
 
-It reads runs that are complete, still going, interrupted or failed: what is missing or
-not finite becomes NaN.
+What is missing or not finite becomes NaN.
 """
 
 import dataclasses

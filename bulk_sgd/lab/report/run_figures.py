@@ -14,10 +14,7 @@ from bulk_sgd.lab.report.results import PREFIX, RunResults
 
 @matplotlib.rc_context(style.STYLE)
 def loss_figure(run: RunResults) -> Figure:
-    """Training loss on a log scale, and test accuracy, of the prefix and all arms.
-
-    An × marks the last finite point of an arm that diverged.
-    """
+    """Training loss on a log scale, and test accuracy, of the prefix and all arms."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
     _draw_arms(left, run, "train_loss")
     losses = [run.series(arm, "train_loss") for arm in (PREFIX, *run.arms)]
@@ -40,10 +37,7 @@ def loss_figure(run: RunResults) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def alignment_figure(run: RunResults) -> Figure:
-    """χ_k of the updates before projection, and of the full-data gradient.
-
-    Pale lines are the values as logged, full ones a running mean.
-    """
+    """χ_k of the updates before projection, and of the full-data gradient."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
     chi = rf"$\chi_{{{run.rank or 'k'}}}$"
     for axes, key, name, fork in (

@@ -27,7 +27,7 @@ def of_axis(axis: Axis) -> str:
     """Every number of an axis, a row per method and setting."""
     if not axis.summaries:
         return page.note("No cell has begun.")
-    shown = [(head, key) for head, key in _COLUMNS if axis.measured(key)]
+    shown = {key: head for head, key in _COLUMNS if axis.measured(key)}
     styles = arm_styles(axis.summaries.values())
     rows, colors = [], []
     for label in axis.groups:
@@ -36,11 +36,11 @@ def of_axis(axis: Axis) -> str:
             if not diverged:
                 continue
             known = f"{np.nansum(diverged):.0f} of {np.isfinite(diverged).sum()}"
-            spreads = {key: axis.spread(label, arm, key) for _, key in shown}
-            numbers = [_cell(spreads[key], key, len(diverged)) for key in spreads]
+            spreads = {key: axis.spread(label, arm, key) for key in shown}
+            numbers = [_cell(spreads[key], key, len(diverged)) for key in shown]
             rows.append([summary.label, label, known, *numbers])
             colors.append(styles[arm].color)
-    heads = ["method", "setting", "diverged", *(head for head, _ in shown)]
+    heads = ["method", "setting", "diverged", *shown.values()]
     return page.table(f"{axis.title}: all numbers", heads, rows, colors)
 
 

@@ -114,10 +114,7 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 def new_figure(
     rows: int, columns: int, size: tuple[float, float], share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches, and its panels row by row.
-
-    `share` gives all panels one x and one y range.
-    """
+    """A figure of `size` inches, and its panels row by row; they may share ranges."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)

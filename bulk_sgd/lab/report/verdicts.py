@@ -25,9 +25,8 @@ class Claim:
 
 
 def judge(
-    text: str, quantity: str, comparison: tuple[str, float], values, source: str,
-    ratio: bool = False,
-) -> Claim:  # fmt: skip
+    text: str, quantity: str, comparison: tuple[str, float], values, source, ratio=False
+) -> Claim:
     """The row of a claim that holds where `values`, one per seed, compare so.
 
     It is undecided where the mean over seeds is within two of its standard errors of
