@@ -18,12 +18,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 def run(main, *required: str):
-    """Parses the flags and calls `main`; wrong flags end the process as `refuse` does.
-
-    Args:
-      main: takes the arguments, which are only the name of the program.
-      required: names of flags that must be set.
-    """
+    """Parses the flags, of which `required` must be set, and calls `main`."""
     app.run(main, flags_parser=functools.partial(parse, required=required))
 
 
@@ -51,12 +46,10 @@ def parse(argv, required=()):
 
 def define_distributed():
     """Defines the flag that makes a process one of several."""
-    flags.DEFINE_enum(
-        "distributed",
-        "off",
-        ["auto", "on", "off"],
-        "Join the other processes of the job: on, off, or auto, where one is detected.",
+    about = (
+        "Join the other processes of the job: on, off, or auto, where one is detected."
     )
+    flags.DEFINE_enum("distributed", "off", ["auto", "on", "off"], about)
 
 
 def prepare():
@@ -79,11 +72,7 @@ def refusing():
 
 @contextlib.contextmanager
 def reporting(workdir):
-    """Prints a line if a signal ends the process.
-
-    Args:
-      workdir: folder of what runs inside.
-    """
+    """Prints a line that names the workdir if a signal ends the process."""
     try:
         yield
     except SystemExit as error:
@@ -100,13 +89,9 @@ def refuse(error):
 
 
 def _check_config_file(argv):
-    """Refuses a --config that is no file with get_config(), before it is run.
-
-    ml_collections would answer with the traceback of its import.
-    """
+    """Refuses a --config without get_config(), where ml_collections has a traceback."""
     # A field, --config.x=…, is no file; a variant follows a colon.
-    words = "\n".join(argv)
-    found = re.search(r"\n--?config[=\n]([^\n:]*)", words)
+    found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
     if found is None:
         return  # as in --help, or refused as missing
     path = pathlib.Path(found[1])

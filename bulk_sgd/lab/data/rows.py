@@ -15,10 +15,7 @@ _CHUNK = 4096  # rows read at a time for statistics of all
 class LazyRows:
     """An array that is not in memory; indexing it with a slice or int array reads.
 
-    Attributes:
-      shape: with the number of rows first.
-      dtype: of what is read.
-      read: from the numbers of rows, int `(m,)`, to the array `(m, *shape[1:])`.
+    `read` takes the numbers of rows, int `(m,)`, and returns `(m, *shape[1:])`.
     """
 
     shape: tuple[int, ...]
@@ -41,9 +38,8 @@ class LazyRows:
 
     def map(self, fn, dtype) -> "LazyRows":
         """The rows after `fn`, which takes any number of them and keeps their shape."""
-        return LazyRows(
-            self.shape, np.dtype(dtype), lambda numbers: fn(self.read(numbers))
-        )
+        read = lambda numbers: fn(self.read(numbers))
+        return LazyRows(self.shape, np.dtype(dtype), read)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation along the last axis, in float64.

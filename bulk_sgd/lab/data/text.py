@@ -18,9 +18,6 @@ def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """Selected sentences of a TSV file, their labels, and the number of classes.
 
     The first line names the columns; 'sentence' and 'label' are read, without quoting.
-
-    Raises:
-      ValueError: the file cannot be read or a line is malformed.
     """
     field = {"train": "name", "test": "test_path"}[part]
     path = getattr(config, field).removeprefix("tsv:")
@@ -53,19 +50,8 @@ def labelled(config, train, test) -> Dataset:
     """Sentences as words, numbered by their frequency in the training set.
 
     White space separates words; case is ignored. Token 0 is padding. Token 1 is any
-    word that the training set lacks, so its embedding is not trained.
-
-    Args:
-      config: `config.data`.
-      train: sentences, labels and number of classes, as `read_tsv` returns them.
-      test: the same.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
-    >>> train = ["a good , good film", "bad"], np.array([1, 0]), 2
-    >>> dataset = labelled(config, train, (["Good grief"], np.array([1]), 2))
-    >>> dataset.train_inputs.tolist(), dataset.test_inputs.tolist()
-    ([[4, 2, 3, 2, 6], [5, 0, 0, 0, 0]], [[2, 1, 0, 0, 0]])
+    word that the training set lacks, so its embedding is not trained. Each part is what
+    `read_tsv` returns.
     """
     _check_normalization(config)
     words = [
@@ -99,19 +85,6 @@ def running(config) -> Dataset:
 
     The text is cut into examples of `length` tokens. The last target of an example is
     the first token of the next one; the remainder is dropped.
-
-    Raises:
-      ValueError: a file cannot be read or is shorter than an example; length is 0; the
-        normalization is not 'none'; a token is not below `vocab_size`.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
-    >>> config.update(vocab_size=0, num_train=2, num_test=1, normalization="none")
-    >>> dataset = running(config)
-    >>> bytes(dataset.train_inputs[:].astype(np.uint8)), dataset.train_targets.shape
-    (b'Shall I compare ', (2, 8))
-    >>> bytes(dataset.train_targets[:].astype(np.uint8))
-    b'hall I compare t'
     """
     _check_normalization(config)
     if not config.length:

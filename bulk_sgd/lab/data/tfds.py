@@ -11,12 +11,7 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 def read(config, part: str):
-    """Inputs, or a list of sentences, of a part, their labels and number of classes.
-
-    Raises:
-      ValueError: the data set is not prepared in a format that can be indexed, lacks
-        the split, or does not have an image or a sentence, and a label.
-    """
+    """Inputs, or a list of sentences, of a part, their labels and number of classes."""
     source = _open(config, part)
     features = source.dataset_info.features
     named = "sentence" if "sentence" in features else "image"
