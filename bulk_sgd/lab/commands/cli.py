@@ -46,9 +46,7 @@ def parse(argv, required=()):
 
 def define_distributed():
     """Defines the flag that makes a process one of several."""
-    about = (
-        "Join the other processes of the job: on, off, or auto, where one is detected."
-    )
+    about = "Join the other processes of the job; auto does where one is detected."
     flags.DEFINE_enum("distributed", "off", ["auto", "on", "off"], about)
 
 
@@ -95,22 +93,19 @@ def _check_config_file(argv):
     if found is None:
         return  # as in --help, or refused as missing
     path = pathlib.Path(found[1])
+    config = f"--config is {str(path)!r}"
+    required = "it must be a Python file with get_config()"
     if not path.is_file():
-        refuse(
-            f"--config is {str(path)!r}, which is no file in "
-            f"{str(pathlib.Path.cwd())!r}; it must be a Python file with get_config()."
-        )
+        folder = str(pathlib.Path.cwd())
+        refuse(f"{config}, which is no file in {folder!r}; {required}.")
     try:
         content = path.read_text("utf-8")
         ast.parse(content)
     except (SyntaxError, ValueError) as error:
         where = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-        refuse(
-            f"--config is {str(path)!r}; it must be a Python file with get_config(), "
-            f"but is not Python{where}."
-        )
+        refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
-        refuse(f"--config is {str(path)!r}, which does not define get_config().")
+        refuse(f"{config}, which does not define get_config().")
 
 
 def _illegal_value(error, argv) -> str:

@@ -13,9 +13,8 @@ def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
     """
     problem = None
     if images.ndim not in (2, 3, 4):
-        problem = (
-            f"shape {images.shape}, not (N, height, width[, depth]) or (N, dimension)"
-        )
+        problem = f"shape {images.shape}, not (N, height, width[, depth])"
+        problem += " or (N, dimension)"
     elif 0 in images.shape:
         problem = f"shape {images.shape}, which holds none"
     elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):

@@ -1,7 +1,4 @@
-"""Arrays that read their rows when indexed.
-
-Each of several processes needs only the examples of its own devices.
-"""
+"""Arrays that read their rows when indexed, so a process reads only its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,8 +29,7 @@ class LazyRows:
 
     def __getitem__(self, index) -> np.ndarray:
         if isinstance(index, slice):
-            chosen = range(len(self))[index]
-            index = np.arange(chosen.start, chosen.stop, chosen.step)
+            index = np.arange(*index.indices(len(self)))
         return self.read(index)
 
     def map(self, fn, dtype) -> "LazyRows":

@@ -6,15 +6,7 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 def load(config) -> Dataset:
-    """The data set that `find` returns, in memory.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
-    >>> config.normalization = "unit"
-    >>> dataset = load(config)
-    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
-    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
-    """
+    """The data set that `find` returns, in memory."""
     return Dataset(*(x[:] if isinstance(x, LazyRows) else x for x in find(config)))
 
 

@@ -21,7 +21,11 @@ def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """
     field = {"train": "name", "test": "test_path"}[part]
     path = getattr(config, field).removeprefix("tsv:")
-    header, *lines = _read(config, field, path).removesuffix("\n").split("\n")
+    try:
+        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise wrong(config, field, "its text is not UTF-8") from error
+    header, *lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     columns = header.split("\t")
     if not {"sentence", "label"} <= set(columns):
         problem = f"its first line names {columns}, not sentence and label"
@@ -54,9 +58,8 @@ def labelled(config, train, test) -> Dataset:
     `read_tsv` returns.
     """
     _check_normalization(config)
-    words = [
-        [sentence.lower().split() for sentence in part[0]] for part in (train, test)
-    ]
+    split = lambda sentences: [sentence.lower().split() for sentence in sentences]
+    words = split(train[0]), split(test[0])
     counts = collections.Counter(word for sentence in words[0] for word in sentence)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     tokens = {word: i for i, word in enumerate(ranked, UNKNOWN + 1)}
@@ -69,15 +72,10 @@ def labelled(config, train, test) -> Dataset:
             row[: len(found)] = found
         return table
 
-    return Dataset(
-        config.name,
-        encoded(words[0]),
-        train[1].astype(np.int32),
-        encoded(words[1]),
-        test[1].astype(np.int32),
-        max(train[2], test[2]),
-        UNKNOWN + 1 + len(tokens),
-    )
+    inputs = [encoded(part) for part in words]
+    targets = [part[1].astype(np.int32) for part in (train, test)]
+    sizes = max(train[2], test[2]), UNKNOWN + 1 + len(tokens)
+    return Dataset(config.name, inputs[0], targets[0], inputs[1], targets[1], *sizes)
 
 
 def running(config) -> Dataset:
@@ -145,14 +143,6 @@ def _map_ids(config, field: str, path) -> np.ndarray:
     if len(tokens) and tokens.min() < 0:
         raise wrong(config, field, "it holds negative numbers")
     return tokens
-
-
-def _read(config, field: str, path: str) -> str:
-    try:
-        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise wrong(config, field, "its text is not UTF-8") from error
-    return text.replace("\r\n", "\n")
 
 
 def _map_bytes(config, field: str, path) -> np.ndarray:

@@ -26,11 +26,8 @@ def read(config, part: str):
         sentences = [record["sentence"].decode() for record in records]
         return sentences, labels, num_classes or int(labels.max()) + 1
     undecoded = _open(config, part, named)  # labels need no decoded images
-    labels = LazyRows(
-        (number,),
-        np.int32,
-        lambda numbers: _labels(config, part, _records(undecoded, numbers)),
-    )
+    read_labels = lambda numbers: _labels(config, part, _records(undecoded, numbers))
+    labels = LazyRows((number,), np.int32, read_labels)
     first = source[0]["image"]
 
     def read_images(numbers):

@@ -50,19 +50,11 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
 def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
     """A convolution that divides height and width by the stride, rounding up."""
-    return layer(
-        nnx.Conv,
-        size**2 * depth,
-        depth,
-        features,
-        (size, size),
-        strides=stride,
-        # The same margins for every stride, as in PyTorch, where "SAME" would shift.
-        padding=(((size - 1) // 2, size // 2),) * 2,
-        init=init,
-        rngs=rngs,
-        conv_general_dilated=convolve,
-    )
+    # The same margins for every stride, as in PyTorch, where "SAME" would shift.
+    padding = (((size - 1) // 2, size // 2),) * 2
+    options = {"strides": stride, "padding": padding, "init": init, "rngs": rngs}
+    options["conv_general_dilated"] = convolve
+    return layer(nnx.Conv, size**2 * depth, depth, features, (size, size), **options)
 
 
 def halve(x: jax.Array, pool: str) -> jax.Array:

@@ -1,9 +1,8 @@
 """Runs the cells of a sweep, each as its own run in `cells/NNN` of the workdir.
 
-The same command goes on with an interrupted sweep: it skips cells that are complete or
-diverged. A cell that fails is recorded, and the others go on. Cells that differ only in
-numbers (learning rate, arms, seed, refresh interval) share their compiled programs, and
-runs with the same prefix train it once.
+Skips cells that have ended; where one fails, the others go on. Cells that differ only
+in numbers (learning rate, arms, seed, refresh interval) share their compiled programs,
+and runs with the same prefix train it once.
 """
 
 import json
@@ -100,10 +99,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, indices) -> Experiment | None:
-    """Builds the first experiment of each program, to see that the data fit.
-
-    Returns the last one, whose data others can reuse.
-    """
+    """Builds one experiment per program to check its data; returns the last to reuse."""
     like = None
     for group in _groups(configs, indices):
         try:
