@@ -25,7 +25,7 @@ class Reader(contextlib.AbstractContextManager):
 
     While the devices take the steps of one call, threads read the batches of the next.
     Memory holds at most the batches of two calls, and one per thread. The threads call
-    `indices`, from a step and a number of steps to int `(steps, batch_size)`.
+    `indices(step, steps)`, which returns int `(steps, batch_size)`.
     """
 
     def __init__(self, inputs, targets, indices: Callable, num_steps: int):

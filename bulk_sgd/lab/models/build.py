@@ -21,7 +21,7 @@ Params = dict[str, Any]
 class ModelFn:
     """Pure function of (params, inputs): outputs (n, classes).
 
-    Hashable, and equal for equal configs and shapes: a static argument of `jax.jit`.
+    Hashable, and equal whatever the seed: a static argument of `jax.jit`.
     """
 
     graph: nnx.GraphDef

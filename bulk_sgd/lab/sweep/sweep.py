@@ -99,7 +99,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, indices) -> Experiment | None:
-    """Builds one experiment per program to check its data; returns the last to reuse."""
+    """Builds one experiment per program to check its data, and returns the last."""
     like = None
     for group in _groups(configs, indices):
         try:
