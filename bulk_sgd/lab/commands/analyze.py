@@ -1,7 +1,7 @@
 """Analyzes the checkpoints of a run: `python -m bulk_sgd.analyze --workdir=RUN`.
 
-Writes `analysis/` into the workdir: a self-contained page, its figures, and all numbers
-as JSON. Interrupted, the same command goes on. See `docs/analysis.md`.
+Writes `analysis/` into the workdir: a page, its figures, and all numbers as JSON. The
+same command resumes an interrupted analysis.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ def main(argv):
         print(write_report(folder))
 
 
-def _define_flags():
+def run():
+    """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("output", None, "Folder to write to; WORKDIR/analysis.")
     flags.DEFINE_list("arm", None, "Arms beside the prefix, by default all.")
@@ -54,9 +55,4 @@ def _define_flags():
     flags.DEFINE_integer("slice_points", None, "Points of a slice per axis; 0: none.")
     flags.DEFINE_float("radius", None, "How far slices go, in units of the default.")
     flags.DEFINE_integer("seed", None, "Seed of all random vectors.")
-
-
-def run():
-    """Entry point of the command line."""
-    _define_flags()
     cli.run(main, "workdir")

@@ -38,11 +38,10 @@ class LazyRows:
         return LazyRows(self.shape, np.dtype(dtype), read)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation along the last axis, in float64.
+        """Mean and standard deviation along the last axis over all rows, in float64.
 
-        Reads all rows, a chunk at a time, in the same order on every process (Chan,
-        Golub and LeVeque, *Updating formulae and a pairwise algorithm for computing
-        sample variances*, 1982).
+        Chunk by chunk: Chan, Golub and LeVeque, *Updating formulae and a pairwise
+        algorithm for computing sample variances*, 1982.
         """
         axes = tuple(range(self.ndim - 1))
         count, mean, squares = 0, 0.0, 0.0
