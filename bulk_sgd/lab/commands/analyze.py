@@ -1,7 +1,7 @@
 """Analyzes the checkpoints of a run: `python -m bulk_sgd.analyze --workdir=RUN`.
 
-Writes `analysis/` into the workdir: a self-contained page, its figures, and all numbers
-as JSON. Interrupted, the same command goes on. See `docs/analysis.md`.
+Writes `analysis/` into the workdir: a page, its figures, and all numbers as JSON. The
+same command resumes an interrupted analysis.
 """
 
 import dataclasses
@@ -9,47 +9,36 @@ import pathlib
 
 from absl import flags
 
+from bulk_sgd.lab.analysis.analyze import analyze
+from bulk_sgd.lab.analysis.checkpoints import RunPoints
+from bulk_sgd.lab.analysis.point import Settings
+from bulk_sgd.lab.analysis.report import write_report
 from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.files import record
 
 flags.disclaim_key_flags()
-
-FOLDER = "analysis"
 
 
 def main(argv):
     """Analyzes `--workdir`; wrong input ends it with one sentence and status 2."""
     del argv
     cli.prepare()
-
-    # After the flags: importing JAX takes seconds.
-    from bulk_sgd.lab.analysis.analyze import analyze
-    from bulk_sgd.lab.analysis.checkpoints import RunPoints
-    from bulk_sgd.lab.analysis.point import Settings
-    from bulk_sgd.lab.analysis.report import write_report
-    from bulk_sgd.lab.files import record
-
     values = flags.FLAGS
     names = {field.name for field in dataclasses.fields(Settings)} - {"mode"}
     given = {name: values[name].value for name in names}
     with cli.refusing(), cli.reporting(values.workdir):
-        settings = Settings(
-            **{name: value for name, value in given.items() if value is not None}
-        )
+        settings = Settings(**{k: v for k, v in given.items() if v is not None})
         points = RunPoints(values.workdir, values.arm, values.every, values.checkpoints)
-        folder = pathlib.Path(values.output or pathlib.Path(values.workdir) / FOLDER)
+        settings = dataclasses.replace(settings, mode=points.mode)
+        folder = pathlib.Path(values.output or pathlib.Path(values.workdir, "analysis"))
         about = {"run": points.record, "notes": points.notes, **record.provenance()}
-        analyze(
-            points,
-            points.objective,
-            folder,
-            dataclasses.replace(settings, mode=points.mode),
-            progress=values.progress,
-            about=about,
-        )
+        options = {"progress": values.progress, "about": about}
+        analyze(points, points.objective, folder, settings, **options)
         print(write_report(folder))
 
 
-def _define_flags():
+def run():
+    """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("output", None, "Folder to write to; WORKDIR/analysis.")
     flags.DEFINE_list("arm", None, "Arms beside the prefix, by default all.")
@@ -66,9 +55,4 @@ def _define_flags():
     flags.DEFINE_integer("slice_points", None, "Points of a slice per axis; 0: none.")
     flags.DEFINE_float("radius", None, "How far slices go, in units of the default.")
     flags.DEFINE_integer("seed", None, "Seed of all random vectors.")
-
-
-def run():
-    """Entry point of the command line."""
-    _define_flags()
     cli.run(main, "workdir")

@@ -18,12 +18,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 def run(main, *required: str):
-    """Parses the flags and calls `main`; wrong flags end the process as `refuse` does.
-
-    Args:
-      main: takes the arguments, which are only the name of the program.
-      required: names of flags that must be set.
-    """
+    """Parses the flags, of which `required` must be set, and calls `main`."""
     app.run(main, flags_parser=functools.partial(parse, required=required))
 
 
@@ -51,12 +46,8 @@ def parse(argv, required=()):
 
 def define_distributed():
     """Defines the flag that makes a process one of several."""
-    flags.DEFINE_enum(
-        "distributed",
-        "off",
-        ["auto", "on", "off"],
-        "Join the other processes of the job: on, off, or auto, where one is detected.",
-    )
+    about = "Join the other processes of the job; auto does where one is detected."
+    flags.DEFINE_enum("distributed", "off", ["auto", "on", "off"], about)
 
 
 def prepare():
@@ -79,11 +70,7 @@ def refusing():
 
 @contextlib.contextmanager
 def reporting(workdir):
-    """Prints a line if a signal ends the process.
-
-    Args:
-      workdir: folder of what runs inside.
-    """
+    """Prints a line that names the workdir if a signal ends the process."""
     try:
         yield
     except SystemExit as error:
@@ -100,32 +87,25 @@ def refuse(error):
 
 
 def _check_config_file(argv):
-    """Refuses a --config that is no file with get_config(), before it is run.
-
-    ml_collections would answer with the traceback of its import.
-    """
+    """Refuses a --config without get_config(), where ml_collections has a traceback."""
     # A field, --config.x=…, is no file; a variant follows a colon.
-    words = "\n".join(argv)
-    found = re.search(r"\n--?config[=\n]([^\n:]*)", words)
+    found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
     if found is None:
         return  # as in --help, or refused as missing
     path = pathlib.Path(found[1])
+    config = f"--config is {str(path)!r}"
+    required = "it must be a Python file with get_config()"
     if not path.is_file():
-        refuse(
-            f"--config is {str(path)!r}, which is no file in "
-            f"{str(pathlib.Path.cwd())!r}; it must be a Python file with get_config()."
-        )
+        folder = str(pathlib.Path.cwd())
+        refuse(f"{config}, which is no file in {folder!r}; {required}.")
     try:
         content = path.read_text("utf-8")
         ast.parse(content)
     except (SyntaxError, ValueError) as error:
         where = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-        refuse(
-            f"--config is {str(path)!r}; it must be a Python file with get_config(), "
-            f"but is not Python{where}."
-        )
+        refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
-        refuse(f"--config is {str(path)!r}, which does not define get_config().")
+        refuse(f"{config}, which does not define get_config().")
 
 
 def _illegal_value(error, argv) -> str:

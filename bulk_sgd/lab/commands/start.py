@@ -9,9 +9,7 @@ import sys
 def command(name: str):
     """Returns the entry point of `bulk_sgd.lab.commands.NAME`.
 
-    Without the packages of the extra `lab` the process ends with one sentence and
-    status 2. The caller starts the command: absl lists the flags that the main module
-    defines in its --help.
+    The caller starts it, so that absl's --help lists the flags of the main module.
     """
     if missing := ", ".join(_missing()):
         print(

@@ -7,15 +7,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
+from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.training import train
 
 flags.disclaim_key_flags()
 
 
 def run():
     """Entry point of the command line."""
-    config_flags.DEFINE_config_file(
-        "config", None, "File with get_config(); FILE:VARIANT passes it a string."
-    )
+    about = "File with get_config(); FILE:VARIANT passes it a string."
+    config_flags.DEFINE_config_file("config", None, about)
     flags.DEFINE_string("workdir", None, "Folder for metrics and record.")
     cli.define_distributed()
     cli.run(main, "config", "workdir")
@@ -25,11 +26,6 @@ def main(argv):
     """Runs the experiment; wrong input ends it with one sentence and status 2."""
     del argv
     cli.prepare()
-
-    # After the flags: importing flax and orbax takes seconds.
-    from bulk_sgd.lab.devices import distributed
-    from bulk_sgd.lab.training import train
-
     values = flags.FLAGS
     with (
         cli.refusing(),

@@ -1,4 +1,1 @@
-"""Data sets, images or text, and the order of their mini-batches.
-
-TFDS is read without TensorFlow, and nothing is ever downloaded.
-"""
+"""Data sets and the order of their mini-batches; nothing is ever downloaded."""

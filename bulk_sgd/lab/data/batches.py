@@ -13,8 +13,8 @@ def batch_indices(
     """Indices (num_steps, batch_size) int32 of mini-batches, from seed and step alone.
 
     Every epoch is its own permutation, cut into num_examples // batch_size batches; the
-    remainder is dropped. The rows do not depend on how the steps are split into calls,
-    so a resumed run sees the batches it would have seen.
+    remainder is dropped. However the steps are split into calls, the rows are the same,
+    so a resumed run sees the same batches.
 
     Raises:
       ValueError: seed or start_step negative; batch_size not in [1, num_examples].

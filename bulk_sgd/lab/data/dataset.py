@@ -8,12 +8,11 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 class Dataset(NamedTuple):
-    """Inputs with labels int32 below num_classes.
+    """Inputs with int32 labels, (N,) or one per position (N, length).
 
     Inputs are float32 images (N, height, width, depth) or features (N, dimension), or
-    int32 tokens (N, length) below vocab_size, which is 0 for the others. Labels are
-    (N,), or (N, length) where every position has one. num_classes is what TFDS says or
-    else one more than the largest label of all the data, selected or not.
+    int32 tokens (N, length) below vocab_size, which is otherwise 0. num_classes comes
+    from TFDS or else from the largest label of all the data, selected or not.
     """
 
     name: str
@@ -33,11 +32,7 @@ def wrong(config, field: str, problem: str) -> ValueError:
 
 
 def count(config, part: str, available: int) -> int:
-    """How many examples of a part, 'train' or 'test', `config.data` selects.
-
-    Raises:
-      ValueError: fewer are available.
-    """
+    """How many examples of a part, 'train' or 'test', `config.data` selects."""
     number = getattr(config, f"num_{part}")
     if not 0 <= number <= available:
         raise wrong(config, f"num_{part}", f"there are {available} (0 takes all)")

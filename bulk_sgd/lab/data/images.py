@@ -9,20 +9,18 @@ from bulk_sgd.lab.data.rows import LazyRows
 def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
     """The selected images (N, height, width, depth) or (N, dimension), float32.
 
-    Raises:
-      ValueError: they have another shape or dtype. Reading raises it where they are not
-        finite or out of the range of the normalization.
+    Reading them checks that they are finite and in the range of the normalization.
     """
     problem = None
     if images.ndim not in (2, 3, 4):
-        problem = f"images have shape {images.shape}, not (N, height, width[, depth])"
+        problem = f"shape {images.shape}, not (N, height, width[, depth])"
         problem += " or (N, dimension)"
     elif 0 in images.shape:
-        problem = f"images have shape {images.shape}, which holds none"
+        problem = f"shape {images.shape}, which holds none"
     elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        problem = f"images have dtype {images.dtype}, neither uint8 nor float"
+        problem = f"dtype {images.dtype}, neither uint8 nor float"
     if problem:
-        raise wrong(config, "name", f"its {part} {problem}")
+        raise wrong(config, "name", f"its {part} images have {problem}")
     shape = images.shape if images.ndim != 3 else (*images.shape, 1)
     is_scaled = images.dtype == np.uint8 and config.normalization != "none"
 
@@ -43,10 +41,7 @@ def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
 
 
 def standardized(train: LazyRows, test: LazyRows) -> list[LazyRows]:
-    """Both with the mean and deviation of `train` taken out, per channel or feature.
-
-    A constant channel becomes zero.
-    """
+    """Both standardized per channel or feature of `train`; a constant one becomes 0."""
     mean, std = train.moments()
     std[std == 0] = 1
     standard = lambda images: ((images - mean) / std).astype(np.float32)

@@ -21,12 +21,7 @@ _NAME_LENGTH = 26  # offset of the lengths of name and extra in a member's heade
 
 
 def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
-    """Inputs of a part, 'train' or 'test', their labels, and the number of classes.
-
-    Raises:
-      ValueError: there is no such archive, or its arrays are missing, damaged, or not
-        images or features and labels.
-    """
+    """Inputs of a part, 'train' or 'test', their labels, and the number of classes."""
     path = _MNIST if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
         known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"

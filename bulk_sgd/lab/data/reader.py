@@ -1,7 +1,7 @@
 """Data read while training: threads read mini-batches ahead of the devices.
 
-Seed and step alone decide which examples a batch has, as for data in memory. So a
-resumed run needs no state of the reader and sees the same batches to the last bit.
+The seed and the step alone choose the examples of a batch, as for data in memory, so a
+resumed run needs no state of the reader.
 """
 
 import contextlib
@@ -14,40 +14,18 @@ _THREADS = 4
 
 
 class Batches(NamedTuple):
-    """The examples of several steps.
-
-    Attributes:
-      inputs: array `(num_steps, batch_size, ...)`.
-      targets: array `(num_steps, batch_size, ...)`.
-    """
+    """The examples of several steps: arrays `(num_steps, batch_size, ...)`."""
 
     inputs: Any
     targets: Any
 
 
 class Reader(contextlib.AbstractContextManager):
-    """Batches from any arrays that read rows when indexed by an int array.
+    """Batches of `num_steps` steps from arrays that read rows when indexed.
 
     While the devices take the steps of one call, threads read the batches of the next.
-    Memory holds at most the batches of two calls, and one per thread.
-
-    Args:
-      inputs: array-like with the examples along the first axis; it may lie on disk.
-      targets: the same.
-      indices: function from a step and a number of steps to int `(steps, batch_size)`,
-        the examples of each step; called from several threads.
-      num_steps: steps per call.
-
-    Example:
-      >>> import numpy as np
-      >>> from bulk_sgd.lab.data.batches import batch_indices
-      >>> from bulk_sgd.lab.data.reader import Reader
-      >>> x, y = np.arange(10) ** 2, np.arange(10)
-      >>> indices = lambda step, steps: batch_indices(0, step, steps, 10, batch_size=2)
-      >>> with Reader(x, y, indices, num_steps=5) as reader:
-      ...     batches = reader.read(0)
-      >>> batches.inputs.shape, sorted(batches.targets.ravel().tolist())
-      ((5, 2), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    Memory holds at most the batches of two calls, and one per thread. The threads call
+    `indices(step, steps)`, which returns int `(steps, batch_size)`.
     """
 
     def __init__(self, inputs, targets, indices: Callable, num_steps: int):
@@ -58,8 +36,7 @@ class Reader(contextlib.AbstractContextManager):
     def read(self, first_step: int) -> Batches:
         """The batches of the `num_steps` steps after `first_step`.
 
-        They are ready if they follow the last ones. The last ones stay at hand, because
-        a state is measured on the batches that it is then trained on.
+        The last ones stay: a state is measured on the batches that then train it.
         """
         last_step, last = self._last or (None, None)
         if first_step == last_step:

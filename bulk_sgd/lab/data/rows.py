@@ -1,7 +1,4 @@
-"""Arrays that read their rows when indexed.
-
-Each of several processes needs only the examples of its own devices.
-"""
+"""Arrays that read their rows when indexed, so a process reads only its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,10 +12,7 @@ _CHUNK = 4096  # rows read at a time for statistics of all
 class LazyRows:
     """An array that is not in memory; indexing it with a slice or int array reads.
 
-    Attributes:
-      shape: with the number of rows first.
-      dtype: of what is read.
-      read: from the numbers of rows, int `(m,)`, to the array `(m, *shape[1:])`.
+    `read` takes the numbers of rows, int `(m,)`, and returns `(m, *shape[1:])`.
     """
 
     shape: tuple[int, ...]
@@ -35,22 +29,19 @@ class LazyRows:
 
     def __getitem__(self, index) -> np.ndarray:
         if isinstance(index, slice):
-            chosen = range(len(self))[index]
-            index = np.arange(chosen.start, chosen.stop, chosen.step)
+            index = np.arange(*index.indices(len(self)))
         return self.read(index)
 
     def map(self, fn, dtype) -> "LazyRows":
         """The rows after `fn`, which takes any number of them and keeps their shape."""
-        return LazyRows(
-            self.shape, np.dtype(dtype), lambda numbers: fn(self.read(numbers))
-        )
+        read = lambda numbers: fn(self.read(numbers))
+        return LazyRows(self.shape, np.dtype(dtype), read)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation along the last axis, in float64.
+        """Mean and standard deviation along the last axis over all rows, in float64.
 
-        Reads all rows, a chunk at a time, in the same order on every process (Chan,
-        Golub and LeVeque, *Updating formulae and a pairwise algorithm for computing
-        sample variances*, 1982).
+        Chunk by chunk: Chan, Golub and LeVeque, *Updating formulae and a pairwise
+        algorithm for computing sample variances*, 1982.
         """
         axes = tuple(range(self.ndim - 1))
         count, mean, squares = 0, 0.0, 0.0

@@ -6,35 +6,16 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 def load(config) -> Dataset:
-    """The data set that a config names, in memory.
-
-    Args:
-      config: as for `find`.
-
-    Raises:
-      ValueError: as `find`, or data are not finite or out of the range of the
-        normalization.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "mnist5k", "num_train": 100, "num_test": 50})
-    >>> config.normalization = "unit"
-    >>> dataset = load(config)
-    >>> dataset.train_inputs.shape, dataset.train_targets[:5].tolist()
-    ((100, 28, 28, 1), [5, 0, 4, 1, 9])
-    """
-    found = find(config)
-    return found._replace(
-        **{name: x[:] for name, x in found._asdict().items() if isinstance(x, LazyRows)}
-    )
+    """The data set that `find` returns, in memory."""
+    return Dataset(*(x[:] if isinstance(x, LazyRows) else x for x in find(config)))
 
 
 def find(config) -> Dataset:
     """The data set that a config names, read where it is indexed.
 
-    The number of classes and the statistics of a normalization depend on all examples
-    and are computed here. Inputs and targets are numpy arrays or, where the format lets
-    single examples be read, `rows.LazyRows`; labelled sentences are read whole, because
-    all of them make the vocabulary.
+    The number of classes and the statistics of a normalization, which depend on all
+    examples, are computed here. Inputs and targets are `rows.LazyRows` where the format
+    allows it, and else numpy arrays.
 
     Args:
       config: `config.data`; `bulk_sgd.lab.config` lists its fields. An .npz file has

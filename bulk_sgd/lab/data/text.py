@@ -18,13 +18,14 @@ def read_tsv(config, part: str) -> tuple[list[str], np.ndarray, int]:
     """Selected sentences of a TSV file, their labels, and the number of classes.
 
     The first line names the columns; 'sentence' and 'label' are read, without quoting.
-
-    Raises:
-      ValueError: the file cannot be read or a line is malformed.
     """
     field = {"train": "name", "test": "test_path"}[part]
     path = getattr(config, field).removeprefix("tsv:")
-    header, *lines = _read(config, field, path).removesuffix("\n").split("\n")
+    try:
+        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise wrong(config, field, "its text is not UTF-8") from error
+    header, *lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     columns = header.split("\t")
     if not {"sentence", "label"} <= set(columns):
         problem = f"its first line names {columns}, not sentence and label"
@@ -53,24 +54,12 @@ def labelled(config, train, test) -> Dataset:
     """Sentences as words, numbered by their frequency in the training set.
 
     White space separates words; case is ignored. Token 0 is padding. Token 1 is any
-    word that the training set lacks, so its embedding is not trained.
-
-    Args:
-      config: `config.data`.
-      train: sentences, labels and number of classes, as `read_tsv` returns them.
-      test: the same.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "x", "normalization": "none", "length": 0})
-    >>> train = ["a good , good film", "bad"], np.array([1, 0]), 2
-    >>> dataset = labelled(config, train, (["Good grief"], np.array([1]), 2))
-    >>> dataset.train_inputs.tolist(), dataset.test_inputs.tolist()
-    ([[4, 2, 3, 2, 6], [5, 0, 0, 0, 0]], [[2, 1, 0, 0, 0]])
+    word that the training set lacks, so its embedding is not trained. Each part is what
+    `read_tsv` returns.
     """
     _check_normalization(config)
-    words = [
-        [sentence.lower().split() for sentence in part[0]] for part in (train, test)
-    ]
+    split = lambda sentences: [sentence.lower().split() for sentence in sentences]
+    words = split(train[0]), split(test[0])
     counts = collections.Counter(word for sentence in words[0] for word in sentence)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     tokens = {word: i for i, word in enumerate(ranked, UNKNOWN + 1)}
@@ -83,15 +72,10 @@ def labelled(config, train, test) -> Dataset:
             row[: len(found)] = found
         return table
 
-    return Dataset(
-        config.name,
-        encoded(words[0]),
-        train[1].astype(np.int32),
-        encoded(words[1]),
-        test[1].astype(np.int32),
-        max(train[2], test[2]),
-        UNKNOWN + 1 + len(tokens),
-    )
+    inputs = [encoded(part) for part in words]
+    targets = [part[1].astype(np.int32) for part in (train, test)]
+    sizes = max(train[2], test[2]), UNKNOWN + 1 + len(tokens)
+    return Dataset(config.name, inputs[0], targets[0], inputs[1], targets[1], *sizes)
 
 
 def running(config) -> Dataset:
@@ -99,19 +83,6 @@ def running(config) -> Dataset:
 
     The text is cut into examples of `length` tokens. The last target of an example is
     the first token of the next one; the remainder is dropped.
-
-    Raises:
-      ValueError: a file cannot be read or is shorter than an example; length is 0; the
-        normalization is not 'none'; a token is not below `vocab_size`.
-
-    >>> from ml_collections import ConfigDict
-    >>> config = ConfigDict({"name": "sonnets", "test_path": "", "length": 8})
-    >>> config.update(vocab_size=0, num_train=2, num_test=1, normalization="none")
-    >>> dataset = running(config)
-    >>> bytes(dataset.train_inputs[:].astype(np.uint8)), dataset.train_targets.shape
-    (b'Shall I compare ', (2, 8))
-    >>> bytes(dataset.train_targets[:].astype(np.uint8))
-    b'hall I compare t'
     """
     _check_normalization(config)
     if not config.length:
@@ -172,14 +143,6 @@ def _map_ids(config, field: str, path) -> np.ndarray:
     if len(tokens) and tokens.min() < 0:
         raise wrong(config, field, "it holds negative numbers")
     return tokens
-
-
-def _read(config, field: str, path: str) -> str:
-    try:
-        text = _map_bytes(config, field, path).tobytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise wrong(config, field, "its text is not UTF-8") from error
-    return text.replace("\r\n", "\n")
 
 
 def _map_bytes(config, field: str, path) -> np.ndarray:

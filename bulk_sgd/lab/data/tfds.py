@@ -11,12 +11,7 @@ from bulk_sgd.lab.data.rows import LazyRows
 
 
 def read(config, part: str):
-    """Inputs, or a list of sentences, of a part, their labels and number of classes.
-
-    Raises:
-      ValueError: the data set is not prepared in a format that can be indexed, lacks
-        the split, or does not have an image or a sentence, and a label.
-    """
+    """Inputs, or a list of sentences, of a part, their labels and number of classes."""
     source = _open(config, part)
     features = source.dataset_info.features
     named = "sentence" if "sentence" in features else "image"
@@ -31,11 +26,8 @@ def read(config, part: str):
         sentences = [record["sentence"].decode() for record in records]
         return sentences, labels, num_classes or int(labels.max()) + 1
     undecoded = _open(config, part, named)  # labels need no decoded images
-    labels = LazyRows(
-        (number,),
-        np.int32,
-        lambda numbers: _labels(config, part, _records(undecoded, numbers)),
-    )
+    read_labels = lambda numbers: _labels(config, part, _records(undecoded, numbers))
+    labels = LazyRows((number,), np.int32, read_labels)
     first = source[0]["image"]
 
     def read_images(numbers):

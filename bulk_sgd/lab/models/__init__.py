@@ -1,5 +1,4 @@
 """Networks as pure functions of a plain dict of parameters; only they know flax.
 
-There is no batch normalisation and no dropout, because the Hessian of a stateful or
-random loss is not well defined.
+A stateful or random loss has no Hessian, so there is no batch norm and no dropout.
 """

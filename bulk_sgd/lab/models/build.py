@@ -21,8 +21,7 @@ Params = dict[str, Any]
 class ModelFn:
     """Pure function of (params, inputs): outputs (n, classes).
 
-    Hashable, and equal for equal configs and shapes whatever the seed, as a static
-    argument of `jax.jit` should be.
+    Hashable, and equal whatever the seed: a static argument of `jax.jit`.
     """
 
     graph: nnx.GraphDef

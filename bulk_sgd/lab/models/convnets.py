@@ -11,9 +11,7 @@ class CNN(nnx.Module):
     """Stages of 3×3 convolution, activation and 2×2 pooling, then a dense layer.
 
     Two stages of width 32 with ReLU are one reading of the "3-layer CNN" of Song,
-    Ahn and Yun, arXiv 2405.16002; three stages are the other. The convolution of a
-    stage keeps height and width, its pooling halves them, rounding down. Takes the
-    arguments of `build_model`.
+    Ahn and Yun, arXiv 2405.16002; three stages are the other.
     """
 
     def __init__(self, input_shape, channels, out_features, activation, pool, **init):
@@ -44,8 +42,7 @@ def _norm(features, num_groups, rngs):
     if not num_groups:
         return jax.nn.identity
     # The mean of squares minus the squared mean loses digits that curvature needs.
-    options = {"use_fast_variance": False, "rngs": rngs}
-    return nnx.GroupNorm(features, num_groups, **options)
+    return nnx.GroupNorm(features, num_groups, use_fast_variance=False, rngs=rngs)
 
 
 class VGG11(nnx.Module):
@@ -54,8 +51,6 @@ class VGG11(nnx.Module):
     2×2 pooling follows the first, second, fourth, sixth and eighth, which have 1, 2, 4,
     8 and 8 times the given width: Simonyan and Zisserman, arXiv 1409.1556,
     configuration A, with one dense layer instead of three, as is usual on 32×32 images.
-
-    Takes the arguments of `build_model`; without a normalisation num_groups is 0.
     """
 
     def __init__(
@@ -86,10 +81,7 @@ class VGG11(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Two 3×3 convolutions and a shortcut, projected where shapes differ.
-
-    Stride 2 halves height and width, rounding up.
-    """
+    """Two 3×3 convolutions and a shortcut, projected where shapes differ."""
 
     def __init__(self, depth, features, num_groups, activation, *, stride, init, rngs):
         self.activation = ACTIVATIONS[activation]
@@ -117,8 +109,6 @@ class ResNet8(nnx.Module):
 
     The units have 1, 2 and 4 times the given width, the last two stride 2: He et al.,
     arXiv 1512.03385, section 4.2 with n = 1, and projections as shortcuts.
-
-    Takes the arguments of `VGG11` but for the pooling.
     """
 
     def __init__(

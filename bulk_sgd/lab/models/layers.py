@@ -26,12 +26,11 @@ def layer(kind, fan_in: int, *args, init: str, rngs: nnx.Rngs, **options):
 
 
 def convolve(inputs, kernel, strides, padding, *args, **kwargs):
-    """Convolution with margins of (size − 1) // 2 before and size // 2 after.
+    """`jax.lax.conv_general_dilated` in the layout NHWC, HWIO, NHWC.
 
-    On a CPU it is one matrix product with the patches: inside a compiled loop XLA's
-    CPU convolutions lose most of their speed, and with 16 channels and 1,000 images of
-    28x28 a Hessian-vector product took 9 times as long. Takes the arguments of
-    `jax.lax.conv_general_dilated`, in the layout NHWC, HWIO, NHWC.
+    On a CPU it is one matrix product with the patches: XLA's CPU convolutions are slow
+    inside a compiled loop. With 16 channels and 1,000 images of 28×28 a Hessian-vector
+    product took 9 times as long.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
@@ -51,26 +50,17 @@ def convolve(inputs, kernel, strides, padding, *args, **kwargs):
 
 def conv(depth: int, features: int, *, size=3, stride=1, init: str, rngs: nnx.Rngs):
     """A convolution that divides height and width by the stride, rounding up."""
-    return layer(
-        nnx.Conv,
-        size**2 * depth,
-        depth,
-        features,
-        (size, size),
-        strides=stride,
-        # The same margins for every stride, as in PyTorch, where "SAME" would shift.
-        padding=(((size - 1) // 2, size // 2),) * 2,
-        init=init,
-        rngs=rngs,
-        conv_general_dilated=convolve,
-    )
+    # The same margins for every stride, as in PyTorch, where "SAME" would shift.
+    padding = (((size - 1) // 2, size // 2),) * 2
+    options = {"strides": stride, "padding": padding, "init": init, "rngs": rngs}
+    options["conv_general_dilated"] = convolve
+    return layer(nnx.Conv, size**2 * depth, depth, features, (size, size), **options)
 
 
 def halve(x: jax.Array, pool: str) -> jax.Array:
     """Pools 2×2 windows of (n, height, width, depth); drops odd ends.
 
-    With flax's pooling a Hessian-vector product through max pooling takes 1.6 to 2.3
-    times as long on a CPU.
+    On a CPU flax's max pooling makes a Hessian-vector product 1.6 to 2.3 times as slow.
     """
     n, height, width, depth = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

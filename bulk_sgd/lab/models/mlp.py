@@ -13,11 +13,8 @@ from bulk_sgd.lab.models.layers import ACTIVATIONS, layer
 class MLP(nnx.Module):
     """Dense layers with an activation between them; flattens its inputs.
 
-    Takes the arguments of `build_model`; in_features is the size of a flattened input.
-
     With tanh and sizes 784-200-200-10 it is the MNIST network of Song, Ahn and Yun,
-    *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, with 199,210
-    parameters. Without hidden layers it is linear in its inputs.
+    arXiv 2405.16002. Without hidden layers it is linear in its inputs.
     """
 
     def __init__(self, in_features, hidden, out_features, activation, *, init, rngs):

@@ -32,8 +32,8 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Outputs like x (n, length, width).
 
-        The bool mask broadcasts to (n, heads, length, length) and is true where the
-        position of the last axis but one sees the position of the last.
+        The bool mask broadcasts to (n, heads, length, length); [n, h, i, j] is whether
+        position i sees position j.
         """
         n, length, width = x.shape
         mixed = self.attention_in(self.norm_attention(x))
@@ -52,25 +52,12 @@ class _Stack(nnx.Module):
     """Layers, a layer norm and a dense layer, around which networks embed."""
 
     def add_layers(
-        self,
-        width,
-        out_features,
-        *,
-        num_layers,
-        num_heads,
-        activation,
-        scan_layers,
-        remat,
-        **init,
+        self, width, out_features, *, num_layers, scan_layers, remat, init, rngs, **kind
     ):
-        """Makes the layers: `block_0`, … or stacked as `blocks`, as checkpoints say.
-
-        Without `out_features` there is no dense layer.
-        """
+        """Makes the layers: `block_0`, … or stacked as `blocks`, as checkpoints say."""
         self.num_layers, self.scan_layers, self.remat = num_layers, scan_layers, remat
-        layers = [
-            Layer(width, num_heads, activation, **init) for _ in range(num_layers)
-        ]
+        init = {"init": init, "rngs": rngs}
+        layers = [Layer(width, **kind, **init) for _ in range(num_layers)]
         if scan_layers:
             graphs, states = zip(*map(nnx.split, layers))
             stack = lambda *arrays: jnp.stack(arrays)
@@ -78,7 +65,7 @@ class _Stack(nnx.Module):
         else:
             for i, one in enumerate(layers):
                 setattr(self, f"block_{i}", one)
-        self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=init["rngs"])
+        self.norm = nnx.LayerNorm(width, use_fast_variance=False, rngs=rngs)
         if out_features is not None:
             self.dense = layer(nnx.Linear, width, width, out_features, **init)
 
@@ -102,6 +89,7 @@ class _Stack(nnx.Module):
 
 
 def _embedding(size, width, init, rngs):
+    # PyTorch's default is standard normal, flax's has variance 1/width.
     options = {"embedding_init": jax.random.normal} if init == "torch" else {}
     return nnx.Embed(size, width, rngs=rngs, **options)
 
@@ -109,30 +97,15 @@ def _embedding(size, width, init, rngs):
 class Transformer(_Stack):
     """Embedded tokens and positions, layers, a layer norm and a dense layer.
 
-    Arguments:
-      vocab_size: tokens are below it.
-      length: positions of one example.
-      width: of the embeddings, a multiple of num_heads.
-      num_layers: depth.
-      num_heads: heads of each attention.
-      out_features: of the dense layer.
-      activation: between the dense layers.
-      causal: a position sees itself and earlier ones, and has its own outputs, as in a
-        language model. Otherwise every position sees all but padding, token 0, and
-        the mean over positions gives one output.
-      init: of dense layers; embeddings are standard normal with 'torch', PyTorch's
-        default, and normal with variance 1/width with 'lecun_normal', flax's default.
-      tied: outputs are products with the embeddings of all tokens, as in GPT-2, in
-        place of a dense layer; out_features must then be vocab_size.
-      scan_layers: stacks the parameters along a leading axis of num_layers and loops
-        over it. This compiles in the time of one layer, and the analysis by layers sees
-        one block. Outputs are the same to rounding.
-      remat: backward passes recompute the activations of a layer from its inputs, so
-        that only one layer's are kept.
+    If `causal`, a position sees itself and earlier ones and has its own outputs, as in
+    a language model. Otherwise every position sees all but padding, token 0, and the
+    mean over positions gives one output. If `tied`, outputs are products with the
+    embeddings of all tokens, as in GPT-2. `scan_layers` loops over parameters stacked
+    along a leading axis, which compiles in the time of one layer. `remat` recomputes
+    the activations in backward passes and keeps those of one layer.
 
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
-    Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002, as far as they
-    describe it.
+    Yun, arXiv 2405.16002, as far as they describe it.
     """
 
     def __init__(
@@ -145,10 +118,7 @@ class Transformer(_Stack):
         self.add_layers(width, out_features, init=init, **stack)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Outputs (n, out_features) of int tokens (n, length).
-
-        If causal, one per position: (n, length, out_features).
-        """
+        """Outputs (n, out_features), or per position, of int tokens (n, length)."""
         length = tokens.shape[1]
         real = tokens != PADDING
         mask = jnp.tri(length, dtype=bool) if self.causal else real[:, None, None]
@@ -166,10 +136,7 @@ class ViT(_Stack):
     Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929, with the mean
     over patches in place of a class token, as in Beyer, Zhai and Kolesnikov, *Better
     plain ViT baselines*, arXiv 2205.01580, but learned positions. Width 192, 12 layers
-    and 3 heads are its "tiny" size.
-
-    Takes the arguments of `Transformer`; patch is the side of a square patch and must
-    divide height and width.
+    and 3 heads are its "tiny" size. `patch` is the side of a square patch.
     """
 
     def __init__(self, input_shape, patch, width, out_features, *, init, rngs, **stack):

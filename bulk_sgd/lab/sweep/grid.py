@@ -15,10 +15,8 @@ Cell = dict[str, object]
 def values(field: str, choices) -> list[Cell]:
     """One cell for each value of a field.
 
-    Example:
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.values("seed", range(2))
-      [{'seed': 0}, {'seed': 1}]
+    >>> values("seed", range(2))
+    [{'seed': 0}, {'seed': 1}]
     """
     return [{field: choice} for choice in choices]
 
@@ -29,10 +27,8 @@ def product(*parts: list[Cell]) -> list[Cell]:
     Raises:
       ValueError: if two parts set the same field.
 
-    Example:
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.product(grid.values("seed", (0, 1)), grid.values("batch_size", (5,)))
-      [{'seed': 0, 'batch_size': 5}, {'seed': 1, 'batch_size': 5}]
+    >>> product(values("seed", (0, 1)), values("batch_size", (5,)))
+    [{'seed': 0, 'batch_size': 5}, {'seed': 1, 'batch_size': 5}]
     """
     return [_merge(cells) for cells in itertools.product(*parts)]
 
@@ -43,10 +39,8 @@ def zipped(*parts: list[Cell]) -> list[Cell]:
     Raises:
       ValueError: if the parts differ in length or set the same field.
 
-    Example:
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.zipped(grid.values("seed", (0, 1)), grid.values("batch_size", (5, 9)))
-      [{'seed': 0, 'batch_size': 5}, {'seed': 1, 'batch_size': 9}]
+    >>> zipped(values("seed", (0, 1)), values("batch_size", (5, 9)))
+    [{'seed': 0, 'batch_size': 5}, {'seed': 1, 'batch_size': 9}]
     """
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:
@@ -57,10 +51,8 @@ def zipped(*parts: list[Cell]) -> list[Cell]:
 def chain(*parts: list[Cell]) -> list[Cell]:
     """The cells of the first part, then of the next.
 
-    Example:
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.chain(grid.values("seed", (0,)), [{"loss.name": "cross_entropy"}])
-      [{'seed': 0}, {'loss.name': 'cross_entropy'}]
+    >>> chain(values("seed", (0,)), [{"loss.name": "cross_entropy"}])
+    [{'seed': 0}, {'loss.name': 'cross_entropy'}]
     """
     return [cell for part in parts for cell in part]
 
@@ -70,12 +62,6 @@ def check(cells) -> list[Cell]:
 
     Raises:
       ValueError: unless `cells` is a list of dicts from field to value.
-
-    Example:
-      >>> import numpy as np
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.check(grid.values("seed", np.arange(2)))
-      [{'seed': 0}, {'seed': 1}]
     """
     if not isinstance(cells, list | tuple):
         raise ValueError(
@@ -100,11 +86,8 @@ def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
       ValueError: if a field is unknown, or its value has the wrong type or is out of
         its range.
 
-    Example:
-      >>> from bulk_sgd.lab import config
-      >>> from bulk_sgd.lab.sweep import grid
-      >>> grid.apply(config.default(), {"subspace.rank": 3}).subspace.rank
-      3
+    >>> apply(config_lib.default(), {"subspace.rank": 3}).subspace.rank
+    3
     """
     plain = base.to_dict()
     for field, value in cell.items():

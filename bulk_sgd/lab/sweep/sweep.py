@@ -1,9 +1,8 @@
 """Runs the cells of a sweep, each as its own run in `cells/NNN` of the workdir.
 
-The same command goes on with an interrupted sweep: it skips cells that are complete or
-diverged. A cell that fails is recorded, and the others go on. Cells that differ only in
-numbers (learning rate, arms, seed, refresh interval) share their compiled programs, and
-runs with the same prefix train it once.
+Skips cells that have ended; where one fails, the others go on. Cells that differ only
+in numbers (learning rate, arms, seed, refresh interval) share their compiled programs,
+and runs with the same prefix train it once.
 """
 
 import json
@@ -38,28 +37,22 @@ def run_sweep(
     about: str = "",
     say=None,
 ) -> list[str]:
-    """Runs the cells that have not ended yet.
+    """Runs the cells that have not ended, and returns the status of every cell.
 
     Args:
       base: config that the cells override.
       cells: from `bulk_sgd.lab.sweep.grid`, all checked before the first one starts.
       workdir: folder of the sweep.
-      only: index of the one cell to run; by default all are.
-      lanes: runs trained in lockstep under `vmap`, and cells that end together. On
-        accelerators small networks gain; with 1 every cell equals its run alone, bit
-        for bit, and is complete before the next begins.
-      prefixes: folder of trained prefixes, which sweeps may share; by default
-        `prefixes` in the workdir.
+      only: index of the one cell to run; by default all run.
+      lanes: runs trained in lockstep under `vmap`, which helps small networks on
+        accelerators. With 1 every cell equals its run alone, bit for bit.
+      prefixes: folder of trained prefixes that sweeps may share, WORKDIR/prefixes.
       about: what the sweep asks, for its report.
       say: takes lines of progress, by default to stderr.
 
-    Returns:
-      The status of each cell, as in its `run.json`; "pending" where it has none.
-
     Raises:
-      ValueError: before anything starts, if a cell is wrong or does not fit the data,
-        two are equal, `only` is out of range, or the workdir is no folder or holds
-        another sweep or one of another base.
+      ValueError: before anything starts, if an argument is wrong, a cell does not fit
+        the data, two are equal, or the workdir holds another sweep or base.
     """
     workdir, say = pathlib.Path(workdir), say or _say
     cells = grid.check(cells)
@@ -67,21 +60,17 @@ def run_sweep(
     if only is not None:
         checks.integer("cell", only, 0, len(cells) - 1)
     checks.integer("lanes", lanes, 1)
-    for config in configs:
-        distributed.check_agreement(record.plain(config))
+    plain = list(map(record.plain, configs))
+    for fields in plain:
+        distributed.check_agreement(fields)
     chosen = list(range(len(cells))) if only is None else [only]
     before = workdir_lib.statuses(workdir, chosen)
-    like = _check_data(
-        configs, [i for i, status in zip(chosen, before) if status not in record.ENDED]
-    )
-    plain = record.plain(base)
-    distributed.on_first(lambda: workdir_lib.claim(workdir, plain, cells, about))
-    todo = [
-        index
-        for index in chosen
-        if distributed.claim(cell_folder(workdir, index), record.plain(configs[index]))
-        is None
-    ]
+    left = [i for i, status in zip(chosen, before) if status not in record.ENDED]
+    like = _check_data(configs, left)
+    wanted = workdir, record.plain(base), cells, about
+    distributed.on_first(lambda: workdir_lib.claim(*wanted))
+    claim = lambda i: distributed.claim(cell_folder(workdir, i), plain[i])
+    todo = [index for index in chosen if claim(index) is None]
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
     store = PrefixStore(prefixes or workdir / "prefixes")
@@ -90,11 +79,7 @@ def run_sweep(
 
 
 def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
-    """The config of each cell.
-
-    Raises:
-      ValueError: there are none, one is wrong, or two are equal.
-    """
+    """The config of each cell; all must be right and no two equal."""
     if not isinstance(base, ConfigDict):
         config_lib.validate(base)  # raises
     configs = []
@@ -114,11 +99,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, indices) -> Experiment | None:
-    """Builds the first experiment of each program, to see that the data fit.
-
-    Returns:
-      The last one, whose data others can reuse.
-    """
+    """Builds one experiment per program to check its data, and returns the last."""
     like = None
     for group in _groups(configs, indices):
         try:
@@ -175,12 +156,8 @@ class _Runner:
         for index in batch:
             self._like = Experiment(self._configs[index], self._like)
             experiments.append(self._like)
-        train_together(
-            experiments,
-            [cell_folder(self._workdir, index) for index in batch],
-            lanes=self._lanes,
-            prefixes=self._store,
-        )
+        folders = [cell_folder(self._workdir, index) for index in batch]
+        train_together(experiments, folders, lanes=self._lanes, prefixes=self._store)
 
     def _record_failure(self, index):
         folder = cell_folder(self._workdir, index)

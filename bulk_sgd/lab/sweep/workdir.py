@@ -25,13 +25,7 @@ def statuses(workdir, indices) -> list[str]:
 
 
 def claim(workdir, base: dict, cells: list[dict], about: str):
-    """Writes `sweep.json` unless the same sweep is there.
-
-    Replaces a sweep whose cells all failed before their first row.
-
-    Raises:
-      ValueError: the workdir cannot be made, or holds another sweep or another base.
-    """
+    """Writes `sweep.json`, if need be over a sweep that failed before a first row."""
     workdir = record.make_folder(workdir)
     path = workdir / FILE
     content = {
@@ -49,8 +43,7 @@ def claim(workdir, base: dict, cells: list[dict], about: str):
             raise ValueError(
                 f"workdir {str(workdir)!r} holds {changed}; choose another workdir."
             )
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    atomic.write_text(path, text)
+    atomic.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _change(earlier, content) -> str | None:
