@@ -12,12 +12,7 @@ import numpy as np
 
 
 class ArgumentError(ValueError):
-    """A wrong argument or config field.
-
-    Attributes:
-      name: the argument, such as "rank" or "config.subspace.rank".
-      problem: the rest of the sentence, such as "is 0; it must be at least 1."
-    """
+    """A wrong argument or config field `name`; `problem` completes the sentence."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(name, problem)

@@ -41,17 +41,9 @@ def paths(params) -> list[str]:
 
 
 def names(params, by: By = None) -> list[str | None]:
-    """The name of the block of each leaf, in the order of `jax.tree.leaves`.
+    """The name of the block of each leaf, or None, in the order of `jax.tree.leaves`.
 
-    Args:
-      params: pytree of the parameters.
-      by: the grouping, see above.
-
-    Returns:
-      A list of names, None for a leaf in no block.
-
-    Raises:
-      ValueError: if `by` is no grouping, or puts no leaf in a block.
+    Raises ValueError if `by` is no grouping, or puts no leaf in a block.
 
     Example:
       >>> from bulk_sgd.curvature import blocks
@@ -75,18 +67,9 @@ def names(params, by: By = None) -> list[str | None]:
 
 
 def masks(params, by: By = None) -> dict[str, Any]:
-    """The blocks as masks, as `masking` and the transforms take them.
+    """A mask for each block: a pytree of bools like `params`, as transforms take it.
 
-    Args:
-      params: pytree of the parameters.
-      by: the grouping, see above.
-
-    Returns:
-      A dict from the name of each block to a pytree of bools like `params`, in the
-      order in which the names first occur.
-
-    Raises:
-      ValueError: as `names` does.
+    The dict has the names of the blocks in the order in which they first occur.
 
     Example:
       >>> from bulk_sgd.curvature import blocks
@@ -118,13 +101,9 @@ def diagonal_block(matvec, params, mask):
     Returns:
       A callable pytree on vectors like `masking.select(params, mask)`.
 
-    Raises:
-      ValueError: as `masking.select` does.
-
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
-      >>> from bulk_sgd.curvature import blocks
-      >>> from bulk_sgd.curvature import masking
+      >>> from bulk_sgd.curvature import blocks, masking
       >>> params = {"a": jnp.ones(2), "b": jnp.ones(1)}
       >>> matvec = bulk_sgd.hessian(lambda p: jnp.sum(p["a"] ** 2) * p["b"][0], params)
       >>> mask = blocks.masks(params)["a"]

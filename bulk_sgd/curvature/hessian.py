@@ -193,12 +193,6 @@ class _Curvature:
 
     One class for H, G and F, told apart by `linear_map`, for the reason that
     `operators.Wrapped` gives.
-
-    Attributes:
-      objective: an `Objective`, or any scalar function as a pytree.
-      params: the point θ.
-      linear_map: from an objective, θ and a mode to the matvec.
-      mode: how to differentiate twice.
     """
 
     objective: Any

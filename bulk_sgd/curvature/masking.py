@@ -14,14 +14,8 @@ from bulk_sgd.curvature.objective import Objective
 def select(tree, mask):
     """`tree` with None in place of the leaves outside the mask.
 
-    Args:
-      tree: params, or updates of the same structure.
-      mask: None (all), a pytree of bools with the structure of `tree` or a prefix of
-        it, or a function from `tree` to one.
-
-    Raises:
-      ValueError: if a leaf is an `optax.MaskedNode`, which hides a parameter, if the
-        mask is not as above, or if it selects nothing.
+    The mask is None (all), a pytree of bools with the structure of `tree` or a prefix
+    of it, or a function from `tree` to one. It must select a leaf.
     """
     refuse_hidden(tree)
     if mask is None:
@@ -71,15 +65,9 @@ def merge(selected, tree):
 
 
 def restrict(value_fn, params, mask):
-    """`value_fn` as a function of the selected parameters, with the others fixed.
+    """`value_fn` as a function of the selected params, and the selected params.
 
-    Args:
-      value_fn: a scalar function of all params; an `Objective` stays one.
-      params: all params.
-      mask: as in `select`.
-
-    Returns:
-      The restricted function and the selected params.
+    The other params are fixed. An `Objective` stays one.
     """
     if mask is None:
         return value_fn, params

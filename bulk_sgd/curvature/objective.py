@@ -107,14 +107,11 @@ class Objective:
         return jnp.mean(self.loss_fn(outputs, self.targets))
 
     def mean_over_microbatches(self, fn):
-        """Average of `fn(part)` over the microbatches, weighted by their examples.
+        """`sum_b (n_b / n) fn(part_b)` over the microbatches b of n_b examples.
 
         Args:
           fn: function from the unsplit `Objective` of one microbatch to a pytree of
             arrays; traced three times at most, however many microbatches there are.
-
-        Returns:
-          `sum_b (n_b / n) fn(part_b)`, with the structure of one `fn(part)`.
 
         Raises:
           ValueError: if the groups do not split all microbatches evenly.
@@ -201,9 +198,5 @@ class Objective:
 
     def _part(self, inputs, targets):
         return dataclasses.replace(
-            self,
-            inputs=inputs,
-            targets=targets,
-            microbatch_size=None,
-            num_groups=1,
+            self, inputs=inputs, targets=targets, microbatch_size=None, num_groups=1
         )

@@ -28,13 +28,8 @@ class Wrapped:
 
     One class for all kinds, told apart by `wrap`. A class for each would not do: JAX
     0.10 takes the treedefs of two dataclasses with equal static fields to be equal, and
-    `jit` could then run the program of the wrong kind.
-
-    Attributes:
-      wrap: a function of a module, so that it is the same object at every call.
-      matvec: the operator inside, a callable pytree.
-      arrays: further arguments, pytrees of arrays.
-      static: further arguments that can be hashed, part of the compiled program.
+    `jit` could then run the program of the wrong kind. `wrap` is a function of a
+    module, so that it is the same object at every call.
     """
 
     wrap: Callable = dataclasses.field(metadata={"static": True})

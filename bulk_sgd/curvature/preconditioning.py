@@ -41,11 +41,7 @@ def preconditioned(matvec, preconditioner):
 
 
 def adam_preconditioner(
-    state,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
+    state, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
 ):
     """The diagonal of P in the last step θ ← θ − η P⁻¹ m of `optax.adam` or `adamw`.
 

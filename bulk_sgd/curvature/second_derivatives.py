@@ -24,23 +24,9 @@ MODES = (AUTO, FORWARD, REVERSE, DIFFERENCES)
 
 
 def second_derivative(fn: Callable, point, mode: str) -> Callable:
-    """The map v ↦ ∇²fn(point) v.
+    """The map v ↦ ∇²fn(point) v of a scalar function, in any mode but "auto".
 
-    Args:
-      fn: scalar function of one pytree.
-      point: the pytree of floating point arrays.
-      mode: one of `MODES`, but not "auto".
-
-    Returns:
-      A function of vectors with the shapes and dtypes of `point`. In the two exact
-      modes its calls share one primal pass.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> cube = lambda x: x[0] ** 3
-      >>> product = second_derivative(cube, jnp.ones(1), "reverse_over_reverse")
-      >>> product(jnp.ones(1)).tolist()
-      [6.0]
+    In the two exact modes its calls share one primal pass.
     """
     gradient = jax.grad(fn)
     if mode == FORWARD:
@@ -56,14 +42,6 @@ def first_derivative(fn: Callable, point, mode: str) -> tuple:
 
     In mode "reverse_over_reverse" J v is the derivative of the linear map u ↦ Jᵀ u,
     taken backwards: the double-vjp trick.
-
-    Args:
-      fn: function of one pytree.
-      point: the pytree of floating point arrays.
-      mode: as in `second_derivative`.
-
-    Returns:
-      Outputs and two functions.
     """
     if mode == FORWARD:
         outputs, push = jax.linearize(fn, point)
@@ -88,14 +66,6 @@ def central_difference(fn: Callable, point) -> Callable:
     A solver does not see this error: its residuals come from its own recurrence and
     only include rounding, so it may report `converged` for a tolerance below the error.
     Choose a `tol` of at least ten times `error(point)`.
-
-    Args:
-      fn: function of one pytree to another.
-      point: the pytree θ, of float32 or wider.
-
-    Returns:
-      A function of vectors with the shapes of `point`: homogeneous, and linear up to
-      its error.
 
     Raises:
       ValueError: if a leaf is narrower than float32.
@@ -135,15 +105,11 @@ def _coarsest(tree):
 
 
 def choose(name: str, product: Callable) -> str:
-    """The first of the modes in which a product can be traced.
+    """The first mode in which a product of the curvature `name` can be traced.
 
-    Any mode but forward-over-reverse comes with a UserWarning that says why.
-
-    Args:
-      name: name of the curvature in `bulk_sgd`, for the warning.
-      product: function from a mode to the jaxpr of a product; raises if JAX cannot
-        differentiate that way. An error in the last mode, which takes no second
-        derivative, is passed on.
+    Any mode but forward-over-reverse comes with a UserWarning that says why. `product`
+    maps a mode to the jaxpr of a product, and raises if JAX cannot differentiate that
+    way; an error in the last mode, which takes no second derivative, is passed on.
     """
     mode, reasons = first_allowed(product)
     if reasons:

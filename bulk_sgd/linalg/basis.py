@@ -95,13 +95,7 @@ def gram(basis, other):
 def combine(coefficients, basis):
     """Linear combinations of the rows.
 
-    Args:
-      coefficients: `(m,)` for one vector, or `(p, m)` for a basis of p rows.
-      basis: pytree with leaves `(m, *leaf.shape)`.
-
-    Returns:
-      The vector `sum_i coefficients[i] basis_i`, or the basis whose row j is
-      `sum_i coefficients[j, i] basis_i`.
+    Coefficients `(m,)` give a vector, coefficients `(p, m)` a basis of p rows.
     """
     return jax.tree.map(
         lambda rows: jnp.tensordot(coefficients, rows, 1, precision=_HIGHEST), basis
@@ -133,14 +127,7 @@ def map_rows(fn, basis):
 
 
 def put(basis, start, rows, write):
-    """The basis with its rows from `start` on replaced by `rows`, if `write` holds.
-
-    Args:
-      basis: pytree with leaves `(m, *leaf.shape)`.
-      start: int scalar.
-      rows: pytree with leaves `(p, *leaf.shape)`.
-      write: bool scalar.
-    """
+    """The basis with its rows from `start` on replaced by `rows`, if `write` holds."""
 
     def update(basis):
         return jax.tree.map(

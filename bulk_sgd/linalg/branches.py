@@ -12,12 +12,6 @@ def any_lane(predicate):
     branches at every step. The branch taken must be right for all lanes, even where
     they differ.
 
-    Args:
-      predicate: bool scalar.
-
-    Returns:
-      A bool scalar, equal in all lanes.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bulk_sgd.linalg.branches import any_lane
@@ -40,12 +34,6 @@ def own_lane(predicate):
     Without `vmap` it is the constant True, and XLA drops every select that depends on
     it: one between an old and a new basis would copy the old one.
 
-    Args:
-      predicate: bool scalar.
-
-    Returns:
-      A bool scalar.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bulk_sgd.linalg.branches import any_lane, own_lane
@@ -67,13 +55,9 @@ def cond(predicate, change, otherwise):
     """`change()` if `predicate` holds in any lane, else `otherwise()`.
 
     Under `vmap` a lane that only joins in takes what `change` returns, too: `change`
-    gives each lane its own by `own_lane(predicate)` or by the predicate itself.
-
-    Args:
-      predicate: bool scalar, or True for no conditional at all, which lets XLA share
-        work between `change` and what is around it.
-      change: function without arguments.
-      otherwise: function without arguments that returns the same structure.
+    gives each lane its own by `own_lane(predicate)` or by the predicate itself. The
+    constant True makes no conditional at all, so that XLA can share work between
+    `change` and what is around it.
     """
     if predicate is True:
         return change()

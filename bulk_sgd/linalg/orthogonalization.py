@@ -16,9 +16,7 @@ def orthogonalize(vector, rows):
     Rounding of the part removed stays behind, so a second pass follows unless that part
     was short (Daniel, Gragg, Kaufman and Stewart, 1976). Twice is enough (Giraud,
     Langou, Rozložník and van den Eshof, 2005). There is no derivative in reverse mode.
-
-    Returns:
-      The remaining vector, and its inner products `(m,)` with the rows.
+    Returns the remaining vector, and its inner products `(m,)` with the rows.
     """
 
     def remove(carry):

@@ -24,14 +24,9 @@ _NUM_DRAWS = 16
 
 
 def choose(like, spans_devices: bool):
-    """How a solver holds vectors shaped like `like`.
+    """`Packed` or `Unpacked`, for vectors like `like`, whose leaves have one dtype.
 
-    Args:
-      like: a vector whose leaves have one dtype, or its shapes and dtypes.
-      spans_devices: True keeps vectors as they are, since packing would gather them.
-
-    Returns:
-      `Packed` or `Unpacked`.
+    Vectors on several devices stay as they are, since packing would gather them.
     """
     one = len(jax.tree.leaves(like)) == 1
     too_long = basis.size(like) > _MAX_SIZE
@@ -40,11 +35,7 @@ def choose(like, spans_devices: bool):
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-    """Vectors as they are.
-
-    Attributes:
-      like: one of them, for its shapes and dtypes.
-    """
+    """Vectors as they are, with the shapes and dtypes of `like`."""
 
     like: Any
 
@@ -67,18 +58,7 @@ class Unpacked:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Vectors as one array of shape `(n, 128)`, padded with zeros.
-
-    Attributes:
-      like: a vector as it is unpacked, for its shapes and dtypes.
-
-    >>> form = Packed({"bias": jnp.zeros(3), "kernel": jnp.zeros((3, 50))})
-    >>> packed = form.pack({"bias": jnp.ones(3), "kernel": jnp.ones((3, 50))})
-    >>> packed.shape, float(packed.sum())
-    ((2, 128), 153.0)
-    >>> jax.tree.map(jnp.shape, form.unpack(packed))
-    {'bias': (3,), 'kernel': (3, 50)}
-    """
+    """Vectors like `like` as one array of shape `(n, 128)`, padded with zeros."""
 
     like: Any
 
@@ -102,12 +82,7 @@ class Packed:
         )
 
     def combine(self, coefficients, rows):
-        """An unpacked basis from packed rows, one at a time to save memory.
-
-        Args:
-          coefficients: `(p, m)`.
-          rows: `(m, n, 128)`.
-        """
+        """An unpacked basis from packed rows, one at a time to save memory."""
 
         def write(index, result):
             vector = self.unpack(basis.combine(coefficients[index], rows))

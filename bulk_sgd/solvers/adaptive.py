@@ -109,14 +109,7 @@ def _state(inner, found: Subspace, kept) -> AdaptiveState:
 
 
 def before_gap(values):
-    """Which of the eigenvalues are above the largest ratio of two successive ones.
-
-    Args:
-      values: `(k,)`, at least two.
-
-    Returns:
-      `(k,)` bools; eigenvalues that are not positive are never above it.
-    """
+    """`(k,)` bools: which positive eigenvalues come before the largest gap of log λ."""
     descending = jnp.sort(values, descending=True)
     # Zeros and rounding end the spectrum: ratios below them mean nothing.
     floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))

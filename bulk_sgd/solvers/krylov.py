@@ -32,10 +32,7 @@ class KrylovState(NamedTuple):
 
 
 def krylov_filter(
-    length: int = 10,
-    *,
-    calibrate_every: int = 100,
-    max_matvecs: int | None = None,
+    length: int = 10, *, calibrate_every: int = 100, max_matvecs: int | None = None
 ) -> Solver:
     """Solver that serves only the incoming update, and keeps no basis.
 

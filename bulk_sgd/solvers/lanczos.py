@@ -107,16 +107,13 @@ def lanczos(
 ) -> Solver:
     """Solver that runs `top_eigenpairs` to its tolerance at every refresh.
 
+    `top_eigenpairs` explains the arguments. `repeated` is meant for `blockwise`, for
+    blocks have repeated eigenvalues.
+
     Error: residuals below `tol · λ_1`. Cost: 18 to 23 matvecs on an MLP of 199,210
     parameters, with rank 10 and the default tolerance.
 
     Args:
-      tol: as in `top_eigenpairs`.
-      max_matvecs: as in `top_eigenpairs`.
-      max_basis: as in `top_eigenpairs`.
-      which: as in `top_eigenpairs`.
-      repeated: as in `top_eigenpairs`; meant for `blockwise`, for blocks have repeated
-        eigenvalues.
       warm_start: start from the previous subspace rather than a random vector.
 
     Returns:

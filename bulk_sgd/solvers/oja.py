@@ -16,19 +16,12 @@ _LEAST = 0.01
 
 
 class Window(NamedTuple):
-    """The rows that a call multiplies.
+    """The rows that a call multiplies."""
 
-    Attributes:
-      start: int scalar, index of the first.
-      width: their number w, static.
-      turning: int scalar, index of the one to be rotated with a row outside.
-      weight: scalar, the gain ρ.
-    """
-
-    start: jax.Array
-    width: int
-    turning: jax.Array
-    weight: jax.Array
+    start: jax.Array  # index of the first
+    width: int  # their number w, static
+    turning: jax.Array  # index of the one to be rotated with a row outside
+    weight: jax.Array  # the gain ρ
 
     def outside(self, rank):
         """`(rank,)` bools, which rows of the basis are not in the window."""
@@ -37,17 +30,11 @@ class Window(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """What the products H_b V of the rows V in the window say.
-
-    Attributes:
-      vectors: basis of w rows, H_b V.
-      inside: `(w, k)`, their inner products with all rows of the basis.
-      squares: `(w,)`, their squared norms.
-    """
+    """The products H_b V of the rows V in the window."""
 
     vectors: Any
-    inside: jax.Array
-    squares: jax.Array
+    inside: jax.Array  # (w, k), inner products with all rows of the basis
+    squares: jax.Array  # (w,), squared norms
 
     @property
     def outside(self):
@@ -56,23 +43,14 @@ class _Products(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What a call changes, if usable.
+    """What a call changes; the averages are the old ones if it is not usable."""
 
-    Attributes:
-      rows: basis of w rows, the new ones of the window.
-      other: the row outside of the window that one of them was rotated with.
-      partner: int32, the index of that row.
-      usable: bool, whether all of it is finite and the solver acts at this call.
-      quotients: `(k, k)`, the new averages, or the old ones if not usable.
-      noise: `(k,)`, likewise.
-    """
-
-    rows: Any
-    other: Any
-    partner: jax.Array
-    usable: jax.Array
-    quotients: jax.Array
-    noise: jax.Array
+    rows: Any  # the new rows of the window
+    other: Any  # the row outside of the window that one of them was rotated with
+    partner: jax.Array  # the index of that row
+    usable: jax.Array  # whether all is finite and the solver acts at this call
+    quotients: jax.Array  # (k, k)
+    noise: jax.Array  # (k,)
 
 
 def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
@@ -121,11 +99,7 @@ def _multiply(matvec, rows, own, window: Window) -> _Products:
 
 
 def _average(products: _Products, window: Window, quotients, noise):
-    """The running averages, with the products mixed in.
-
-    Returns:
-      The rows `(w, k)` of the new quotients in the window, the quotients, the noise.
-    """
+    """The new quotients: their rows `(w, k)` in the window, and all; the new noise."""
     start, width, _, weight = window
     zero, rank = jnp.zeros_like(start), len(quotients)
     old = jax.lax.dynamic_slice(quotients, (start, zero), (width, rank))

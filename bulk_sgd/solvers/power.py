@@ -114,13 +114,7 @@ class Probe(NamedTuple):
 
 
 def probe(matvec, subspace: Subspace, vector) -> Probe:
-    """How well a subspace serves a vector, measured with one matvec.
-
-    Args:
-      matvec: the curvature now, a callable from vector to vector.
-      subspace: orthonormal Ritz vectors with eigenvalues that are not zero.
-      vector: pytree like the parameters.
-    """
+    """How well Ritz vectors serve a vector, if no eigenvalue is zero: one matvec."""
     rows = subspace.eigenvectors
     coefficients = subspace.coefficients(vector)
     length = jnp.linalg.norm(coefficients)

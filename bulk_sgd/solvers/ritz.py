@@ -16,10 +16,8 @@ def ritz_pairs(projected, size, bound, order):
 
     A diagonal that no true eigenvalue reaches completes the other rows, so that none of
     them shows up as a false zero. `bound` is at least max|θ|, as from `gershgorin`;
-    `order` is largest at the preferred eigenvalue.
-
-    Returns:
-      The values `(m,)`, the vectors as columns `(m, m)`, and max|θ|.
+    `order` is largest at the preferred eigenvalue. Returns the values `(m,)`, the
+    vectors as columns `(m, m)`, and max|θ|.
     """
     index = jnp.arange(projected.shape[0])
     reached = index < size

@@ -56,19 +56,12 @@ def check_solver(solver, *, eigenpairs: bool = False):
 
 
 class Refreshed(NamedTuple):
-    """What to go on with after a solve.
-
-    Attributes:
-      subspace: the new `Subspace`, or the previous one where the solve is not used.
-      state: the solver's state, likewise.
-      usable: bool, whether the solve converged to finite numbers.
-      num_matvecs: curvature products spent, whether usable or not.
-    """
+    """What to go on with after a solve: as before where the solve is not used."""
 
     subspace: Subspace
     state: Any
-    usable: jax.Array
-    num_matvecs: jax.Array
+    usable: jax.Array  # whether the solve converged to finite numbers
+    num_matvecs: jax.Array  # spent, whether usable or not
 
 
 def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refreshed:
@@ -76,9 +69,6 @@ def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refre
 
     It runs in the branch of `branches.cond(due, …)`: where `due` is False, this lane
     only joins in under `vmap`. For the other arguments see `Solver`.
-
-    Raises:
-      TypeError: if the solver returns anything that cannot replace what it was given.
     """
     returned = solver.solve(matvec, subspace, state, updates, key)
     check_solution(returned, subspace, state)

@@ -44,35 +44,19 @@ def bounds(rank, dimension, max_matvecs, max_basis):
 
 
 class _State(NamedTuple):
-    """One Lanczos decomposition A Vᵀ = Vᵀ T + β v e_jᵀ in progress.
+    """One Lanczos decomposition A Vᵀ = Vᵀ T + β v e_jᵀ in progress."""
 
-    Attributes:
-      rows: basis of m + 1 rows: first the `size` rows of V, then the next vector v,
-        then zeros.
-      projected: `(m, m)`, T = V A Vᵀ in its leading block.
-      size: int32, number of rows of V.
-      chain: int32, steps since the start or since V was invariant to the tolerance.
-      num_matvecs: int32.
-      ritz_values: `(m,)`, in order of preference.
-      ritz_vectors: `(m, m)`, columns in the same order.
-      residuals: `(m,)`.
-      settled: `(rank,)`, leading Ritz values when V was last invariant.
-      converged: bool.
-      failed: bool, whether a value was not finite.
-      key: PRNG key.
-    """
-
-    rows: Any
-    projected: jax.Array
-    size: jax.Array
-    chain: jax.Array
+    rows: Any  # m + 1: first the `size` rows of V, then the next vector v, then zeros
+    projected: jax.Array  # (m, m), T = V A Vᵀ in its leading block
+    size: jax.Array  # number of rows of V
+    chain: jax.Array  # steps since the start or since V was invariant to the tolerance
     num_matvecs: jax.Array
-    ritz_values: jax.Array
-    ritz_vectors: jax.Array
-    residuals: jax.Array
-    settled: jax.Array
+    ritz_values: jax.Array  # (m,), in order of preference
+    ritz_vectors: jax.Array  # (m, m), columns in the same order
+    residuals: jax.Array  # (m,)
+    settled: jax.Array  # (rank,), leading Ritz values when V was last invariant
     converged: jax.Array
-    failed: jax.Array
+    failed: jax.Array  # whether a value was not finite
     key: Any
 
 
@@ -233,9 +217,6 @@ def _product(state: _State, apply):
     The three-term recurrence first: the parts along v_j and v_{j−1} are, up to rounding
     and except for the step after a restart, all that A v_j has along V. One pass over
     the whole basis then does where it would take two.
-
-    Returns:
-      The remaining vector, and the inner products `(m + 1,)` with the rows.
     """
 
     def remove(index, carry):

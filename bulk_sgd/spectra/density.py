@@ -52,11 +52,7 @@ class SpectralDensity(NamedTuple):
     def mean(self, fn) -> Estimate:
         """The mean of a function over all eigenvalues, tr f(A) / n.
 
-        Args:
-          fn: elementwise function of an array; it may add axes on the right.
-
-        Returns:
-          An `Estimate`.
+        `fn` works elementwise and may add axes on the right.
         """
         values = fn(self.nodes)
         weights = self.weights.reshape(
@@ -80,14 +76,10 @@ class SpectralDensity(NamedTuple):
         return (jnp.max(self.nodes) - jnp.min(self.nodes)) / 100
 
     def density(self, points, width=None) -> Estimate:
-        """The density, with each node replaced by a Gaussian.
+        """The density at points `(p,)`, with each node replaced by a Gaussian.
 
-        Args:
-          points: `(p,)`.
-          width: standard deviation of the Gaussians, by default `width`.
-
-        Returns:
-          An `Estimate` of shape `(p,)`, whose integral over the line is one.
+        The integral over the line is one. `width` is the standard deviation of the
+        Gaussians, by default the property `width`.
         """
         width = self.width if width is None else width
         width = jnp.maximum(width, jnp.finfo(self.nodes.dtype).tiny)
@@ -99,25 +91,14 @@ class SpectralDensity(NamedTuple):
         return self.mean(gaussians)
 
     def distribution(self, points) -> Estimate:
-        """The share of eigenvalues at or below each of the points.
-
-        Args:
-          points: `(p,)`.
-
-        Returns:
-          An `Estimate` of shape `(p,)`.
-        """
+        """The share of eigenvalues at or below each of the points `(p,)`."""
         return self.mean(lambda nodes: nodes[..., None] <= jnp.asarray(points))
 
     def quantile(self, levels) -> Estimate:
         """The smallest node with at least the given share of eigenvalues up to it.
 
-        Args:
-          levels: `(p,)`, from 0 to 1.
-
-        Returns:
-          An `Estimate` of shape `(p,)`. Its error is half the distance between the
-          quantiles at the levels plus and minus a standard error of the distribution.
+        Levels `(p,)` are from 0 to 1. The error is half the distance between the
+        quantiles at the levels plus and minus a standard error of the distribution.
         """
         levels = jnp.asarray(levels)
         order = jnp.argsort(self.nodes.ravel())
@@ -189,21 +170,13 @@ def spectral_density(
 
 
 class _State(NamedTuple):
-    """A Lanczos decomposition from one start vector in progress.
+    """A Lanczos decomposition of m steps from one start vector in progress."""
 
-    Attributes:
-      rows: basis of `num_steps + 1` rows, zero where not reached.
-      diagonal: `(num_steps,)`, the diagonal of T.
-      off_diagonal: `(num_steps,)`, the entries of T next to its diagonal, and one more.
-      size: int32, steps taken.
-      complete: bool, whether the Krylov space is exhausted or a value not finite.
-    """
-
-    rows: Any
-    diagonal: jax.Array
-    off_diagonal: jax.Array
-    size: jax.Array
-    complete: jax.Array
+    rows: Any  # m + 1, zero where not reached
+    diagonal: jax.Array  # (m,), the diagonal of T
+    off_diagonal: jax.Array  # (m,), the entries of T next to it, and one more
+    size: jax.Array  # steps taken
+    complete: jax.Array  # whether the Krylov space is exhausted or a value not finite
 
 
 @functools.partial(jax.jit, static_argnames=("num_probes", "num_steps"))

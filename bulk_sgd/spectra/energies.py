@@ -63,19 +63,19 @@ class Estimate(NamedTuple):
 
 
 class Energies(NamedTuple):
-    """How the curvature of one operator is shared out; all but `rayleigh` are scalars.
+    """How the curvature of one operator is shared out, exact but for the two totals.
 
     A share is NaN if the whole is zero, as tr F is for piecewise linear networks.
 
     Attributes:
       trace: tr M.
       trace_error: standard error of `trace` over the probes.
-      trace_dominant: tr(U M Uᵀ), exact.
+      trace_dominant: tr(U M Uᵀ).
       frobenius: ‖M‖²_F.
       frobenius_error: standard error of `frobenius` over the probes.
-      frobenius_dominant: ‖M Uᵀ‖²_F, exact.
-      frobenius_block: ‖U M Uᵀ‖²_F, exact.
-      rayleigh: `(k,)`, u_iᵀ M u_i, exact.
+      frobenius_dominant: ‖M Uᵀ‖²_F.
+      frobenius_block: ‖U M Uᵀ‖²_F.
+      rayleigh: `(k,)`, u_iᵀ M u_i; the others are scalars.
     """
 
     trace: jax.Array

@@ -45,23 +45,14 @@ class Options:
 
 
 class Selected(NamedTuple):
-    """The arguments of an update, for the selected parameters only.
+    """The arguments of an update, for the selected parameters only."""
 
-    Attributes:
-      updates: the incoming updates u.
-      vector: u in the working dtype, or D^½ u with a preconditioner D.
-      value_fn: the loss as a function of `params`.
-      params: the parameters.
-      preconditioner: D, or None.
-      layout: the `NamedSharding`s of the parameters, or None.
-    """
-
-    updates: Any
-    vector: Any
-    value_fn: Callable
+    updates: Any  # u
+    vector: Any  # u in the working dtype, or D^½ u with a preconditioner D
+    value_fn: Callable  # of `params`
     params: Any
-    preconditioner: Any
-    layout: Any
+    preconditioner: Any  # D, or None
+    layout: Any  # the `NamedSharding`s of the parameters, or None
 
 
 def select(
