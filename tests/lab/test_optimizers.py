@@ -23,16 +23,19 @@ from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.from_config import optimizers
 from bulk_sgd.lab.training.experiment import Experiment
 
+# Both projections, and each way in which optimizers differ.
+EVERY_DAY = [
+    ("momentum", "gradient"),
+    *((name, "update") for name in ("sgd", "adam", "sam", "muon", "sophia")),
+]
+
 
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        # Of projected gradients one optimizer does for every day.
-        pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == "gradient"))
+        case if case in EVERY_DAY else pytest.param(*case, marks=pytest.mark.slow)
         for case in CASES
-        if case != ("momentum", "gradient")
-    ]
-    + [("momentum", "gradient")],
+    ],
 )
 def test_a_run_is_a_loop_of_optax(data_file, name, where):
     fields, optimizer, extra = OPTIMIZERS[name]

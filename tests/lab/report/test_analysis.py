@@ -332,6 +332,7 @@ def test_what_a_run_does_not_have_is_refused(run, arguments, message):
         RunPoints(run, **arguments)
 
 
+@pytest.mark.slow
 def test_command(run, tmp_path):
     command = [sys.executable, "-m", "bulk_sgd.analyze", f"--workdir={run}"]
     small = [
