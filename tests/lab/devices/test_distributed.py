@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from four_devices import devices
 from paths import ROOT
 from tiny_runs import rows_of
 
@@ -42,9 +43,8 @@ def environment(num_devices, **more):
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": devices(num_devices),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
         **more,
     }
 

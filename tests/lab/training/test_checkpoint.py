@@ -220,7 +220,7 @@ def test_checkpoints_kept(tmp_path):
 
 def start(workdir, environment=None):
     script = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/lab/training']\n"
         "import conftest, test_checkpoint\n"
         "from bulk_sgd.lab.devices import signals\n"
         "from bulk_sgd.lab.training import train\n"

@@ -82,7 +82,7 @@ def command(workdir, *more):
     [
         (["--config.rang=3"], "no field 'rang'"),
         (["--config.subspace.every=3"], "no field 'subspace.every'"),
-        (["--config.batch_size=x"], "--config.batch_size=x: invalid literal for int()"),
+        (["--config.batch_size=x"], "batch_size is 'x'; it must be an integer."),
         (["--config.subspace.rank=0"], "config.subspace.rank is 0"),
         (["extra"], "Unexpected arguments"),
     ],
