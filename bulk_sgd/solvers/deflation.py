@@ -28,11 +28,11 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     Each search may take `max_matvecs`, and each but the last adds a pair.
     """
     key, solve_key = jax.random.split(key)
-    found = thick_restart.solve(
+    found, magnitude = thick_restart.solve(
         matvec,
         start,
         solve_key,
-        tol,
+        tol / 2,
         rank=rank,
         max_matvecs=max_matvecs,
         num_rows=num_rows,
@@ -40,7 +40,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     )
     like = basis.row(found.eigenvectors, 0)
     if rank == basis.size(like):
-        return found
+        return found, magnitude
     order = ORDERS[which]
     limits = thick_restart.bounds(1, basis.size(like), max_matvecs, None)
 
@@ -55,7 +55,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             Wrapped(_deflated, matvec, arrays=(found, last)),
             found.complement(basis.random_normal(start_key, like)),
             key,
-            tol,
+            tol / 2,
             rank=1,
             max_matvecs=limits[0],
             num_rows=min(limits[1], num_rows),
@@ -65,23 +65,25 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
     def go_on(carry):
         found, key, _ = carry
         key, search_key = jax.random.split(key)
-        other = search(found, search_key)
+        other, _ = search(found, search_key)
         # The eigenvalues found can all be rounding. Residuals are at least the rounding
         # of the largest eigenvalue of all.
         slack = tol * jnp.max(jnp.abs(found.eigenvalues))
         slack += jnp.minimum(jnp.min(found.residuals), other.residuals[0])
         missed = order(other.eigenvalues[0]) > order(found.eigenvalues[-1]) + slack
-        together = basis.where(missed, _inserted(other, found, order), found)
+        together = basis.where(missed, _inserted(matvec, other, found, order), found)
+        small = jnp.all(together.residuals <= tol * magnitude)
         together = together._replace(
-            converged=found.converged & other.converged,
-            num_matvecs=found.num_matvecs + other.num_matvecs,
+            converged=found.converged & other.converged & small,
+            num_matvecs=found.num_matvecs + other.num_matvecs + missed,
         )
         return together, key, missed
 
     # No search if the first solve failed.
-    return jax.lax.while_loop(
+    found, *_ = jax.lax.while_loop(
         lambda carry: carry[2], go_on, (found, key, found.converged)
-    )[0]
+    )
+    return found, magnitude
 
 
 def _deflated(matvec, vector, found, last):
@@ -91,15 +93,20 @@ def _deflated(matvec, vector, found, last):
     return jax.tree.map(lambda x, y: x + last * y, image, inside)
 
 
-def _inserted(other: Subspace, found: Subspace, order) -> Subspace:
-    """`found` with its last pair replaced by the pair of `other`, in order."""
+def _inserted(matvec, other: Subspace, found: Subspace, order) -> Subspace:
+    """`found` with its last pair replaced by the pair of `other`, in order.
+
+    Takes one matvec: the search did not see what A u has along the pairs found, which
+    is as large as their residuals. So both go to half the tolerance.
+    """
     values = found.eigenvalues.at[-1].set(other.eigenvalues[0])
     place = jnp.argsort(order(values), descending=True)
     merge = lambda x, y: x.at[-1].set(y[0])[place]
     fresh = basis.unit(found.complement(basis.row(other.eigenvectors, 0)))
     rows = basis.set_row(found.eigenvectors, -1, fresh)
+    along = jnp.linalg.norm(found.coefficients(matvec(fresh)))
     return found._replace(
         eigenvalues=values[place],
         eigenvectors=jax.tree.map(lambda x: x[place], rows),
-        residuals=merge(found.residuals, other.residuals),
+        residuals=merge(found.residuals, jnp.hypot(other.residuals, along)),
     )

@@ -84,7 +84,7 @@ def top_eigenpairs(
     max_matvecs, num_rows = thick_restart.bounds(rank, dimension, *limits)
     key = jax.random.key(0) if key is None else key
     solve = deflation.solve if repeated else thick_restart.solve
-    return solve(
+    found, _ = solve(
         operators.as_pytree(matvec),
         start if warm else basis.widen(like),
         key,
@@ -94,6 +94,7 @@ def top_eigenpairs(
         num_rows=num_rows,
         which=which,
     )
+    return found
 
 
 def lanczos(

@@ -53,6 +53,7 @@ class _State(NamedTuple):
     num_matvecs: jax.Array
     ritz_values: jax.Array  # (m,), in order of preference
     ritz_vectors: jax.Array  # (m, m), columns in the same order
+    magnitude: jax.Array  # of the Ritz values, at most
     residuals: jax.Array  # (m,)
     settled: jax.Array  # (rank,), leading Ritz values when V was last invariant
     converged: jax.Array
@@ -64,7 +65,10 @@ class _State(NamedTuple):
     jax.jit, static_argnames=("rank", "max_matvecs", "num_rows", "which")
 )
 def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
-    """`lanczos.top_eigenpairs` with its arguments checked and its bounds resolved."""
+    """`lanczos.top_eigenpairs` with its arguments checked and its bounds resolved.
+
+    Returns the `Subspace` and the largest magnitude of a Ritz value.
+    """
     with jax.default_matmul_precision("highest"):
         start_key, key = jax.random.split(key)
         like = start_vector.like(start)
@@ -103,13 +107,14 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             state = fill(state)
         # The extra row holds the next vector, which no Ritz vector includes.
         weights = jnp.pad(state.ritz_vectors[:, :rank].T, ((0, 0), (0, 1)))
-        return Subspace(
+        found = Subspace(
             eigenvalues=state.ritz_values[:rank],
             eigenvectors=form.combine(weights, state.rows),
             residuals=state.residuals[:rank],
             converged=state.converged,
             num_matvecs=state.num_matvecs,
         )
+        return found, state.magnitude
 
 
 def _applied(product, vector):
@@ -144,6 +149,7 @@ def _initial(vector, key, num_rows, rank):
         num_matvecs=jnp.zeros((), jnp.int32),
         ritz_values=jnp.zeros(num_rows, dtype),
         ritz_vectors=jnp.zeros((num_rows, num_rows), dtype),
+        magnitude=jnp.zeros((), dtype),
         residuals=jnp.full(num_rows, jnp.inf, dtype),
         settled=jnp.full(rank, jnp.inf, dtype),
         converged=jnp.zeros((), bool),
@@ -203,6 +209,7 @@ def _expand(
         num_matvecs=num_matvecs,
         ritz_values=values,
         ritz_vectors=vectors,
+        magnitude=magnitude,
         residuals=residuals,
         settled=jnp.where(exhausted, leading, state.settled),
         converged=small & trusted,
