@@ -1,7 +1,7 @@
 """Eigenpairs against float64, whatever the spectrum, the start and the operator."""
 
-import itertools
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
