@@ -30,11 +30,13 @@ class Window(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """The products H_b V of the rows V in the window."""
+    """The products H_b V of the rows V in the window, and Oja's mixture of the two."""
 
-    vectors: Any
-    inside: jax.Array  # (w, k), inner products with all rows of the basis
-    squares: jax.Array  # (w,), squared norms
+    mixed: Any  # stays · V + ρ H_b V
+    stays: jax.Array  # (w,), what each vector keeps of itself
+    overlap: jax.Array  # (w, k), inner products of the mixture with all rows
+    inside: jax.Array  # (w, k), inner products of the products with all rows
+    squares: jax.Array  # (w,), squared norms of the products
 
     @property
     def outside(self):
@@ -61,9 +63,9 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     """
     old, rank = (quotients, noise), len(quotients)
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
-    products = _multiply(matvec, rows, own, window)
+    products = _multiply(matvec, rows, own, quotients, window)
     averages, quotients, noise = _average(products, window, *old)
-    turned = orthonormal(_mix(rows, own, products, old[0], window))
+    turned = orthonormal(_apart(rows, products, window))
     quotients, noise = _of_vectors(turned, window, quotients, noise)
 
     other = basis.row(rows, partner)
@@ -88,14 +90,30 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     return Moved(turned, other, partner, usable, *averages)
 
 
-def _multiply(matvec, rows, own, window: Window) -> _Products:
+def _multiply(matvec, rows, own, quotients, window: Window) -> _Products:
+    start, width, _, weight = window
     vectors = basis.map_rows(operators.linearize(matvec), own)
-    inside = basis.gram(vectors, own)
-    if window.width < basis.num_rows(rows):
+    squares = basis.squared_norms(vectors)
+    values = jax.lax.dynamic_slice(jnp.diag(quotients), (start,), (width,))
+    # The magnitude: with a negative quotient as it stands the vector would reverse at
+    # every step, away from all directions of larger eigenvalues.
+    stays = jnp.abs(values) - weight * values
+    # Where H has fewer directions than V, a product lies all along other rows, and only
+    # rounding remains of it. Where H has none at all, no row is found.
+    stays = jnp.maximum(stays, _LEAST * weight * jnp.sqrt(squares))
+    kept = basis.scale_rows(stays, own)
+    mixed = jax.tree.map(lambda x, y: x + weight * y, kept, vectors)
+    # Of the mixture, not of the products alone: what rounding left of the vectors along
+    # other rows is removed as well, or it would grow where a quotient is negative.
+    overlap = basis.gram(mixed, own)
+    if width < basis.num_rows(rows):
         # `rows` does not hold a row that was just seeded.
-        at = jnp.zeros_like(window.start), window.start
-        inside = jax.lax.dynamic_update_slice(basis.gram(vectors, rows), inside, at)
-    return _Products(vectors, inside, basis.squared_norms(vectors))
+        at = jnp.zeros_like(start), start
+        overlap = jax.lax.dynamic_update_slice(basis.gram(mixed, rows), overlap, at)
+    identity = jnp.arange(overlap.shape[1]) == start + jnp.arange(width)[:, None]
+    found = basis.squared_norms(own) > 0
+    itself = jnp.where(identity, (stays * found)[:, None], 0)
+    return _Products(mixed, stays, overlap, (overlap - itself) / weight, squares)
 
 
 def _average(products: _Products, window: Window, quotients, noise):
@@ -121,28 +139,20 @@ def _of_vectors(rows, window: Window, quotients, noise):
     return jnp.where(both, quotients, 0), jnp.where(found, noise, 0)
 
 
-def _mix(rows, own, products: _Products, quotients, window: Window):
-    """Oja's rule: vectors and products mixed, orthogonal to the rows outside."""
+def _apart(rows, products: _Products, window: Window):
+    """The mixtures without their parts along the rows outside of the window."""
+    mixed, stays, overlap, inside, squares = products
     start, width, _, weight = window
-    values = jax.lax.dynamic_slice(jnp.diag(quotients), (start,), (width,))
-    # The magnitude: with a negative quotient as it stands the vector would reverse at
-    # every step, away from all directions of larger eigenvalues.
-    stays = jnp.abs(values) - weight * values
-    # Where H has fewer directions than V, a product lies all along other rows, and only
-    # rounding remains of it. Where H has none at all, no row is found.
-    stays = jnp.maximum(stays, _LEAST * weight * jnp.sqrt(products.squares))
-    kept = basis.scale_rows(stays, own)
-    mixed = jax.tree.map(lambda x, y: x + weight * y, kept, products.vectors)
-    if width == len(quotients):
+    if width == basis.num_rows(rows):
         return mixed
-    others = window.outside(len(quotients))
-    overlap = jnp.where(others, weight * products.inside, 0)
+    others = window.outside(basis.num_rows(rows))
+    overlap = jnp.where(others, overlap, 0)
     mixed = basis.subtract(mixed, basis.combine(overlap, rows))
     # Little is removed as a rule, and the inner products are at hand: one pass is as
     # good as two. Where less is left than was removed, rounding has grown.
     at = jnp.zeros_like(start), start
-    forms = jnp.diag(jax.lax.dynamic_slice(products.inside, at, (width, width)))
-    before = stays**2 + weight * (2 * stays * forms + weight * products.squares)
+    forms = jnp.diag(jax.lax.dynamic_slice(inside, at, (width, width)))
+    before = stays**2 + weight * (2 * stays * forms + weight * squares)
     short = 2 * jnp.sum(overlap**2, axis=1) > before
 
     def again(_, mixed):

@@ -53,8 +53,9 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
     eigenvectors.
 
     The vectors belong to the largest algebraic eigenvalues, as with `lanczos`, unless
-    an eigenvalue lies below −(2 / ρ − 1) λ_k, which is −19 λ_k at ρ = 0.1. In the first
-    sweeps, while ρ is near 1, negative directions can enter; they leave as ρ falls.
+    an eigenvalue lies below −10 λ_k (for gains from 0.1 on): its vector can return for
+    ever. In the first sweeps, while ρ is near 1, negative directions can enter; they
+    leave as ρ falls.
 
     Attributes of the result: `eigenvalues` are running Rayleigh quotients;
     `residuals` are standard errors √(ρ / (2 − ρ)) ‖H_b v − V Vᵀ H_b v‖ of the averaged

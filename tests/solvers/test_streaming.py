@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import bulk_sgd
+from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import subspace
 
 SIZE, RANK = 40, 4
@@ -94,7 +95,7 @@ def test_converges_to_the_top_space_of_a_constant_matrix(columns):
 
 @pytest.mark.parametrize("columns", [0, 1, 2])
 def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
-    values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -9, -20]
+    values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -20, -40]
     matrix = helpers.symmetric(values)
     sweeps = 150 * RANK // (columns or RANK)
     found, _, _ = run(sweeps, [matrix], columns=columns)
@@ -107,6 +108,16 @@ def test_rows_stay_orthonormal_over_many_noisy_steps(columns):
     found, _, _ = run(1000, columns=columns, noise=0.5)
     rows = helpers.rows(found.eigenvectors)
     np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=2e-5)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_rows_stay_orthonormal_with_negative_quotients(columns):
+    matrix = helpers.symmetric([5, *-np.linspace(0.5, 3, SIZE - 1)])
+    *_, path = run(1000, [matrix], columns=columns)
+    assert np.min(path.eigenvalues[-1]) < 0
+    for step in range(100, 1000, 100):
+        rows = helpers.rows(basis.row(path.eigenvectors, step))
+        np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
 
 
 def test_smaller_gain_averages_the_noise():
