@@ -30,7 +30,7 @@ class Window(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """The products H_b V of the rows V in the window."""
+    """The products H_b v_i with the vectors v_i in the window."""
 
     vectors: Any
     inside: jax.Array  # (w, k), inner products with all rows of the basis
