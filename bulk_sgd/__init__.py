@@ -2,7 +2,12 @@
 
 Train along the sharp (dominant) and flat (bulk) directions of a loss: Zakarin and
 Singh, *Accelerating Neural Network Training Along Sharp and Flat Directions*,
-arXiv 2505.11972.
+arXiv 2505.11972. Where to start:
+
+- transforms: `scale_by_subspace` scales the two parts of an update;
+- curvature: `hessian` gives products, `top_eigenpairs` gives eigenpairs;
+- solvers: `streaming` and `lanczos` keep the subspace of a transform up to date;
+- measures: `energies` and `spectral_density` describe a curvature.
 """
 
 from bulk_sgd.curvature.determinism import check_deterministic

@@ -86,12 +86,12 @@ def masks(params, by: By = None) -> dict[str, Any]:
 
 
 def diagonal_block(matvec, params, mask):
-    """Matvec with a diagonal block of the matrix of `matvec`.
+    """Returns a function that multiplies vectors by a diagonal block of a matrix.
 
     A product costs as much as one with the whole matrix. The curvature of
-    `masking.restrict(value_fn, params, mask)` is the same block and costs less, since
-    the gradient stops at the block; but that is a new function at every call, and so
-    another program.
+    `masking.restrict(value_fn, params, mask)` is the same block, and its products cost
+    less, since the gradient stops at the block. But `restrict` returns a new function
+    at every call, and each new function needs a new program.
 
     Args:
       matvec: symmetric linear callable on pytrees like `params`.

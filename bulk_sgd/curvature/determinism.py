@@ -1,4 +1,4 @@
-"""A check for losses that are not functions of the parameters alone."""
+"""A check that a loss is a function of the parameters alone."""
 
 import jax
 import jax.numpy as jnp
@@ -22,38 +22,39 @@ _ASYMMETRY = (
 
 
 def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int = 0):
-    """Raises unless a loss has one Hessian: the same at every call, and symmetric.
+    """Raises an error unless a loss has one symmetric Hessian, the same at every call.
 
     A solver takes tens of products and assumes that they belong to one matrix. If the
     loss changes between them, the result looks like a spectrum but means nothing.
 
-    Three things are compared:
+    The check compares three pairs, as curvlinops does (Dangel et al., 2025):
 
-    - two calls of the loss outside of `jit`, where a hidden generator or loader moves;
+    - two values of the loss, since a hidden random generator or loader may advance;
     - two products with one random vector, each traced anew;
     - ⟨u, Hv⟩ and ⟨v, Hu⟩, which differ if the gradient is not the gradient of a scalar,
       as with straight-through estimators or a wrong `jax.custom_vjp`.
 
-    This takes two values, three products and two compilations: call it before a loop,
-    not in it, and outside of `jit`, where a loss is traced once and whatever it hides
-    keeps its first value.
+    The check does not find examples that affect each other, as under batch
+    normalisation in training mode: such a loss has one Hessian, which changes only in
+    microbatches.
+
+    Call the check once before a loop: it takes two values, three products and two
+    compilations. Call it outside of `jit`, which would trace the loss once and so hide
+    a change.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
       params: pytree of floating point arrays, the point θ.
-      tol: largest relative difference allowed; None takes √ε of the coarsest dtype of
-        the params, 3·10⁻⁴ in float32. Sums in another order, from an accelerator or a
-        loader that shuffles the same data, differ by some 10⁻⁶; dropout and other
-        batches by 10⁻² and more.
+      tol: largest relative difference allowed; by default √ε of the coarsest dtype of
+        the params, 3·10⁻⁴ in float32. Sums in a different order, on an accelerator or
+        from a loader that shuffles the same data, differ by about 10⁻⁶. Dropout and
+        different batches cause differences of 10⁻² and more.
       seed: seed of the random vectors.
 
     Raises:
-      ValueError: if a difference is too large, with its usual causes; or if the params
-        are traced or not floating point arrays.
+      ValueError: if a difference is too large; the message lists common causes. Also if
+        the params are traced or not floating point arrays.
       TypeError: if `value_fn` does not return a real scalar.
-
-    References:
-      The check of linear operators in curvlinops (Dangel et al., 2025).
 
     Example:
       >>> import itertools, jax.numpy as jnp, bulk_sgd

@@ -1,19 +1,19 @@
-r"""The curvature of a loss as operators: Hessian, Gauss-Newton, functional Hessian.
+r"""Products with the curvature of a loss: Hessian, Gauss-Newton, functional Hessian.
 
-The Hessian of a loss L(θ) = ℓ(f(θ)) splits exactly into two parts,
+The Hessian of a loss L(θ) = ℓ(f(θ)) is exactly the sum of two matrices,
 
   H = G + F,   G = Jᵀ ∇²ℓ J,   F = Σ_c (∂ℓ/∂f_c) ∇²f_c,
 
 with J the Jacobian of the model outputs f. G is the generalized Gauss-Newton matrix
-(Schraudolph, *Fast curvature matrix-vector products for second-order gradient
-descent*, 2002) and F the functional Hessian. `second_derivatives` does the
+(Schraudolph, *Fast curvature matrix-vector products for second-order gradient descent*,
+2002), and F is the functional Hessian. The module `second_derivatives` does the
 differentiation.
 
-A product called by itself runs with matmul precision "highest", and so do the products
-of `top_eigenpairs`: with bfloat16 or TF32 Lanczos converges to rounding noise. A loss
-that sets `jax.default_matmul_precision` itself keeps its own. A matvec that `linearize`
-returns follows the precision in force, so that a product in a training step can share
-its primal pass with the gradient.
+A product that you call directly runs with matmul precision "highest", and so do the
+products in `top_eigenpairs`: in bfloat16 or TF32, Lanczos converges to rounding noise.
+A loss that sets `jax.default_matmul_precision` itself keeps its setting. A matvec that
+`linearize` returns follows the precision in force, so that a product in a training step
+can share the primal pass of the gradient.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from bulk_sgd.linalg import basis
 
 
 def hessian(value_fn, params, *, mode: str = "auto"):
-    """Matvec with the Hessian of a scalar function of the parameters.
+    """Returns a function that multiplies vectors by the Hessian of a scalar function.
 
-    With an `Objective` in microbatches each product recomputes the gradient one
-    microbatch at a time.
+    If `value_fn` is an `Objective` in microbatches, each product recomputes the
+    gradient one microbatch at a time.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.
@@ -51,7 +51,7 @@ def hessian(value_fn, params, *, mode: str = "auto"):
 
     Returns:
       A callable pytree: `matvec(v)` is ∇²L(θ) v, in the dtypes of v. Its `linearize()`
-      runs the primal pass once and returns a matvec that shares it.
+      runs the primal pass once and returns a matvec that reuses it.
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
@@ -71,22 +71,24 @@ def hessian(value_fn, params, *, mode: str = "auto"):
 
 
 def gauss_newton(objective, params, *, mode: str = "auto"):
-    """Matvec with the generalized Gauss-Newton matrix G = Jᵀ ∇²ℓ J.
+    """Returns a function that multiplies vectors by G = Jᵀ ∇²ℓ J.
+
+    G is the generalized Gauss-Newton matrix, and J the Jacobian of the model outputs.
 
     Args:
       objective: an `Objective`; G depends on where the model ends and the loss begins.
       params: pytree of floating point arrays, the point θ.
       mode: as in `hessian`, here for J v. A model with a `jax.custom_vjp` has no
         forward derivative; "reverse_over_reverse" differentiates u ↦ Jᵀ u backwards
-        instead. ∇²ℓ is taken in the same mode, but never by finite differences if the
-        loss has an exact one.
+        instead. ∇²ℓ uses the same mode, or an exact one in place of
+        "finite_differences" if the loss allows it.
 
     Returns:
       A callable pytree as from `hessian`.
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: as `hessian`.
+      ValueError: as in `hessian`.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -101,11 +103,11 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
 
 
 def functional_hessian(objective, params, *, mode: str = "auto"):
-    """Matvec with the functional Hessian F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
+    """Returns a function that multiplies vectors by F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
-    F is computed as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), not as H − G, which
-    cancels where F is small. For piecewise linear networks the diagonal of F, and so
-    its trace, is zero almost everywhere.
+    This functional Hessian is computed as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ).
+    The difference H − G would lose digits if F is small. For piecewise linear networks
+    the diagonal of F is zero almost everywhere, and so is its trace.
 
     Args:
       objective: an `Objective`.
@@ -117,7 +119,7 @@ def functional_hessian(objective, params, *, mode: str = "auto"):
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: as `hessian`.
+      ValueError: as in `hessian`.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -204,10 +206,10 @@ class _Curvature:
         return _apply(self, vector)
 
     def linearize(self) -> Callable:
-        """A matvec that shares one primal pass between its calls.
+        """Returns a matvec; all its calls share one primal pass.
 
         With microbatches each call recomputes the primal pass, one microbatch at a
-        time: sharing it would take the memory of all of them.
+        time: sharing it would take the memory of all microbatches.
         """
         if not getattr(self.objective, "is_split", False):
             return self._product(self.objective)

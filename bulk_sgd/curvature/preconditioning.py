@@ -1,14 +1,15 @@
-r"""Curvature as an adaptive optimizer feels it.
+r"""The Hessian in the coordinates of an adaptive optimizer.
 
-Adam steps by θ ← θ − η P⁻¹ m with a positive diagonal matrix P. In the coordinates
-w = P^½ θ that is plain momentum on a loss with the Hessian P^{−½} H P^{−½}. Adam brings
+Adam steps by θ ← θ − η P⁻¹ m, with m an average of gradients and P a positive diagonal
+matrix. (`scale_by_subspace` calls it D, since P is its projector.) In the coordinates
+w = P^½ θ this is plain momentum on a loss with the Hessian P^{−½} H P^{−½}. Adam brings
 the largest eigenvalue of this *preconditioned Hessian*, not of H, to the edge of
 stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
 arXiv 2207.14484).
 
-Its eigenvectors are orthonormal in w. So an update u is projected there, as P^½ u, and
-P^{−½} takes the result back. P changes from step to step; a basis that is kept over
-steps does not follow it.
+The eigenvectors of P^{−½} H P^{−½} are orthonormal in w. A transform therefore projects
+P^½ u for an update u and multiplies the result by P^{−½}. P changes from step to step,
+but a basis kept over several steps belongs to the P of its own step.
 """
 
 import jax
@@ -20,11 +21,11 @@ from bulk_sgd.linalg import basis
 
 
 def preconditioned(matvec, preconditioner):
-    """Matvec with P^{−½} M P^{−½}, for a matvec with M.
+    """Returns a function that multiplies vectors by P^{−½} M P^{−½}.
 
     Args:
-      matvec: a callable from vector to vector.
-      preconditioner: pytree like the parameters, positive, the diagonal of P.
+      matvec: a callable that multiplies vectors by M.
+      preconditioner: the diagonal of P, a pytree of positive arrays like the params.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -43,11 +44,11 @@ def preconditioned(matvec, preconditioner):
 def adam_preconditioner(
     state, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
 ):
-    """The diagonal of P in the last step θ ← θ − η P⁻¹ m of `optax.adam` or `adamw`.
+    """Returns the diagonal of P in Adam's last step θ ← θ − η P⁻¹ m.
 
-    Here m is the average of the gradients before bias correction, v̂ the average of
-    their squares after it, and P = (1 − b1^t) (√(v̂ + eps_root) + eps). This does not
-    hold for `optax.nadam`, which steps along another average than m.
+    After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
+    Here m averages the gradients before bias correction, and v̂ averages their squares
+    after it. The formula does not hold for `optax.nadam`, which replaces m.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
@@ -60,7 +61,7 @@ def adam_preconditioner(
       A pytree like the parameters, in their dtypes.
 
     Raises:
-      ValueError: unless `state` holds exactly one state of Adam.
+      ValueError: unless `state` contains exactly one state of Adam.
 
     Example:
       >>> import jax.numpy as jnp, optax, bulk_sgd
@@ -86,7 +87,7 @@ def adam_preconditioner(
 
 
 def root(preconditioner):
-    """P^½ as a vector in the working dtype."""
+    """P^½ as a vector in float32, or in float64 if a leaf is float64."""
     return jax.tree.map(jnp.sqrt, basis.widen(preconditioner))
 
 

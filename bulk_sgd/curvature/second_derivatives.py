@@ -56,7 +56,7 @@ def first_derivative(fn: Callable, point, mode: str) -> tuple:
 
 
 def central_difference(fn: Callable, point) -> Callable:
-    """The map v ↦ (fn(θ + h v) − fn(θ − h v)) / 2h, about the derivative along v.
+    """The map v ↦ (fn(θ + h v) − fn(θ − h v)) / 2h, close to the derivative along v.
 
     Rounding of θ + h v and of fn changes the result by about ε (1 + ‖θ‖) / h‖v‖, with ε
     of the dtype. The third derivative changes it by about (h‖v‖)², if fn bends over
@@ -64,8 +64,8 @@ def central_difference(fn: Callable, point) -> Callable:
     relative error of about (ε (1 + ‖θ‖))^⅔, 10⁻⁴ in float32 at ‖θ‖ = 10.
 
     A solver does not see this error: its residuals come from its own recurrence and
-    only include rounding, so it may report `converged` for a tolerance below the error.
-    Choose a `tol` of at least ten times `error(point)`.
+    only include rounding. It may therefore report `converged` for a tolerance below the
+    error. Choose a `tol` of at least ten times `error(point)`.
 
     Raises:
       ValueError: if a leaf is narrower than float32.

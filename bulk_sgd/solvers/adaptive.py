@@ -1,4 +1,4 @@
-"""A rank that follows the spectrum, below the static one."""
+"""A solver that keeps only vectors with outstanding eigenvalues: an adaptive rank."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ class AdaptiveState(NamedTuple):
 
     Attributes:
       inner: state of the wrapped solver.
-      all_rows: basis of all k vectors, from which the wrapped solver goes on.
-      all_values: the other fields of their `Subspace`, in a plain tuple:
-        `optax.tree_utils.tree_get` would otherwise find two fields of each name.
+      all_rows: all k vectors, from which the wrapped solver starts next time.
+      all_values: the other fields of their `Subspace`, in a plain tuple, so that
+        `optax.tree_utils.tree_get` finds only one field of each name.
       kept: int32, number of vectors kept at the last solve.
     """
 
@@ -37,34 +37,33 @@ class AdaptiveState(NamedTuple):
 def adaptive(
     solver: Solver, threshold: float | None = None, *, learning_rate: float = 1.0
 ) -> Solver:
-    """Solver that keeps the vectors of another one whose eigenvalues stand out.
+    """Returns a solver that drops the vectors of small eigenvalues from another solver.
 
-    The other vectors become rows of zeros, which projections ignore: the rank of the
-    transform is an upper bound. Their eigenvalues and residuals stay, and the wrapped
-    solver always goes on from all of its vectors. Possibly none is kept.
+    Dropped vectors become rows of zeros, which projections ignore, so the rank of the
+    transform is an upper bound. All eigenvalues and residuals stay, and the wrapped
+    solver always starts from all of its k vectors. Possibly no vector is kept.
 
-    Without a threshold the cut is at the largest gap of log λ, where the ratio
-    λ_i / λ_{i+1} is largest. That is between the outliers of a Hessian and the rest,
-    while λ_1 − λ_2 is often the largest difference. The gap never keeps an eigenvalue
-    that is not positive.
+    Without a threshold the cut is where the ratio λ_i / λ_{i+1} is largest: at the
+    largest gap of log λ. This gap separates the outliers of a Hessian from the rest,
+    but the largest difference is often λ_1 − λ_2. Eigenvalues up to 0 are always
+    dropped.
 
     Error: as for `solver`, except that a vector comes or goes at once when its
-    eigenvalue crosses the threshold. Cost: as for `solver`, and memory for one more
-    basis.
+    eigenvalue crosses the cut. Cost: as for `solver`, and memory for one more basis.
 
     Args:
       solver: the solver to call, such as `bulk_sgd.lanczos()`.
-      threshold: keep a vector if `learning_rate` · λ exceeds it; None keeps those up to
-        the largest gap: at most k − 1, or all k if their eigenvalues are equal.
-      learning_rate: η, for a threshold in units of 1/η, in which the edge of stability
-        is at 2. May be traced.
+      threshold: keep a vector if `learning_rate` · λ exceeds this (at least 0). None
+        cuts at the largest gap, after at most k − 1 vectors, or k if all λ are equal.
+      learning_rate: η, if the threshold is in units of 1/η; the edge of stability is
+        then at 2. May be traced. Must be 1 if `threshold` is None.
 
     Returns:
       A `Solver` with an `AdaptiveState`.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if the rank is 1, which
-        has no gap.
+      ValueError: if an argument is out of its range. At `init`, if the rank is 1 and
+        `threshold` is None: one eigenvalue has no gap.
 
     Example:
       >>> import bulk_sgd

@@ -1,4 +1,4 @@
-"""A dominant subspace of each block of parameters, as if the others were constants."""
+"""A dominant subspace of each block of parameters, with the other blocks held fixed."""
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +11,38 @@ from bulk_sgd.solvers.subspace import Subspace
 
 
 def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
-    """Solver that treats every block of parameters by itself.
+    """Returns a solver that treats each block of parameters by itself.
 
-    Each of the B blocks keeps the leading eigenvectors of its diagonal block of the
-    curvature; they are zero elsewhere. The blocks share the rank k evenly, and the
-    first ones get one more if B does not divide k. Rows come block by block, so that
-    `eigenvalues` descend only within a block. P is then the projector of a
-    block-diagonal approximation of H, which Zhou et al. use (*BSFA*, arXiv 2510.25244)
-    to scale layers independently.
+    Each of the B blocks has the leading eigenvectors of its diagonal block of the
+    curvature; they are zero outside of the block. The blocks share the rank k evenly,
+    and if B does not divide k, the first blocks get one vector more. Rows come block by
+    block, so `eigenvalues` descend only within a block. P is then block-diagonal. Zhou
+    et al. scale layers independently by such a projector (*BSFA*, arXiv 2510.25244).
 
-    That can differ much from the dominant subspace of all parameters, whose
-    eigenvectors couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the
-    two, and the training binary reports it with its measures.
+    P can differ much from the projector for all parameters, because eigenvectors of H
+    couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the two subspaces,
+    and the training binary reports their overlap with its measures.
 
     Under squared error each eigenvalue of a linear last layer occurs once per output.
-    `lanczos()` finds one of them; `lanczos(repeated=True)` and `power()` find all.
+    `lanczos()` finds one copy; `lanczos(repeated=True)` and `power()` find all of them.
 
     Error: as for `solver`, in each block; `docs/solvers.md` has the overlap with the
     subspace of H along training. Cost: B solves for about k / B vectors each, and
-    memory for all k rows, each of them zero outside of its block.
+    memory for k full rows, zeros included.
 
     Args:
       solver: the solver to call for each block, such as `bulk_sgd.power()`.
-      by: how to group the parameters: None or "layer" by layer; a regular expression to
-        search in the paths of the leaves, such as `"^[^/]*"`; or a function from a path
-        to a name or None. Parameters in no block are in the bulk.
+      by: how to group the parameters. None or "layer": by layer. A regular expression
+        to search in the paths of the leaves, such as `"^[^/]*"`, or a function from a
+        path to a name or None. Parameters in no block belong to the bulk.
 
     Returns:
-      A `Solver` whose state is the tuple of the blocks' states.
+      A `Solver`; its state is a tuple with one state per block.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if there are more
-        blocks than the rank, or if a block has fewer parameters than its share of it.
+      ValueError: if an argument is out of its range. At `init`, if the rank is less
+        than the number of blocks, or if its share of the rank exceeds the size of a
+        block.
 
     Example:
       >>> import bulk_sgd

@@ -1,4 +1,4 @@
-"""A subspace that is refreshed when it no longer serves the updates."""
+"""A solver that refreshes a subspace when its error on the updates is too large."""
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,26 @@ from bulk_sgd.solvers.solver import Solver, check_solver
 
 
 def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
-    """Solver that calls another one only when the basis has drifted.
+    """Returns a solver that calls another solver only when the basis has drifted.
 
-    A probe of one matvec, H V Λ⁻¹ Vᵀu, estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖ of
-    the current basis on the incoming update u. It calls `solver` when the estimate
-    exceeds `tol`, when there is no basis yet, and when an eigenvalue is zero.
+    A probe of one matvec, H V Λ⁻¹ Vᵀu, tests the basis V = [v_1 … v_k] with eigenvalues
+    Λ (diagonal) on the incoming update u. With H the present Hessian, P its projector
+    and P̂ = V Vᵀ, it estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if the
+    estimate exceeds `tol`, if there is no basis yet, or if an eigenvalue is zero.
 
-    Use it with `refresh_every=1`, and inside `adaptive` and `blockwise` rather than
-    around them. Around `adaptive` it has nothing to probe once no vector is kept;
-    around `blockwise` the coupling of the blocks looks like drift. Either way `solver`
-    would run every time.
+    Use it with `refresh_every=1`. Put it inside `adaptive` and `blockwise`, not around
+    them. Around `adaptive`, no vector may be left to probe; around `blockwise`, the
+    coupling of the blocks looks like drift. Either way `solver` would run every time.
 
     Error: about `tol` for mostly dominant updates. The estimate is of first order and
-    low by a factor down to 1 − λ_{k+1} / λ_k. Cost: 1/`every` matvecs per step, plus
-    `solver` when called. Measured along training: `docs/solvers.md`.
+    can be too low, down to 1 − λ_{k+1} / λ_k times the error. Cost: 1/`every` matvecs
+    per step, plus the cost of `solver` when it runs. See `docs/solvers.md` for
+    measurements.
 
     Args:
       solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.
       tol: the largest estimate to accept, from 0 to 1.
-      every: probe at one call in `every`; the others cost nothing.
+      every: probe at one call in `every`; the other calls cost nothing.
 
     Returns:
       A `Solver` whose state is a pair: the state of `solver` and the number of calls.

@@ -1,10 +1,11 @@
 r"""The part of an update along large eigenvalues, from one Krylov sequence.
 
-Lanczos started at u builds span{u, H u, H²u, …}, in which the projection of u itself
+Lanczos started at u builds span{u, H u, H²u, …}. In this space the projection of u
 converges long before the eigenvectors do: m products give the Gauss quadrature of the
 spectral measure of u (Golub and Meurant, *Matrices, Moments and Quadrature with
-Applications*, 2010). To apply to u a step function of H, 1 above a threshold and 0
-below, it is enough to keep the Ritz vectors whose Ritz values exceed the threshold.
+Applications*, 2010). The projection applies to u a step function of H, 1 above a
+threshold and 0 below. For that, keep the Ritz vectors with Ritz values above the
+threshold.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class KrylovState(NamedTuple):
     """State of a `krylov_filter`.
 
     Attributes:
-      threshold: scalar, (λ_k + λ_{k+1}) / 2 over λ_1, of the last full solve.
+      threshold: scalar, (λ_k + λ_{k+1}) / (2 |λ_1|) at the last full solve.
       count: int32, calls so far.
     """
 
@@ -34,23 +35,23 @@ class KrylovState(NamedTuple):
 def krylov_filter(
     length: int = 10, *, calibrate_every: int = 100, max_matvecs: int | None = None
 ) -> Solver:
-    """Solver that serves only the incoming update, and keeps no basis.
+    """Returns a solver that finds only the dominant part of the incoming update.
 
-    Lanczos takes `length` steps from the update u and keeps the Ritz vectors, at most
-    k, whose Ritz values exceed the threshold (λ_k + λ_{k+1}) / 2. The other rows are
-    zeros; `Subspace.kept` counts the nonzero ones. The threshold comes from a full
-    solve for k + 1 eigenpairs, at the first call and at one call in `calibrate_every`.
-    In between it scales with λ_1, which moves most.
+    It keeps no basis between calls. Lanczos takes `length` steps from the update u and
+    keeps Ritz vectors, at most k, with Ritz values above the threshold
+    (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
+    ones. The threshold comes from a full solve for k + 1 eigenpairs, at the first call
+    and then once in `calibrate_every` calls. In between the threshold scales with λ_1.
 
-    The result projects u. It says little about another vector, such as the gradient
-    when u is an update of Adam, and nothing about later updates: use it with
-    `refresh_every=1`. Solvers that keep a basis (`power`, `streaming`) get more for the
-    same price; this one follows any jump of the Hessian.
+    Use it with `refresh_every=1`, because the result says nothing about later updates.
+    It also says little about other vectors, such as the gradient when u is an update of
+    Adam. At the same cost `power` and `streaming` are more accurate, since they keep a
+    basis. This solver follows any jump of the Hessian.
 
-    Attributes of the result: `eigenvalues` are Ritz values, also of the vectors left
-    out, and zeros beyond `length`; `residuals` likewise.
+    Attributes of the result: `eigenvalues` and `residuals` include the Ritz pairs left
+    out, and are zeros beyond `length`.
 
-    Error and cost along training: `docs/solvers.md`.
+    Error and cost: see `docs/solvers.md`.
 
     Args:
       length: Lanczos steps per call, at least 2.
@@ -61,8 +62,8 @@ def krylov_filter(
       A `Solver` with a `KrylovState`.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if the range depends
-        on the rank.
+      ValueError: if an argument is out of its range. Ranges that depend on the rank are
+        checked at `init`.
 
     Example:
       >>> import bulk_sgd
@@ -109,7 +110,7 @@ def krylov_filter(
             return _rows(found, rank), state.threshold
 
         due = state.count % calibrate_every == 0
-        # A full solve that is due in one lane serves the others as well.
+        # A full solve that is due in one lane is used in the others as well.
         found, threshold = branches.cond(due, calibrate, expand)
         return found, KrylovState(threshold, state.count + 1)
 

@@ -1,4 +1,4 @@
-"""Leading eigenpairs of a symmetric operator by Lanczos, as a function and a solver."""
+"""Leading eigenpairs of a symmetric operator by Lanczos: a function and a solver."""
 
 import jax
 import jax.numpy as jnp
@@ -24,45 +24,45 @@ def top_eigenpairs(
     repeated: bool = False,
     key=None,
 ) -> Subspace:
-    """Leading eigenpairs of a symmetric operator on pytrees.
+    """Returns the leading eigenpairs of a symmetric operator on pytrees.
 
-    Runs as one compiled program, inside or outside `jit`, `scan` and `vmap`; outside,
-    calls with the same kind of `matvec` share it. Each step takes one matvec and mostly
-    one orthogonalisation pass. Memory: `max_basis + 4` vectors and the result.
+    The solve is one compiled program, inside or outside `jit`, `scan` and `vmap`.
+    Outside, calls share a program if their matvecs come from the same functions and
+    have the same shapes. Each step takes one matvec and mostly one orthogonalisation
+    pass. Memory: `max_basis + 4` vectors and the result.
 
-    A single Krylov sequence finds one direction of an exactly repeated eigenvalue, or
-    of a cluster narrower than `tol`. `repeated` finds them all; a tighter `tol`
-    separates the eigenvalues of a cluster.
+    If several eigenvalues lie within `tol · max|λ|` of each other, one Krylov sequence
+    may find only one direction for all of them. `repeated` finds every direction, also
+    of exactly repeated eigenvalues; a tighter `tol` separates eigenvalues that differ.
 
     Args:
-      matvec: symmetric linear function from a pytree to one of the same structure,
-        such as `bulk_sgd.hessian(value_fn, params)`.
-      start: the start vector, a pytree of floating point arrays, or for a warm start a
-        `Subspace` from a nearby point. A random vector replaces one that is zero or
+      matvec: symmetric linear function from a pytree to one of the same structure, such
+        as `bulk_sgd.hessian(value_fn, params)`.
+      start: the start vector, a pytree of floating point arrays. For a warm start, a
+        `Subspace` from a nearby point. A random vector replaces a start that is zero or
         not finite.
       rank: number of eigenpairs k, from 1 to the dimension.
-      tol: converged when all residuals ‖A u_i − λ_i u_i‖ ≤ tol · max|λ|; at most 1.
-      max_matvecs: bound on the number of matvecs, at least `rank`; by default
-        `10 * rank + 50`.
-      max_basis: most basis vectors held at once, at least `rank + 2` unless they span
-        the whole space; by default `2 * rank + 10`.
+      tol: relative tolerance, at most 1. The solve has converged when all residuals
+        ‖A u_i − λ_i u_i‖ are at most `tol · max|λ|`.
+      max_matvecs: bound on the matvecs of one search, at least `rank`; by default
+        `10 * rank + 50`. Without `repeated` there is only one search.
+      max_basis: bound on the basis vectors held at once; by default `2 * rank + 10`. It
+        must be at least `rank + 2`, or `max_matvecs` or the dimension if that is less.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
-      repeated: search the complement of the pairs found as well, until it holds no
-        eigenvalue that precedes the last of them by more than `tol · max|λ|`. Each
-        search takes about ten matvecs, at most `max_matvecs`; `num_matvecs` counts
-        them.
+      repeated: whether to search the complement of the pairs found as well. Searches
+        end when the complement holds no eigenvalue that precedes the last one found by
+        more than `tol · max|λ|`. A search takes about ten matvecs.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.
 
     Returns:
-      A `Subspace` of `rank` orthonormal rows in float32 (float64 if `start` is), with
-      eigenvalues in the order of `which`, residuals, `converged` and `num_matvecs`.
-      If the operator returns a value that is not finite, `converged` is False and the
-      numbers are NaN.
+      A `Subspace` of `rank` orthonormal rows, with eigenvalues in the order of `which`.
+      It is in float32, or float64 if a leaf of `start` is float64. If the operator
+      returns a value that is not finite, `converged` is False and the numbers are NaN.
 
     Raises:
-      ValueError: if an argument is out of its range, or if `matvec` returns arrays of
-        other shapes, or of dtypes wider than its argument.
+      ValueError: if an argument is out of its range, or if the pytree that `matvec`
+        returns differs from its argument in structure or shapes or has a wider dtype.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -106,23 +106,23 @@ def lanczos(
     repeated: bool = False,
     warm_start: bool = True,
 ) -> Solver:
-    """Solver that runs `top_eigenpairs` to its tolerance at every refresh.
+    """Returns a solver that runs `top_eigenpairs` to its tolerance at every refresh.
 
-    `top_eigenpairs` explains the arguments. `repeated` is meant for `blockwise`, for
-    blocks have repeated eigenvalues.
+    `top_eigenpairs` explains the other arguments. Use `repeated` with `blockwise`,
+    because blocks have repeated eigenvalues.
 
-    Error: residuals below `tol · λ_1`. Cost: 18 to 23 matvecs on an MLP of 199,210
-    parameters, with rank 10 and the default tolerance.
+    Error: residuals of at most `tol · max|λ|`. Cost: 18 to 23 matvecs on an MLP of
+    199,210 parameters, with rank 10 and the default tolerance.
 
     Args:
-      warm_start: start from the previous subspace rather than a random vector.
+      warm_start: whether to start from the previous subspace, not from a random vector.
 
     Returns:
       A `Solver` without state.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if the range depends
-        on the rank.
+      ValueError: if an argument is out of its range. Ranges that depend on the rank are
+        checked at `init`.
 
     Example:
       >>> import bulk_sgd

@@ -30,9 +30,9 @@ class Window(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """The products H_b V of the rows V in the window, and Oja's mixture of the two."""
+    """The products H_b v_i with the vectors v_i in the window, and Oja's mixtures."""
 
-    mixed: Any  # stays · V + ρ H_b V
+    mixed: Any  # stays_i v_i + ρ H_b v_i
     stays: jax.Array  # (w,), what each vector keeps of itself
     overlap: jax.Array  # (w, k), inner products of the mixture with all rows
     inside: jax.Array  # (w, k), inner products of the products with all rows

@@ -1,13 +1,15 @@
-r"""Warm power steps: they bring a basis that was exact a step ago up to date.
+r"""Power steps from the previous subspace, for a Hessian that changes slowly.
 
-Training moves the Hessian a little from step to step, so that to first order only the
-part R of H V outside of span V is new. The basis turns by R Λ⁻¹, which is what one
-power step V ← orth(H V) adds (Bauer, *Das Verfahren der Treppeniteration*, 1957). It
-costs k matvecs and leaves at most λ_{k+1} / λ_k of the error; a Krylov solver needs
-about twice as many matvecs to see k eigenvectors at all.
+Let the basis V = [v_1 … v_k] with eigenvalues Λ (diagonal) have been exact one training
+step ago. The Hessian H has changed little since, and to first order only the part R of
+H V outside of span V is new. The basis must change by about R Λ⁻¹. One power step
+V ← orth(H V) makes this change (Bauer, *Das Verfahren der Treppeniteration*, 1957). It
+costs k matvecs and leaves at most the fraction λ_{k+1} / λ_k of the error. A Krylov
+solver needs about twice as many matvecs to find k eigenvectors at all.
 
-A single update u needs less. Its dominant part lies along one direction
-q = Uᵀu / ‖Uᵀu‖ of the basis, and one matvec, H V Λ⁻¹ q, takes the power step there.
+To project a single update u, one matvec is enough. Its part in the subspace has one
+direction, with coefficients q = Vᵀu / ‖Vᵀu‖ in the basis. The product H V Λ⁻¹ q takes
+the power step for that direction alone.
 """
 
 from typing import NamedTuple
@@ -29,27 +31,28 @@ _DIRECTIONS = ("basis", "update")
 def power(
     along: str = "basis", *, tol: float = 0.5, max_matvecs: int | None = None
 ) -> Solver:
-    """Solver that takes one power step from the previous subspace.
+    """Returns a solver that takes one power step from the previous subspace.
 
-    Use it with the loss of the full data and `refresh_every=1`. Lanczos solves instead
-    when there is no basis yet, when an eigenvalue is not positive, or when the products
-    leave the basis, a sign that it no longer fits.
+    The step is V ← orth(H V), with V = [v_1 … v_k] the previous basis and H the
+    Hessian. Use it with the loss of the full data and `refresh_every=1`. Lanczos solves
+    instead if there is no basis yet, if an eigenvalue is not positive, or if the
+    products H v_i lie too far outside of the basis (see `tol`).
 
-    Attributes of the result: rows are the Ritz vectors before the step, turned by it.
-    `residuals` are those before the step; along the update, the eigenvalues times the
-    share of the one product that lies outside of the basis.
+    Attributes of the result: `eigenvectors` are the images of the Ritz vectors of V,
+    made orthonormal. `residuals` are from before the step. With "update" each residual
+    is the eigenvalue times the share of the one product that lies outside of the basis.
 
-    Error: a step leaves the fraction λ_{k+1} / λ_k of it, with λ_{k+1} the largest in
-    magnitude of the eigenvalues left out. Along the update this holds for P u, and the
-    rest of the basis is as old as the last update that pointed there. Cost: k matvecs,
-    or 1 along the update, and a few passes over the basis. Measured along training:
-    `docs/solvers.md`.
+    Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
+    is the eigenvalue of largest magnitude that is left out. With "update" this holds
+    for P u only; every other direction of the basis dates from the last update along
+    it. Cost: k matvecs, or 1 with "update", and a few passes over the basis. See
+    `docs/solvers.md` for measurements.
 
     Args:
       along: "basis" steps with all k vectors, "update" only with the direction of the
         incoming update in the basis.
-      tol: the largest share of a product outside of the basis, ‖p − V Vᵀp‖ / ‖p‖, with
-        which the step is accepted, at least 0 and below 1. Above it Lanczos solves.
+      tol: the largest accepted share of a product p outside of the basis,
+        ‖p − V Vᵀp‖ / ‖p‖, at least 0 and below 1. Above it Lanczos solves.
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
 
     Returns:
@@ -95,15 +98,15 @@ def power(
 
 
 class Probe(NamedTuple):
-    """What one matvec, p = H V Λ⁻¹ q, says about a basis V and a vector u.
+    """The result of one matvec p = H V Λ⁻¹ q that tests a basis V on a vector u.
 
     Attributes:
       weights: `(k,)`, Λ⁻¹ q with q = Vᵀu / ‖Vᵀu‖, or q = (1, 0, …) if Vᵀu is zero.
       inside: `(k,)`, Vᵀp; q itself for an exact basis.
       outside: pytree like the vector, p − V Vᵀp; zero for an exact basis.
       length: scalar, ‖p‖.
-      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖, which estimates ‖(P − V Vᵀ) V q‖ to
-        first order, the better the smaller the eigenvalues left out.
+      drift: scalar from 0 to 1, ‖p − V Vᵀp‖ / ‖p‖. To first order it estimates
+        ‖(P − V Vᵀ) V q‖; small eigenvalues outside of the basis make it more accurate.
     """
 
     weights: jax.Array
@@ -114,7 +117,7 @@ class Probe(NamedTuple):
 
 
 def probe(matvec, subspace: Subspace, vector) -> Probe:
-    """How well Ritz vectors serve a vector, if no eigenvalue is zero: one matvec."""
+    """Tests Ritz vectors on one vector by one matvec; no eigenvalue may be zero."""
     rows = subspace.eigenvectors
     coefficients = subspace.coefficients(vector)
     length = jnp.linalg.norm(coefficients)
@@ -129,7 +132,7 @@ def probe(matvec, subspace: Subspace, vector) -> Probe:
 
 
 def _move_all(matvec, subspace: Subspace, updates):
-    """V ← orth(H V), its rows the images of the Ritz vectors of V."""
+    """V ← orth(H V); its vectors are the images of the Ritz vectors of V."""
     del updates
     rows = subspace.eigenvectors
     # One product at a time: of full data, k sets of activations may not fit.

@@ -41,7 +41,7 @@ def _eigh(matrix):
     For up to 32 rows JAX takes Jacobi's method there, which was half as fast and left
     residuals several times as large. QR left vectors of a multiple eigenvalue up to
     7e-3 from orthogonal; a step of Newton and Schulz makes that 4e-5. TPUs have no QR,
-    so no single program (as from `jax.export`) can serve CUDA and TPU.
+    so no single program (as from `jax.export`) runs on both CUDA and TPU.
     """
 
     def by_qr(matrix):

@@ -1,9 +1,9 @@
-"""Rotations that turn orthonormal rows towards the eigenvectors of their quotients.
+"""Rotations of a basis that bring it closer to the eigenvectors of its quotients.
 
-The *quotients* of rows V are the symmetric matrix V H Vᵀ, whose diagonal holds the
-Rayleigh quotients; the *noise* of a row is a variance that mixes like its square.
-Rotations here take rows, the `(k, k)` quotients and the `(k,)` noise of the whole basis
-and return them turned.
+The *quotients* of vectors V = [v_1 … v_k] are the symmetric matrix Vᵀ H V, with the
+Rayleigh quotients on its diagonal. The *noise* of a vector is a variance that mixes
+like the square of the vector. Rotations here take rows v_i, the `(k, k)` quotients and
+the `(k,)` noise of the whole basis, and return all three rotated.
 """
 
 import jax

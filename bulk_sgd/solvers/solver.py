@@ -1,4 +1,4 @@
-"""What a solver is, and one call of it: checked, and undone where it failed."""
+"""The interface of a solver, and a checked call that undoes a failed solve."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,23 +13,22 @@ from bulk_sgd.solvers.subspace import Subspace
 
 
 class Solver(NamedTuple):
-    """How a transform keeps its subspace up to date: a pair of pure functions.
+    """A pair of pure functions that keep the subspace of a transform up to date.
 
     Attributes:
-      init: `init(params, rank) -> state` makes the solver's own state, a pytree of
+      init: `init(params, rank) -> state` returns the solver's own state, a pytree of
         arrays.
-      solve: `solve(matvec, subspace, state, updates, key) -> (subspace, state)` takes
-        the curvature at this step (a new function at every call), the previous
-        subspace, its own state, the incoming update and a fresh PRNG key, and returns a
-        `Subspace` of the same rank. Where `converged` is False, or an eigenvalue or a
-        residual is not finite, the solve failed and the caller keeps the previous
-        subspace.
-      guarded: whether `solve` itself returns the previous vectors where it failed. The
-        caller then need not choose between two bases at every step.
+      solve: `solve(matvec, subspace, state, updates, key) -> (subspace, state)`. It
+        takes the curvature at this step (a new function at every call), the previous
+        subspace, its own state, the incoming update and a fresh PRNG key. It returns a
+        `Subspace` of the same rank and its new state. The solve has failed if
+        `converged` is False, or if an eigenvalue or a residual is not finite. The
+        caller then keeps the previous subspace.
+      guarded: whether a failed `solve` itself returns the previous vectors and a state
+        to go on from. The caller then need not choose between two bases at every step.
       eigenpairs: whether the result approximates eigenpairs of the curvature that also
-        hold for later updates. `on_drift` and `adaptive` need them and refuse a solver
-        without.
-      name: what errors call the solver.
+        hold for later updates. `on_drift` and `adaptive` require it.
+      name: the name of the solver in error messages.
     """
 
     init: Callable[[Any, int], Any]
@@ -56,7 +55,7 @@ def check_solver(solver, *, eigenpairs: bool = False):
 
 
 class Refreshed(NamedTuple):
-    """What to go on with after a solve: as before where the solve is not used."""
+    """The result of a solve, or what was there before if the solve is not used."""
 
     subspace: Subspace
     state: Any
@@ -65,10 +64,10 @@ class Refreshed(NamedTuple):
 
 
 def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refreshed:
-    """Calls a solver, and keeps what there was where it failed or was not due.
+    """Calls a solver, and keeps the old subspace if the solve failed or was not due.
 
-    It runs in the branch of `branches.cond(due, …)`: where `due` is False, this lane
-    only joins in under `vmap`. For the other arguments see `Solver`.
+    Call it in the branch of `branches.cond(due, …)`, which under `vmap` also runs if
+    only another lane is due. For the other arguments see `Solver`.
     """
     returned = solver.solve(matvec, subspace, state, updates, key)
     check_solution(returned, subspace, state)
@@ -79,7 +78,7 @@ def refresh(solver: Solver, due, matvec, subspace, state, updates, key) -> Refre
     accepted = due & usable
     new, old = (found.eigenvectors, after), (subspace.eigenvectors, state)
     # A select between two bases makes XLA copy the old one at every step. A guarded
-    # solver needs none: its vectors hold even where it failed, and outside of `vmap`
+    # solver needs none: its vectors hold even if it failed, and outside of `vmap`
     # `own_lane` is a constant.
     if not solver.guarded:
         new = basis.where(accepted, new, old)

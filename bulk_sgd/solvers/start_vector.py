@@ -1,4 +1,4 @@
-"""Where a Krylov sequence starts: at a vector, or at what a `Subspace` knows."""
+"""The start of a Krylov sequence: a given vector, or one made from a `Subspace`."""
 
 import jax
 import jax.numpy as jnp

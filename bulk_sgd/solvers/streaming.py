@@ -1,18 +1,18 @@
-r"""A dominant subspace tracked along training, from the mini-batches at hand.
+r"""A dominant subspace averaged along training from the Hessians of mini-batches.
 
-Lanczos solves for the eigenspace of one matrix. Training moves that matrix slowly, and
-every mini-batch samples it with noise. Averaging the samples over steps is Oja's rule
-(Oja, *A simplified neuron model as a principal component analyzer*, 1982), a streaming
-principal component analysis of Hessians:
+Training changes the Hessian slowly, and every mini-batch gives a noisy sample of it.
+Oja's rule averages these samples over steps (Oja, *A simplified neuron model as a
+principal component analyzer*, 1982). It is a streaming principal component analysis:
 
-  V ← orth(|Λ| V + ρ (H_b V − Λ V)),
+  V ← orth(V |Λ| + ρ (H_b V − V Λ)).
 
-with H_b the Hessian of the current mini-batch and Λ the running Rayleigh quotients,
-which make the gain ρ a pure number. Where Λ is positive this is the average
-(1 − ρ) Λ V + ρ H_b V; where it is negative the vector still climbs to larger
+V = [v_1 … v_k] is the basis, H_b the Hessian of the current mini-batch, and ρ the gain.
+The diagonal matrix Λ holds running averages of the Rayleigh quotients v_iᵀ H_b v_i.
+They make ρ a pure number: where Λ is positive, the new vectors are the average
+(1 − ρ) V Λ + ρ H_b V. Where Λ is negative, |Λ| still lets a vector approach larger
 eigenvalues. The cost does not depend on the size of the data set. The average also
-smooths the swing of the Hessian from one iterate to the next, to which a basis solved
-exactly one step before is exposed.
+smooths the oscillation of the Hessian from step to step. A basis solved exactly one
+step before is exposed to it.
 """
 
 from typing import NamedTuple
@@ -28,12 +28,12 @@ from bulk_sgd.solvers.subspace import Subspace
 
 
 class StreamingState(NamedTuple):
-    """State of the `streaming` solver.
+    """State of `streaming`, with the basis V = [v_1 … v_k] and the batch Hessian H_b.
 
     Attributes:
       count: int32, calls so far.
-      quotients: `(k, k)`, running average of V H_b Vᵀ.
-      noise: `(k,)`, running average of the squared part of H_b v_i outside of span V.
+      quotients: `(k, k)`, running average of Vᵀ H_b V.
+      noise: `(k,)`, running average of the squared length of H_b v_i outside of span V.
     """
 
     count: jax.Array
@@ -42,38 +42,39 @@ class StreamingState(NamedTuple):
 
 
 def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
-    """Solver that averages mini-batch Hessians over steps (Oja's rule).
+    """Returns a solver that averages mini-batch Hessians over steps (Oja's rule).
 
     Use it with `refresh_every=1` and the loss of the current mini-batch as `value_fn`.
-    Each call multiplies `columns` of the k basis vectors, in turn, by the Hessian of
-    that loss, mixes each product into its vector with weight ρ, and orthonormalises
-    what changed. ρ starts at 1 and falls as one over the number of sweeps to `gain`:
-    the first sweeps are a power iteration, the later ones average over about 1/`gain`
-    sweeps. One Jacobi rotation per call keeps the vectors in order and close to the
-    eigenvectors.
+    Each call takes the next `columns` of the k basis vectors v_i and multiplies them by
+    the Hessian H_b of that loss. It mixes each product into its vector with weight ρ,
+    and orthonormalises what changed. One pass over all k vectors is a sweep. ρ is 1/n
+    in the n-th sweep, but never below `gain`: the first sweeps are a power iteration,
+    later ones average over about 1/`gain` sweeps. One Jacobi rotation per call keeps
+    the vectors in order and close to the eigenvectors.
 
     The vectors belong to the largest algebraic eigenvalues, as with `lanczos`, unless
-    an eigenvalue lies below −10 λ_k (for gains from 0.1 on): its vector can return for
-    ever. In the first sweeps, while ρ is near 1, negative directions can enter; they
-    leave as ρ falls.
+    an eigenvalue lies below −10 λ_k (for gains from 0.1 on): its vector can then return
+    again and again. In the first sweeps ρ is near 1, and directions of negative
+    curvature can enter; they leave as ρ falls.
 
-    Attributes of the result: `eigenvalues` are running Rayleigh quotients;
-    `residuals` are standard errors √(ρ / (2 − ρ)) ‖H_b v − V Vᵀ H_b v‖ of the averaged
-    products, which estimate ‖H v − λ v‖ as if batches were independent.
+    Attributes of the result: `eigenvalues` are running averages of v_iᵀ H_b v_i.
+    `residuals` are standard errors of the averaged products,
+    √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
+    ‖H v_i − λ_i v_i‖ as if batches were independent.
 
-    Error and cost: `docs/solvers.md`.
+    Error and cost: see `docs/solvers.md`.
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: act on one call in `every`; the others cost nothing.
-      gain: final weight ρ of a new product, above 0 and at most 1. A larger one follows
-        faster, a smaller one averages more.
+      every: act on one call in `every`; the other calls cost nothing.
+      gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
+        changes faster, a smaller gain averages more.
 
     Returns:
       A `Solver` with a `StreamingState`.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if `columns` does not
+      ValueError: if an argument is out of its range. At `init`, if `columns` does not
         divide the rank.
 
     Example:

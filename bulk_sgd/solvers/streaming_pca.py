@@ -1,9 +1,10 @@
-"""A Hessian-free dominant subspace: principal components of all updates, fading.
+"""Principal components of all past updates, weighted by age, without Hessian products.
 
-The second moment of the updates (for gradients, close to the Fisher matrix of
-mini-batches) is averaged as C ← (1 − ρ) C + ρ u uᵀ. Only the k leading eigenpairs of C
-are kept, and each update turns them (Brand, *Incremental singular value decomposition
-of uncertain data with missing values*, 2002): Oja's rule with an exact step.
+The second moment C of the updates u is averaged as C ← (1 − ρ) C + ρ u uᵀ. For
+gradients it is close to the Fisher matrix of mini-batches. Only the k leading
+eigenpairs of C are kept, and each update changes them (Brand, *Incremental singular
+value decomposition of uncertain data with missing values*, 2002). It is Oja's rule with
+an exact step.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Rows
 from bulk_sgd.solvers.update_pca import hessian_free, rounding
 
-_TURNS = 50  # from one orthonormalisation, as costly as a turn, to the next
+_TURNS = 50  # updates between two orthonormalisations, which cost as much as one
 
 
 class StreamingPCAState(NamedTuple):
@@ -35,20 +36,19 @@ class StreamingPCAState(NamedTuple):
 
 
 def streaming_pca(gain: float = 0.01) -> Solver:
-    """Solver that averages the second moment of the updates, without matvecs.
+    """Returns a solver that averages the second moment of the updates, without matvecs.
 
-    Like `update_pca` it takes the components of the updates before the incoming one,
-    but remembers one vector instead of a window. ρ starts at 1 and falls as one over
-    the number of updates to `gain`. Use it with `refresh_every=1`.
+    Like `update_pca`, it uses the updates u before the incoming one, but it remembers a
+    single vector instead of a window. It averages C ← (1 − ρ) C + ρ u uᵀ with ρ = 1/n
+    at the n-th update, but never below `gain`. Use it with `refresh_every=1`.
 
     Attributes of the result: `eigenvalues` are mean squares of the updates along each
-    vector, and `residuals` are zero, as with `update_pca`.
+    vector. `residuals` are zero and say nothing.
 
-    Error: `docs/solvers.md` has measurements along training. Cost: no matvec, and two
-    passes over the basis.
+    Cost: no matvec, and two passes over the basis. Error: see `docs/solvers.md`.
 
     Args:
-      gain: final weight ρ of a new update, above 0 and at most 1.
+      gain: final weight ρ of a new update, from 10⁻⁶ to 1.
 
     Returns:
       A `Solver` with a `StreamingPCAState`.
@@ -89,7 +89,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         added = turn[:, -1] / jnp.where(length > 0, length, 1)
         vectors = basis.combine(turn[:, :-1], rows)
         vectors = basis.add_outer(vectors, added, outside)
-        # Each turn loses a rounding of orthogonality.
+        # Each update loses a rounding of orthogonality.
         vectors = jax.lax.cond(
             any_lane(state.count % _TURNS == 0), orthonormal, lambda x: x, vectors
         )

@@ -1,9 +1,10 @@
-"""The dominant subspace: eigenpairs, and what they say about a vector.
+"""The dominant subspace, and the part of a vector that lies in it.
 
-The k leading eigenpairs (λ_i, u_i) of a curvature matrix span the dominant subspace;
-its orthogonal complement is the bulk. With U = [u_1 … u_k], P = U Uᵀ projects onto
-the dominant subspace, and χ_k(v) = ‖P v‖ / ‖v‖ measures how well a vector v aligns with
-it (Song, Ahn and Yun, *Does SGD really happen in tiny subspaces?*, arXiv 2405.16002).
+The k leading eigenvectors u_i of a curvature matrix span the dominant subspace; its
+orthogonal complement is the bulk. With U = [u_1 … u_k], the matrix P = U Uᵀ projects
+onto the dominant subspace. The alignment χ_k(v) = ‖P v‖ / ‖v‖ is the share of the
+length of v that lies in it (Song, Ahn and Yun, *Does SGD really happen in tiny
+subspaces?*, arXiv 2405.16002). Arrays hold the u_i as rows.
 """
 
 from typing import Any, NamedTuple
@@ -15,18 +16,18 @@ from bulk_sgd.linalg import basis
 
 
 class Subspace(NamedTuple):
-    """Estimated eigenvalues and orthonormal eigenvectors, and how good they are.
+    """Estimated leading eigenpairs of a curvature matrix, with their residuals.
 
-    A row of zeros in `eigenvectors` stands for a missing direction. Projections ignore
-    it, so that an empty subspace projects everything to zero.
+    A row of zeros in `eigenvectors` means that a vector is missing. Projections ignore
+    such rows, so an empty subspace projects every vector to zero.
 
     Attributes:
-      eigenvalues: `(k,)`, in the solver's order: descending by default.
-      eigenvectors: pytree like the parameters with leaves `(k, *leaf.shape)`, float32
-        or wider; each row has length one or zero, and rows are orthogonal. Signs are
-        arbitrary, and vectors of close eigenvalues rotate freely: compare projectors,
-        not rows.
-      residuals: `(k,)`, ‖H u_i − λ_i u_i‖ as the solver estimates it.
+      eigenvalues: `(k,)`, in the order of the solver: descending by default.
+      eigenvectors: the u_i as rows, a pytree like the parameters with leaves
+        `(k, *leaf.shape)`, float32 or wider. Each row has length one or zero, and rows
+        are orthogonal. Signs are arbitrary, and vectors of close eigenvalues can rotate
+        among themselves: compare projectors, not rows.
+      residuals: `(k,)`, the solver's estimates of ‖H u_i − λ_i u_i‖.
       converged: bool scalar, whether the solver met its tolerance.
       num_matvecs: int32 scalar, curvature products spent in the last solve.
 
@@ -47,7 +48,7 @@ class Subspace(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The number of rows k, zero ones included."""
+        """The number of rows k, rows of zeros included."""
         return self.eigenvalues.shape[0]
 
     @property
@@ -57,27 +58,27 @@ class Subspace(NamedTuple):
         return jnp.sum(squares > 0, dtype=jnp.int32)
 
     def coefficients(self, vector):
-        """Uᵀ v, shape `(k,)`, in the working dtype."""
+        """Returns Uᵀ v, shape `(k,)`, in float32, or float64 if a leaf is float64."""
         return basis.inner(self.eigenvectors, basis.widen(vector))
 
     def project(self, vector):
-        """P v, the part of `vector` in the subspace, in the working dtype."""
+        """Returns P v, the part of v in the subspace; dtype as in `coefficients`."""
         return basis.combine(self.coefficients(vector), self.eigenvectors)
 
     def complement(self, vector):
-        """v − P v, the part of `vector` in the bulk, in the working dtype."""
+        """Returns v − P v, the part of v in the bulk; dtype as in `coefficients`."""
         wide = basis.widen(vector)
         return basis.subtract(wide, self.project(vector))
 
     def alignment(self, vector):
-        """χ_k(v) = ‖P v‖ / ‖v‖, a scalar between 0 and 1; 0 for the zero vector."""
+        """Returns χ_k(v) = ‖P v‖ / ‖v‖, a scalar from 0 to 1; 0 for the zero vector."""
         return alignment(self.coefficients(vector), vector)
 
     def overlap(self, other: "Subspace"):
-        """‖U₁ᵀ U₂‖²_F / k, between 0 (orthogonal) and 1 (equal spans).
+        """Returns ‖U₁ᵀ U₂‖²_F / k, from 0 for orthogonal to 1 for equal subspaces.
 
-        k is the larger of the two numbers of nonzero rows; without any the overlap
-        is 0.
+        k is the larger of the two numbers of nonzero rows. If k is 0, so is the
+        overlap.
         """
         cosines = basis.gram(self.eigenvectors, other.eigenvectors)
         larger = jnp.maximum(jnp.maximum(self.kept, other.kept), 1)
@@ -85,7 +86,7 @@ class Subspace(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Vectors that a solver keeps in its state, laid out over devices like parameters.
+    """Vectors in the state of a solver, laid out over devices like the parameters.
 
     Attributes:
       rows: pytree like the parameters with leaves `(m, *leaf.shape)`.
@@ -95,7 +96,7 @@ class Rows(NamedTuple):
 
 
 def alignment(coefficients, vector):
-    """χ_k of a vector whose coefficients Uᵀ v are known, a scalar."""
+    """Returns χ_k of a vector with known coefficients Uᵀ v, a scalar."""
     length = basis.norm(vector)
     inside = jnp.linalg.norm(coefficients)
     # Rounding can leave ‖P v‖ an ulp above ‖v‖.

@@ -1,9 +1,9 @@
-"""A Hessian-free dominant subspace: principal components of the last updates.
+"""Principal components of the last updates, without Hessian products.
 
-Updates lie mostly in the dominant subspace, so that their principal components estimate
-it without a matvec. Zhou et al. estimate their projector this way (*BSFA: Leveraging
-the Subspace Dichotomy to Accelerate Neural Network Training*, arXiv 2510.25244). It
-finds the directions of large updates, sharp or not.
+Updates lie mostly in the dominant subspace, so their principal components estimate it
+without a matvec (Zhou et al., *BSFA: Leveraging the Subspace Dichotomy to Accelerate
+Neural Network Training*, arXiv 2510.25244). The components are the directions of large
+updates, sharp or not.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class UpdatePCAState(NamedTuple):
     """State of `update_pca`.
 
     Attributes:
-      window: `Rows`, the last updates.
+      window: `Rows`, the last m updates.
       products: `(m, m)`, their inner products.
       count: int32, finite updates so far.
     """
@@ -33,29 +33,29 @@ class UpdatePCAState(NamedTuple):
 
 
 def update_pca(window: int = 50, *, every: int = 1) -> Solver:
-    """Solver that takes the principal components of the last updates, without matvecs.
+    """Returns a solver that takes the principal components of the last updates.
 
-    It uses the updates *before* the incoming one, which would otherwise be part of its
-    own dominant subspace. Rows are zeros as long as there are fewer than k updates. Use
-    it with `refresh_every=1`.
+    It leaves out the incoming update, which would be part of its own dominant subspace.
+    While there are fewer than k updates, the missing rows are zeros. Use it with
+    `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are mean squares along each vector of the
-    updates in the window. They are not eigenvalues of a Hessian: do not use them in a
-    spectral filter. `residuals` are zero and say nothing.
+    Attributes of the result: `eigenvalues` are mean squares of the updates in the
+    window, along each vector. They are not eigenvalues of a Hessian: do not use them in
+    a spectral filter. `residuals` are zero and say nothing.
 
-    Error: several times larger than with `streaming`, which costs one matvec; see
+    Error: several times the error of `streaming`, which costs one matvec; see
     `docs/solvers.md`. Cost: no matvec, and memory for the window.
 
     Args:
       window: number m of updates remembered, at least the rank.
-      every: take the components at one call in `every`.
+      every: find the components at one call in `every`; the window takes every update.
 
     Returns:
       A `Solver` with an `UpdatePCAState`.
 
     Raises:
-      ValueError: if an argument is out of its range; at `init` if the window is smaller
-        than the rank.
+      ValueError: if an argument is out of its range. At `init`, if the window is
+        smaller than the rank.
 
     Example:
       >>> import bulk_sgd

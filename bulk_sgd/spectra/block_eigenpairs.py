@@ -1,4 +1,4 @@
-"""Leading eigenpairs of each block of parameters by itself."""
+"""Leading eigenpairs of each block of parameters."""
 
 import jax
 
@@ -12,19 +12,18 @@ from bulk_sgd.solvers.subspace import Subspace
 def block_eigenpairs(
     matvec, params, rank: int = 1, tol: float = 1e-3, *, by: blocks.By = None, key=None
 ) -> dict[str, Subspace]:
-    """Leading eigenpairs of the diagonal blocks of a symmetric operator.
+    """Returns the leading eigenpairs of each diagonal block of a symmetric operator.
 
-    For the Hessian these are the sharpest directions of one layer while the others
-    stand still. Each block takes one compiled program, `top_eigenpairs` on `matvec`
-    restricted to the block. It runs with `repeated`, because blocks have repeated
-    eigenvalues: under squared error each eigenvalue of a linear last layer occurs once
-    per output.
+    For the Hessian these are the sharpest directions of one layer with the other layers
+    held fixed. Each block takes one compiled program: `top_eigenpairs` with `repeated`,
+    on `matvec` restricted to the block. Blocks have repeated eigenvalues: under squared
+    error each eigenvalue of a linear last layer occurs once per output.
 
     Args:
       matvec: symmetric linear callable on pytrees like `params`.
       params: pytree of floating point arrays.
-      rank: number of eigenpairs per block, or the number of its parameters if smaller.
-      tol: as in `top_eigenpairs`, relative to the largest eigenvalue of the block.
+      rank: number of eigenpairs per block; a smaller block gives one per parameter.
+      tol: as in `top_eigenpairs`, relative to the largest |λ| of the block.
       by: how leaves are grouped, by layer if None; see `bulk_sgd.curvature.blocks`.
       key: PRNG key of the start vectors; by default a fixed one.
 
@@ -33,7 +32,7 @@ def block_eigenpairs(
       with None outside the block.
 
     Raises:
-      ValueError: if an argument is out of its range, or `by` is no grouping.
+      ValueError: if an argument is out of its range, or if `by` is not a grouping.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd

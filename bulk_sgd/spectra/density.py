@@ -1,19 +1,19 @@
 r"""Spectral density by stochastic Lanczos quadrature.
 
-The spectral density of a symmetric matrix A of dimension n is the measure with weight
-1/n at each eigenvalue. A random unit vector v = Σ_i c_i u_i gives the measure with
-weights c_i² at λ_i, whose mean over v is that density. From v, m steps of Lanczos give
-the m-point Gauss quadrature of its measure: the nodes are the eigenvalues of the
-tridiagonal matrix T, the weights the squared first entries of its eigenvectors. It is
-exact for polynomials up to degree 2m − 1 (Golub and Welsch, 1969). The estimate is the
-mean over several v: Lin, Saad and Yang, *Approximating spectral densities of large
-matrices*, SIAM Review 58, 2016; Ghorbani, Krishnan and Xiao, *An investigation into
-neural net optimization via Hessian eigenvalue density*, ICML 2019.
+The spectral density of a symmetric n × n matrix A has weight 1/n at each eigenvalue. A
+random unit vector v = Σ_i c_i u_i has a spectral measure with weight c_i² at λ_i, and
+the mean of this measure over v is the density. The m-point Gauss quadrature of the
+measure comes from m steps of Lanczos from v: its nodes are the eigenvalues of the
+tridiagonal matrix T, and its weights are the squared first entries of its eigenvectors.
+The quadrature is exact for polynomials up to degree 2m − 1 (Golub and Welsch, 1969).
+The estimate is the mean over several v: Lin, Saad and Yang, *Approximating spectral
+densities of large matrices*, SIAM Review 58, 2016; Ghorbani, Krishnan and Xiao, *An
+investigation into neural net optimization via Hessian eigenvalue density*, ICML 2019.
 
-Every new vector is orthogonal to all before it, to rounding. Otherwise T would have
-copies of the outer eigenvalues, with wrong weights. When the Krylov space of v is
-exhausted, its quadrature is complete; the remaining nodes, which static shapes demand,
-lie within the spectrum and have weight zero.
+Every new vector is orthogonalised against all vectors before it. Otherwise T would have
+copies of the outer eigenvalues, with wrong weights. If the Krylov space of v is
+exhausted early, its quadrature is complete. The remaining nodes, which static shapes
+demand, lie within the spectrum with weight zero.
 """
 
 import functools
@@ -34,8 +34,8 @@ class SpectralDensity(NamedTuple):
     """The eigenvalues of an operator as a probability measure on the line.
 
     Errors are standard errors of the mean over the probes. They do not include that
-    each probe has only m nodes: inside the spectrum, features narrower than its range
-    over m are smoothed. The ends are sharper, since Lanczos converges there first.
+    each probe has only m nodes, which smooth features narrower than 1/m of the range.
+    The ends are sharper, since Lanczos converges there first.
 
     Attributes:
       nodes: `(probes, steps)`, ascending in each row.
@@ -50,7 +50,7 @@ class SpectralDensity(NamedTuple):
     num_matvecs: jax.Array
 
     def mean(self, fn) -> Estimate:
-        """The mean of a function over all eigenvalues, tr f(A) / n.
+        """Returns the mean of a function over all eigenvalues, tr f(A) / n.
 
         `fn` works elementwise and may add axes on the right.
         """
@@ -67,7 +67,7 @@ class SpectralDensity(NamedTuple):
 
     @property
     def frobenius(self) -> Estimate:
-        """‖A‖²_F."""
+        """The squared Frobenius norm ‖A‖²_F."""
         return self.mean(jnp.square).scale(self.dimension)
 
     @property
@@ -76,7 +76,7 @@ class SpectralDensity(NamedTuple):
         return (jnp.max(self.nodes) - jnp.min(self.nodes)) / 100
 
     def density(self, points, width=None) -> Estimate:
-        """The density at points `(p,)`, with each node replaced by a Gaussian.
+        """Returns the density at points `(p,)`, with each node replaced by a Gaussian.
 
         The integral over the line is one. `width` is the standard deviation of the
         Gaussians, by default the property `width`.
@@ -91,14 +91,14 @@ class SpectralDensity(NamedTuple):
         return self.mean(gaussians)
 
     def distribution(self, points) -> Estimate:
-        """The share of eigenvalues at or below each of the points `(p,)`."""
+        """Returns the share of eigenvalues at or below each of the points `(p,)`."""
         return self.mean(lambda nodes: nodes[..., None] <= jnp.asarray(points))
 
     def quantile(self, levels) -> Estimate:
-        """The smallest node with at least the given share of eigenvalues up to it.
+        """Returns the smallest node at which the share of eigenvalues reaches a level.
 
         Levels `(p,)` are from 0 to 1. The error is half the distance between the
-        quantiles at the levels plus and minus a standard error of the distribution.
+        quantiles one standard error of the distribution above and below the level.
         """
         levels = jnp.asarray(levels)
         order = jnp.argsort(self.nodes.ravel())
@@ -119,11 +119,11 @@ class SpectralDensity(NamedTuple):
 def spectral_density(
     matvec, params, num_probes: int = 10, num_steps: int | None = None, *, key=None
 ) -> SpectralDensity:
-    """Spectral density of a symmetric operator by stochastic Lanczos quadrature.
+    """Estimates the spectral density of a symmetric operator by Lanczos quadrature.
 
-    One compiled program, inside or outside `jit`; outside, calls on the same kind of
-    `matvec` share it. Work: `num_probes * num_steps` matvecs at most. Memory:
-    `num_steps + 4` vectors.
+    One compiled program, inside or outside `jit`. Outside, calls share it if their
+    matvecs come from the same functions and have the same shapes. Work: up to
+    `num_probes * num_steps` matvecs. Memory: `num_steps + 4` vectors.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree, such as
@@ -135,8 +135,8 @@ def spectral_density(
       key: PRNG key of the probes; by default a fixed one.
 
     Returns:
-      A `SpectralDensity` in float32, or float64 if the params are. The row of a probe
-      is NaN if one of its products was not finite.
+      A `SpectralDensity` in float32, or float64 if a leaf is float64. The row of a
+      probe is NaN if one of its products was not finite.
 
     Raises:
       ValueError: if an argument is out of its range.

@@ -1,22 +1,22 @@
-r"""How the curvature is spread over the dominant subspace and the bulk.
+r"""How the curvature is divided between the dominant subspace and the bulk.
 
-For a symmetric operator M (the Hessian H, the Gauss-Newton matrix G or the functional
-Hessian F), a dominant subspace with orthonormal rows U and projector P = UᵀU, and
-Q = I − P:
+Let M be the Hessian H, the Gauss-Newton matrix G or the functional Hessian F. Let the
+columns of U = [u_1 … u_k] be an orthonormal basis of the dominant subspace, P = U Uᵀ
+its projector, and Q = I − P. Three shares of M lie in the subspace:
 
-  trace share       tr(U M Uᵀ) / tr M
-  Frobenius share   ‖M Uᵀ‖²_F / ‖M‖²_F
-  block share       ‖U M Uᵀ‖²_F / ‖M‖²_F
+  trace share       tr(Uᵀ M U) / tr M
+  Frobenius share   ‖M U‖²_F / ‖M‖²_F
+  block share       ‖Uᵀ M U‖²_F / ‖M‖²_F
 
-The part in the subspace takes k products and is exact. The rest is estimated with m
-random sign vectors z (Hutchinson, *A stochastic estimator of the trace of the influence
-matrix*, 1989), projected to the bulk:
+The numerators take k products and are exact. The denominators add the part in the bulk,
+estimated with m random sign vectors z (Hutchinson, *A stochastic estimator of the trace
+of the influence matrix*, 1989) that are projected to the bulk:
 
-  tr M = tr(U M Uᵀ) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M Uᵀ‖²_F + E ‖M Q z‖².
+  tr M = tr(Uᵀ M U) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M U‖²_F + E ‖M Q z‖².
 
-The subspace plays the part of the sketch in Hutch++ (Meyer, Musco, Musco and Woodruff,
-2021): it takes out the large eigenvalues, which cause most of the variance. `trace`
-needs no known subspace; its sketch is random.
+The projection removes the large eigenvalues, which cause most of the variance. Hutch++
+(Meyer, Musco, Musco and Woodruff, 2021) does the same with a random sketch. `trace`
+uses such a sketch, so it needs no known subspace.
 """
 
 import functools
@@ -63,19 +63,21 @@ class Estimate(NamedTuple):
 
 
 class Energies(NamedTuple):
-    """How the curvature of one operator is shared out, exact but for the two totals.
+    """Trace and squared Frobenius norm of an operator M, whole and in a subspace.
 
-    A share is NaN if the whole is zero, as tr F is for piecewise linear networks.
+    U = [u_1 … u_k] is the basis of the subspace. All fields but the two totals are
+    exact. A share is NaN if its total is zero, as tr F is for piecewise linear
+    networks.
 
     Attributes:
       trace: tr M.
       trace_error: standard error of `trace` over the probes.
-      trace_dominant: tr(U M Uᵀ).
+      trace_dominant: tr(Uᵀ M U).
       frobenius: ‖M‖²_F.
       frobenius_error: standard error of `frobenius` over the probes.
-      frobenius_dominant: ‖M Uᵀ‖²_F.
-      frobenius_block: ‖U M Uᵀ‖²_F.
-      rayleigh: `(k,)`, u_iᵀ M u_i; the others are scalars.
+      frobenius_dominant: ‖M U‖²_F.
+      frobenius_block: ‖Uᵀ M U‖²_F.
+      rayleigh: `(k,)`, u_iᵀ M u_i. The other fields are scalars.
     """
 
     trace: jax.Array
@@ -89,28 +91,28 @@ class Energies(NamedTuple):
 
     @property
     def trace_share(self):
-        """tr(U M Uᵀ) / tr M."""
+        """tr(Uᵀ M U) / tr M."""
         return _share(self.trace_dominant, self.trace)
 
     @property
     def frobenius_share(self):
-        """‖M Uᵀ‖²_F / ‖M‖²_F, between 0 and 1."""
+        """‖M U‖²_F / ‖M‖²_F, between 0 and 1."""
         return _share(self.frobenius_dominant, self.frobenius)
 
     @property
     def block_share(self):
-        """‖U M Uᵀ‖²_F / ‖M‖²_F, between 0 and the Frobenius share."""
+        """‖Uᵀ M U‖²_F / ‖M‖²_F, between 0 and the Frobenius share."""
         return _share(self.frobenius_block, self.frobenius)
 
 
 @jax.default_matmul_precision("highest")
 def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> Energies:
-    """Trace and Frobenius norm of an operator, in a subspace and as a whole.
+    """Returns tr M and ‖M‖²_F of an operator M, as a whole and in a subspace.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree, such as
         `bulk_sgd.hessian(value_fn, params)`.
-      subspace: the dominant subspace, whose rows are orthonormal or zero.
+      subspace: the dominant subspace; its rows are orthonormal or zero.
       num_probes: number m of random vectors, a Python integer; k + m products in all.
       key: PRNG key of the probes; by default a fixed one.
 
@@ -164,17 +166,18 @@ def _energies(matvec, subspace, key, num_probes):
 def trace(
     matvec, params, num_probes: int = 30, sketch: int = 10, *, key=None
 ) -> Estimate:
-    """The trace of a symmetric operator, by Hutch++ or Hutchinson's estimator.
+    """Estimates the trace of a symmetric operator, by Hutch++ or Hutchinson's method.
 
-    With a matrix S of `sketch` random sign vectors, the range of A S holds most of the
-    large eigenvalues of A. Its part of the trace is exact; the rest is estimated with
-    random signs. One compiled program of 2 `sketch` + `num_probes` products.
+    Let A be the operator and S a matrix of `sketch` random sign vectors. The range of
+    A S holds most of the large eigenvalues; its part of the trace is exact. The rest is
+    estimated with random signs. In all 2 `sketch` + `num_probes` products in one
+    program.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.
       params: pytree of floating point arrays like the vectors of `matvec`.
       num_probes: number of random vectors; an error needs at least two.
-      sketch: rank of the sketch, up to the dimension; 0 is Hutchinson's estimator.
+      sketch: rank of the sketch, up to the dimension; 0 gives Hutchinson's method.
       key: PRNG key of the sketch and the probes; by default a fixed one.
 
     Returns:

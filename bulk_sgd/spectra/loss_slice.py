@@ -9,11 +9,12 @@ from bulk_sgd.linalg import basis
 
 
 def loss_slice(value_fn, params, directions, offsets):
-    """The loss at the points of a grid, θ + Σ_i a_i d_i.
+    """Returns the loss at the points of a grid, θ + Σ_i a_i d_i.
 
     One direction gives a line, two give a plane. Directions are not normalised; with
-    unit vectors the offsets are distances. One compiled program evaluates the points
-    one after the other; calls with the same kind of `value_fn` share it.
+    unit vectors the offsets are distances. One compiled program evaluates the points in
+    turn. Calls share it if their losses come from the same functions and have the same
+    shapes.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.

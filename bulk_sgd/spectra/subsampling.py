@@ -1,9 +1,10 @@
 r"""How far the curvature of a sample is from the curvature of all the data.
 
-A random n of N examples give H_n in place of H, with projector P̂ and eigenvalues λ̂. The
-error shows when two disjoint halves A and B of the sample are solved separately:
-H_A − H_B has variance 4 σ² / n and H_n − H has variance σ² (1/n − 1/N). To first order
-in the noise, for projectors and likewise for eigenvalues,
+A random sample of n of N examples gives H_n, λ̂_i, Û = [û_1 … û_k] and P̂ = Û Ûᵀ in
+place of H, λ_i, U and P. Its error shows when two halves A and B of the sample are
+solved separately. If σ² is the variance of the Hessian over examples, H_A − H_B has
+variance 4 σ² / n, and H_n − H has variance σ² (1/n − 1/N). To first order in the noise
+it follows for projectors, and likewise for eigenvalues, that
 
   E‖P̂ − P‖² = ¼ (1 − n/N) E‖P_A − P_B‖².
 
@@ -27,13 +28,13 @@ from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
 class SubsamplingError(NamedTuple):
-    """Expected error of the leading eigenpairs of a sample.
+    """Expected error of a sample's eigenpairs (with a hat).
 
     Attributes:
       eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
       overlap: scalar between 0 and 1, ‖ÛᵀU‖²_F / k.
       projection: scalar, ‖(P̂ − P) v‖ / ‖v‖ for the given vector v.
-      converged: bool, whether both solves converged; otherwise the rest means nothing.
+      converged: bool, whether both solves converged; if not, ignore the other fields.
       num_matvecs: int32, number of products, each over half of the sample.
     """
 
@@ -59,11 +60,11 @@ def subsampling_error(
 ) -> SubsamplingError:
     """Estimates the error of a sample's eigenpairs from the sample alone.
 
-    Two solves, each on one half of the sample, are compared as described above. The
-    root mean square over many samples is within a factor of 1.5 of the truth (measured
-    along training in `docs/solvers.md`). For small samples, whose noise is beyond first
-    order, it is low rather than high. The estimate of a single sample scatters: for
-    eigenvalues it rests on k differences, for the rest on many more.
+    It compares the eigenpairs of two halves of the sample. The root mean square of the
+    estimate over many samples is within a factor of 1.5 of the truth (measured along
+    training in `docs/solvers.md`). For small samples the noise is beyond first order,
+    and the estimate tends to be too low. A single estimate scatters: for eigenvalues it
+    rests on k differences, for overlap and projection on many more.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in
@@ -83,8 +84,7 @@ def subsampling_error(
 
     Raises:
       TypeError: if `objective` is not an `Objective`.
-      ValueError: if n is less than two or more than N, or an argument of the solve is
-        out of its range.
+      ValueError: if n < 2 or n > N, or if an argument of the solve is out of its range.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd

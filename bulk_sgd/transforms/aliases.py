@@ -1,7 +1,7 @@
-"""`scale_by_subspace` with its scales chosen: the methods of the paper by name.
+"""The methods of the paper by name: `scale_by_subspace` with given scales.
 
-`project_bulk` and `project_dominant` go with any optax optimizer; `bulk_sgd`, `dom_sgd`
-and `interpolated_sgd` are whole optimizers: SGD on the scaled gradient.
+`project_bulk` and `project_dominant` are transforms to chain with an optax optimizer.
+`bulk_sgd`, `dom_sgd` and `interpolated_sgd` are SGD on the scaled gradient.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ PATHS = {
 
 
 def path_scales(path: str, alpha):
-    """The scales (a, b) of one point of a one-parameter family of methods.
+    """Returns the scales (a, b) at one point of a path between methods.
 
     | path    | (a, b)     | α = 0    | α = 1   |
     |---------|------------|----------|---------|
@@ -30,8 +30,8 @@ def path_scales(path: str, alpha):
     | "dom"   | (1, α)     | Dom-SGD  | SGD     |
     | "cross" | (α, 1 − α) | Bulk-SGD | Dom-SGD |
 
-    Halfway along the cross path lies SGD with half the step. α may lie outside of
-    [0, 1]: beyond 1 the bulk path amplifies the sharp part.
+    At α = ½ the cross path gives SGD with half the step. α may lie outside of [0, 1]:
+    beyond 1 the bulk path amplifies the sharp part.
 
     Args:
       path: "bulk", "dom" or "cross".
@@ -65,7 +65,8 @@ def project_bulk(
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the dominant part of the updates: u ← u − P u, (a, b) = (0, 1).
 
-    `scale_by_subspace` explains the keyword-only arguments.
+    `scale_by_subspace` explains P and the keyword-only arguments. With Adam, put it
+    first in the chain, so that it acts on the gradient.
 
     Args:
       rank: number of leading eigenvectors k.
@@ -75,7 +76,7 @@ def project_bulk(
 
     Example:
       >>> import optax, bulk_sgd
-      >>> tx = optax.chain(optax.adam(1e-3), bulk_sgd.project_bulk(rank=10))
+      >>> tx = optax.chain(bulk_sgd.project_bulk(rank=10), optax.adam(1e-3))
     """
     return scale_by_subspace(
         rank, 0.0, 1.0, refresh_every=refresh_every, solver=solver,
@@ -96,7 +97,7 @@ def project_dominant(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps only the dominant part of the updates: u ← P u, (a, b) = (1, 0).
 
-    `scale_by_subspace` explains the keyword-only arguments.
+    `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       rank: number of leading eigenvectors k.
@@ -128,7 +129,7 @@ def bulk_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Bulk-SGD: θ ← θ − η (g − P g) (arXiv 2505.11972).
 
-    `scale_by_subspace` explains the keyword-only arguments.
+    `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -138,7 +139,7 @@ def bulk_sgd(
       An optimizer whose `update` takes `value_fn`.
 
     Raises:
-      ValueError: if the rate is negative, or as `scale_by_subspace` does.
+      ValueError: if the rate is negative, or as in `scale_by_subspace`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -171,7 +172,7 @@ def dom_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Dom-SGD: θ ← θ − η P g (Song, Ahn and Yun, arXiv 2405.16002).
 
-    `scale_by_subspace` explains the keyword-only arguments.
+    `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -181,7 +182,7 @@ def dom_sgd(
       An optimizer whose `update` takes `value_fn`.
 
     Raises:
-      ValueError: if the rate is negative, or as `scale_by_subspace` does.
+      ValueError: if the rate is negative, or as in `scale_by_subspace`.
 
     Example:
       >>> import bulk_sgd
@@ -210,7 +211,7 @@ def interpolated_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """A point between SGD, Dom-SGD and Bulk-SGD: θ ← θ − η (a P g + b (g − P g)).
 
-    `scale_by_subspace` explains the keyword-only arguments.
+    `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -222,8 +223,8 @@ def interpolated_sgd(
       An optimizer whose `update` takes `value_fn`.
 
     Raises:
-      ValueError: if the rate is negative, alpha is neither a number nor a schedule of
-        the step, the path is unknown, or as `scale_by_subspace` does.
+      ValueError: if the rate is negative, if alpha is neither a number nor a schedule
+        of the step, if the path is unknown, or as in `scale_by_subspace`.
 
     Example:
       >>> import optax, bulk_sgd

@@ -1,8 +1,7 @@
 """The optax transform that scales the dominant and the bulk part of an update.
 
-It maps u to a·P u + b·(u − P u), with P the projector onto the dominant subspace of the
-curvature of `value_fn` at the current parameters. Chained after an inner optimizer it
-acts on that optimizer's update, chained before it on the gradient.
+Chain it after an optimizer to act on the optimizer's update, or before it to act on the
+gradient.
 """
 
 from collections.abc import Callable
@@ -37,11 +36,11 @@ class ScaleBySubspaceState(NamedTuple):
       alignment_average: exponential moving average of `alignment`, which `Switch`
         watches.
       switched: bool, whether the scales are applied.
-      switch_count: int32, the step at which they first were; −1 before.
+      switch_count: int32, the first step with the scales applied; −1 before.
       total_matvecs: int32, curvature products spent so far.
       refreshes: int32, solves attempted so far.
-      failed_refreshes: int32, how many of them did not converge or returned a number
-        that is not finite. The previous subspace then stays in use.
+      failed_refreshes: int32, solves that did not converge or returned a number that is
+        not finite. After each of them the previous subspace stays in use.
     """
 
     count: jax.Array
@@ -71,35 +70,38 @@ def scale_by_subspace(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the dominant and the bulk part of the incoming updates.
 
-    The update becomes a·P u + b·(u − P u), computed as b·u + U ((a − b) Uᵀ u), so that
-    a = b = 1 returns u bit for bit. P is refreshed inside the step, under `lax.cond`,
-    and stays as it is between refreshes. Under `vmap` a step in which no lane is due
-    costs no matvec.
+    An update u becomes a·P u + b·(u − P u). The columns of U = [u_1 … u_k] are the
+    leading eigenvectors of the curvature, and P = U Uᵀ. The update is computed as
+    b·u + U ((a − b) Uᵀ u), so that a = b = 1 returns u bit for bit. P is refreshed
+    inside the step, under `lax.cond`, and stays as it is between refreshes. Under
+    `vmap` a step costs no matvec if no lane is due.
 
-    `update` takes the keyword argument `value_fn`: the loss whose curvature defines P,
-    a scalar function of the params (an `Objective` for `curvature="gauss_newton"`). In
-    the paper it is the loss of the full training set. `update` passes further keyword
-    arguments on to `value_fn` if it names them, as optax line searches do: arrays and
-    numbers as data; flags, strings and functions as they are.
+    `update` takes the keyword argument `value_fn`, the loss that defines the curvature:
+    a scalar function of the params (an `Objective` for "gauss_newton" and
+    "functional_hessian"). In the paper (Zakarin and Singh, arXiv 2505.11972, 2025) it
+    is the loss of the full training set. `update` passes further keyword arguments on
+    to `value_fn` if it names them, as optax line searches do. Arrays and numbers become
+    data of the loss; flags, strings and functions remain static.
 
-    `update` also takes `preconditioner`, a positive pytree like the params such as
-    `bulk_sgd.adam_preconditioner` returns. With D for it, U then holds eigenvectors of
-    D^{−½} H D^{−½}, and the projection acts on D^½ u, in their coordinates:
-    u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½ u. Use
-    it after an optimizer, on updates rather than gradients. With a solver that has a
-    memory, or `refresh_every` above 1, the basis belongs to an older D; the error is
-    the change of D since then, which is small once v̂ has settled.
+    `update` also takes `preconditioner`, the diagonal of a matrix D: a positive pytree
+    like the params, such as `bulk_sgd.adam_preconditioner` returns. U then holds
+    eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u, in their
+    coordinates: u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured
+    on D^½ u. Use it after an optimizer, on updates rather than gradients. If the solver
+    has a memory, or if `refresh_every` is above 1, the basis belongs to an older D. The
+    error grows with the change of D since; it is small once Adam's average of squares
+    has settled.
 
     `optax.inject_hyperparams` takes every function for a schedule of the step. List in
-    its `static_args` each function that is none (`dominant_scale` as a filter,
-    `curvature`, `mask`, `sharding`), and `rank`, which fixes array shapes.
+    its `static_args` each function that is not a schedule (`dominant_scale` as a
+    filter, `curvature`, `mask`, `sharding`), and `rank`, which fixes array shapes.
 
     Args:
       rank: number of leading eigenvectors k, from 1 to the number of (masked)
         parameters. Static.
       dominant_scale: the factor a: a number, a schedule of the step, or a spectral
-        filter. A function whose parameter is named `eigenvalues` is a filter; it maps
-        the `(k,)` eigenvalues to `(k,)` factors.
+        filter. A filter is a function with a first parameter named `eigenvalues`; it
+        maps the `(k,)` eigenvalues to `(k,)` factors.
       bulk_scale: the factor b: a number or a schedule of the step.
       refresh_every: steps from one refresh to the next, counted from the first step
         that needs the subspace.
@@ -110,27 +112,22 @@ def scale_by_subspace(
       switch: the step from which the scales are applied, or a `Switch`.
       mask: pytree of bools like the params (or a prefix of it), or a function of the
         params that returns one. Only the selected parameters define the curvature, as a
-        diagonal block of H; updates of the others pass through unchanged. Use it
-        instead of `optax.masked`, which hides the parameters that `value_fn` needs.
+        diagonal block of H; updates of the other parameters pass through unchanged. Use
+        it instead of `optax.masked`, which hides the parameters that `value_fn` needs.
       sharding: for parameters sharded over devices, their `NamedSharding`s: a pytree
         like the params (or a prefix of it), or a function of the params that returns
-        one. Holds the basis and all vectors of a solve to that layout, which XLA might
-        not keep by itself.
+        one. The basis and all vectors of a solve keep that layout.
       seed: seed of the solver's random directions.
 
     Returns:
-      A transform whose state is a `ScaleBySubspaceState`.
+      A transform with a `ScaleBySubspaceState`.
 
     Raises:
-      ValueError: at construction, `init` or the first `update`: if an argument is out
+      ValueError: at construction, `init` or the first `update`, if an argument is out
         of its range, if params are missing or hidden by `optax.masked`, or if the
         preconditioner is not like the params.
-      TypeError: if `value_fn` is missing, is not scalar, or is not an `Objective`
-        where one is needed; if a solver, a schedule or a filter returns a wrong shape.
-
-    References:
-      Zakarin and Singh, *Accelerating Neural Network Training Along Sharp and Flat
-      Directions*, arXiv 2505.11972, 2025.
+      TypeError: if `value_fn` is missing, is not scalar, or is not an `Objective` when
+        one is needed; if a solver, a schedule or a filter returns a wrong shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, bulk_sgd

@@ -48,7 +48,7 @@ class Selected(NamedTuple):
     """The arguments of an update, for the selected parameters only."""
 
     updates: Any  # u
-    vector: Any  # u in the working dtype, or D^½ u with a preconditioner D
+    vector: Any  # u in float32 or float64, or D^½ u with a preconditioner D
     value_fn: Callable  # of `params`
     params: Any
     preconditioner: Any  # D, or None
@@ -76,7 +76,7 @@ def select(
 
 
 def refresh(options: Options, state, selected: Selected):
-    """The state with a new subspace, if a refresh is due."""
+    """Returns the state, with a new subspace if a refresh is due."""
     due = options.due(state.count)
 
     def refresh():
@@ -103,7 +103,7 @@ def refresh(options: Options, state, selected: Selected):
 
 
 def scale(options: Options, state, selected: Selected):
-    """The scaled updates, and the state after the step."""
+    """Returns the scaled updates, and the state after the step."""
     coefficients = state.subspace.coefficients(selected.vector)
     after = _watch(options.switch, state, alignment(coefficients, selected.vector))
 

@@ -9,18 +9,18 @@ from bulk_sgd import checks
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """When a transform starts to act; until then it passes updates through.
+    """The step at which a transform starts to act; before, it passes updates through.
 
-    It starts once an exponential moving average of the alignment χ_k exceeds
-    `alignment` (the protocol of Song et al., arXiv 2405.16002, section 4), and at step
-    `step` at the latest. The average starts at 0 and, with the default decay, needs at
-    least 29 steps to reach 0.95.
+    The transform starts once an exponential moving average of the alignment χ_k exceeds
+    `alignment`, or at step `step` if that comes first. This is the protocol of Song et
+    al. (arXiv 2405.16002, section 4). The average starts at 0; with the default decay
+    it needs at least 29 steps to reach 0.95.
 
     Attributes:
-      step: the step, at least 0, at which it starts whatever the alignment. None waits
-        for the alignment; without `alignment` it is step 0.
-      alignment: threshold between 0 and 1. None goes by the step alone, and computes no
-        curvature before it.
+      step: the latest step, at least 0, to start at. With None there is no latest step,
+        but if `alignment` is None too, the transform starts at step 0.
+      alignment: threshold between 0 and 1. With None, only `step` counts, and no
+        curvature is computed before it.
       decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
 
     Raises:

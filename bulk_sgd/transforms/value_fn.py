@@ -8,7 +8,7 @@ import jax
 
 
 def bind(value_fn, extra_args):
-    """`value_fn` with the extra arguments that it names."""
+    """Returns `value_fn` with the extra arguments that it names."""
     if value_fn is None:
         raise TypeError(
             "update of a bulk_sgd transform needs the keyword argument value_fn, a "
