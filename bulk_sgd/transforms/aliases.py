@@ -75,7 +75,7 @@ def project_bulk(
 
     Example:
       >>> import optax, bulk_sgd
-      >>> tx = optax.chain(optax.adam(1e-3), bulk_sgd.project_bulk(rank=10))
+      >>> tx = optax.chain(bulk_sgd.project_bulk(rank=10), optax.adam(1e-3))
     """
     return scale_by_subspace(
         rank, 0.0, 1.0, refresh_every=refresh_every, solver=solver,
