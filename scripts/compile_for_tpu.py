@@ -1,6 +1,6 @@
 """Compiles the training programs of a config for a TPU pod, without a TPU.
 
-  pip install 'jax[tpu]'
+  pip install '.[lab,tpu]'
   python scripts/compile_for_tpu.py --config=configs/mnist_mlp.py --topology=v5e:4x4 \
     --config.batch_size=64 --config.data.num_train=4992 --config.data.num_test=992 \
     --config.subspace.subset_size=992
@@ -86,7 +86,7 @@ def devices_of(name: str):
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ValueError(
             f"--topology is {name!r}, for which the TPU compiler gives no devices "
-            f"({reason}); it needs pip install 'jax[tpu]' and a shape that exists."
+            f"({reason}); it needs pip install '.[lab,tpu]' and a shape that exists."
         ) from error
 
 

@@ -7,6 +7,7 @@ from paths import ROOT
 
 LAUNCH = ROOT / "scripts" / "launch"
 COMMAND = ("--", "python", "-m", "bulk_sgd.main", "--config.arms=('sgd', 'dom_sgd')")
+JOB = (*COMMAND, "--workdir=w")
 STUB = """#!/usr/bin/env bash
 printf '%s|' "${{0##*/}}" "$@" >>{calls}
 echo >>{calls}
@@ -24,6 +25,7 @@ class Cloud:
             "PATH": f"{folder}:/usr/bin:/bin",
             "HOME": str(folder),
             "POLL": "0",
+            "PYTHON_ENV": str(folder),
         }
 
     def stub(self, name, body=""):
@@ -54,5 +56,7 @@ def cloud_fixture(tmp_path):
     made = Cloud(tmp_path)
     for name in ("gcloud", "sbatch", "xpk", "kubectl", "docker"):
         made.stub(name, "cat >/dev/null" if name in ("sbatch", "kubectl") else "")
-    made.stub("git", 'case "$*" in *status*) ;; esac')
+    made.stub("git", 'case "$*" in *cat-file*mine*) exit 1; esac')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/true")
     return made

@@ -12,12 +12,15 @@
 #   delete     the workload
 #
 # The script appends --workdir=/runs/NAME and --distributed=on to COMMAND. /runs is the
-# persistent volume CLAIM, from which a restarted job resumes.
+# persistent volume CLAIM, or under xpk STORAGE; a restarted job resumes from it. A command
+# that is refused, with status 2, is not restarted.
 #
 # Environment:
 #   NAME       of the workload (default bulk-sgd)
 #   IMAGE      to push and to run (required, except by logs, status and delete)
 #   CLUSTER    for xpk (required by xpk)
+#   STORAGE    for xpk: what `xpk storage create` or `attach` made with --mount-point=/runs
+#              and --readonly=false (required by xpk)
 #   ZONE, PROJECT   for xpk (default those of xpk)
 #   TYPE       for xpk (default v5litepod-16)
 #   TPU        node selector of the JobSet (default tpu-v5-lite-podslice)
@@ -48,7 +51,10 @@ elif [ $# -gt 0 ]; then
   refuse "'$1' is not known here; a command comes after --."
 fi
 check_name
+# Kubernetes reads $$ as $, and would replace $(NAME).
+words="${words//\$/\$\$}"
 # As one quoted item of YAML.
+# shellcheck disable=SC2034  # `manifest` reads it by its name
 COMMAND="'${words//\'/\'\'}'"
 
 manifest() {
@@ -60,30 +66,42 @@ manifest() {
   printf '%s\n' "$text"
 }
 
+pods="jobset.sigs.k8s.io/jobset-name=$NAME"
 case "$action" in
   image)
     need IMAGE
     need_commit
-    run docker build -t "$IMAGE" -f "$here/Dockerfile" "$repository"
+    # A clone has what is committed, and nothing else that lies around.
+    context="$(mktemp -d)"
+    trap 'rm -rf "$context"' EXIT
+    run git clone --quiet "$repository" "$context"
+    run docker build -t "$IMAGE" -f "$context/scripts/launch/Dockerfile" "$context"
     run docker push "$IMAGE"
     ;;
   xpk | manifest | apply)
     need IMAGE
     [ -n "$words" ] || refuse "$action needs a command after --."
+    need_committed "" "$@"
     if [ "$action" = xpk ]; then
-      need CLUSTER
+      need CLUSTER STORAGE
+      # `exec`, so that the command itself gets SIGTERM.
       run xpk workload create --workload="$NAME" --cluster="$CLUSTER" \
         --tpu-type="$TYPE" --num-slices=1 --docker-image="$IMAGE" \
-        --max-restarts="$RESTARTS" ${ZONE:+--zone="$ZONE"} \
-        ${PROJECT:+--project="$PROJECT"} --command="$words"
+        --docker-name=bulk-sgd --storage="$STORAGE" --max-restarts="$RESTARTS" \
+        --restart-on-exit-codes=1 --termination-grace-period-seconds=120 \
+        ${ZONE:+--zone="$ZONE"} ${PROJECT:+--project="$PROJECT"} \
+        --command="mountpoint /runs && exec $words"
     elif [ "$action" = manifest ] || [ -n "$DRY_RUN" ]; then
       manifest
     else
       manifest | kubectl apply -f -
     fi
     ;;
-  logs) run kubectl logs --follow "job/$NAME-workers-0" --container=bulk-sgd ;;
-  status) run kubectl get pods --selector="jobset.sigs.k8s.io/jobset-name=$NAME" ;;
+  logs)
+    run kubectl logs --follow --tail=-1 --container=bulk-sgd \
+      --selector="$pods,batch.kubernetes.io/job-completion-index=0"
+    ;;
+  status) run kubectl get pods --selector="$pods" ;;
   delete) run kubectl delete jobset "$NAME" ;;
   *) refuse "'$action' is not an action; see $(basename "$0") --help." ;;
 esac

@@ -17,7 +17,7 @@
 #
 # COMMAND runs in the repository, with --workdir=runs/NAME and --distributed=on appended.
 # Worker 0 fetches BUCKET/NAME into runs/NAME at the start and copies it back every minute,
-# so the same `run` resumes after a preemption.
+# so the same `run` resumes after a preemption. Every worker fetches DATA into data/ before.
 #
 # Environment:
 #   NAME       of the pod and of the run (default bulk-sgd)
@@ -25,6 +25,7 @@
 #   TYPE       accelerator type (default v5litepod-16)
 #   RUNTIME    TPU software (default v2-alpha-tpuv5-lite)
 #   BUCKET     gs://... for files that must survive the pod (required by run)
+#   DATA       gs://... with your own data, as in --config.data.name=data/FILE (default none)
 #   SPOT       1 for preemptible capacity, 0 for on-demand (default 1)
 #   PROJECT    (default of gcloud)
 #   POLL       seconds between looks at the state (default 30)
@@ -81,27 +82,40 @@ wait_for_pod() {
   done
 }
 
-setup() {
+# Once, so that a watched run goes on with the commit that it began with.
+pack() {
   need_commit
-  local bundle
   bundle="$(mktemp -d)/bulk_sgd.bundle"
+  trap 'rm -rf "${bundle%/*}"' EXIT
+  run git -C "$repository" bundle create "$bundle" HEAD
+}
+
+setup() {
   # Joined by &&, because bash ignores `set -e` where a caller tests the status. uv brings
   # Python, because the image's own is older than 3.11.
-  run git -C "$repository" bundle create "$bundle" HEAD &&
-    run gcloud compute tpus tpu-vm scp "$bundle" "$NAME:bulk_sgd.bundle" --worker=all \
-      "${where[@]}" &&
+  run gcloud compute tpus tpu-vm scp "$bundle" "$NAME:bulk_sgd.bundle" --worker=all \
+    "${where[@]}" &&
     on_workers all 'set -e; rm -rf bulk_sgd; git clone -q bulk_sgd.bundle bulk_sgd
 cd bulk_sgd; python3 -m pip install -q --user uv
 ~/.local/bin/uv venv -q --python 3.12 .venv
 ~/.local/bin/uv pip install -q --python .venv/bin/python -e ".[lab,tpu]"'
 }
 
-start() {
+check_command() { # check_command ACTION COMMAND ...
+  [ $# -gt 1 ] || refuse "$1 needs a command: $(basename "$0") $1 -- python -m ..."
   need BUCKET
-  [ $# -gt 0 ] || refuse "run needs a command: $(basename "$0") run -- python -m ..."
+  local field
+  for field in BUCKET ${DATA:+DATA}; do
+    [[ "${!field}" == gs://?* ]] ||
+      refuse "$field is '${!field}'; it must be a place in a bucket, gs://..."
+  done
+  need_committed "@(runs${DATA:+|data})?(/*)" "${@:2}"
+}
+
+start() {
   local words
-  words="$(printf '%q ' "$@")"
-  on_workers all "cd bulk_sgd && scripts/launch/worker.sh start $NAME $BUCKET $words"
+  words="$(printf '%q ' scripts/launch/worker.sh start "$NAME" "$BUCKET" "$@")"
+  on_workers all "cd bulk_sgd && ${DATA:+DATA=$(printf %q "$DATA") }$words"
 }
 
 delete() { queued delete "$NAME" --force --quiet; }
@@ -117,9 +131,6 @@ outcome() {
 
 watch() {
   local now ended
-  [ $# -gt 0 ] || refuse "watch needs a command: $(basename "$0") watch -- python -m ..."
-  need BUCKET
-  need_commit
   if [ -n "$DRY_RUN" ]; then
     up "$@"
     return
@@ -166,6 +177,8 @@ main() {
   need ZONE
   check_name
   where
+  case "$action" in run | up | watch) check_command "$action" "${command[@]}" ;; esac
+  case "$action" in setup | up | watch) pack ;; esac
   case "$action" in
     create) create ;;
     wait) wait_for_pod ;;

@@ -7,7 +7,7 @@
 # `start` returns at once. The command's output goes to runs/NAME.log, its exit status to
 # runs/NAME.status. Only worker 0 reads and writes the workdir runs/NAME: it fetches it
 # from BUCKET/NAME at the start, and copies it back every SYNC seconds (default 60) and at
-# the end.
+# the end. Every worker fetches DATA, if set, into data/ first.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 cd "$repository"
@@ -29,6 +29,10 @@ supervise() {
   local bucket="$1" worker child copying status=0
   shift
   worker="$(index)"
+  if [ -n "${DATA:-}" ]; then
+    mkdir -p data
+    gcloud storage rsync --recursive --quiet "$DATA" data
+  fi
   if [ "$worker" = 0 ]; then
     mkdir -p "$workdir"
     # Otherwise an empty workdir would overwrite the bucket.

@@ -49,7 +49,7 @@ def test_wrong_input_is_refused_with_one_sentence(flag, match):
 
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU compiler, pip install 'jax[tpu]'",
+    reason="needs the TPU compiler, pip install '.[tpu]'",
 )
 def test_a_pod_of_16_chips_is_compiled_for():
     refused = compile_for_tpu("--config.batch_size=50")

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from launch_stubs import COMMAND, LAUNCH, cloud_fixture  # noqa: F401
+from launch_stubs import COMMAND, JOB, LAUNCH, cloud_fixture  # noqa: F401
 
 SCRIPTS = ("tpu_vm.sh", "gke.sh", "slurm.sh")
 
@@ -26,6 +26,10 @@ def test_usage_lists_every_variable_that_is_read(cloud, script):
     assert cloud.calls == []
 
 
+MINE = (*COMMAND, "--config=configs/mine.py:quick")
+TPU = {"ZONE": "z1", "BUCKET": "gs://b/runs", "NAME": "run-1"}
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "environment", "match"),
     [
@@ -33,15 +37,35 @@ def test_usage_lists_every_variable_that_is_read(cloud, script):
         ("tpu_vm.sh", ["fly"], {"ZONE": "z"}, "'fly' is not an action"),
         ("tpu_vm.sh", ["run", "python"], {"ZONE": "z"}, "a command comes after --"),
         ("tpu_vm.sh", ["run", *COMMAND], {"ZONE": "z"}, "BUCKET is not set"),
+        ("tpu_vm.sh", ["up", *COMMAND], {"ZONE": "z"}, "BUCKET is not set"),
+        ("tpu_vm.sh", ["run", *COMMAND], {**TPU, "BUCKET": "b"}, "BUCKET is 'b'"),
         ("tpu_vm.sh", ["watch"], {"ZONE": "z"}, "watch needs a command"),
-        ("tpu_vm.sh", ["create"], {"ZONE": "z", "NAME": "a_b"}, "NAME is 'a_b'"),
+        ("tpu_vm.sh", ["create"], {"ZONE": "z", "NAME": "a-"}, "NAME is 'a-'"),
+        ("tpu_vm.sh", ["up", *MINE], TPU, "'configs/mine.py' is not in the commit"),
+        (
+            "tpu_vm.sh",
+            ["--dry-run", "watch", *COMMAND, "--config.data.name=text:data/mine"],
+            {**TPU, "DATA": "data"},
+            "DATA is 'data'",
+        ),
+        (
+            "tpu_vm.sh",
+            ["--dry-run", "up", *COMMAND, "--config.data.name=tokens:data/mine.npy"],
+            TPU,
+            "'data/mine.npy' is not in the commit",
+        ),
         ("gke.sh", ["fly"], {}, "'fly' is not an action"),
         ("gke.sh", ["xpk", *COMMAND], {}, "IMAGE is not set"),
         ("gke.sh", ["xpk", *COMMAND], {"IMAGE": "i"}, "CLUSTER is not set"),
+        ("gke.sh", ["xpk", *COMMAND], {"IMAGE": "i", "CLUSTER": "c"}, "STORAGE is not"),
         ("gke.sh", ["apply"], {"IMAGE": "i"}, "apply needs a command"),
+        ("gke.sh", ["apply", *MINE], {"IMAGE": "i"}, "'configs/mine.py' is not in the"),
         ("slurm.sh", ["python"], {}, "The command comes after --"),
         ("slurm.sh", [*COMMAND], {"GPUS": "0"}, "GPUS is '0'"),
         ("slurm.sh", [*COMMAND], {"CELLS": "x"}, "CELLS is 'x'"),
+        ("slurm.sh", [*COMMAND], {"CELLS": "2"}, "has no --workdir=FOLDER"),
+        ("slurm.sh", [*MINE, "--workdir=w"], {}, "'configs/mine.py' is not in"),
+        ("slurm.sh", JOB, {"PYTHON_ENV": "/none"}, "PYTHON_ENV is '/none'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_called(
@@ -51,18 +75,15 @@ def test_wrong_input_is_refused_before_anything_is_called(
     assert result.returncode == 2
     assert match in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert cloud.calls == []
-
-
-TPU = {"ZONE": "z1", "BUCKET": "gs://b/runs", "NAME": "run-1"}
+    assert [call for call in cloud.calls if call[0] != "git"] == []
 
 
 def test_dry_run_prints_the_commands_and_calls_none(cloud):
     result = cloud.run("tpu_vm.sh", "--dry-run", "up", *COMMAND, **TPU)
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("gcloud compute tpus queued-resources create run-1")
-    assert "bundle create" in result.stdout
+    assert "bundle create" in lines[0]
+    assert lines[1].startswith("gcloud compute tpus queued-resources create run-1")
     assert "worker.sh" in lines[-1]
     assert [call[0] for call in cloud.calls if call[0] != "git"] == []
 
@@ -76,7 +97,9 @@ def test_pod_is_created_awaited_set_up_and_started(cloud):
   [ $(wc -l <{cloud.folder}/looks) -gt 2 ] && echo ACTIVE || echo WAITING_FOR_RESOURCES
 esac""",
     )
-    result = cloud.run("tpu_vm.sh", "up", *COMMAND, **TPU, SPOT="0", PROJECT="p")
+    own = "--config.data.name=data/mine.npz"
+    environment = TPU | {"SPOT": "0", "PROJECT": "p", "DATA": "gs://b/my data"}
+    result = cloud.run("tpu_vm.sh", "up", *COMMAND, own, **environment)
     assert result.returncode == 0, result.stderr
     gcloud = [call for call in cloud.calls if call[0] == "gcloud"]
     create, *looks, copy, install, start = gcloud
@@ -88,6 +111,7 @@ esac""",
     assert "--worker=all" in copy
     assert "git clone" in install[-3] + install[-4]
     command = next(word for word in start if word.startswith("--command="))
+    assert r"DATA=gs://b/my\ data scripts" in command
     assert "worker.sh start run-1 gs://b/runs python -m bulk_sgd.main" in command
     # The quotes of the command survive the shell of the worker.
     echoed = subprocess.run(
@@ -139,6 +163,7 @@ esac""",
         *("create", "worker.sh start", "outcome", "delete"),
     ]
     assert "SUSPENDED; it is deleted and requested again" in result.stderr
+    assert sum("bundle" in call for call in cloud.calls) == 1  # of one commit
 
 
 def kinds(cloud):
@@ -241,11 +266,19 @@ def test_worker_0_restores_and_keeps_the_workdir(cloud, worker):
     assert all(copy == ["runs/run-1", "gs://b/run-1"] for copy in copies)
 
 
-def test_other_workers_leave_the_bucket_alone(cloud, worker):
+def test_other_workers_only_fetch_data(cloud, worker):
     (cloud.folder / "end").touch()
-    worker("start", "gs://b", "train", index="1")
+    worker("start", "gs://b", "train", index="1", DATA="gs://b/data")
     assert outcome(worker) == "0"
-    assert not any(call[0] == "gcloud" for call in cloud.calls)
+    fetch, train = cloud.calls
+    assert fetch[:3] + fetch[-2:] == [
+        "gcloud",
+        "storage",
+        "rsync",
+        "gs://b/data",
+        "data",
+    ]
+    assert train[0] == "train"
 
 
 def test_nothing_starts_where_the_workdir_cannot_be_fetched(cloud, worker):
