@@ -15,11 +15,11 @@ class ArgumentError(ValueError):
     """A wrong argument or config field `name`; `problem` completes the sentence."""
 
     def __init__(self, name: str, problem: str):
-        super().__init__(name, problem)
+        super().__init__(f"{name} {problem}")
         self.name, self.problem = name, problem
 
-    def __str__(self):
-        return f"{self.name} {self.problem}"
+    def __reduce__(self):
+        return type(self), (self.name, self.problem)
 
 
 def integer(

@@ -63,8 +63,10 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             checks.integer(what, share, 1, basis.size(part), why)
             try:
                 states.append(solver.init(part, share))
-            except checks.ArgumentError as error:
+            except ValueError as error:
                 where = f"The rank of block {name!r} is {share}, of {rank} in all."
+                if not isinstance(error, checks.ArgumentError):
+                    raise ValueError(f"{error} {where}") from error
                 problem = f"{error.problem} {where}"
                 raise checks.ArgumentError(error.name, problem) from None
         return tuple(states)

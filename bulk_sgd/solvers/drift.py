@@ -10,13 +10,17 @@ from bulk_sgd.solvers.power import probe
 from bulk_sgd.solvers.solver import Solver, check_solver
 
 
-def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
+def on_drift(
+    solver: Solver, tol: float = 0.1, *, every: int = 1, solve_every: int = 200
+) -> Solver:
     """Returns a solver that calls another solver only when the basis has drifted.
 
     A probe of one matvec, H V Λ⁻¹ Vᵀu, tests the basis V = [v_1 … v_k] with eigenvalues
     Λ (diagonal) on the incoming update u. With H the present Hessian, P its projector
     and P̂ = V Vᵀ, it estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if the
-    estimate exceeds `tol`, if there is no basis yet, or if an eigenvalue is zero.
+    estimate exceeds `tol`, if there is no basis yet, if an eigenvalue is zero, and at
+    every `solve_every`-th call. The probes between never see a new eigenvector that is
+    orthogonal to the basis.
 
     Use it with `refresh_every=1`. Put it inside `adaptive` and `blockwise`, not around
     them. Around `adaptive`, no vector may be left to probe; around `blockwise`, the
@@ -31,6 +35,9 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
       solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.
       tol: the largest estimate to accept, from 0 to 1.
       every: probe at one call in `every`; the other calls cost nothing.
+      solve_every: calls after which `solver` runs whatever the probes say, at least 1.
+        With `lanczos`, a new dominant direction stays unseen for at most so many calls;
+        `power` inside counts its own calls.
 
     Returns:
       A `Solver` whose state is a pair: the state of `solver` and the number of calls.
@@ -46,13 +53,14 @@ def on_drift(solver: Solver, tol: float = 0.1, *, every: int = 1) -> Solver:
     check_solver(solver, eigenpairs=True)
     checks.between("tol", tol, 0, 1)
     checks.integer("every", every, 1)
+    checks.integer("solve_every", solve_every, 1)
 
     def init(params, rank):
         return solver.init(params, rank), jnp.zeros((), jnp.int32)
 
     def solve(matvec, subspace, state, updates, key):
         inner, count = state
-        known = jnp.all(subspace.eigenvalues != 0)
+        known = jnp.all(subspace.eigenvalues != 0) & ((count + 1) % solve_every != 0)
         probing = known & (count % every == 0)
 
         def look():

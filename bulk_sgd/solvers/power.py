@@ -29,14 +29,19 @@ _DIRECTIONS = ("basis", "update")
 
 
 def power(
-    along: str = "basis", *, tol: float = 0.5, max_matvecs: int | None = None
+    along: str = "basis",
+    *,
+    tol: float = 0.5,
+    max_matvecs: int | None = None,
+    solve_every: int = 200,
 ) -> Solver:
     """Returns a solver that takes one power step from the previous subspace.
 
     The step is V ← orth(H V), with V = [v_1 … v_k] the previous basis and H the
     Hessian. Use it with the loss of the full data and `refresh_every=1`. Lanczos solves
-    instead if there is no basis yet, if an eigenvalue is not positive, or if the
-    products H v_i lie too far outside of the basis (see `tol`).
+    instead if there is no basis yet, if an eigenvalue is not positive, if the products
+    H v_i lie too far outside of the basis (see `tol`), and at every `solve_every`-th
+    call. The steps between never see a new eigenvector that is orthogonal to the basis.
 
     Attributes of the result: `eigenvectors` are the images of the Ritz vectors of V,
     made orthonormal. `residuals` are from before the step. With "update" each residual
@@ -54,9 +59,11 @@ def power(
       tol: the largest accepted share of a product p outside of the basis,
         ‖p − V Vᵀp‖ / ‖p‖, at least 0 and below 1. Above it Lanczos solves.
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
+      solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
+        number of calls for which a new dominant direction can stay unseen.
 
     Returns:
-      A `Solver` without state.
+      A `Solver` whose state is the number of calls, an int32 scalar.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -67,11 +74,17 @@ def power(
     """
     checks.one_of("along", along, _DIRECTIONS)
     checks.between("tol", tol, 0, 1, below=True)
+    checks.integer("solve_every", solve_every, 1)
     full = lanczos(max_matvecs=max_matvecs)
     move = _move_all if along == "basis" else _move_along
 
-    def solve(matvec, subspace, state, updates, key):
-        ready = jnp.all(subspace.eigenvalues > 0)
+    def init(params, rank):
+        full.init(params, rank)
+        return jnp.zeros((), jnp.int32)
+
+    def solve(matvec, subspace, count, updates, key):
+        due = (count + 1) % solve_every == 0
+        ready = jnp.all(subspace.eigenvalues > 0) & ~due
 
         def step():
             with jax.default_matmul_precision("highest"):
@@ -92,9 +105,9 @@ def power(
             # A lane that only joins in under `vmap` keeps what it has.
             return basis.where(stands, kept, found)
 
-        return branches.cond(~stands, restart, lambda: kept), state
+        return branches.cond(~stands, restart, lambda: kept), count + 1
 
-    return Solver(full.init, solve, name="power")
+    return Solver(init, solve, name="power")
 
 
 class Probe(NamedTuple):

@@ -48,7 +48,7 @@ def check_solver(solver, *, eigenpairs: bool = False):
     if eigenpairs and not solver.eigenpairs:
         raise checks.ArgumentError(
             "solver",
-            f"is {solver.name or repr(solver.solve)}, which keeps no eigenpairs of the "
+            f"is {solver.name or solver.solve.__qualname__}, which keeps no eigenpairs of the "
             "curvature, or wraps a solver that keeps none; it must be one that does, "
             f"{example}",
         )

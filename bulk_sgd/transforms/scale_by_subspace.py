@@ -157,9 +157,17 @@ def scale_by_subspace(
     if not isinstance(switch, Switch):
         switch = Switch(step=switch)
     options = step.Options(
-        rank, dominant_scale, bulk_scale, refresh_every, solver, curvature, switch,
-        mask, sharding, seed,
-    )  # fmt: skip
+        rank=rank,
+        dominant_scale=dominant_scale,
+        bulk_scale=bulk_scale,
+        refresh_every=refresh_every,
+        solver=solver,
+        curvature=curvature,
+        switch=switch,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
+    )
 
     def init(params):
         return _init(options, params)

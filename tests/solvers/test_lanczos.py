@@ -173,10 +173,10 @@ def test_warm_start_needs_fewer_matvecs():
     for name in ("gaps", "geometric", "all negative"):
         matrix = matrices(name)[0].astype(np.float64)
         nearby = matrix + 1e-3 * symmetric(BULK, seed=5)
-        cold = solve(nearby, tol=1e-3)
-        previous = solve(matrix, tol=1e-3)
-        warm = bulk_sgd.top_eigenpairs(operator(nearby), previous, RANK, 1e-3, BUDGET)
-        assert_leading_pairs(nearby, warm, tol=1e-3)
+        cold = solve(nearby, tol=TOL)
+        previous = solve(matrix, tol=TOL)
+        warm = bulk_sgd.top_eigenpairs(operator(nearby), previous, RANK, TOL, BUDGET)
+        assert_leading_pairs(nearby, warm, tol=TOL)
         assert int(warm.num_matvecs) < int(cold.num_matvecs)
 
 

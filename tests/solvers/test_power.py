@@ -225,6 +225,30 @@ def test_drift_is_probed_on_one_call_in_so_many():
     assert error(found) < 2e-3
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        bulk_sgd.power(solve_every=4),
+        bulk_sgd.power("update", solve_every=4),
+        bulk_sgd.on_drift(bulk_sgd.lanczos(), solve_every=4),
+    ],
+)
+def test_direction_that_enters_orthogonally_is_seen_after_so_many_calls(solver):
+    _, vectors = np.linalg.eigh(MATRIX)
+    grown = MATRIX + 9 * np.outer(vectors[:, 5], vectors[:, 5])
+    state, found, errors = solver.init(shaped(UPDATE), RANK), exact(), []
+    solve = jax.jit(
+        lambda found, state: solver.solve(
+            matvec(grown), found, state, shaped(vectors[:, -1]), jax.random.key(0)
+        )
+    )
+    for _ in range(4):
+        found, state = solve(found, state)
+        errors.append(error(found, grown))
+    assert min(errors[:3]) > 0.2
+    assert errors[3] < 2e-3
+
+
 def test_probe_that_is_not_finite_calls_the_solver():
     found = call(bulk_sgd.on_drift(bulk_sgd.lanczos()), MATRIX * np.nan)
     assert not found.converged
