@@ -35,10 +35,10 @@ def top_eigenpairs(
     may find only one direction for all of them. `repeated` finds every direction, also
     of exactly repeated eigenvalues; a tighter `tol` separates eigenvalues that differ.
 
-    `converged` means that every pair returned is accurate, and that no sign of a missing
-    one was seen. A start vector with hardly any part along an eigenvector can still hide
-    it; `repeated` searches from new random vectors, and `scripts/completeness.py` counts
-    what each misses.
+    `converged` means that every pair returned is accurate, and that no sign of a
+    missing one was seen. A start vector with hardly any part along an eigenvector can
+    still hide it. `repeated` searches from new random vectors;
+    `scripts/completeness.py` counts what each misses.
 
     Args:
       matvec: symmetric linear function from a pytree to one of the same structure, such

@@ -46,11 +46,11 @@ def check_solver(solver, *, eigenpairs: bool = False):
             "solver", f"is {solver!r}; it must be a bulk_sgd.Solver {example}"
         )
     if eigenpairs and not solver.eigenpairs:
+        name = solver.name or solver.solve.__qualname__
         raise checks.ArgumentError(
             "solver",
-            f"is {solver.name or solver.solve.__qualname__}, which keeps no eigenpairs of the "
-            "curvature, or wraps a solver that keeps none; it must be one that does, "
-            f"{example}",
+            f"is {name}, which keeps no eigenpairs of the curvature, or wraps a solver "
+            f"that keeps none; it must be one that does, {example}",
         )
 
 
