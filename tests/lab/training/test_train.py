@@ -64,7 +64,8 @@ def by_hand(config, method, num_steps):
     trace = []
     for index in order:
         params, state = step(params, state, index)
-        trace.append((float(full(params)), float(state[0].alignment)))
+        alignment = optax.tree_utils.tree_get(state, "alignment")
+        trace.append((float(full(params)), float(alignment)))
     return trace
 
 
@@ -77,10 +78,10 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     rel = 1e-4 if arm == "bulk_sgd" else 1e-5
     workdir, _ = finished
     method = optax.chain(
+        optax.sgd(RATE, MOMENTUM),
         bulk_sgd.scale_by_subspace(
             RANK, *scales, switch=SWITCH, solver=bulk_sgd.lanczos(1e-5, 200)
         ),
-        optax.sgd(RATE, MOMENTUM),
     )
     trace = by_hand(with_momentum(), method, STEPS)
     rows = rows_of(workdir, arm)
