@@ -59,7 +59,7 @@ def scale_parts(vector, hessian):
 
 
 def by_hand(made, optimizer, where, extra, scale=scale_parts):
-    """Parameters at the end and χ of each step, the loss and the scales spelt out."""
+    """Parameters at the end, and χ and the descent ratio of each step, spelt out."""
     params = jax.tree.map(jnp.asarray, made.params)
     unravel = ravel_pytree(params)[1]
 
@@ -71,23 +71,30 @@ def by_hand(made, optimizer, where, extra, scale=scale_parts):
     data = made.dataset.train_inputs[:], made.dataset.train_targets
     hessian = jax.jit(jax.hessian(lambda flat: loss(unravel(flat), *data)))
     gradient = jax.jit(jax.grad(loss))
-    state, alignments = optimizer.init(params), []
+    state, facts = optimizer.init(params), []
+
+    def scaled(grads, updates, *known):
+        after, chi = scale(updates, *known)
+        promised, kept = (
+            np.vdot(*(ravel_pytree(x)[0] for x in (grads, v))) for v in (updates, after)
+        )
+        facts.append((chi, kept / (promised or 1)))
+        return after
+
     for index in made.indices(0):
         batch = data[0][index], data[1][index]
-        updates, curvature = gradient(params, *batch), hessian(ravel_pytree(params)[0])
-        if where == "gradient":
-            updates, chi = scale(updates, curvature)
+        grads, curvature = gradient(params, *batch), hessian(ravel_pytree(params)[0])
+        updates = scaled(grads, grads, curvature) if where == "gradient" else grads
         more = extra(lambda p, batch=batch: loss(p, *batch), params)
         updates, state = optimizer.update(updates, state, params, **more)
         if where == "update":
             known = () if scale is scale_parts else (state,)
-            updates, chi = scale(updates, curvature, *known)
-        alignments.append(chi)
+            updates = scaled(grads, updates, curvature, *known)
         params = optax.apply_updates(params, updates)
-    return params, alignments
+    return params, facts
 
 
-def assert_equal_runs(made, state, trace, params, alignments):
+def assert_equal_runs(made, state, trace, params, facts):
     start, ours, theirs = (
         np.asarray(ravel_pytree(x)[0]) for x in (made.params, state.params, params)
     )
@@ -96,7 +103,8 @@ def assert_equal_runs(made, state, trace, params, alignments):
     # Solves to 1e-5, whose projectors err by that over the relative gap, about 0.01,
     # and float32 rounding, in steps that feed on each other.
     assert np.linalg.norm(ours - theirs) < 1e-3 * moved
-    np.testing.assert_allclose(trace.alignments, alignments, atol=1e-3)
+    ours = np.stack([trace.alignments, trace.descent_ratios], axis=1)
+    np.testing.assert_allclose(ours, facts, atol=1e-3)
 
 
 def no_extra(loss, params):

@@ -194,7 +194,7 @@ def test_switch_by_step_costs_no_matvec_before_it():
         (bulk_sgd.Switch(100, alignment=0.4), 6),
         # 0.8 (1 − 0.5ⁿ) > 0.76 from the 5th on; the 4th is 0.75, the 5th 0.775.
         (bulk_sgd.Switch(100, alignment=0.76, decay=0.5), 4),
-        # Never exceeded: 0.8 is not more than 0.8.
+        # Never exceeded, so the step decides.
         (bulk_sgd.Switch(5, alignment=0.95), 5),
         (bulk_sgd.Switch(alignment=0.4), 6),
     ],
@@ -216,6 +216,11 @@ def test_switch_by_alignment_with_a_step_as_fallback(switch, expected):
     assert_same(before, u)
     after = flat(jax.tree.map(lambda x: x[expected], out))
     np.testing.assert_allclose(after, 0.6 * outside, **CLOSE)
+
+
+def test_switch_by_alignment_waits_for_more_than_its_threshold():
+    switch = bulk_sgd.Switch(alignment=0.5)
+    assert [bool(switch.acts(0, average)) for average in (0.5, 0.51)] == [False, True]
 
 
 def test_switch_stays_on_when_the_alignment_falls():

@@ -20,7 +20,7 @@ from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.report import study, study_report
 from bulk_sgd.lab.sweep import grid, sweep, workdir
 from bulk_sgd.lab.training import loop, prefixes, run, steps, train
-from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.experiment import Experiment, program_of
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,9 @@ def test_cells_equal_single_runs_to_the_last_bit(swept, tmp_path):
 
 
 def test_cells_differ(swept):
-    losses = {rows_of(sweep.cell_folder(swept, i))[-1]["train_loss"] for i in range(4)}
-    assert len(losses) == 4
+    for arm in ("prefix", "bulk_sgd"):
+        ends = (rows_of(sweep.cell_folder(swept, i), arm)[-1] for i in range(4))
+        assert len({row["train_loss"] for row in ends}) == 4
 
 
 def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
@@ -243,6 +244,8 @@ def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch):
     )
     sweep.run_sweep(tiny(), CELLS, tmp_path, say=quiet)
     assert traced == [{"projected": False}, {"projected": True}]
+    # The momentum, unlike the rate, is a constant of the programs.
+    assert program_of(tiny(optimizer__momentum=0.5)) != program_of(tiny())
 
 
 def test_another_sweep_is_refused(swept):

@@ -22,7 +22,8 @@ from bulk_sgd.lab.training import checkpoint, train
 
 def config(**changes):
     """Prefix and two arms of 8 and 12 steps, a dispatch and a checkpoint each 2."""
-    return tiny(**{"eval_every": 2, "checkpoint__every": 2} | changes)
+    own = {"eval_every": 2, "checkpoint__every": 2, "optimizer__momentum": 0.5}
+    return tiny(**own | changes)
 
 
 KILLS = int(os.environ.get("KILLS", "4"))  # each takes ten seconds

@@ -13,6 +13,7 @@ from tiny_runs import (
     STEPS,
     SWITCH,
     compilations,
+    on_subset,
     rows_of,
     strip_times,
     tiny,
@@ -28,11 +29,18 @@ from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 
+MOMENTUM = 0.5
+
+
+def with_momentum(**changes):
+    """A tiny run whose optimizer has a state to hand on at the fork."""
+    return tiny(optimizer__momentum=MOMENTUM, **changes)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, train.train_and_evaluate(tiny(), workdir)
+    return workdir, train.train_and_evaluate(with_momentum(), workdir)
 
 
 def by_hand(config, method, num_steps):
@@ -56,7 +64,8 @@ def by_hand(config, method, num_steps):
     trace = []
     for index in order:
         params, state = step(params, state, index)
-        trace.append((float(full(params)), float(state[0].alignment)))
+        alignment = optax.tree_utils.tree_get(state, "alignment")
+        trace.append((float(full(params)), float(alignment)))
     return trace
 
 
@@ -69,12 +78,12 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     rel = 1e-4 if arm == "bulk_sgd" else 1e-5
     workdir, _ = finished
     method = optax.chain(
+        optax.sgd(RATE, MOMENTUM),
         bulk_sgd.scale_by_subspace(
             RANK, *scales, switch=SWITCH, solver=bulk_sgd.lanczos(1e-5, 200)
         ),
-        optax.sgd(RATE),
     )
-    trace = by_hand(tiny(), method, STEPS)
+    trace = by_hand(with_momentum(), method, STEPS)
     rows = rows_of(workdir, arm)
     assert [row["step"] for row in rows] == [8, 13, 18, 20]
     for row in rows:
@@ -96,6 +105,10 @@ def test_rows_hold_what_was_measured(finished):
     assert [row["step"] for row in prefix] == [0, 5, 8]
     assert all(row["eigenvalues"] is None for row in prefix)
     assert all(row["matvecs"] == 0 for row in prefix)
+    start = Experiment(with_momentum())
+    for name in ("train", "test"):
+        loss = getattr(start.task, name)(start.params)
+        assert prefix[0][f"{name}_loss"] == pytest.approx(float(loss))
     first, *later = rows_of(workdir, "bulk_sgd")
     assert first["train_loss"] == prefix[-1]["train_loss"]
     for row in later:
@@ -116,7 +129,7 @@ def test_record_says_what_ran(finished):
     stored = json.loads((workdir / record.FILE).read_text())
     assert stored == result
     assert stored["status"] == "complete"
-    assert stored["config"] == record.plain(tiny())
+    assert stored["config"] == record.plain(with_momentum())
     assert stored["switch"] == {"step": 8, "reason": "step 8"}
     assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
     assert stored["versions"]["jax"] == jax.__version__
@@ -128,16 +141,16 @@ def test_record_says_what_ran(finished):
 
 def test_same_config_same_numbers_and_other_seed_others(finished, tmp_path):
     workdir, _ = finished
-    train.train_and_evaluate(tiny(), tmp_path / "again")
+    train.train_and_evaluate(with_momentum(), tmp_path / "again")
     assert strip_times(rows_of(tmp_path / "again")) == strip_times(rows_of(workdir))
-    train.train_and_evaluate(tiny(seed=1), tmp_path / "other")
+    train.train_and_evaluate(with_momentum(seed=1), tmp_path / "other")
     assert rows_of(tmp_path / "other")[0] != rows_of(workdir)[0]
 
 
 def test_finished_run_is_left_alone(finished):
     workdir, result = finished
     before = (workdir / metrics.FILE).read_bytes()
-    assert train.train_and_evaluate(tiny(), workdir) == result
+    assert train.train_and_evaluate(with_momentum(), workdir) == result
     assert (workdir / metrics.FILE).read_bytes() == before
 
 
@@ -145,7 +158,7 @@ def test_another_config_is_refused_and_nothing_lost(finished):
     workdir, _ = finished
     before = (workdir / metrics.FILE).read_bytes()
     with pytest.raises(ValueError, match=r"another config.*config\.subspace\.rank"):
-        train.train_and_evaluate(tiny(subspace__rank=2), workdir)
+        train.train_and_evaluate(with_momentum(subspace__rank=2), workdir)
     assert (workdir / metrics.FILE).read_bytes() == before
 
 
@@ -227,19 +240,24 @@ def test_stable_rates_are_between_those_that_a_loop_by_hand_can_bear(tmp_path):
 @pytest.mark.parametrize("data_name", ["subset", "batch"])
 def test_curvature_data(finished, tmp_path, data_name):
     workdir, _ = finished
-    config = tiny(subspace__data=data_name, subspace__subset_size=30)
+    config = with_momentum(subspace__data=data_name, subspace__subset_size=30)
     train.train_and_evaluate(config, tmp_path)
     other, full = rows_of(tmp_path, "bulk_sgd")[1], rows_of(workdir, "bulk_sgd")[1]
     assert abs(other["eigenvalues"][0] / full["eigenvalues"][0] - 1) > 1e-3
-    whole = tiny(subspace__data="subset", subspace__subset_size=60)
+    whole = with_momentum(subspace__data="subset", subspace__subset_size=60)
     train.train_and_evaluate(whole, tmp_path / "whole")
     same = rows_of(tmp_path / "whole", "bulk_sgd")[1]
     assert same["eigenvalues"] == pytest.approx(full["eigenvalues"], rel=1e-4)
 
 
+def test_seeds_draw_other_subsets():
+    subsets = (Experiment(on_subset(seed=seed)).task.curvature for seed in (0, 1))
+    assert not np.array_equal(*(subset.inputs for subset in subsets))
+
+
 def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
     workdir, _ = finished
-    train.train_and_evaluate(tiny(microbatch_size=25), tmp_path)
+    train.train_and_evaluate(with_momentum(microbatch_size=25), tmp_path)
     for split, full in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
         # Bulk-SGD sees two solves to 1e-5, whose projectors differ by that over the
         # gap to λ_{k+1}, of the order of 1e-2; the others see rounding alone.

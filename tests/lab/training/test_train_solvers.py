@@ -68,7 +68,9 @@ def test_streaming_takes_one_matvec_a_step(tmp_path):
     config = tiny(
         subspace__solver="streaming", subspace__data="batch", arms=("bulk_sgd",)
     )
+    config.switch.alignment = 1.0  # never reached, but the prefix keeps a subspace
     result = train.train_and_evaluate(config, tmp_path)
+    assert result["prefix"]["matvecs"] == SWITCH
     assert result["arms"]["bulk_sgd"]["matvecs"] == STEPS - SWITCH
     row = rows_of(tmp_path, "bulk_sgd")[-1]
     assert row["failed_refreshes"] == 0
