@@ -14,8 +14,9 @@ Anal. Appl. 22, 2000). float32 and `jit` add four things:
 - A small residual shows that a pair is right, not that none is missing. So a solve
   watches the next two Ritz pairs as well: it ends once both have converged, or once two
   more steps bring neither up to the pairs wanted.
-- No residual is below the rounding of the dtype, so that `converged` is never true for
-  a tolerance that the arithmetic cannot hold.
+- No residual is below the rounding of the dtype, nor below the asymmetry ⟨v_i, A v_j⟩ −
+  ⟨v_j, A v_i⟩ seen so far. So `converged` is never true for a tolerance that the
+  products cannot hold, nor for a matrix that is not symmetric.
 """
 
 import functools
@@ -55,6 +56,8 @@ class _State(NamedTuple):
 
     rows: Any  # m + 1: first the `size` rows of V, then the next vector v, then zeros
     projected: jax.Array  # (m, m), T = V A Vᵀ in its leading block
+    coupling: jax.Array  # (m + 1,), ⟨v, A v_i⟩ of the next vector v, as V A tells it
+    asymmetry: jax.Array  # Frobenius norm of what ⟨v_i, A v⟩ then differed by
     size: jax.Array  # number of rows of V
     chain: jax.Array  # steps since the start or since V was invariant to the tolerance
     num_matvecs: jax.Array
@@ -152,6 +155,8 @@ def _initial(vector, key, num_rows, rank):
     return _State(
         rows=basis.set_row(basis.zeros(vector, num_rows + 1, dtype), 0, vector),
         projected=jnp.zeros((num_rows, num_rows), dtype),
+        coupling=jnp.zeros(num_rows + 1, dtype),
+        asymmetry=jnp.zeros((), dtype),
         size=jnp.zeros((), jnp.int32),
         chain=jnp.zeros((), jnp.int32),
         num_matvecs=jnp.zeros((), jnp.int32),
@@ -175,6 +180,10 @@ def _expand(
     product, column = _product(state, apply)
     projected = state.projected.at[:, state.size].set(column[:num_rows])
     projected = projected.at[state.size, :].set(column[:num_rows])
+    # A symmetric A leaves nothing here but the rounding of its products.
+    earlier = jnp.arange(num_rows + 1) < state.size
+    surprise = jnp.where(earlier, column - state.coupling, 0)
+    asymmetry = jnp.hypot(state.asymmetry, jnp.linalg.norm(surprise))
     beta = basis.norm(product)
     size, chain = state.size + 1, state.chain + 1
     num_matvecs = state.num_matvecs + 1
@@ -194,6 +203,7 @@ def _expand(
     )
     rounding = eps * magnitude
     residuals = jnp.hypot(beta * jnp.abs(vectors[size - 1]), rounding)
+    residuals = jnp.hypot(residuals, asymmetry)
     small = jnp.all(residuals[:rank] <= tol * magnitude)
 
     exhausted = beta <= jnp.maximum(rounding, tol * magnitude)
@@ -223,6 +233,10 @@ def _expand(
     return _State(
         rows=basis.set_row(state.rows, size, fresh),
         projected=projected,
+        coupling=jnp.zeros_like(column)
+        .at[state.size]
+        .set(jnp.where(breakdown, 0, beta)),
+        asymmetry=asymmetry,
         size=size,
         chain=jnp.where(exhausted, 0, chain),
         num_matvecs=num_matvecs,
@@ -276,8 +290,10 @@ def _restart(state: _State, *, keep) -> _State:
 
     rows = jax.lax.fori_loop(0, keep + 1, replace, state.rows)
     projected = turn.T @ jnp.diag(state.ritz_values[:keep]) @ turn
+    coupling = trapezoid @ state.coupling[:-1]
     return state._replace(
         rows=jax.tree.map(lambda x: x.at[keep + 1 :].set(0), rows),
         projected=jnp.zeros_like(state.projected).at[:keep, :keep].set(projected),
+        coupling=jnp.zeros_like(state.coupling).at[:keep].set(coupling),
         size=jnp.asarray(keep, jnp.int32),
     )

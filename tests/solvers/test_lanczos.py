@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import completeness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,27 @@ def test_num_matvecs_counts_the_products():
     pairs = bulk_sgd.top_eigenpairs(counted, normal(0, 12), 2, 1e-4)
     jax.effects_barrier()
     assert int(pairs.num_matvecs) == len(calls)
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-2])
+def test_products_that_are_not_symmetric_or_noisy_do_not_converge(tol):
+    matrix = matrices("gaps")[0].astype(np.float64)
+    skew = np.triu(np.random.default_rng(3).standard_normal(matrix.shape), 1)
+    for share in (0.003, 0.03, 0.3):
+        other = matrix + share * (skew - skew.T)
+        pairs = solve(other, tol=tol)
+        # At most: the rows of the basis see a part of the matrix.
+        assert true_residuals(other, pairs).max() < 1.5 * pairs.residuals.max()
+        assert bool(pairs.converged) == (pairs.residuals.max() <= tol * 10)
+    assert not pairs.converged
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_no_eigenpair_is_missing(start):
+    """`scripts/completeness.py` draws more of them, and from more families."""
+    family = completeness.FAMILIES["10 of 12 outliers"]
+    converged, wrong, _ = completeness.count(family, start == "warm", False, 60, 1)
+    assert (converged, wrong) == (60, 0)
 
 
 def test_warm_start_needs_fewer_matvecs():
