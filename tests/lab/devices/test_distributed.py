@@ -106,9 +106,8 @@ def test_two_processes_of_two_devices_train_as_one_device():
         (2, ["both", "data:float64", "fsdp:float64"]),
     ):
         command = ["tests/sharded_runs.py", *names]
-        statuses, said = wait(
-            start(lambda _, c=command: c, count=count, num_devices=count)
-        )
+        job = start(lambda _, c=command: c, count=count, num_devices=count)
+        statuses, said = wait(job, timeout=900)
         assert statuses == [0] * count, said
         # After what gloo says.
         runs |= json.loads(said[0][0].splitlines()[-1])
