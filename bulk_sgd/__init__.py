@@ -43,6 +43,7 @@ from bulk_sgd.transforms.scale_by_subspace import (
     ScaleBySubspaceState,
     scale_by_subspace,
 )
+from bulk_sgd.transforms.scales import spectral_filter
 from bulk_sgd.transforms.switch import Switch
 
 __version__ = "0.2.0"
@@ -87,6 +88,7 @@ __all__ = [
     "scale_by_subspace",
     "sharded",
     "spectral_density",
+    "spectral_filter",
     "streaming",
     "streaming_pca",
     "subsampling_error",

@@ -1,6 +1,5 @@
 """Checks of arguments and config fields: one sentence with name, value and range."""
 
-import inspect
 import math
 import operator
 from collections.abc import Iterable
@@ -47,12 +46,12 @@ def integer(
             f"{bounds}. Under optax.inject_hyperparams name it in static_args.",
         )
     try:
-        number = operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+        found = None
+    if found is None or isinstance(value, bool):
         raise ArgumentError(name, f"is {value!r}; it must be an integer, {bounds}.")
-    if number < low or (high is not None and number > high):
+    if found < low or (high is not None and found > high):
         raise ArgumentError(name, f"is {value}; it must be {bounds}.")
 
 
@@ -60,8 +59,8 @@ def at_least(name: str, value: Any, low: float):
     """Raises ArgumentError unless `value` is finite and at least `low`, or traced."""
     if isinstance(value, jax.core.Tracer):
         return
-    number = _number(value)
-    if not (math.isfinite(number) and number >= low):
+    found = number(value)
+    if not (math.isfinite(found) and found >= low):
         raise ArgumentError(name, f"is {value!r}; it must be a number, at least {low}.")
 
 
@@ -72,44 +71,12 @@ def between(name: str, value: Any, low: float, high: float, below: bool = False)
     """
     if isinstance(value, jax.core.Tracer):
         return
-    number = _number(value)
-    if not low <= number <= high or (below and number == high):
+    found = number(value)
+    if not low <= found <= high or (below and found == high):
         bound = "below" if below else "to"
         raise ArgumentError(
             name, f"is {value!r}; it must be a number from {low} {bound} {high}."
         )
-
-
-def scale(name: str, value: Any, filters: bool = False):
-    """Raises ArgumentError unless `value` is a finite number or a schedule.
-
-    Where `filters`, a spectral filter passes too: see `is_filter`.
-    """
-    allowed = "a finite number or a schedule of the step"
-    if filters:
-        allowed += ", or a filter of the eigenvalues"
-    if is_filter(value) and not filters:
-        raise ArgumentError(
-            name,
-            f"is a function of eigenvalues; it must be {allowed}, for only "
-            "dominant_scale can be a spectral filter.",
-        )
-    if callable(value):
-        return
-    traced = isinstance(value, jax.core.Tracer)
-    if not (value.shape == () if traced else math.isfinite(_number(value))):
-        raise ArgumentError(name, f"is {value!r}; it must be {allowed}.")
-
-
-def is_filter(value: Any) -> bool:
-    """Whether `value` is a spectral filter: its first parameter is `eigenvalues`."""
-    if not callable(value):
-        return False
-    try:
-        parameters = inspect.signature(value).parameters
-    except ValueError:  # some builtins have no signature
-        return False
-    return next(iter(parameters), None) == "eigenvalues"
 
 
 def floating(name: str, tree: Any):
@@ -122,22 +89,58 @@ def floating(name: str, tree: Any):
     if not leaves:
         raise ArgumentError(name, "has no arrays; it must have at least one.")
     for path, leaf in leaves:
-        leaf_name = f"{name}{jax.tree_util.keystr(path)}"
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             kind = getattr(dtype, "name", dtype) or type(leaf).__name__
+            cure = (
+                "jnp.asarray makes one of a number."
+                if isinstance(leaf, int | float)
+                else "Partition it off, with None in its place, or leave it out of a "
+                "transform by mask=."
+            )
             raise ArgumentError(
-                leaf_name, f"is of type {kind}; it must be a floating point array."
+                _at(name, path),
+                f"is of type {kind}; it must be a floating point array. {cure}",
             )
         aval = getattr(leaf, "aval", None)  # NumPy arrays have none
         spec = aval.sharding.spec if aval is not None else ()
         if any(axis is not None for axis in spec):
             raise ArgumentError(
-                leaf_name,
+                _at(name, path),
                 f"is split over Explicit axes of a mesh, {spec}; they must be Auto "
                 "axes, as from jax.make_mesh(…, axis_types=(jax.sharding.AxisType.Auto,"
                 " …)).",
             )
+
+
+def function(name: str, fn: Any):
+    """Raises TypeError unless `fn` is a function whose data, if any, are arrays.
+
+    A callable pytree, such as a `jax.tree_util.Partial`, passes through `jit` with its
+    leaves as arguments of the program.
+    """
+    if not callable(fn):
+        kind = type(fn).__name__
+        raise TypeError(f"{name} is of type {kind}; it must be a function.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fn):
+        if leaf is not fn and not isinstance(leaf, _DATA):
+            raise TypeError(
+                f"{_at(name, path)} is a {type(leaf).__name__} among the arrays of a "
+                "callable pytree; jit takes arrays alone, so wrap a function in "
+                "jax.tree_util.Partial, or name it in a plain function."
+            )
+
+
+def like(name: str, tree: Any, other: Any, whose: str):
+    """Raises ArgumentError unless two pytrees agree in structure and shapes."""
+
+    def form(tree):  # the user's node classes may not define equality
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    if form(tree) != form(other):
+        shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (tree, other))
+        problem = f"has the shapes {shapes}; it must be like {whose}, {wanted}."
+        raise ArgumentError(name, problem)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]):
@@ -149,7 +152,14 @@ def one_of(name: str, value: Any, allowed: Iterable[str]):
         )
 
 
-def _number(value) -> float:
+_DATA = jax.Array, np.ndarray, np.generic, bool, int, float, complex
+
+
+def _at(name, path) -> str:
+    return f"{name}{jax.tree_util.keystr(path)}"
+
+
+def number(value: Any) -> float:
     """`value` as a float, NaN where it is none."""
     if isinstance(value, str | bytes) or np.ndim(value):
         return math.nan

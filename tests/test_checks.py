@@ -13,7 +13,7 @@ import bulk_sgd
 from bulk_sgd import checks
 
 PARAMS = {"b": jnp.ones(2), "w": jnp.ones((2, 3))}
-NEWTON = lambda eigenvalues: 1 / (1 + eigenvalues)
+NEWTON = bulk_sgd.spectral_filter(lambda lam: 1 / (1 + lam))
 NUMBER_OR_SCHEDULE = "it must be a finite number or a schedule of the step"
 
 
@@ -73,12 +73,36 @@ def test_alpha_that_is_no_number_and_no_function(path, value):
 
 
 def test_only_the_dominant_scale_filters_eigenvalues():
-    refusal = r"is a function of eigenvalues; .*only dominant_scale can be a spectral"
+    refusal = rf"is a spectral filter; {NUMBER_OR_SCHEDULE}"
     with pytest.raises(ValueError, match=rf"^bulk_scale {refusal}"):
         transform(bulk_scale=NEWTON)
     with pytest.raises(ValueError, match=rf"^alpha {refusal}"):
         bulk_sgd.interpolated_sgd(0.1, 2, NEWTON)
     transform(dominant_scale=NEWTON)
+    with pytest.raises(ValueError, match=r"^fn is 2; it must be a function"):
+        bulk_sgd.spectral_filter(2)
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda eigenvalues: 1 / eigenvalues, "is a function of 'eigenvalues', but"),
+        (lambda lam: 1 / lam, "is a function of 'lam', but"),
+        (lambda s: s / s[0], "fails on a scalar step"),
+        (lambda s: s / len(s), "fails on a scalar step"),
+    ],
+)
+def test_plain_function_of_eigenvalues_is_no_schedule(fn, message):
+    for name in "dominant_scale", "bulk_scale":
+        with pytest.raises(ValueError, match=f"^{name} {message}.*spectral_filter"):
+            transform(**{name: fn})
+    with pytest.raises(ValueError, match=r"^learning_rate"):
+        bulk_sgd.bulk_sgd(fn, 2)
+
+
+def test_schedule_may_branch_on_a_step_outside_of_jit():
+    out, _ = update(transform(dominant_scale=lambda t: 2.0 if t < 1 else 0.0))
+    np.testing.assert_allclose(out["w"][1, 1:], 2 * PARAMS["w"][1, 1:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, np.float32(0.5), jnp.float32(2), True])
@@ -103,26 +127,27 @@ def test_traced_scales_must_be_scalars():
     ("options", "message"),
     [
         (
-            {"dominant_scale": lambda eigenvalues: jnp.ones(5)},
+            {"dominant_scale": bulk_sgd.spectral_filter(lambda x: jnp.ones(5))},
             r"dominant_scale returned the shape \(5,\); .*per eigenvalue, \(2,\)",
         ),
         (
-            {"dominant_scale": lambda eigenvalues: eigenvalues[:, None]},
+            {"dominant_scale": bulk_sgd.spectral_filter(lambda x: x[:, None])},
             r"dominant_scale returned the shape \(2, 1\)",
         ),
         (
             {"bulk_scale": lambda step: jnp.ones(2)},
             r"bulk_scale returned the shape \(2,\); it must return a scalar",
         ),
+        ({"bulk_scale": lambda step: None}, "bulk_scale returned nothing"),
     ],
 )
 def test_functions_that_return_another_shape(options, message):
     with pytest.raises(TypeError, match=message):
-        update(transform(**options))
+        transform(**options)
 
 
 def test_filter_may_return_one_factor_for_all():
-    out, _ = update(transform(dominant_scale=lambda eigenvalues: 1.0))
+    out, _ = update(transform(dominant_scale=bulk_sgd.spectral_filter(lambda x: 1.0)))
     np.testing.assert_array_equal(out["b"], PARAMS["b"])
 
 
@@ -175,7 +200,7 @@ NOT_FLOATS = [
 
 @pytest.mark.parametrize(("params", "message"), NOT_FLOATS)
 def test_params_that_are_not_floating_point(params, message):
-    with pytest.raises(ValueError, match=f"^params{message}"):
+    with pytest.raises(ValueError, match=f"^params{message}.*mask=|{message}.*asarray"):
         transform().init(params)
     with pytest.raises(ValueError, match=f"^params{message}"):
         bulk_sgd.hessian(loss, params)
@@ -194,6 +219,71 @@ def test_params_split_over_explicit_axes_are_refused_and_copies_are_not():
         with pytest.raises(ValueError, match=r"^params\['w'\] .* Explicit axes .*fsdp"):
             check({"w": on(jax.P("fsdp"))})
         check({"w": on(jax.P())})
+    tx, whole = transform(), {"w": jnp.ones(6)}
+    step = lambda u, p: tx.update(u, tx.init(whole), p, value_fn=loss)
+    for name, trees in ("params", (whole, {"w": on(jax.P("fsdp"))})), (
+        "updates", ({"w": on(jax.P("fsdp"))}, whole)
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^{name}\['w'\] .* Explicit axes"):
+            step(*trees)
+
+
+def test_update_with_other_trees_than_at_init():
+    tx = transform(solver=bulk_sgd.update_pca())  # takes no product that could fail
+    state, short = tx.init(PARAMS), PARAMS | {"b": jnp.ones(3)}
+    for name, updates, params in [
+        ("params", short, short),
+        ("params", {"w": PARAMS["w"]}, {"w": PARAMS["w"]}),
+        ("updates", short, PARAMS),
+        ("updates", PARAMS | {"b": None}, PARAMS),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name} has the shapes .*; .* like"):
+            tx.update(updates, state, params, value_fn=loss)
+
+
+def test_sharding_must_be_named_shardings_that_fit():
+    auto, explicit = (
+        jax.NamedSharding(jax.make_mesh((1,), ("x",), (kind,)), jax.P("x"))
+        for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    )
+    for wrong, name in [
+        (jax.P("x"), "sharding"),
+        ("x", "sharding"),
+        (lambda params: "x", "sharding"),
+        ({"b": auto, "w": jax.P("x")}, r"sharding\['w'\]"),
+        ({"b": auto}, "sharding"),
+        (explicit, "sharding"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name} is .*; it must be a jax.Named"):
+            transform(sharding=wrong).init(PARAMS)
+    deep = jax.NamedSharding(auto.mesh, jax.P(None, None, "x"))
+    with pytest.raises(ValueError, match=r"^sharding\['b'\] is .*of shape \(2,\)"):
+        transform(sharding={"b": deep, "w": auto}).init(PARAMS)
+    transform(sharding={"b": auto, "w": auto}).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fn: bulk_sgd.hessian(fn, PARAMS),
+        lambda fn: bulk_sgd.top_eigenpairs(fn, PARAMS),
+        lambda fn: bulk_sgd.spectral_density(fn, PARAMS),
+        lambda fn: bulk_sgd.trace(fn, PARAMS),
+        lambda fn: bulk_sgd.loss_slice(fn, PARAMS, [PARAMS], [jnp.ones(1)]),
+        lambda fn: update(transform(), value_fn=fn),
+    ],
+)
+def test_functions_are_functions_of_arrays(use):
+    with pytest.raises(TypeError, match=r"is of type .*; it must be a function"):
+        use(np.eye(3))
+    hidden = jax.tree_util.Partial(lambda act, x: act(loss(x)), jnp.tanh)
+    with pytest.raises(TypeError, match=r"among the arrays.*jax\.tree_util\.Partial"):
+        use(hidden)
+
+
+def test_numbers_of_python_are_no_start():
+    with pytest.raises(ValueError, match=r"^start\[0\] is of type float; .*asarray"):
+        bulk_sgd.top_eigenpairs(lambda v: v, [1.0, 2.0], 1)
 
 
 @pytest.mark.parametrize("kind", ["gauss_newton", "functional_hessian"])

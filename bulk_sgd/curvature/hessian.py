@@ -65,8 +65,7 @@ def hessian(value_fn, params, *, mode: str = "auto"):
       [6.0, 2.0]
     """
     checks.floating("params", params)
-    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
-        check_scalar(jax.eval_shape(value_fn, params))
+    check_loss(value_fn, params)
     return _curvature("hessian", _hessian, as_pytree(value_fn), params, mode)
 
 
@@ -233,6 +232,13 @@ def _apply(curvature, vector):
         return curvature.linearize()(vector)
 
 
+def check_loss(value_fn, params):
+    """Raises TypeError unless `value_fn` is a real scalar function of the params."""
+    checks.function("value_fn", value_fn)
+    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
+        check_scalar(jax.eval_shape(value_fn, params))
+
+
 def check_scalar(value):
     """Raises TypeError unless `value`, returned by a `value_fn`, is a real scalar."""
     leaves = jax.tree.leaves(value)
@@ -242,5 +248,5 @@ def check_scalar(value):
         got = [f"{x.dtype}{list(x.shape)}" for x in leaves]
         raise TypeError(
             f"value_fn returned {', '.join(got) or 'nothing'}; it must return one real "
-            "scalar, the loss at the given parameters."
+            "scalar, the loss at the given parameters, without auxiliary outputs."
         )

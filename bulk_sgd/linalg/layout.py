@@ -1,7 +1,50 @@
 """How vectors and bases are laid out over devices."""
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bulk_sgd import checks
+
+
+def check_layout(sharding, params):
+    """`sharding` as a pytree like `params`.
+
+    Raises ArgumentError unless it consists of `NamedSharding`s on Auto axes, like the
+    params or a prefix of them, that fit their shapes.
+    """
+    allowed = (
+        "a jax.NamedSharding on Auto axes of a mesh, or a pytree of them like the "
+        "params or a prefix of it."
+    )
+    for path, layout in jax.tree_util.tree_leaves_with_path(sharding):
+        if not _is_on_auto_axes(layout):
+            name = f"sharding{jax.tree_util.keystr(path)}"
+            raise checks.ArgumentError(name, f"is {layout!r}; it must be {allowed}")
+    try:
+        layouts = jax.tree.broadcast(sharding, params)
+    except ValueError:
+        problem = f"is {sharding!r}; it must be {allowed}"
+        raise checks.ArgumentError("sharding", problem) from None
+    named = jax.tree_util.tree_leaves_with_path(layouts)
+    for (path, layout), leaf in zip(named, jax.tree.leaves(params)):
+        try:
+            layout.check_compatible_aval(leaf.shape)  # numbers of axes
+            layout.shard_shape(leaf.shape)  # and whether the mesh divides them
+        except ValueError:
+            raise checks.ArgumentError(
+                f"sharding{jax.tree_util.keystr(path)}",
+                f"is {layout.spec} on a mesh of {dict(layout.mesh.shape)}; each axis "
+                f"must divide an axis of the parameter, of shape {leaf.shape}.",
+            ) from None
+    return layouts
+
+
+def _is_on_auto_axes(layout) -> bool:
+    if not isinstance(layout, NamedSharding):
+        return False
+    kinds = dict(zip(layout.mesh.axis_names, layout.mesh.axis_types))
+    names = jax.tree.leaves(tuple(layout.spec))
+    return all(kinds.get(name, AxisType.Auto) == AxisType.Auto for name in names)
 
 
 def place(vector, sharding):

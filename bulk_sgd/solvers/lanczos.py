@@ -79,8 +79,9 @@ def top_eigenpairs(
     """
     warm = isinstance(start, Subspace)
     like = basis.row(start.eigenvectors, 0) if warm else start
-    like = jax.tree.map(jnp.asarray, like)
+    checks.function("matvec", matvec)
     checks.floating("start", like)
+    like = jax.tree.map(jnp.asarray, like)
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
     checks.between("tol", tol, 0, 1)

@@ -152,8 +152,9 @@ def spectral_density(
       >>> bool(abs(found.quantile(jnp.array([0.5])).value[0] - 0.5) < 0.05)
       True
     """
-    like = basis.widen(jax.tree.map(jnp.asarray, params))
+    checks.function("matvec", matvec)
     checks.floating("params", params)
+    like = basis.widen(jax.tree.map(jnp.asarray, params))
     dimension = basis.size(like)
     if num_steps is None:
         num_steps = min(80, dimension)

@@ -197,6 +197,7 @@ def trace(
       >>> bool(abs(found.value - 2176) < 4 * found.error < 4 * plain.error)
       True
     """
+    checks.function("matvec", matvec)
     checks.floating("params", params)
     like = basis.widen(jax.tree.map(jnp.asarray, params))
     checks.integer("num_probes", num_probes, 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
+from bulk_sgd.curvature.hessian import check_loss
 from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.linalg import basis
 
@@ -26,6 +27,7 @@ def loss_slice(value_fn, params, directions, offsets):
       The losses, an array of shape `(p_1, p_2, …)`.
 
     Raises:
+      TypeError: if `value_fn` does not return a real scalar.
       ValueError: if an argument is out of its range.
 
     Example:
@@ -41,6 +43,7 @@ def loss_slice(value_fn, params, directions, offsets):
        [11.  1. 11.]]
     """
     checks.floating("params", params)
+    check_loss(value_fn, params)
     directions, offsets = list(directions), [jnp.asarray(axis) for axis in offsets]
     if not directions or len(directions) != len(offsets):
         raise ValueError(

@@ -11,6 +11,7 @@ import optax
 
 from bulk_sgd import checks
 from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.transforms import scales
 from bulk_sgd.transforms.scale_by_subspace import scale_by_subspace
 from bulk_sgd.transforms.switch import Switch
 
@@ -231,7 +232,7 @@ def interpolated_sgd(
       >>> fade = optax.linear_schedule(0.0, 1.0, 1000)  # from Bulk-SGD to SGD
       >>> tx = bulk_sgd.interpolated_sgd(0.01, rank=10, alpha=fade)
     """
-    checks.scale("alpha", alpha)
+    scales.check("alpha", alpha)
     if callable(alpha):
         checks.one_of("path", path, PATHS)
         dominant = lambda step: path_scales(path, alpha(step))[0]
@@ -246,6 +247,8 @@ def interpolated_sgd(
 
 
 def _sgd(learning_rate, transform):
-    if not callable(learning_rate):
+    if callable(learning_rate):
+        scales.check("learning_rate", learning_rate)
+    else:
         checks.at_least("learning_rate", learning_rate, 0)
     return optax.chain(transform, optax.scale_by_learning_rate(learning_rate))

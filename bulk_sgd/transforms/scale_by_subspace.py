@@ -18,7 +18,9 @@ from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.solver import Solver, check_solver
 from bulk_sgd.solvers.subspace import Subspace, empty
-from bulk_sgd.transforms import step
+from bulk_sgd.transforms import scales, step
+from bulk_sgd.transforms.eager import Watch
+from bulk_sgd.transforms.scales import spectral_filter
 from bulk_sgd.transforms.switch import Switch
 from bulk_sgd.transforms.value_fn import bind
 
@@ -40,7 +42,9 @@ class ScaleBySubspaceState(NamedTuple):
       total_matvecs: int32, curvature products spent so far.
       refreshes: int32, solves attempted so far.
       failed_refreshes: int32, solves that did not converge or returned a number that is
-        not finite. After each of them the previous subspace stays in use.
+        not finite. After each of them the previous subspace stays in use. While it
+        equals `refreshes`, no subspace is known, and updates are scaled by b as a
+        whole. Outside of `jit`, a warning says so.
     """
 
     count: jax.Array
@@ -57,7 +61,7 @@ class ScaleBySubspaceState(NamedTuple):
 
 def scale_by_subspace(
     rank: int,
-    dominant_scale: optax.ScalarOrSchedule | Callable = 1.0,
+    dominant_scale: optax.ScalarOrSchedule | spectral_filter = 1.0,
     bulk_scale: optax.ScalarOrSchedule = 1.0,
     *,
     refresh_every: int = 1,
@@ -93,15 +97,15 @@ def scale_by_subspace(
     has settled.
 
     `optax.inject_hyperparams` takes every function for a schedule of the step. List in
-    its `static_args` each function that is not a schedule (`dominant_scale` as a
-    filter, `curvature`, `mask`, `sharding`), and `rank`, which fixes array shapes.
+    its `static_args` each function that is not a schedule (`curvature`, `mask`,
+    `sharding`), and `rank`, which fixes array shapes. A `spectral_filter` need not be
+    listed.
 
     Args:
       rank: number of leading eigenvectors k, from 1 to the number of (masked)
         parameters. Static.
-      dominant_scale: the factor a: a number, a schedule of the step, or a spectral
-        filter. A filter is a function with a first parameter named `eigenvalues`; it
-        maps the `(k,)` eigenvalues to `(k,)` factors.
+      dominant_scale: the factor a: a number, a schedule of the step, or a
+        `bulk_sgd.spectral_filter` of the eigenvalues. A plain function is a schedule.
       bulk_scale: the factor b: a number or a schedule of the step.
       refresh_every: steps from one refresh to the next, counted from the first step
         that needs the subspace.
@@ -145,8 +149,8 @@ def scale_by_subspace(
       [100.]
     """
     checks.integer("rank", rank, 1)
-    checks.scale("dominant_scale", dominant_scale, filters=True)
-    checks.scale("bulk_scale", bulk_scale)
+    scales.check("dominant_scale", dominant_scale, rank)
+    scales.check("bulk_scale", bulk_scale)
     checks.integer("refresh_every", refresh_every, 1, static=False)
     checks.integer("seed", seed, 0, static=False)
     solver = lanczos() if solver is None else solver
@@ -169,6 +173,8 @@ def scale_by_subspace(
         seed=seed,
     )
 
+    watch = Watch()
+
     def init(params):
         return _init(options, params)
 
@@ -177,9 +183,11 @@ def scale_by_subspace(
     ):
         _check_params(params)
         value_fn = bind(value_fn, extra_args)
+        watch.loss(value_fn, params)
         incoming = updates, state, params, value_fn, preconditioner
         selected = step.select(options, *incoming)
         state = step.refresh(options, state, selected)
+        watch.subspace(state)
         scaled, state = step.scale(options, state, selected)
         return masking.merge(scaled, updates), state
 
@@ -190,6 +198,7 @@ def _init(options: step.Options, params) -> ScaleBySubspaceState:
     masking.refuse_hidden(params)
     rank = options.rank
     if jax.tree.leaves(params):  # optax.tree_map_params passes a tree without leaves
+        options.layout(params)
         params = masking.select(params, options.mask)
         checks.floating("params", params)
         size = basis.size(params)
@@ -216,6 +225,3 @@ def _check_params(params):
             "tx.update(grads, state, params, value_fn=loss)."
         )
     masking.refuse_hidden(params)
-    if not jax.tree.leaves(params):
-        problem = "has no arrays; it must have at least one."
-        raise checks.ArgumentError("params", problem)

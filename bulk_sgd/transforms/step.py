@@ -12,10 +12,11 @@ from bulk_sgd import checks
 from bulk_sgd.curvature import masking, preconditioning
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
-from bulk_sgd.linalg.layout import place_rows
+from bulk_sgd.linalg.layout import check_layout, place_rows
 from bulk_sgd.solvers import solver as solver_lib
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import alignment
+from bulk_sgd.transforms import scales
 from bulk_sgd.transforms.switch import Switch
 
 
@@ -33,6 +34,12 @@ class Options:
     mask: Any
     sharding: Any
     seed: Any
+
+    def layout(self, params):
+        """The `NamedSharding`s of all parameters, or None."""
+        if self.sharding is None:
+            return None
+        return check_layout(masking.resolve(self.sharding, params), params)
 
     def due(self, count):
         """Whether step `count` refreshes the subspace: a bool scalar, or True."""
@@ -61,13 +68,13 @@ def select(
     """What the mask selects, in the coordinates of the eigenvectors."""
     flags = masking.resolve(options.mask, params)
     selected = masking.select(updates, flags)
-    layout = options.sharding
+    _check_trees(selected, masking.select(params, flags), state)
+    layout = options.layout(params)
     if layout is not None:
-        layout = jax.tree.broadcast(masking.resolve(layout, params), params)
         layout = masking.select(layout, flags)
     vector = jax.tree.map(lambda x: x.astype(state.alignment.dtype), selected)
     if preconditioner is not None:
-        _check_like(preconditioner, updates)
+        checks.like("preconditioner", preconditioner, updates, "the params")
         preconditioner = masking.select(preconditioner, flags)
         root = preconditioning.root(preconditioner)
         vector = jax.tree.map(jnp.multiply, root, vector)
@@ -107,8 +114,8 @@ def scale(options: Options, state, selected: Selected):
     coefficients = state.subspace.coefficients(selected.vector)
     after = _watch(options.switch, state, alignment(coefficients, selected.vector))
 
-    bulk = _factors("bulk_scale", options.bulk_scale, state)
-    dominant = _factors("dominant_scale", options.dominant_scale, state)
+    bulk = scales.factors("bulk_scale", options.bulk_scale, state)
+    dominant = scales.factors("dominant_scale", options.dominant_scale, state)
     # Zeros stay zeros whatever multiplies them: a filter may be infinite at the
     # eigenvalue 0 of a missing direction, and where a = b an update that is not finite
     # must not spread.
@@ -144,27 +151,17 @@ def _watch(switch: Switch, state, alignment):
     )
 
 
-def _factors(name, scale, state):
-    if not callable(scale):
-        return scale
-    filters = checks.is_filter(scale)
-    at = state.subspace.eigenvalues if filters else state.count
-    factors, shape = scale(at), jnp.shape(at)
-    if jnp.shape(factors) not in ((), shape):
-        raise TypeError(
-            f"{name} returned the shape {jnp.shape(factors)}; it must return "
-            + (f"one factor per eigenvalue, {shape}." if filters else "a scalar.")
-        )
-    return factors
-
-
-def _check_like(preconditioner, updates):
-    def form(tree):  # the user's node classes may not define equality
-        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
-
-    if form(preconditioner) != form(updates):
-        shapes, wanted = (jax.tree.map(jnp.shape, x) for x in (preconditioner, updates))
+def _check_trees(updates, params, state):
+    """Raises ArgumentError unless the selected trees are like those at `init`."""
+    checks.floating("params", params)
+    checks.floating("updates", updates)
+    row = lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    before = jax.tree.map(row, state.subspace.eigenvectors)
+    checks.like("params", params, before, "the params at init")
+    checks.like("updates", updates, params, "the params")
+    now, then = basis.working_dtype(params), state.alignment.dtype
+    if now != then:
         raise checks.ArgumentError(
-            "preconditioner",
-            f"has the shapes {shapes}; it must be like the params, {wanted}.",
+            "params",
+            f"computes in {now.name}; it must be in {then.name}, as the params at init",
         )

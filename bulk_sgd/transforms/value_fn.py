@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import jax
 
+from bulk_sgd import checks
+
 
 def bind(value_fn, extra_args):
     """Returns `value_fn` with the extra arguments that it names."""
@@ -16,10 +18,7 @@ def bind(value_fn, extra_args):
             "value_fn=loss). Wrappers that drop keyword arguments, such as flax's "
             "TrainState.apply_gradients, cannot be used; call tx.update yourself."
         )
-    if not callable(value_fn):
-        raise TypeError(
-            f"value_fn is {value_fn!r}; it must be a scalar function of the params."
-        )
+    checks.function("value_fn", value_fn)
     if not extra_args:
         return value_fn
     names = list(inspect.signature(value_fn).parameters)[1:]

@@ -126,3 +126,13 @@ def test_a_product_whose_norm_overflows_leaves_no_numbers_of_before():
     assert not pairs.converged
     assert pairs.num_matvecs == 1
     assert pairs.eigenvalues != 0
+
+
+@pytest.mark.parametrize("solver", [exact_solver(), bulk_sgd.streaming()])
+def test_none_in_place_of_what_was_partitioned_off(solver):
+    tx, whole = bulk_sgd.project_bulk(2, solver=solver), {"x": X, "rest": None}
+    loss = lambda p: quadratic(MATRIX)(p["x"])
+    out, _ = tx.update(whole, tx.init(whole), whole, value_fn=loss)
+    expected, _ = tx.update(X, tx.init(X), X, value_fn=quadratic(MATRIX))
+    assert out["rest"] is None
+    np.testing.assert_allclose(out["x"], expected, atol=1e-5)

@@ -87,7 +87,7 @@ def test_parts_add_up_and_projecting_twice_changes_nothing():
 
 
 def test_spectral_filter_acts_on_each_eigenvector(x64):
-    newton = lambda eigenvalues: 1 / (1 + eigenvalues)
+    newton = bulk_sgd.spectral_filter(lambda x: 1 / (1 + x))
     out, _ = first_update(exact(RANK, newton, 0.5), pytree(1), pytree(0))
     values, vectors = np.linalg.eigh(MATRIX)
     factors = np.where(np.isin(values, values[-RANK:]), 1 / (1 + values), 0.5)
@@ -132,11 +132,20 @@ def test_unit_scales_keep_signed_zeros_and_what_is_not_finite():
 
 
 def test_filter_infinite_at_zero_does_not_meet_a_missing_direction():
-    tx = bulk_sgd.scale_by_subspace(2, lambda eigenvalues: 1 / eigenvalues, 0.5)
+    tx = bulk_sgd.scale_by_subspace(2, bulk_sgd.spectral_filter(jnp.reciprocal), 0.5)
     params, broken = jnp.ones(4), lambda x: jnp.sum(x**2) * jnp.nan
-    out, state = tx.update(params, tx.init(params), params, value_fn=broken)
+    with pytest.warns(UserWarning, match="no subspace is known yet"):
+        out, state = tx.update(params, tx.init(params), params, value_fn=broken)
     assert int(state.failed_refreshes) == 1
     np.testing.assert_array_equal(out, 0.5 * params)
+
+
+def test_injected_hyperparams_leave_a_spectral_filter_alone(x64):
+    newton = bulk_sgd.spectral_filter(lambda x: 1 / (1 + x))
+    make = optax.inject_hyperparams(bulk_sgd.scale_by_subspace, static_args="rank")
+    out, _ = first_update(make(RANK, newton, 0.5, solver=exact_solver()))
+    expected, _ = first_update(exact(RANK, newton, 0.5))
+    np.testing.assert_allclose(flat(out), flat(expected), **CLOSE)
 
 
 # When the subspace is refreshed.

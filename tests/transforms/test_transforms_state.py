@@ -1,6 +1,7 @@
 """The state of a transform, lanes of it under vmap, and what is refused."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def test_traced_rank_names_the_remedy():
     ("value_fn", "message"),
     [
         (None, "needs the keyword argument value_fn"),
-        (1.0, r"value_fn is 1\.0; it must be a scalar function"),
+        (1.0, "value_fn is of type float; it must be a function"),
         (lambda p: p["v"], r"value_fn returned float32\[4\]; .*real scalar"),
         (jax.value_and_grad(LOSS), r"value_fn returned float32\[\], float32"),
     ],
@@ -198,3 +199,36 @@ def test_solver_with_too_few_matvecs_is_refused_at_init():
     tx = bulk_sgd.project_bulk(rank=3, solver=bulk_sgd.lanczos(max_matvecs=2))
     with pytest.raises(ValueError, match=r"max_matvecs is 2; it must be at least 3"):
         tx.init(jnp.ones(5))
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_loss_that_every_eager_step_builds_anew_is_warned_of_once(eager):
+    tx = exact(1)
+    state = tx.init(PARAMS)
+
+    def step(state, scale):
+        closure = lambda p: scale * LOSS(p)
+        return tx.update(UPDATES, state, PARAMS, value_fn=closure)[1]
+
+    step = step if eager else jax.jit(step)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for scale in 1.0, 2.0, 3.0, 4.0:
+            state = step(state, scale)
+            state = tx.update(UPDATES, state, PARAMS, value_fn=LOSS)[1]
+    assert [
+        "new function at every step (<lambda>" in str(w.message) for w in caught
+    ] == ([True] if eager else [])
+    assert all(w.filename == __file__ for w in caught)
+
+
+def test_subspace_that_is_not_found_is_warned_of_once_and_counted():
+    tx = bulk_sgd.project_bulk(1, solver=bulk_sgd.lanczos(1e-12, max_matvecs=1))
+    step = lambda state: tx.update(UPDATES, state, PARAMS, value_fn=LOSS)
+    with pytest.warns(UserWarning, match="no subspace is known yet"):
+        _, state = step(tx.init(PARAMS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out, state = step(state)
+    np.testing.assert_array_equal(flat(out), flat(UPDATES))
+    assert int(state.failed_refreshes) == int(state.refreshes) == 2

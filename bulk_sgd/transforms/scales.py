@@ -1,0 +1,124 @@
+"""The scales of a transform: numbers, schedules of the step, and spectral filters."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+
+_SPECTRAL = "eig", "lam", "λ"  # how names of eigenvalues begin, and none of steps
+_CURE = "wrap a function of the eigenvalues in bulk_sgd.spectral_filter."
+
+
+@dataclasses.dataclass(frozen=True)
+class spectral_filter:
+    """A function of the eigenvalues, as the `dominant_scale` of `scale_by_subspace`.
+
+    A plain function is a schedule of the step. `optax.inject_hyperparams` passes a
+    filter on as it is: it is not callable, and so not taken for a schedule.
+
+    Attributes:
+      fn: `fn(eigenvalues) -> factors`, from `(k,)` in float32, or float64 if a leaf of
+        the params is float64, to `(k,)` or a scalar. The eigenvalue of a direction that
+        is not found yet is 0; its factor has no effect.
+
+    Raises:
+      ValueError: if `fn` is not a function.
+
+    Example:
+      >>> import bulk_sgd
+      >>> newton = bulk_sgd.spectral_filter(lambda eigenvalues: 1 / (1 + eigenvalues))
+      >>> tx = bulk_sgd.scale_by_subspace(rank=10, dominant_scale=newton)
+    """
+
+    fn: Callable
+
+    def __post_init__(self):
+        if not callable(self.fn):
+            problem = f"is {self.fn!r}; it must be a function of the eigenvalues."
+            raise checks.ArgumentError("fn", problem)
+
+
+def check(name: str, scale: Any, rank: int | None = None):
+    """Raises ArgumentError unless `scale` is a finite number or a schedule.
+
+    Given a `rank`, a `spectral_filter` passes too. A function is traced once.
+
+    Raises:
+      ValueError: for anything else, and a function that has the first parameter of a
+        filter or fails on a scalar step.
+      TypeError: if a function returns another shape.
+    """
+    allowed = "a finite number or a schedule of the step"
+    if rank is not None:
+        allowed += ", or a bulk_sgd.spectral_filter"
+    if isinstance(scale, spectral_filter):
+        if rank is None:
+            problem = f"is a spectral filter; it must be {allowed}."
+            raise checks.ArgumentError(name, problem)
+        _trace(name, scale.fn, jax.ShapeDtypeStruct((rank,), jnp.float32))
+    elif callable(scale):
+        _refuse_spectral(name, scale)
+        _trace(name, scale, jax.ShapeDtypeStruct((), jnp.int32))
+    else:
+        traced = isinstance(scale, jax.core.Tracer)
+        finite = scale.shape == () if traced else math.isfinite(checks.number(scale))
+        if not finite:
+            raise checks.ArgumentError(name, f"is {scale!r}; it must be {allowed}.")
+
+
+def factors(name: str, scale, state):
+    """The factor, or one per eigenvalue, that a scale has in this state."""
+    if isinstance(scale, spectral_filter):
+        return _checked(name, scale.fn, state.subspace.eigenvalues)
+    return _checked(name, scale, state.count) if callable(scale) else scale
+
+
+def _refuse_spectral(name, schedule):
+    try:
+        parameters = inspect.signature(schedule).parameters
+    except ValueError:  # some builtins have no signature
+        return
+    first = next(iter(parameters), "")
+    if first.startswith(_SPECTRAL):
+        raise checks.ArgumentError(
+            name,
+            f"is a function of {first!r}, but a function is a schedule of the step; "
+            f"rename the parameter, or, for dominant_scale, {_CURE}",
+        )
+
+
+def _trace(name, fn, at):
+    try:
+        jax.eval_shape(lambda at: _checked(name, fn, at), at)
+    except jax.errors.ConcretizationTypeError:
+        return  # it branches on values, as it may outside of `jit`
+    except checks.ArgumentError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        if at.shape or isinstance(error, _ShapeError):
+            raise
+        raise checks.ArgumentError(
+            name, f"fails on a scalar step ({error}); for dominant_scale, {_CURE}"
+        ) from error
+
+
+class _ShapeError(TypeError):
+    """What `_checked` raises."""
+
+
+def _checked(name, fn, at):
+    found, shape = fn(at), jnp.shape(at)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(found)]
+    if len(shapes) == 1 and shapes[0] in ((), shape):
+        return found
+    got = "nothing" if not shapes else "the shape " + ", ".join(map(str, shapes))
+    raise _ShapeError(
+        f"{name} returned {got}; it must return "
+        + (f"one factor per eigenvalue, {shape}." if shape else f"a scalar, or {_CURE}")
+    )
