@@ -360,6 +360,8 @@ def test_optimizers_are_optax_with_their_fields():
         return float(updates[0])
 
     assert second_update("sgd") == pytest.approx(-0.5 * 1.9)
+    fields.nesterov = True
+    assert second_update("sgd") == pytest.approx(-0.5 * (1 + 0.9 * 1.9))
     # Adam divides by √v + 1e-8 after a float32 bias correction.
     assert second_update("adam") == pytest.approx(-0.5, rel=1e-4)
     fields.weight_decay = 0.1
@@ -392,3 +394,15 @@ def test_solvers_are_built_from_their_fields(solver, changes, spent):
     )
     assert bool(found.converged)
     assert int(found.num_matvecs) == spent
+
+
+def test_streaming_has_the_gain_of_the_config():
+    fields = config.default().subspace
+    fields.update(rank=1, solver="streaming", gain=1.0)
+    built, ones = solvers.build(fields), jnp.ones(2)
+    found, state = subspace.empty(ones, 1), built.init(ones, 1)
+    for curvature in (4.0, 2.0):
+        matvec = lambda v, curvature=curvature: curvature * v
+        found, state = built.solve(matvec, found, state, ones, jax.random.key(0))
+    # The last product alone; a smaller gain would give the mean of both.
+    assert float(found.eigenvalues[0]) == pytest.approx(2.0)

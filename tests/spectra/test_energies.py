@@ -65,6 +65,8 @@ def test_energies_equal_those_of_the_dense_matrix(x64, point, name):
     assert energies.block_share <= energies.frobenius_share * (1 + 1e-9) <= 1
     share = inside / whole
     assert energies.frobenius_share == pytest.approx(share, abs=0.1 * share)
+    share = np.sum(block**2) / whole
+    assert energies.block_share == pytest.approx(share, abs=0.1 * share)
 
 
 def test_standard_errors_are_those_of_repeated_estimates(x64, point):

@@ -186,7 +186,13 @@ def test_failed_and_diverged_cells_are_recorded_and_the_others_go_on(
     ):
         assert line.startswith(start)
         assert end in line
-    assert go(quiet) == statuses  # a failed cell is tried again
+    again = []
+    assert go(again.append) == statuses
+    # The failed cell alone is tried again.
+    assert again[:2] == [
+        "2 of 3 cells had ended before.",
+        "cells to run: 1; programs: 1.",
+    ]
 
 
 def test_sweep_that_came_to_nothing_is_replaced(tmp_path, seed_five_fails):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -100,15 +101,17 @@ def kill_at(monkeypatch, arm, step):
 
 
 def test_killed_run_goes_on_from_the_last_checkpoint(
-    undisturbed, tmp_path, monkeypatch
+    undisturbed, tmp_path, monkeypatch, capsys
 ):
     """Rows after the checkpoint are taken back and written again."""
-    for arm, step in (("prefix", 6), ("sgd", 14), ("bulk_sgd", 18)):
+    for arm, step in (("prefix", 8), ("sgd", 16), ("bulk_sgd", 20)):
         with monkeypatch.context() as patch:
             kill_at(patch, arm, step)
             with pytest.raises(Killed):
                 train.train_and_evaluate(config(checkpoint__every=4), tmp_path)
     train.train_and_evaluate(config(checkpoint__every=4), tmp_path)
+    places = re.findall(r"going on from (.*)\.", capsys.readouterr().err)
+    assert places == ["prefix, step 4", "sgd, step 12", "bulk_sgd, step 16"]
     assert numbers(tmp_path) == numbers(undisturbed[0])
     assert not (tmp_path / "attempts").exists()
 
