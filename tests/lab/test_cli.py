@@ -14,6 +14,7 @@ from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
 
+PRINTS = dict.fromkeys(("data", "program", "tracer"), "x")
 CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
 
 
@@ -126,14 +127,14 @@ def test_workdir_that_cannot_be_made(tmp_path, place):
     workdir = tmp_path / place
     reason = "is a file" if place == "file" else "cannot be made: N"
     with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
-        record.claim(workdir, {})
+        record.claim(workdir, record.Identity({}, PRINTS))
     assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
 
 
 def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
     plain = record.plain(config.default())
     record.write(tmp_path, {"status": record.FAILED, "config": plain})
-    other = plain | {"seed": 1}
+    other = record.Identity(plain | {"seed": 1}, PRINTS)
     assert record.claim(tmp_path, other) is None
     (tmp_path / metrics.FILE).write_text("{}\n")
     with pytest.raises(ValueError, match=r"differs in config\.seed"):
@@ -227,12 +228,12 @@ def test_a_second_signal_ends_a_process_that_waits_for_the_device():
 
 
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
-    plain = record.plain(config.default())
-    assert record.claim(tmp_path, plain) is None
+    mine = record.Identity(record.plain(config.default()), PRINTS)
+    assert record.claim(tmp_path, mine) is None
     record.archive(tmp_path)
     assert not capsys.readouterr().err
-    record.write(tmp_path, {"status": record.INTERRUPTED, "config": plain})
-    assert record.claim(tmp_path, plain) is None
+    record.write(tmp_path, {"status": record.INTERRUPTED, **mine._asdict()})
+    assert record.claim(tmp_path, mine) is None
     record.archive(tmp_path)
     told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
     assert capsys.readouterr().err == told

@@ -38,9 +38,10 @@ class RunPoints:
 
     It reads the prefix and the named arms (None: all), at steps that are a multiple of
     `every` and at the fork (0: all), and of these the checkpoints `names` (None: all).
-    A ValueError says that the workdir has no run or no such checkpoint. `objective` is
-    the loss whose curvature the run took, that of the full training set if it took the
-    batch's; `notes` say how the analysis differs from what the run trained with.
+    A ValueError says that the workdir has no run or no such checkpoint, or that the run
+    is of other data or code. `objective` is the loss whose curvature the run took, that
+    of the full training set if it took the batch's; `notes` say how the analysis
+    differs from what the run trained with.
     """
 
     def __init__(self, workdir, arms=None, every: int = 0, names=None):
@@ -54,6 +55,11 @@ class RunPoints:
             checks.one_of("arm", arm, self.record["arms"])
         config = _config(self.record["config"])
         self._experiment = Experiment(config)
+        prints = self._experiment.identity.fingerprints
+        known = self.record.get("fingerprints")
+        other, self._doubt = record.other_fingerprints(known, prints)
+        if other:
+            raise ValueError(f"workdir {str(workdir)!r} holds a run of {other}.")
         self._checkpoints = Checkpoints(workdir, read_only=True)
         task = self._experiment.task
         self.objective = task.curvature or task.train
@@ -82,6 +88,7 @@ class RunPoints:
             "is measured on the Hessian itself.": (
                 self._experiment.config.subspace.preconditioned
             ),
+            f"The run was {self._doubt}.": self._doubt,
         }
         return [note for note, holds in notes.items() if holds]
 

@@ -13,11 +13,13 @@ class LazyRows:
     """An array that is not in memory; indexing it with a slice or int array reads.
 
     `read` takes the numbers of rows, int `(m,)`, and returns `(m, *shape[1:])`.
+    `source` are the rows that these were mapped from, if any.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[np.ndarray], np.ndarray]
+    source: "LazyRows | None" = None
 
     def __len__(self):
         return self.shape[0]
@@ -35,7 +37,12 @@ class LazyRows:
     def map(self, fn, dtype) -> "LazyRows":
         """The rows after `fn`, which takes any number of them and keeps their shape."""
         read = lambda numbers: fn(self.read(numbers))
-        return LazyRows(self.shape, np.dtype(dtype), read)
+        return LazyRows(self.shape, np.dtype(dtype), read, self.raw)
+
+    @property
+    def raw(self) -> "LazyRows":
+        """The rows before any `map`."""
+        return self if self.source is None else self.source
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation along the last axis over all rows, in float64.

@@ -95,36 +95,38 @@ def on_first(fn):
     return answer["value"]
 
 
-def check_agreement(plain_config: dict):
+def check_agreement(plain: dict, path: str = "config"):
     """Raises ValueError on all processes unless all have the same plain config.
 
     JAX trusts them to pass the same values to a program: with two seeds they would
-    train a mixture of two runs.
+    train a mixture of two runs. Instead of a config it may be another plain dict, at
+    another dotted `path`.
     """
     if jax.process_count() == 1:
         return
-    changed = record.differences(on_first(lambda: plain_config), plain_config)
+    changed = record.differences(on_first(lambda: plain), plain, path)
     differing = multihost_utils.process_allgather(np.bool_(len(changed) > 0))
     if changed:
         raise ValueError(
             f"{', '.join(changed)} on process {jax.process_index()} differs from "
-            "process 0; all processes must have the same config."
+            f"process 0; all processes must have the same {path}."
         )
     if differing.any():
         others = ", ".join(map(str, np.flatnonzero(differing)))
         raise ValueError(
-            f"the config on process {others} differs from that on process 0; all "
+            f"the {path} on process {others} differs from that on process 0; all "
             "processes must have the same."
         )
 
 
-def claim(workdir, plain_config: dict) -> dict | None:
+def claim(workdir, identity: record.Identity) -> dict | None:
     """`record.claim` by process 0, with its answer or error on all processes.
 
-    They also refuse a folder that holds more of a run on another host than on that of
-    process 0: the processes have changed places, and the run would silently start
-    again.
+    They also refuse data or code that are not the same on all processes, and a folder
+    that holds more of a run on another host than on that of process 0: the processes
+    have changed places, and the run would silently start again.
     """
+    check_agreement(identity.fingerprints, "fingerprints")
     if jax.process_count() > 1:
         rows = multihost_utils.process_allgather(np.int32(metrics.count(workdir)))
         furthest = int(rows.argmax())
@@ -135,7 +137,7 @@ def claim(workdir, plain_config: dict) -> dict | None:
                 "which reads and writes it for all; copy it there, or use storage that "
                 "both see."
             )
-    return on_first(lambda: record.claim(workdir, plain_config))
+    return on_first(lambda: record.claim(workdir, identity))
 
 
 def whole(array) -> np.ndarray:

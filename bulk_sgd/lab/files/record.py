@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 
@@ -20,6 +21,18 @@ ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
 # Fields that change no result, so that a run may go on with other values.
 _IMMATERIAL = ("check_memory", "checkpoint", "progress", "tensorboard")
+
+_OTHER = {
+    "data": "other data than config.data names now",
+    "program": "another program, whose network, loss or optimizer had other code",
+}
+
+
+class Identity(NamedTuple):
+    """What a run is of, beside the devices."""
+
+    config: dict  # plain
+    fingerprints: dict  # "data" and "program", and the "tracer" of the program
 
 
 def plain(config) -> dict:
@@ -47,6 +60,28 @@ def changes(earlier, config, path="config") -> list[str]:
         for name in differences(earlier, config, path)
         if name.split(".")[1] not in _IMMATERIAL
     ]
+
+
+def other(earlier: dict, identity: Identity) -> tuple[str, str]:
+    """`other_fingerprints` of a record, and what it is of if its config is another."""
+    changed = changes(earlier["config"], identity.config)
+    if changed:
+        return f"another config, which differs in {', '.join(changed)}", ""
+    return other_fingerprints(earlier.get("fingerprints"), identity.fingerprints)
+
+
+def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
+    """What fingerprints, None in early versions, are of that are not those of `now`.
+
+    Also returns what cannot be told. Each is a phrase, empty where all is well.
+    """
+    if earlier is None:
+        return "", "recorded without fingerprints of its data and program"
+    found = [name for name in _OTHER if earlier[name] != now[name]]
+    if found == ["program"] and earlier["tracer"] != now["tracer"]:
+        tracers = f"{earlier['tracer']}, not {now['tracer']}"
+        return "", f"recorded with {tracers}, so that its program cannot be compared"
+    return (_OTHER[found[0]] if found else ""), ""
 
 
 def provenance() -> dict:
@@ -109,21 +144,23 @@ def failed_at_once(workdir) -> bool:
     return failed and not (rows.exists() and rows.stat().st_size)
 
 
-def claim(workdir, config: dict) -> dict | None:
-    """Prepares `workdir` for a run of `config`; returns the record if it is finished.
+def claim(workdir, identity: Identity) -> dict | None:
+    """Prepares `workdir` for a run; returns the record if it is finished.
 
-    Raises ValueError if the folder cannot be made, or holds rows of another config.
+    Raises ValueError if the folder cannot be made, or holds rows of another config, of
+    other data or of another program. Says where that cannot be told.
     """
     workdir = make_folder(workdir)
     earlier = read(workdir)
-    if earlier is None:
+    if earlier is None or failed_at_once(workdir):
         return None
-    changed = changes(earlier["config"], config)
-    if changed and not failed_at_once(workdir):
+    what, doubt = other(earlier, identity)
+    if what:
         raise ValueError(
-            f"workdir {str(workdir)!r} holds a run of another config, which differs in "
-            f"{', '.join(changed)}; choose another workdir."
+            f"workdir {str(workdir)!r} holds a run of {what}; choose another workdir."
         )
+    if doubt:
+        print(f"The run in {str(workdir)!r} was {doubt}.", file=sys.stderr)
     return earlier if earlier["status"] in ENDED else None
 
 

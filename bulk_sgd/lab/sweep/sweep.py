@@ -52,7 +52,8 @@ def run_sweep(
 
     Raises:
       ValueError: before anything starts, if an argument is wrong, a cell does not fit
-        the data, two are equal, or the workdir holds another sweep or base.
+        the data, two are equal, or the workdir holds another sweep or base, or it or
+        the prefixes are of other data or code.
     """
     workdir, say = pathlib.Path(workdir), say or _say
     cells = grid.check(cells)
@@ -66,14 +67,17 @@ def run_sweep(
     chosen = list(range(len(cells))) if only is None else [only]
     before = workdir_lib.statuses(workdir, chosen)
     left = [i for i, status in zip(chosen, before) if status not in record.ENDED]
-    like = _check_data(configs, left)
+    like, prints = _check_data(configs, chosen, left)
     wanted = workdir, record.plain(base), cells, about
     distributed.on_first(lambda: workdir_lib.claim(*wanted))
-    claim = lambda i: distributed.claim(cell_folder(workdir, i), plain[i])
+    identity = {i: record.Identity(plain[i], prints[i]) for i in chosen}
+    claim = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
     todo = [index for index in chosen if claim(index) is None]
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
     store = PrefixStore(prefixes or workdir / "prefixes")
+    for index in todo:
+        store.check(configs[index], prints[index])
     _Runner(cells, configs, workdir, lanes, store, say, like).run(todo)
     return workdir_lib.statuses(workdir, range(len(cells)))
 
@@ -98,15 +102,21 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
     return configs
 
 
-def _check_data(configs, indices) -> Experiment | None:
-    """Builds one experiment per program to check its data, and returns the last."""
-    like = None
-    for group in _groups(configs, indices):
+def _check_data(configs, chosen, left) -> tuple[Experiment | None, dict[int, dict]]:
+    """Builds one experiment per program to check its data.
+
+    Returns the last one, and the fingerprints of each cell. The experiment of cells
+    that have all ended is none to train, and has no arrays.
+    """
+    like, prints = None, {}
+    for group in _groups(configs, chosen):
+        devices = None if set(group) & set(left) else jax.devices()
         try:
-            like = Experiment(configs[group[0]], like)
+            like = Experiment(configs[group[0]], like, devices=devices)
         except ValueError as error:
             raise ValueError(f"cell {group[0]}: {error}") from error
-    return like
+        prints |= dict.fromkeys(group, like.identity.fingerprints)
+    return like, prints
 
 
 def _groups(configs, indices) -> list[list[int]]:

@@ -26,17 +26,21 @@ _Saved = collections.namedtuple("_Saved", "step params inner subspace loss")
 class Checkpoints:
     """The checkpoints of one run, in `checkpoints/` of its workdir.
 
-    It keeps the `keep` newest, or all for 0. A checkpoint must have the plain `config`
-    in its record; None takes any. `read_only` leaves even damaged and half-written
-    ones: another process may be writing them.
+    It keeps the `keep` newest, or all for 0. The record of a checkpoint must be of the
+    `identity`; None takes any. `read_only` leaves even damaged and half-written ones:
+    another process may be writing them.
     """
 
     def __init__(
-        self, workdir, keep: int = 2, config: dict | None = None, read_only=False
+        self,
+        workdir,
+        keep: int = 2,
+        identity: record.Identity | None = None,
+        read_only=False,
     ):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep = keep
-        self._config = config
+        self._identity = identity
         self._read_only = read_only
         self._managers = {}
 
@@ -69,7 +73,7 @@ class Checkpoints:
 
         It is the one at `position`, by default the newest. `blank` gives shapes and
         layout. Raises ValueError, and leaves the checkpoint, if it is of another config
-        or number of parameters.
+        or number of parameters, of other data or of another program.
         """
         return self._load("states", blank, position)
 
@@ -170,22 +174,21 @@ class Checkpoints:
         story = manager.restore(
             position, args=items(story=ocp.args.JsonRestore())
         ).story
-        if "record" in story and self._config is not None:
+        if "record" in story and self._identity is not None:
             self._check(story["record"], basis.size(like.params))
         saved = items(state=ocp.args.StandardRestore(_Saved(*like)))
         return TrainState(*manager.restore(position, args=saved).state), story
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless a checkpoint belongs to this run."""
-        changed = record.changes(earlier["config"], self._config)
-        if changed:
-            what = f"of another config, which differs in {', '.join(changed)}"
-        elif earlier["num_params"] != num_params:
-            what = f"of {earlier['num_params']} parameters, not {num_params}"
-        else:
+        what, _ = record.other(earlier, self._identity)
+        if not what and earlier["num_params"] != num_params:
+            what = f"{earlier['num_params']} parameters, not {num_params}"
+        if not what:
             return
         raise _OtherRun(
-            f"{str(self._folder)!r} holds checkpoints {what}; choose another workdir."
+            f"{str(self._folder)!r} holds checkpoints of {what}; choose another "
+            "workdir."
         )
 
 

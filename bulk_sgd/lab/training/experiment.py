@@ -19,7 +19,7 @@ from bulk_sgd.lab.files import record
 from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.from_config import losses
 from bulk_sgd.lab.models.build import build_model
-from bulk_sgd.lab.training import memory_forecast
+from bulk_sgd.lab.training import fingerprints, memory_forecast
 from bulk_sgd.lab.training.state import Scalars, Task, TrainState
 from bulk_sgd.lab.training.steps import Programs
 
@@ -83,23 +83,25 @@ class Experiment:
         self.arms = arms_lib.parse_all(config.arms)
         self.layout = Layout.of(config, devices)
         if like is not None and like.config.data.to_dict() == config.data.to_dict():
-            self.dataset = like.dataset
+            self.dataset, self._of_data = like.dataset, like._of_data
         else:
             self.dataset = sources.find(config.data)
+            self._of_data = _once(fingerprints.of_data, self.dataset)
         validation.check_data(config, self.dataset, self.layout.mesh)
         build = functools.partial(
             build_model,
             config.model,
             self.dataset.train_inputs.shape[1:],
             self.dataset.num_classes,
-            config.seed,
-            self.dataset.vocab_size,
+            vocab_size=self.dataset.vocab_size,
         )
-        self.model_fn, self.params = self.layout.abstract(build)
+        seeded = functools.partial(build, seed=config.seed)
+        self.model_fn, self.params = self.layout.abstract(seeded)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         validation.check_network(config, self.dataset, self.model_fn, self.params)
         shared = like is not None and program_of(like.config) == program_of(config)
         self.programs = like.programs if shared else Programs(config, self.layout)
+        self._of_program = like._of_program if shared else self._program_hash(build)
         with validation.naming_fields(config.subspace):
             self.state = self._state()
         self.task = self._task(self.layout.shape_examples)
@@ -108,7 +110,7 @@ class Experiment:
             return
         if config.check_memory:
             memory_forecast.check(memory_forecast.of_arrays(self))
-        _, self.params = self.layout.born(build)
+        _, self.params = self.layout.born(seeded)
         self.task = self._task(self.layout.put_examples, like.task if shared else None)
         if config.data.streaming:
             inputs, targets = self.dataset.train_inputs, self.dataset.train_targets
@@ -120,18 +122,14 @@ class Experiment:
         return self.config.switch.alignment > 0
 
     @property
-    def prefix(self) -> str:
-        """Names the prefix: equal for experiments that fork from the same state."""
-        if self.ends_by_alignment:
-            return _without(self.config, _AFTER_ALIGNMENT)
-        later = [f"subspace.{name}" for name in self.config.subspace]
-        # Its rows of metrics depend on these.
-        if self.config.measures.sharpness_every:
-            later.remove("subspace.mode")
-            later.remove("subspace.preconditioned")
-        if self.config.data.streaming:
-            later.remove("subspace.subset_size")
-        return _without(self.config, (*_AFTER_STEP, *later))
+    def identity(self) -> record.Identity:
+        """What a record, a checkpoint or a prefix must be of to serve this experiment.
+
+        The data are read and the program is traced on the first call alone.
+        """
+        prints = {"data": self._of_data(), "program": self._of_program()}
+        prints["tracer"] = fingerprints.tracer()
+        return record.Identity(record.plain(self.config), prints)
 
     def indices(self, first_step: int, num_steps: int | None = None):
         """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
@@ -187,6 +185,15 @@ class Experiment:
         every = config.subspace.refresh_every
         return Scalars(rate, *scales, every, seed=config.seed)
 
+    def _program_hash(self, build):
+        shape = lambda x: jax.ShapeDtypeStruct(
+            (self.config.batch_size, *x.shape[1:]), x.dtype
+        )
+        batch = shape(self.dataset.train_inputs), shape(self.dataset.train_targets)
+        born = functools.partial(build, seed=0)  # experiments of other seeds share it
+        fields = self.config.optimizer
+        return _once(fingerprints.of_program, born, self.loss_fn, fields, *batch)
+
     def _state(self) -> TrainState:
         state = jax.eval_shape(self.programs.init, self.params)
         place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
@@ -222,6 +229,25 @@ class Experiment:
             train = objective(set_.train_inputs, set_.train_targets)
         curvature["full"] = train
         return Task(train, test, curvature[config.subspace.data], num_train)
+
+
+def _once(fn, *arguments):
+    """A function without arguments that calls `fn` on its first call alone."""
+    return functools.cache(functools.partial(fn, *arguments))
+
+
+def prefix_of(config) -> str:
+    """Names the prefix: equal for configs whose runs fork from the same state."""
+    if config.switch.alignment > 0:
+        return _without(config, _AFTER_ALIGNMENT)
+    later = [f"subspace.{name}" for name in config.subspace]
+    # Its rows of metrics depend on these.
+    if config.measures.sharpness_every:
+        later.remove("subspace.mode")
+        later.remove("subspace.preconditioned")
+    if config.data.streaming:
+        later.remove("subspace.subset_size")
+    return _without(config, (*_AFTER_STEP, *later))
 
 
 def program_of(config) -> str:

@@ -1,6 +1,7 @@
 """The prefixes of runs, and their forks into arms."""
 
 from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.experiment import prefix_of
 from bulk_sgd.lab.training.loop import Stretch, Trainer
 from bulk_sgd.lab.training.prefixes import PrefixStore
 from bulk_sgd.lab.training.run import PREFIX, Run
@@ -19,7 +20,7 @@ def train_prefixes(
         if run.resumed and run.resumed.fork:
             forks.append((run, run.resumed.fork))
         else:
-            sharing.setdefault(run.experiment.prefix, []).append(run)
+            sharing.setdefault(prefix_of(run.experiment.config), []).append(run)
     trained, stretches = {}, {}
     for prefix, its_runs in sharing.items():
         first = min(its_runs, key=lambda run: run.resumed is None)  # one under way

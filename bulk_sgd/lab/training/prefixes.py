@@ -3,14 +3,19 @@
 import hashlib
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import atomic, record
-from bulk_sgd.lab.training.experiment import Experiment
+from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.state import TrainState
+
+# The loss of a state on the device that stored it and on another, whose products may be
+# those of TF32, with 11 bits.
+_ROUNDING = 1e-3
 
 
 class PrefixStore:
@@ -21,7 +26,16 @@ class PrefixStore:
 
     def __init__(self, folder):
         self._folder = pathlib.Path(folder)
+        self._doubted = set()
         distributed.on_first(lambda: str(record.make_folder(folder, "prefixes")))
+
+    def check(self, config, fingerprints: dict):
+        """Raises ValueError if the prefix is there, but of other data or code.
+
+        Says where that cannot be told.
+        """
+        path = self._path(config)
+        distributed.on_first(lambda: self._check(path, _story(path), fingerprints))
 
     def save(self, experiment: Experiment, state: TrainState, rows, entry: dict):
         """Keeps the state after the prefix, its rows of metrics and its entry."""
@@ -29,29 +43,57 @@ class PrefixStore:
         leaves = [distributed.whole(leaf) for leaf in leaves]
         if not distributed.is_first():
             return
-        story = json.dumps({"rows": rows, "entry": entry})
+        fingerprints = experiment.identity.fingerprints
+        story = {"rows": rows, "entry": entry, "fingerprints": fingerprints}
+        story = json.dumps(story)
         atomic.write(
-            self._path(experiment), lambda file: np.savez(file, *leaves, story=story)
+            self._path(experiment.config),
+            lambda file: np.savez(file, *leaves, story=story),
         )
 
     def load(self, experiment: Experiment, blank: TrainState):
         """The state, rows and entry of a prefix, None if it was not trained.
 
-        `blank` is its initial state.
+        `blank` is its initial state. Raises ValueError if it is of other data or code.
         """
-        path = self._path(experiment)
+        self.check(experiment.config, experiment.identity.fingerprints)
+        path = self._path(experiment.config)
         story = distributed.on_first(lambda: _story(path))
         if story is None:
             return None
         like, treedef = jax.tree.flatten(_lasting(experiment, blank))
         leaves = distributed.arrays_from_first(lambda: _arrays(path), like)
         lasting = treedef.unflatten(leaves)
-        projection = lasting.projection or blank.projection
-        return lasting._replace(projection=projection), story["rows"], story["entry"]
+        state = lasting._replace(projection=lasting.projection or blank.projection)
+        if story["entry"]["status"] != record.DIVERGED:
+            self._check_loss(path, experiment, state, story["rows"][-1]["train_loss"])
+        return state, story["rows"], story["entry"]
 
-    def _path(self, experiment):
-        name = hashlib.sha256(experiment.prefix.encode()).hexdigest()[:16]
+    def _path(self, config):
+        name = hashlib.sha256(prefix_of(config).encode()).hexdigest()[:16]
         return self._folder / f"{name}.npz"
+
+    def _check(self, path, story, fingerprints):
+        if story is None:
+            return
+        known = story.get("fingerprints")
+        what, doubt = record.other_fingerprints(known, fingerprints)
+        if what:
+            raise ValueError(_refusal(path, f"is of {what}"))
+        if doubt and path not in self._doubted:
+            self._doubted.add(path)
+            print(f"The prefix {str(path)!r} was {doubt}.", file=sys.stderr)
+
+    def _check_loss(self, path, experiment, state, then):
+        """Refuses a state whose training loss is not that of the prefix's last row."""
+        now = float(experiment.programs.evaluate(state, experiment.task).train_loss)
+        if not abs(now - then) <= _ROUNDING * abs(then):
+            what = f"ends with a training loss of {then:.6g}, which is {now:.6g} here"
+            raise ValueError(_refusal(path, f"{what}: its data or code are others"))
+
+
+def _refusal(path, what):
+    return f"the prefix {str(path)!r} {what}; choose another folder of prefixes."
 
 
 def _story(path):

@@ -49,11 +49,9 @@ class Run(contextlib.AbstractContextManager):
     def __init__(self, experiment: Experiment, workdir, plain_step_seconds: float):
         self.experiment = experiment
         self.workdir = workdir
-        config = experiment.config
+        config, identity = experiment.config, experiment.identity
         self._every = config.checkpoint.every
-        self._checkpoints = Checkpoints(
-            workdir, config.checkpoint.keep, record.plain(config)
-        )
+        self._checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
         self.resumed = self._resume()
         self.rows = {}
         if self.resumed:
@@ -64,6 +62,7 @@ class Run(contextlib.AbstractContextManager):
         else:
             distributed.on_first(lambda: record.archive(workdir))
             self.record = _fresh_record(experiment)
+        self.record["fingerprints"] = identity.fingerprints
         self.record["plain_step_seconds"] = plain_step_seconds
         self._writer = MetricWriter(workdir, config.tensorboard)
         self._save()

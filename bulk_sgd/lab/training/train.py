@@ -32,8 +32,9 @@ def train_and_evaluate(config, workdir) -> dict:
 
     Raises:
       ValueError: before anything is compiled, if a field is out of its range, the data
-        cannot be read, or the workdir holds a run of another config; before the first
-        step, if the run does not fit the memory of a device.
+        cannot be read, or the workdir holds a run of another config, of other data or
+        of another program; before the first step, if the run does not fit the memory of
+        a device.
 
     Example:
       >>> import tempfile
@@ -48,7 +49,7 @@ def train_and_evaluate(config, workdir) -> dict:
       'complete'
     """
     experiment = Experiment(config)
-    finished = distributed.claim(workdir, record.plain(config))
+    finished = distributed.claim(workdir, experiment.identity)
     if finished:
         return finished
     return train_together([experiment], [workdir])[0]

@@ -277,6 +277,11 @@ def test_points_of_a_run(run):
 def test_a_run_that_reads_data_while_training_and_forks_by_alignment(run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     written = record.read(tmp_path)
+    written["fingerprints"]["data"] = "of others"
+    record.write(tmp_path, written)
+    with pytest.raises(ValueError, match="holds a run of other data than"):
+        RunPoints(tmp_path)
+    del written["fingerprints"]  # as in early versions
     config = written["config"]
     config["data"]["streaming"] = True
     config["switch"]["alignment"] = 1e-6
@@ -288,7 +293,8 @@ def test_a_run_that_reads_data_while_training_and_forks_by_alignment(run, tmp_pa
     assert found.mode == second_derivatives.FORWARD
     assert found.notes == [
         "The loss is taken over 30 of the 60 training examples, the "
-        "run's seeded subset."
+        "run's seeded subset.",
+        "The run was recorded without fingerprints of its data and program.",
     ]
     (point,) = found
     experiment = found._experiment

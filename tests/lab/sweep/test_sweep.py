@@ -20,7 +20,7 @@ from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.report import study, study_report
 from bulk_sgd.lab.sweep import grid, sweep, workdir
 from bulk_sgd.lab.training import loop, prefixes, run, steps, train
-from bulk_sgd.lab.training.experiment import Experiment, program_of
+from bulk_sgd.lab.training.experiment import prefix_of, program_of
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_prefixes_whose_rows_differ_have_other_names(read, field, value):
         base = tiny(subspace__data="subset", subspace__subset_size=20, **changes)
         base.optimizer.name = "adam"
         cells = {}, {field: value}, {"subspace.rank": 2}
-        return [Experiment(grid.apply(base, cell)).prefix for cell in cells]
+        return [prefix_of(grid.apply(base, cell)) for cell in cells]
 
     plain, other, rank = names(**read)
     assert plain == rank != other
