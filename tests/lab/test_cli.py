@@ -121,6 +121,23 @@ def test_value_of_another_type_is_refused_with_its_field(refusal, word, sentence
     assert told.endswith(sentence + "\n")
 
 
+@pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])
+def test_the_last_value_of_a_field_wins(monkeypatch, form):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    settings = [("model.hidden", "(5,)"), ("optimizer.momentum", "0.5"), ("seed", "1")]
+    settings += [("seed", "2"), ("model.hidden", "(7,)"), ("optimizer.momentum", "-1")]
+    words = " ".join(form.format(*setting) for setting in settings).split()
+    argv = ["main", f"--config={ROOT}/configs/default.py", "--noconfig.progress"]
+    argv += [*words, "--config.tensorboard"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert cli.parse(argv) == ["main"]
+    found = values.config
+    assert (found.model.hidden, found.seed) == ((7,), 2)
+    assert (found.optimizer.momentum, found.progress) == (-1, False)
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
 def test_workdir_that_cannot_be_made(tmp_path, place):
     (tmp_path / "file").write_text("")

@@ -26,7 +26,7 @@ def parse(argv, required=()):
     """Parses the flags; wrong ones end the process as `refuse` does."""
     _check_config_file(argv)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_last_of_each(argv))
     except (flags.Error, OSError) as error:
         refuse(_illegal_value(error, argv))
     except ModuleNotFoundError as error:
@@ -84,6 +84,31 @@ def refuse(error):
     """Ends the process with the sentence of an error and status 2."""
     print(error, file=sys.stderr)
     sys.exit(2)
+
+
+def _last_of_each(argv) -> list[str]:
+    """The words without fields that are set again further on.
+
+    Of a number the last value counts, but ml_collections joins those of a tuple.
+
+    >>> _last_of_each(["main", "--config.a=(5,)", "--config.a", "(7,)"])
+    ['main', '--config.a', '(7,)']
+    """
+    found, fields = [], set()
+    value = []  # the last word, if it is none of the form --name
+    for word in reversed(argv):
+        if not re.match(r"--?[a-zA-Z]", word):
+            found, value = found + value, [word]
+            continue
+        name, is_joined, _ = word.lstrip("-").partition("=")
+        if name not in fields:
+            found += [*value, word]
+        elif is_joined:
+            found += value
+        if name.startswith("config."):
+            fields.add(name)
+        value = []
+    return [*found, *value][::-1]
 
 
 def _check_config_file(argv):
