@@ -34,7 +34,6 @@ from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs
 from bulk_sgd.solvers.subspace import Subspace
 
 # Ritz pairs watched beyond those wanted, and the steps for which they stay far off.
-# `scripts/completeness.py` counts the solves that lack an eigenpair.
 _GUARDS = 2
 _QUIET_STEPS = 2
 
@@ -216,11 +215,10 @@ def _expand(
     trusted = jnp.where(exhausted, unchanged, chain >= rank) | complete
 
     small &= trusted
-    # A small basis cannot hold vectors that it is to watch.
     guards = slice(rank, rank + min(_GUARDS, (num_rows - rank) // 4))
     known = residuals[guards] <= tol * magnitude
-    reach = order(values[guards]) + 4 * residuals[guards]
-    lower = reach <= order(values[rank - 1]) + tol * magnitude
+    reach = order(values[guards]) + 4 * residuals[guards] - tol * magnitude
+    lower = reach <= order(values[rank - 1])
     reached = size >= min(guards.stop, num_rows)
     quiet = jnp.where(small & reached & jnp.all(known | lower), state.quiet + 1, 0)
     nothing_missing = jnp.all(known) & reached | (quiet > _QUIET_STEPS)
