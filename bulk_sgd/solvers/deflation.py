@@ -56,6 +56,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             found.complement(basis.random_normal(start_key, like)),
             key,
             tol / 2,
+            magnitude,  # a remainder of rounding alone has no scale of its own
             rank=1,
             max_matvecs=limits[0],
             num_rows=min(limits[1], num_rows),

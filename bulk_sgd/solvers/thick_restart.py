@@ -34,7 +34,6 @@ from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs
 from bulk_sgd.solvers.subspace import Subspace
 
 # Ritz pairs watched beyond those wanted, and the steps for which they stay far off.
-# `scripts/completeness.py` counts the solves that lack an eigenpair.
 _GUARDS = 2
 _QUIET_STEPS = 2
 
@@ -75,10 +74,11 @@ class _State(NamedTuple):
 @functools.partial(
     jax.jit, static_argnames=("rank", "max_matvecs", "num_rows", "which")
 )
-def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
+def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, which):
     """`lanczos.top_eigenpairs` with its arguments checked and its bounds resolved.
 
-    Returns the `Subspace` and the largest magnitude of a Ritz value.
+    `tol` is relative to the largest magnitude of a Ritz value, at least `scale`, which
+    is returned after the `Subspace`.
     """
     with jax.default_matmul_precision("highest"):
         start_key, key = jax.random.split(key)
@@ -91,6 +91,7 @@ def solve(matvec, start, key, tol, *, rank, max_matvecs, num_rows, which):
             apply=lambda vector: form.pack(_applied(product, form.unpack(vector))),
             draw=form.random_normal,
             tol=tol,
+            scale=scale,
             rank=rank,
             max_matvecs=max_matvecs,
             order=ORDERS[which],
@@ -173,7 +174,7 @@ def _initial(vector, key, num_rows, rank):
 
 
 def _expand(
-    state: _State, *, apply, draw, tol, rank, max_matvecs, order, dimension
+    state: _State, *, apply, draw, tol, scale, rank, max_matvecs, order, dimension
 ) -> _State:
     """One step: a matvec, orthogonalisation, Ritz pairs and residuals."""
     num_rows = len(state.projected)
@@ -201,6 +202,7 @@ def _expand(
         lambda: (state.ritz_values, state.ritz_vectors, bound),
         lambda: ritz_pairs(projected, size, bound, order),
     )
+    magnitude = jnp.maximum(magnitude, scale)
     rounding = eps * magnitude
     residuals = jnp.hypot(beta * jnp.abs(vectors[size - 1]), rounding)
     residuals = jnp.hypot(residuals, asymmetry)
@@ -213,11 +215,10 @@ def _expand(
     trusted = jnp.where(exhausted, unchanged, chain >= rank) | complete
 
     small &= trusted
-    # A small basis cannot hold vectors that it is to watch.
     guards = slice(rank, rank + min(_GUARDS, (num_rows - rank) // 4))
     known = residuals[guards] <= tol * magnitude
-    reach = order(values[guards]) + 4 * residuals[guards]
-    lower = reach <= order(values[rank - 1]) + tol * magnitude
+    reach = order(values[guards]) + 4 * residuals[guards] - tol * magnitude
+    lower = reach <= order(values[rank - 1])
     reached = size >= min(guards.stop, num_rows)
     quiet = jnp.where(small & reached & jnp.all(known | lower), state.quiet + 1, 0)
     nothing_missing = jnp.all(known) & reached | (quiet > _QUIET_STEPS)

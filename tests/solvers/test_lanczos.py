@@ -286,6 +286,7 @@ def decompose(matrix, num_rows, restart):
         apply=lambda vector: matrix @ vector,
         draw=lambda key: jax.random.normal(key, (len(matrix),), float),
         tol=0.0,
+        scale=0.0,
         rank=RANK,
         max_matvecs=num_rows + 2 * restart,
         order=lambda x: x,
