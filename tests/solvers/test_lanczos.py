@@ -87,6 +87,9 @@ def test_zero_tolerance_is_never_met_except_by_the_zero_operator():
     for name in SPECTRA:
         pairs = solve(matrices(name)[0], tol=0)
         assert bool(pairs.converged) == (name == "zero")
+        # No residual is below the rounding of the dtype, counted as 16 units.
+        unit = np.finfo(np.float32).eps * np.abs(pairs.eigenvalues).max()
+        assert np.min(pairs.residuals) >= 15.9 * unit
 
 
 def test_float64(x64):
