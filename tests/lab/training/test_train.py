@@ -29,7 +29,7 @@ from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 
-MOMENTUM = 0.5
+MOMENTUM = 0.3
 
 
 def with_momentum(**changes):
@@ -75,7 +75,7 @@ def by_hand(config, method, num_steps):
 def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     # The same float32 operations in another program, and solves to 1e-5, whose
     # projectors differ by that over the gap to λ_{k+1}.
-    rel = 1e-3 if arm == "bulk_sgd" else 1e-5
+    rel = 1e-4 if arm == "bulk_sgd" else 1e-5
     workdir, _ = finished
     method = optax.chain(
         optax.sgd(RATE, MOMENTUM),
@@ -88,10 +88,9 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     assert [row["step"] for row in rows] == [8, 13, 18, 20]
     for row in rows:
         assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=rel)
-    # λ_3 and λ_4 are 2.4e-4 λ_1 apart, so that projectors differ by up to 0.04.
     chi = [alignment for _, alignment in trace]
-    assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), abs=0.04)
-    assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), abs=0.04)
+    assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
+    assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
 
 
 def test_methods_differ(finished):
