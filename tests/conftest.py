@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 # In the environment, where processes that tests start find them too. Most of a test's
-# time is compilation, and half of that goes into speed that tests do not need. XLA ends
-# a process with a flag that it does not know.
+# time is compilation, and XLA's fusion emitters take half of that for speed that tests
+# do not need. XLA ends a process with a flag that it does not know.
 if jax.__version_info__ < (0, 13):
     flags = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"

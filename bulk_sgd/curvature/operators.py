@@ -17,7 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.linalg.layout import place
 
 
@@ -112,3 +114,25 @@ def spans_devices(matvec) -> bool:
     if layouts:
         return any(layout.num_devices > 1 for layout in layouts)
     return jax.device_count() > 1
+
+
+def apply(matvec, vector):
+    """`matvec(vector)`; raises ArgumentError unless it is a vector like `vector`."""
+    result = matvec(vector)
+
+    def fits(x, y):
+        dtype = jnp.promote_types(jnp.result_type(x), y.dtype)
+        return jnp.shape(x) == y.shape and dtype == y.dtype
+
+    trees = result, vector
+    same = jax.tree.structure(result) == jax.tree.structure(vector)
+    if not same or not all(map(fits, *map(jax.tree.leaves, trees))):
+        found, expected = (
+            jax.tree.map(lambda x: f"{jnp.result_type(x)}{[*jnp.shape(x)]}", tree)
+            for tree in trees
+        )
+        raise checks.ArgumentError(
+            "matvec",
+            f"returned {found}; it must return a vector like its argument, {expected}.",
+        )
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), result, vector)

@@ -30,6 +30,19 @@ def ritz_pairs(projected, size, bound, order):
     return values[ranking], vectors[:, ranking], magnitude
 
 
+def watch(values, residuals, rank, num_guards, tolerance, order):
+    """Two bools on the `num_guards` pairs that follow the first `rank`.
+
+    The first says whether all have converged; the second, whether those that have not
+    are too far off to rise to the pairs wanted, by four times their residuals.
+    """
+    guards = slice(rank, rank + num_guards)
+    known = residuals[guards] <= tolerance
+    reach = order(values[guards]) + 4 * residuals[guards] - tolerance
+    lower = reach <= order(values[rank - 1])
+    return jnp.all(known), jnp.all(known | lower)
+
+
 def gershgorin(matrix):
     """A bound on the largest magnitude of the eigenvalues."""
     return jnp.max(jnp.sum(jnp.abs(matrix), axis=1))

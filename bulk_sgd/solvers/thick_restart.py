@@ -30,7 +30,7 @@ from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, packing
 from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers import start_vector
-from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs
+from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs, watch
 from bulk_sgd.solvers.subspace import Subspace
 
 # Ritz pairs watched beyond those wanted, and the steps for which they stay far off.
@@ -88,7 +88,9 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
         product = operators.linearize(matvec)
         step = functools.partial(
             _expand,
-            apply=lambda vector: form.pack(_applied(product, form.unpack(vector))),
+            apply=lambda vector: form.pack(
+                operators.apply(product, form.unpack(vector))
+            ),
             draw=form.random_normal,
             tol=tol,
             scale=scale,
@@ -129,28 +131,6 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
         return found, state.magnitude
 
 
-def _applied(product, vector):
-    """`product(vector)`; raises ArgumentError unless it is a vector like `vector`."""
-    result = product(vector)
-
-    def fits(x, y):
-        dtype = jnp.promote_types(jnp.result_type(x), y.dtype)
-        return jnp.shape(x) == y.shape and dtype == y.dtype
-
-    trees = result, vector
-    same = jax.tree.structure(result) == jax.tree.structure(vector)
-    if not same or not all(map(fits, *map(jax.tree.leaves, trees))):
-        found, expected = (
-            jax.tree.map(lambda x: f"{jnp.result_type(x)}{[*jnp.shape(x)]}", tree)
-            for tree in trees
-        )
-        raise checks.ArgumentError(
-            "matvec",
-            f"returned {found}; it must return a vector like its argument, {expected}.",
-        )
-    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), result, vector)
-
-
 def _initial(vector, key, num_rows, rank):
     dtype = basis.working_dtype(vector)
     return _State(
@@ -181,10 +161,6 @@ def _expand(
     product, column = _product(state, apply)
     projected = state.projected.at[:, state.size].set(column[:num_rows])
     projected = projected.at[state.size, :].set(column[:num_rows])
-    # A symmetric A leaves nothing here but the rounding of its products.
-    earlier = jnp.arange(num_rows + 1) < state.size
-    surprise = jnp.where(earlier, column - state.coupling, 0)
-    asymmetry = jnp.hypot(state.asymmetry, jnp.linalg.norm(surprise))
     beta = basis.norm(product)
     size, chain = state.size + 1, state.chain + 1
     num_matvecs = state.num_matvecs + 1
@@ -203,54 +179,77 @@ def _expand(
         lambda: ritz_pairs(projected, size, bound, order),
     )
     magnitude = jnp.maximum(magnitude, scale)
-    rounding = eps * magnitude
-    residuals = jnp.hypot(beta * jnp.abs(vectors[size - 1]), rounding)
-    residuals = jnp.hypot(residuals, asymmetry)
-    small = jnp.all(residuals[:rank] <= tol * magnitude)
-
-    exhausted = beta <= jnp.maximum(rounding, tol * magnitude)
-    leading = jnp.where(jnp.arange(rank) < size, values[:rank], jnp.inf)
-    unchanged = jnp.all(jnp.abs(leading - state.settled) <= tol * magnitude)
-    # Never with fewer than `rank` rows: the residuals of missing rows are zero.
-    trusted = jnp.where(exhausted, unchanged, chain >= rank) | complete
-
-    small &= trusted
-    guards = slice(rank, rank + min(_GUARDS, (num_rows - rank) // 4))
-    known = residuals[guards] <= tol * magnitude
-    reach = order(values[guards]) + 4 * residuals[guards] - tol * magnitude
-    lower = reach <= order(values[rank - 1])
-    reached = size >= min(guards.stop, num_rows)
-    quiet = jnp.where(small & reached & jnp.all(known | lower), state.quiet + 1, 0)
-    nothing_missing = jnp.all(known) & reached | (quiet > _QUIET_STEPS)
+    rounding, tolerance = eps * magnitude, tol * magnitude
+    asymmetry = _asymmetry(state, column)
+    # A residual below either one would mean nothing.
+    least = jnp.hypot(rounding, asymmetry)
+    residuals = jnp.hypot(beta * jnp.abs(vectors[size - 1]), least)
 
     key, noise_key = jax.random.split(state.key)
     breakdown = beta <= rounding
-    fresh = basis.scale(1 / jnp.where(breakdown, 1, beta), product)
-    fresh = jax.lax.cond(
-        breakdown & ~complete,
-        lambda: basis.unit(orthogonalize(draw(noise_key), state.rows)[0]),
-        lambda: fresh,
-    )
-    return _State(
+    noise = functools.partial(draw, noise_key)
+    fresh = _next(state.rows, product, beta, breakdown, breakdown & ~complete, noise)
+    coupling = jnp.zeros_like(column).at[size - 1].set(jnp.where(breakdown, 0, beta))
+    state = state._replace(
         rows=basis.set_row(state.rows, size, fresh),
         projected=projected,
-        coupling=jnp.zeros_like(column)
-        .at[state.size]
-        .set(jnp.where(breakdown, 0, beta)),
+        coupling=coupling,
         asymmetry=asymmetry,
         size=size,
-        chain=jnp.where(exhausted, 0, chain),
+        chain=chain,
         num_matvecs=num_matvecs,
         ritz_values=values,
         ritz_vectors=vectors,
         magnitude=magnitude,
         residuals=residuals,
-        quiet=quiet,
-        settled=jnp.where(exhausted, leading, state.settled),
-        converged=small & (nothing_missing | exhausted | complete),
         failed=~jnp.isfinite(beta),
         key=key,
     )
+    exhausted = beta <= jnp.maximum(rounding, tolerance)
+    return _judged(state, exhausted, complete, tolerance, rank, order)
+
+
+def _judged(state: _State, exhausted, complete, tolerance, rank, order) -> _State:
+    """The state with a verdict on its convergence.
+
+    `exhausted` says whether V is invariant to the tolerance, `complete` whether it
+    spans the whole space.
+    """
+    values, residuals, size = state.ritz_values, state.residuals, state.size
+    leading = jnp.where(jnp.arange(rank) < size, values[:rank], jnp.inf)
+    unchanged = jnp.all(jnp.abs(leading - state.settled) <= tolerance)
+    # Never with fewer than `rank` rows: the residuals of missing rows are zero.
+    trusted = jnp.where(exhausted, unchanged, state.chain >= rank) | complete
+    small = jnp.all(residuals[:rank] <= tolerance) & trusted
+    num_guards = min(_GUARDS, (len(values) - rank) // 4)
+    known, far = watch(values, residuals, rank, num_guards, tolerance, order)
+    reached = size >= rank + num_guards
+    quiet = jnp.where(small & reached & far, state.quiet + 1, 0)
+    none_missing = (reached & known) | (quiet > _QUIET_STEPS) | exhausted | complete
+    return state._replace(
+        chain=jnp.where(exhausted, 0, state.chain),
+        quiet=quiet,
+        settled=jnp.where(exhausted, leading, state.settled),
+        converged=small & none_missing,
+    )
+
+
+def _next(rows, product, beta, breakdown, leave, draw):
+    """The next vector: `product` over its norm β, or to `leave` a random one."""
+    fresh = basis.scale(1 / jnp.where(breakdown, 1, beta), product)
+    return jax.lax.cond(
+        leave, lambda: basis.unit(orthogonalize(draw(), rows)[0]), lambda: fresh
+    )
+
+
+def _asymmetry(state: _State, column):
+    """The norm of all differences so far between ⟨v_i, A v_j⟩ and ⟨v_j, A v_i⟩.
+
+    A symmetric A leaves nothing but the rounding of its products.
+    """
+    earlier = jnp.arange(len(column)) < state.size
+    differences = jnp.where(earlier, column - state.coupling, 0)
+    return jnp.hypot(state.asymmetry, jnp.linalg.norm(differences))
 
 
 def _product(state: _State, apply):
