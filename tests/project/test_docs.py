@@ -57,14 +57,6 @@ state = optax.chain(
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles without optimization: the programs of a page run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def blocks(page, language):
     text = (ROOT / page).read_text("utf-8")
     if page.endswith(".ipynb"):
@@ -260,8 +252,7 @@ def test_ways_to_use_several_devices_agree():
 
 @pytest.mark.slow
 def test_ways_to_use_several_devices_agree_on_four():
-    source = "import jax\njax.config.update('jax_disable_most_optimizations', True)\n"
-    source += "\n".join(blocks("docs/devices.md", "python"))
+    source = "\n".join(blocks("docs/devices.md", "python"))
     source += """
 import numpy as np
 whole, _ = step(params, tx.init(params), x)
