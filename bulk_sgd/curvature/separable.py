@@ -106,7 +106,7 @@ def _made(shape, dtype, index, trial, num_outputs):
     """Entries of `_EXAMPLES` examples, such that the two halves have unlike losses.
 
     In the first half of the targets every second entry is one that masks use: −100, −1
-    or 0. The last trial, for logarithms and quotients, has positive numbers alone.
+    or 0, of floats 0 or NaN. The last trial, for logarithms and quotients, has positive numbers alone.
     """
     rng = np.random.default_rng((index, trial))
     shape, dtype = (_EXAMPLES, *shape), jnp.dtype(dtype)
@@ -117,8 +117,9 @@ def _made(shape, dtype, index, trial, num_outputs):
             return (made * np.where(second, 10, 1)).astype(dtype)
         return (1 / (1 + np.exp(-made * np.where(second, 3, 1)))).astype(dtype)
     masked = ~second & (np.arange(math.prod(shape)).reshape(shape) % 2 == 0)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        made = rng.uniform(0.5, 1, shape)
-        made = np.where(masked, 0, made) if trial < 3 else made / np.where(second, 3, 1)
-        return made.astype(dtype)
-    return np.where(masked, (-100, -1, 0, 0)[trial], 1).astype(dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return np.where(masked, (-100, -1, 0, 0)[trial], 1).astype(dtype)
+    made = rng.uniform(0.5, 1, shape)
+    if trial == 3:
+        return (made / np.where(second, 3, 1)).astype(dtype)
+    return np.where(masked, (0, np.nan, 0)[trial], made).astype(dtype)

@@ -69,6 +69,7 @@ WRONG = {
     "sum of logarithms": (lambda f, y: -jnp.sum(jnp.log(f)), FEATURES, LABELS),
     "sum of many": (lambda f, y: jnp.sum(cross_entropy(f, y)), *LANGUAGE),
     "mean over a mask": (lambda f, y: jnp.mean(f - y[0], where=y[1]), *MASKED),
+    "mean over what is known": (lambda f, y: jnp.nanmean(f - y), FEATURES, FEATURES),
     "root": (lambda f, y: jnp.sqrt(jnp.mean(square(f, y))), FEATURES, FEATURES),
     "contrastive": (
         lambda f, y: cross_entropy(f @ f.T, jnp.arange(len(f))),
