@@ -106,7 +106,8 @@ def _made(shape, dtype, index, trial, num_outputs):
     """Entries of `_EXAMPLES` examples, such that the two halves have unlike losses.
 
     In the first half of the targets every second entry is one that masks use: −100, −1
-    or 0, of floats 0 or NaN. The last trial, for logarithms and quotients, has positive numbers alone.
+    or 0, of floats 0 or NaN. The last trial, for logarithms and quotients, has positive
+    numbers alone.
     """
     rng = np.random.default_rng((index, trial))
     shape, dtype = (_EXAMPLES, *shape), jnp.dtype(dtype)
