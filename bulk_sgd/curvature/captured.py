@@ -10,7 +10,8 @@ Contents are what the code names: variables of closures, defaults, arguments of 
 `functools.partial`, attributes of the objects among them, and global variables of the
 function's own module. Data that code finds otherwise remain static: by `getattr` with a
 computed name, or in another module. What the code itself changes, such as a counter of
-its calls, is not among its data.
+its calls, is not among its data. A frozen dataclass with a hash says itself what it
+equals.
 """
 
 import dis
@@ -115,9 +116,13 @@ class _Reader:
             return self.method(value.__func__, value.__self__)
         if isinstance(value, types.FunctionType):
             return self.function(value)
+        itself = value if _hashable(value) else _Same(value)
+        kind = getattr(value, "__dataclass_params__", None)
+        if itself is value and getattr(kind, "frozen", False):
+            return value
         names |= {"__call__", "__getitem__"}  # which code uses without their names
         used = sorted(names)
-        return _Same(value), *(self.attribute(value, name, names) for name in used)
+        return itself, *(self.attribute(value, name, names) for name in used)
 
     def method(self, fn, owner):
         """The contents of a function and of the object that it belongs to."""
@@ -157,6 +162,13 @@ class _Reader:
         if isinstance(found, types.FunctionType):
             return name, self.method(found, owner)
         return name, self.read(found, names)
+
+
+def _hashable(value) -> bool:
+    try:
+        return hash(value) is not None
+    except TypeError:  # as of a frozen dataclass with arrays
+        return False
 
 
 @functools.lru_cache(maxsize=4096)
