@@ -179,6 +179,8 @@ def _check_objective(name, objective):
 def _curvature(name, linear_map, objective, params, mode):
     """A `_Curvature` in a mode; "auto" finds it by tracing products."""
     checks.one_of("mode", mode, second_derivatives.MODES)
+    if isinstance(objective, Objective):
+        objective.total_weight()  # refuses wrong weights where they are known
     make = lambda mode: _Curvature(objective, params, linear_map, mode)
     if mode == second_derivatives.AUTO:
         # A call outside of `jit` needs this trace anyhow, and finds it again.

@@ -16,19 +16,24 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
+from bulk_sgd.curvature import separable
+from bulk_sgd.curvature.captured import Reading
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Objective:
     r"""Mean loss of a model over a set of examples, L(θ) = mean_n ℓ(f(θ, x_n), y_n).
+
+    With weights w_n it is Σ_n w_n ℓ(f(θ, x_n), y_n) / Σ_n w_n.
 
     Attributes:
       model_fn: `model_fn(params, inputs) -> outputs`, deterministic. Examples lie along
         the leading axis of inputs and outputs and must not affect each other, as they
         do under batch normalisation in training mode.
       loss_fn: `loss_fn(outputs, targets) -> losses`: one loss per example, shape
-        `(n,)`, where further axes are averaged too, or their mean, shape `()`.
+        `(n,)`, where further axes are averaged too, or their mean, shape `()`. A sum
+        is refused, and so is a loss of one example that depends on the others.
       inputs: pytree of arrays with a common leading axis n.
       targets: pytree of arrays with the same leading axis.
       microbatch_size: None evaluates all n examples at once. Otherwise values,
@@ -40,10 +45,16 @@ class Objective:
         many devices, and whole parameters on each, a product then takes one all-reduce
         instead of one per microbatch. Leave it at 1 with sharded parameters: groups
         would cost the memory that sharding saves.
+      weights: None, or an array of the shape of the losses that `loss_fn` returns, such
+        as a mask of examples `(n,)` or of tokens `(n, T)`. Losses must be finite where
+        their weight is zero, too. If all weights are zero, values and products are
+        refused, or NaN where the weights are traced.
 
     Raises:
       ValueError: if the leading axes differ, there is no example, or
-        `microbatch_size` or `num_groups` is less than 1.
+        `microbatch_size` or `num_groups` is less than 1. Values, gradients and products
+        raise it if `loss_fn` is no mean over examples, or if the weights have another
+        shape than the losses or no positive sum.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -55,29 +66,46 @@ class Objective:
       1.75
     """
 
-    model_fn: Callable = dataclasses.field(metadata={"static": True})
-    loss_fn: Callable = dataclasses.field(metadata={"static": True})
+    model_fn: Callable
+    loss_fn: Callable
     inputs: Any
     targets: Any
-    microbatch_size: int | None = dataclasses.field(
-        default=None, metadata={"static": True}
-    )
-    num_groups: int = dataclasses.field(default=1, metadata={"static": True})
+    microbatch_size: int | None = None
+    num_groups: int = 1
+    weights: Any = None
 
     def __post_init__(self):
-        leaves = jax.tree.leaves((self.inputs, self.targets))
-        if not all(hasattr(leaf, "shape") for leaf in leaves):
-            return  # placeholders, with which JAX rebuilds pytrees
-        lengths = {leaf.shape[0] if leaf.shape else None for leaf in leaves}
+        shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(self._data)]
+        lengths = {shape[0] if shape else None for shape in shapes}
         if len(lengths) != 1 or lengths & {0, None}:
-            shapes = [leaf.shape for leaf in leaves]
             raise ValueError(
-                "inputs and targets of an Objective need one common leading axis of at "
-                f"least one example; got shapes {shapes}."
+                "inputs, targets and weights of an Objective need one common leading "
+                f"axis of at least one example; got shapes {shapes}."
             )
         if self.microbatch_size is not None:
             checks.integer("microbatch_size", self.microbatch_size, 1)
         checks.integer("num_groups", self.num_groups, 1)
+
+    def tree_flatten_with_keys(self):
+        """The data are leaves; the rest decides which program is run."""
+        names = "inputs", "targets", "weights"
+        data = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        functions = Reading.of(self.model_fn), Reading.of(self.loss_fn)
+        return data, (functions, self.microbatch_size, self.num_groups)
+
+    @classmethod
+    def tree_unflatten(cls, static, data):
+        """An objective of any leaves, such as placeholders of JAX, unchecked."""
+        functions, size, num_groups = static
+        made, names = object.__new__(cls), [x.name for x in dataclasses.fields(cls)]
+        values = *(x.fn for x in functions), *data[:2], size, num_groups, data[2]
+        for name, value in zip(names, values):
+            object.__setattr__(made, name, value)
+        return made
+
+    @property
+    def _data(self):
+        return self.inputs, self.targets, self.weights
 
     @property
     def num_examples(self) -> int:
@@ -104,10 +132,43 @@ class Objective:
 
     def loss(self, outputs):
         """Mean loss of given outputs, a scalar."""
-        return jnp.mean(self.loss_fn(outputs, self.targets))
+        separable.check(self.loss_fn, outputs, self.targets, self.num_examples)
+        losses = self.loss_fn(outputs, self.targets)
+        if self.weights is None:
+            return jnp.mean(losses)
+        if jnp.shape(self.weights) != losses.shape:
+            raise checks.ArgumentError(
+                "weights",
+                f"is of shape {jnp.shape(self.weights)}; it must have the shape of the "
+                f"losses that loss_fn returns, {losses.shape}.",
+            )
+        total = jnp.sum(jnp.asarray(self.weights, float) * losses)
+        return (total / self.total_weight()).astype(losses.dtype)
+
+    def total_weight(self):
+        """The sum of the weights, a scalar, or the number of examples without any.
+
+        Raises ArgumentError if it is known and not positive, or a weight is negative.
+        """
+        if self.weights is None:
+            return self.num_examples
+        weights = jnp.asarray(self.weights, float)
+        total, least = jnp.sum(weights), jnp.min(weights)
+        if isinstance(total, jax.core.Tracer) or not total.is_fully_addressable:
+            return total
+        if not (least >= 0 and 0 < total < jnp.inf):
+            raise checks.ArgumentError(
+                "weights",
+                f"has the sum {total} and the least entry {least}; it must be finite, "
+                "nowhere negative, and positive somewhere.",
+            )
+        return total
 
     def mean_over_microbatches(self, fn):
         """`sum_b (n_b / n) fn(part_b)` over the microbatches b of n_b examples.
+
+        With weights their sums take the place of n_b and n. A part without a positive
+        weight gets ones, which add zero times a finite number.
 
         Args:
           fn: function from the unsplit `Objective` of one microbatch to a pytree of
@@ -117,34 +178,40 @@ class Objective:
           ValueError: if the groups do not split all microbatches evenly.
         """
         if not self.is_split:
-            return fn(self._part(self.inputs, self.targets))
+            return fn(self._part(*self._data))
         full, last = self._microbatches()
         axis = 1 if self.num_groups == 1 else 2  # of the full microbatches
-        evaluate = lambda data: fn(self._part(*data))
-        if self.num_groups > 1:
-            evaluate = jax.vmap(evaluate)
+        total = self.total_weight()
 
-        def weighted(data, count):
-            """What a microbatch of `count` examples adds to the mean."""
-            weight = count / self.num_examples / self.num_groups
-            return jax.tree.map(lambda x: x * weight, evaluate(data))
+        def weighted(data):
+            """What a microbatch, or a group of it, adds to the mean."""
+            weight = jax.tree.leaves(data)[0].shape[0] / total
+            if self.weights is not None:
+                own = jnp.asarray(data[2], float)
+                weight = jnp.sum(own) / total
+                data = *data[:2], jnp.where(jnp.any(own), own, 1)
+            scale = lambda x: x * jnp.asarray(weight, jnp.result_type(x, 1.0))
+            return jax.tree.map(scale, fn(self._part(*data)))
+
+        if self.num_groups > 1:
+            weighted = jax.vmap(weighted)
 
         # Recomputed in a backward pass: a gradient would otherwise keep the activations
         # of every microbatch at once, and a copy of the data.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def weighted_full(index):
             take = lambda x: jax.lax.dynamic_index_in_dim(x, index, axis, False)
-            return weighted(jax.tree.map(take, full), self.microbatch_size)
+            return weighted(jax.tree.map(take, full))
 
         def step(mean, index):
             return jax.tree.map(jnp.add, mean, weighted_full(index)), None
 
         shapes = jax.eval_shape(weighted_full, 0)
         mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        num_full, remainder = divmod(self.num_examples, self.microbatch_size)
+        num_full = self.num_examples // self.microbatch_size
         mean, _ = jax.lax.scan(step, mean, jnp.arange(num_full))
-        if remainder:
-            mean = jax.tree.map(jnp.add, mean, weighted(last, remainder))
+        if last is not None:
+            mean = jax.tree.map(jnp.add, mean, weighted(last))
         if self.num_groups > 1:
             mean = jax.tree.map(lambda x: jnp.sum(x, axis=0), mean)
         return mean
@@ -169,7 +236,7 @@ class Objective:
         cut = lambda x, *ends: jax.lax.slice_in_dim(x, *ends, axis=axis)
         data = jax.tree.map(
             lambda x: x.reshape(*groups, total // num_groups, *x.shape[1:]),
-            (self.inputs, self.targets),
+            self._data,
         )
         # A microbatch takes every num_full-th example: where the examples are split
         # over devices, so is each microbatch, and no example moves.
@@ -186,8 +253,7 @@ class Objective:
 
     def take(self, indices):
         """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
-        data = (self.inputs, self.targets)
-        data = jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
+        data = jax.tree.map(lambda x: jnp.asarray(x)[indices], self._data)
         return self._part(*data)
 
     def reparametrize(self, embed):
@@ -196,7 +262,6 @@ class Objective:
             self, model_fn=lambda x, inputs: self.model_fn(embed(x), inputs)
         )
 
-    def _part(self, inputs, targets):
-        return dataclasses.replace(
-            self, inputs=inputs, targets=targets, microbatch_size=None, num_groups=1
-        )
+    def _part(self, inputs, targets, weights):
+        data = {"inputs": inputs, "targets": targets, "weights": weights}
+        return dataclasses.replace(self, **data, microbatch_size=None, num_groups=1)

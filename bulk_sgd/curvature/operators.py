@@ -7,9 +7,9 @@ network, and returns a plain matvec.
 
 The operators of this library are pytrees whose leaves are their arrays, so that two
 solves on one network at different parameters share one compiled program. A plain Python
-function inside an operator is static, as everywhere in JAX: put arrays that change
-between calls in an `Objective` or a `jax.tree_util.Partial`, not in a global variable
-that the function reads.
+function inside an operator is static, as everywhere in JAX. What it reads besides its
+arguments decides which program it gets (see `captured`), so a change compiles anew: put
+arrays that change between calls in an `Objective` or a `jax.tree_util.Partial`.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
+from bulk_sgd.curvature.captured import Captured
 from bulk_sgd.linalg.layout import place
 
 
@@ -49,9 +50,19 @@ class Wrapped:
 
 
 def as_pytree(fn):
-    """`fn` itself if it is a callable pytree, else wrapped so that it is one."""
-    is_leaf = jax.tree_util.all_leaves([fn])
-    return jax.tree_util.Partial(fn) if is_leaf else fn
+    """`fn` itself if it is a callable pytree, else wrapped so that it is one.
+
+    A `Partial` stays one, around a function that knows what it reads.
+    """
+    if isinstance(fn, Captured):
+        return fn
+    if type(fn) is jax.tree_util.Partial and fn.func is not _call:
+        return jax.tree_util.Partial(_call, Captured(fn.func), *fn.args, **fn.keywords)
+    return Captured(fn) if jax.tree_util.all_leaves([fn]) else fn
+
+
+def _call(captured, *args, **kwargs):
+    return captured(*args, **kwargs)
 
 
 def linearize(matvec):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core.primitives import custom_lin_p
 
+from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 
 FORWARD = "forward_over_reverse"
@@ -127,6 +128,8 @@ def first_allowed(product: Callable) -> tuple[str, list[str]]:
     for mode in (FORWARD, REVERSE):
         try:
             _check_rules(product(mode).jaxpr)
+        except checks.ArgumentError:  # the arguments are wrong in every mode
+            raise
         except Exception as error:  # JAX has no type for a missing rule
             reason = str(error).partition("\n")[0]
             reasons.append(f"{mode} fails with {type(error).__name__}: {reason}")

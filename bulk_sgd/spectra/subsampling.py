@@ -110,13 +110,9 @@ def subsampling_error(
 
     def solve(first):
         # Every second example: where they are split over devices, so is each half.
-        inputs, targets = jax.tree.map(
-            lambda x: x[first::2], (objective.inputs, objective.targets)
-        )
+        half = jax.tree.map(lambda x: x[first::2], objective)
         # Groups that split the sample evenly may not split a half evenly.
-        half = dataclasses.replace(
-            objective, inputs=inputs, targets=targets, num_groups=1
-        )
+        half = dataclasses.replace(half, num_groups=1)
         start = basis.random_normal(jax.random.key(first), params)
         matvec = sharded(CURVATURES[curvature](half, params, mode=mode), sharding)
         return top_eigenpairs(matvec, start, rank, tol, max_matvecs)

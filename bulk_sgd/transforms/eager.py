@@ -3,11 +3,12 @@
 import functools
 import types
 import warnings
-import weakref
 from collections import Counter
 from typing import Any
 
 import jax
+
+from bulk_sgd.curvature.captured import Reading
 
 _STEPS = 3  # so many functions of one source make a loop that builds them
 
@@ -16,26 +17,30 @@ class Watch:
     """Warns of losses compiled at every step, and of a subspace never found."""
 
     def __init__(self):
-        self._known = weakref.WeakSet()  # JAX holds those that it has programs for
+        self._known = set()  # hashes of the readings that JAX holds programs for
         self._count = Counter()  # of functions, by source
         self._refreshed = False
 
     def loss(self, value_fn: Any, params: Any):
-        """Warns at the third new function that comes from the same source."""
+        """Warns at the third function of one source that is new or reads new data."""
         fn = value_fn.func if isinstance(value_fn, jax.tree_util.Partial) else value_fn
         source = fn.func if isinstance(fn, functools.partial) else fn
-        ours = isinstance(source, types.FunctionType) and fn not in self._known
-        if not ours or _traced(params):
+        source = getattr(source, "__func__", source)
+        if not isinstance(source, types.FunctionType) or _traced(params):
             return
-        self._known.add(fn)
+        reading = hash(Reading.of(fn))
+        if reading in self._known:
+            return
+        self._known.add(reading)
         code = source.__code__
         self._count[code] += 1
         if self._count[code] == _STEPS:
             warnings.warn(
                 f"value_fn is a new function at every step ({code.co_name}, "
-                f"{code.co_filename}:{code.co_firstlineno}), so every step compiles it "
-                "anew: jit the step, or pass one function, with what changes as the "
-                "data of a jax.tree_util.Partial or a bulk_sgd.Objective.",
+                f"{code.co_filename}:{code.co_firstlineno}), or reads new data, so "
+                "every step compiles it anew: jit the step, or pass one function, with "
+                "what changes as the data of a jax.tree_util.Partial or a "
+                "bulk_sgd.Objective.",
                 stacklevel=4,
             )
 
