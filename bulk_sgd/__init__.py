@@ -15,6 +15,7 @@ from bulk_sgd.curvature.hessian import functional_hessian, gauss_newton, hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.curvature.preconditioning import adam_preconditioner, preconditioned
+from bulk_sgd.curvature.shared_pass import value_grad_and_matvec
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
@@ -95,4 +96,5 @@ __all__ = [
     "top_eigenpairs",
     "trace",
     "update_pca",
+    "value_grad_and_matvec",
 ]

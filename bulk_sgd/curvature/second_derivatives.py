@@ -29,13 +29,24 @@ def second_derivative(fn: Callable, point, mode: str) -> Callable:
 
     In the two exact modes its calls share one primal pass.
     """
-    gradient = jax.grad(fn)
+    return value_and_derivatives(fn, point, mode)[2]
+
+
+def value_and_derivatives(fn: Callable, point, mode: str) -> tuple:
+    """`fn(point)`, its gradient, and the map of `second_derivative`, from one pass."""
+
+    def gradient(point):
+        value, grads = jax.value_and_grad(fn)(point)
+        return grads, value
+
     if mode == FORWARD:
-        return jax.linearize(gradient, point)[1]
+        grads, push, value = jax.linearize(gradient, point, has_aux=True)
+        return value, grads, push
     if mode == REVERSE:  # a Hessian is its own transpose
-        pull = jax.vjp(gradient, point)[1]
-        return lambda vector: pull(vector)[0]
-    return central_difference(gradient, point)
+        grads, pull, value = jax.vjp(gradient, point, has_aux=True)
+        return value, grads, lambda vector: pull(vector)[0]
+    grads, value = gradient(point)
+    return value, grads, central_difference(jax.grad(fn), point)
 
 
 def first_derivative(fn: Callable, point, mode: str) -> tuple:

@@ -87,6 +87,10 @@ def scale_by_subspace(
     to `value_fn` if it names them, as optax line searches do. Arrays and numbers become
     data of the loss; flags, strings and functions remain static.
 
+    `update` also takes `matvec`, a function from a vector to its product with the
+    curvature at the params, such as `bulk_sgd.value_grad_and_matvec` returns. The
+    products then come from it, and neither `value_fn` nor `curvature` is used.
+
     `update` also takes `preconditioner`, the diagonal of a matrix D: a positive pytree
     like the params, such as `bulk_sgd.adam_preconditioner` returns. U then holds
     eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u, in their
@@ -179,13 +183,23 @@ def scale_by_subspace(
         return _init(options, params)
 
     def update(
-        updates, state, params=None, *, value_fn=None, preconditioner=None, **extra_args
+        updates,
+        state,
+        params=None,
+        *,
+        value_fn=None,
+        matvec=None,
+        preconditioner=None,
+        **extra_args,
     ):
         _check_params(params)
-        value_fn = bind(value_fn, extra_args)
-        watch.loss(value_fn, params)
-        incoming = updates, state, params, value_fn, preconditioner
-        selected = step.select(options, *incoming)
+        if matvec is None:
+            value_fn = bind(value_fn, extra_args)
+            watch.loss(value_fn, params)
+        else:
+            checks.function("matvec", matvec)
+        curved = value_fn, matvec, preconditioner
+        selected = step.select(options, updates, state, params, *curved)
         state = step.refresh(options, state, selected)
         watch.subspace(state)
         scaled, state = step.scale(options, state, selected)

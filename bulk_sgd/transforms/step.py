@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import masking, preconditioning
+from bulk_sgd.curvature import blocks, masking, preconditioning
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.linalg.layout import check_layout, place_rows
@@ -56,14 +56,15 @@ class Selected(NamedTuple):
 
     updates: Any  # u
     vector: Any  # u in float32 or float64, or D^½ u with a preconditioner D
-    value_fn: Callable  # of `params`
+    value_fn: Callable | None  # of `params`
     params: Any
+    matvec: Callable | None  # instead of products with the curvature of `value_fn`
     preconditioner: Any  # D, or None
     layout: Any  # the `NamedSharding`s of the parameters, or None
 
 
 def select(
-    options: Options, updates, state, params, value_fn, preconditioner
+    options: Options, updates, state, params, value_fn, matvec, preconditioner
 ) -> Selected:
     """What the mask selects, in the coordinates of the eigenvectors."""
     flags = masking.resolve(options.mask, params)
@@ -79,7 +80,9 @@ def select(
         root = preconditioning.root(preconditioner)
         vector = jax.tree.map(jnp.multiply, root, vector)
     restricted = masking.restrict(value_fn, params, flags)
-    return Selected(selected, vector, *restricted, preconditioner, layout)
+    if matvec is not None and flags is not None:
+        matvec = blocks.diagonal_block(matvec, params, flags)
+    return Selected(selected, vector, *restricted, matvec, preconditioner, layout)
 
 
 def refresh(options: Options, state, selected: Selected):
@@ -87,7 +90,9 @@ def refresh(options: Options, state, selected: Selected):
     due = options.due(state.count)
 
     def refresh():
-        matvec = options.curvature(selected.value_fn, selected.params)
+        matvec = selected.matvec
+        if matvec is None:
+            matvec = options.curvature(selected.value_fn, selected.params)
         if selected.preconditioner is not None:
             matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
         matvec = sharded(matvec, selected.layout)

@@ -15,8 +15,9 @@ def bind(value_fn, extra_args):
         raise TypeError(
             "update of a bulk_sgd transform needs the keyword argument value_fn, a "
             "scalar function of the params: tx.update(grads, state, params, "
-            "value_fn=loss). Wrappers that drop keyword arguments, such as flax's "
-            "TrainState.apply_gradients, cannot be used; call tx.update yourself."
+            "value_fn=loss), or matvec, which multiplies by its Hessian. Wrappers that "
+            "drop keyword arguments, such as flax's TrainState.apply_gradients, cannot "
+            "be used; call tx.update yourself."
         )
     checks.function("value_fn", value_fn)
     if not extra_args:

@@ -13,6 +13,7 @@ import optax
 
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.curvature.shared_pass import value_grad_and_matvec
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training import evaluation
@@ -118,9 +119,11 @@ class Programs:
         rate = optimizers.rate_at(fields, scalars.learning_rate, state.step)
         batch = task.batch(feed, trace.num_steps)
         batch = self._layout.constrain_examples(batch)
-        loss, grads = jax.value_and_grad(batch)(state.params)
+        loss, grads, matvec = self._derivatives(task, batch, state.params, projected)
         optimize = functools.partial(self._optimize, rate, batch, state)
-        project = functools.partial(self._project, scalars, rate, task, batch, state)
+        project = functools.partial(
+            self._project, scalars, rate, task, batch, matvec, state
+        )
         if not projected:
             updates, inner = optimize(grads)
             projection, ratio = state.projection, jnp.ones(())
@@ -140,6 +143,13 @@ class Programs:
         new_trace = trace.add(loss, projection.alignment, ratio)
         return self._layout.constrain(new_state), new_trace
 
+    def _derivatives(self, task: Task, batch: Objective, params, projected: bool):
+        """The loss of a batch, its gradient, and the products that share its pass."""
+        space = self._config.subspace
+        if projected and task.curvature is None and space.curvature == "hessian":
+            return value_grad_and_matvec(batch, params, mode=space.mode)
+        return *jax.value_and_grad(batch)(params), None
+
     def _optimize(self, rate, batch: Objective, state: TrainState, updates):
         """What the inner optimizer makes of a gradient, and its new state."""
         fields = self._config.optimizer
@@ -147,13 +157,16 @@ class Programs:
         optimizer = optimizers.build(fields, rate)
         return optimizer.update(updates, state.inner, state.params, **more)
 
-    def _project(self, scalars, rate, task, batch, state, grads, updates, inner):
+    def _project(
+        self, scalars, rate, task, batch, matvec, state, grads, updates, inner
+    ):
         """The scaled updates, the new projection state, and the descent ratio."""
         scaled, projection = self._transform(scalars, rate).update(
             updates,
             state.projection,
             state.params,
             value_fn=batch if task.curvature is None else task.curvature,
+            matvec=matvec,
             preconditioner=evaluation.preconditioner(self._config, inner),
         )
         promised = basis.dot(grads, updates)
