@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import second_derivatives
+from bulk_sgd.curvature import replicas, second_derivatives
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.linalg import basis
@@ -65,7 +65,7 @@ def hessian(value_fn, params, *, mode: str = "auto"):
       [6.0, 2.0]
     """
     checks.floating("params", params)
-    check_loss(value_fn, params)
+    checks.function("value_fn", value_fn)  # before it becomes a pytree
     return _curvature("hessian", _hessian, as_pytree(value_fn), params, mode)
 
 
@@ -179,9 +179,10 @@ def _check_objective(name, objective):
 def _curvature(name, linear_map, objective, params, mode):
     """A `_Curvature` in a mode; "auto" finds it by tracing products."""
     checks.one_of("mode", mode, second_derivatives.MODES)
+    axes = replicas.shared_axes(check_loss(objective, params))
     if isinstance(objective, Objective):
         objective.total_weight()  # refuses wrong weights where they are known
-    make = lambda mode: _Curvature(objective, params, linear_map, mode)
+    make = lambda mode: _Curvature(objective, params, linear_map, mode, axes)
     if mode == second_derivatives.AUTO:
         # A call outside of `jit` needs this trace anyhow, and finds it again.
         trace = lambda mode: jax.make_jaxpr(_apply)(make(mode), params)
@@ -202,6 +203,7 @@ class _Curvature:
     params: Any
     linear_map: Callable = dataclasses.field(metadata={"static": True})
     mode: str = dataclasses.field(metadata={"static": True})
+    axes: tuple = dataclasses.field(metadata={"static": True})  # of replicas
 
     def __call__(self, vector):
         return _apply(self, vector)
@@ -212,11 +214,13 @@ class _Curvature:
         With microbatches each call recomputes the primal pass, one microbatch at a
         time: sharing it would take the memory of all microbatches.
         """
-        if not getattr(self.objective, "is_split", False):
-            return self._product(self.objective)
-        return lambda vector: self.objective.mean_over_microbatches(
-            lambda part: self._product(part)(vector)
-        )
+        if getattr(self.objective, "is_split", False):
+            product = lambda vector: self.objective.mean_over_microbatches(
+                lambda part: self._product(part)(vector)
+            )
+        else:
+            product = self._product(self.objective)
+        return lambda vector: replicas.mean(product(vector), self.axes)
 
     def _product(self, part):
         linear = self.linear_map(part, self.params, self.mode)
@@ -234,11 +238,18 @@ def _apply(curvature, vector):
         return curvature.linearize()(vector)
 
 
+@jax.jit
+def _evaluate(value_fn, params):
+    return value_fn(params)
+
+
 def check_loss(value_fn, params):
-    """Raises TypeError unless `value_fn` is a real scalar function of the params."""
+    """The jaxpr of a loss; raises TypeError unless it is a real scalar function."""
     checks.function("value_fn", value_fn)
-    if not isinstance(value_fn, Objective):  # a mean, so a scalar by construction
-        check_scalar(jax.eval_shape(value_fn, params))
+    trace = jax.make_jaxpr(_evaluate, return_shape=True)
+    jaxpr, value = trace(as_pytree(value_fn), params)
+    check_scalar(value)
+    return jaxpr
 
 
 def check_scalar(value):

@@ -150,18 +150,23 @@ def first_allowed(product: Callable) -> tuple[str, list[str]]:
     return DIFFERENCES, reasons
 
 
+def equations(jaxpr):
+    """The equations of a program and of all programs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 def _check_rules(jaxpr):
     """Raises TypeError if a program has no rule for one of its derivatives.
 
     For the forward derivative of a `jax.custom_vjp` JAX leaves a placeholder, which
     transposition may yet remove, and raises only when it compiles one.
     """
-    for equation in jaxpr.eqns:
-        if equation.primitive is custom_lin_p:
-            raise TypeError("a kernel has a jax.custom_vjp and no jvp")
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                _check_rules(inner)
+    if any(equation.primitive is custom_lin_p for equation in equations(jaxpr)):
+        raise TypeError("a kernel has a jax.custom_vjp and no jvp")

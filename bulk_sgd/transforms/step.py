@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import checks
-from bulk_sgd.curvature import blocks, masking, preconditioning
+from bulk_sgd.curvature import blocks, masking, preconditioning, replicas
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.linalg.layout import check_layout, place_rows
@@ -93,6 +93,7 @@ def refresh(options: Options, state, selected: Selected):
         matvec = selected.matvec
         if matvec is None:
             matvec = options.curvature(selected.value_fn, selected.params)
+        matvec = replicas.agreeing(matvec)
         if selected.preconditioner is not None:
             matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
         matvec = sharded(matvec, selected.layout)

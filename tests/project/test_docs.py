@@ -259,12 +259,25 @@ whole, _ = step(params, tx.init(params), x)
 for found in (by_jit, by_shard_map, *by_pmap):
     np.testing.assert_allclose(found, whole, rtol=1e-5)
 assert len(sharded_params.addressable_shards) == 4
-# As the page warns: with a pmean in the loss replicas drift apart. Solves of different
-# lengths would wait for each other, so this solver has one of a fixed length.
-tx = bulk_sgd.bulk_sgd(0.1, rank=2, solver=bulk_sgd.streaming())
-drifted, _ = jax.pmap(shard_step, axis_name="data")(
-    replicate(params), replicate(tx.init(params)), x.reshape(4, -1, 4))
-assert not np.allclose(drifted[0], drifted[1], rtol=1e-2)
+# As the page says of shard_map without checks, another solver, and of other users.
+tx = bulk_sgd.bulk_sgd(0.1, rank=2, solver=bulk_sgd.streaming(), refresh_every=2)
+unchecked = jax.jit(jax.shard_map(replica_step, mesh=mesh, check_vma=False,
+    in_specs=(P(), P(), P("data")), out_specs=(P("data"), P())))
+pieces = x.reshape(4, -1, 4)
+for_all = step(params, tx.init(params), x)[0]
+for found in unchecked(params, tx.init(params), x)[0].reshape(4, 4):
+    np.testing.assert_allclose(found, for_all, rtol=1e-5)
+try:
+    jax.pmap(step, axis_name="data")(
+        replicate(params), replicate(tx.init(params)), pieces)
+except ValueError as error:
+    assert "value_fn takes no mean over 'data'" in str(error)
+else:
+    raise AssertionError
+seeds, _ = jax.pmap(step)(replicate(params), replicate(tx.init(params)), pieces)
+for found, piece in zip(seeds, pieces):
+    alone, _ = step(params, tx.init(params), piece)
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
 """
     done = python("-c", source)
     assert done.returncode == 0, done.stderr
