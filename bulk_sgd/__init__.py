@@ -16,6 +16,7 @@ from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.curvature.preconditioning import adam_preconditioner, preconditioned
 from bulk_sgd.curvature.shared_pass import value_grad_and_matvec
+from bulk_sgd.linalg.factors import Factored
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
@@ -31,6 +32,7 @@ from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
 from bulk_sgd.spectra.density import SpectralDensity, spectral_density
 from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
 from bulk_sgd.spectra.loss_slice import loss_slice
+from bulk_sgd.spectra.rank_profile import RankProfile, rank_profile
 from bulk_sgd.spectra.subsampling import SubsamplingError, subsampling_error
 from bulk_sgd.transforms.aliases import (
     bulk_sgd,
@@ -53,8 +55,10 @@ __all__ = [
     "AdaptiveState",
     "Energies",
     "Estimate",
+    "Factored",
     "KrylovState",
     "Objective",
+    "RankProfile",
     "Rows",
     "ScaleBySubspaceState",
     "Solver",
@@ -86,6 +90,7 @@ __all__ = [
     "preconditioned",
     "project_bulk",
     "project_dominant",
+    "rank_profile",
     "scale_by_subspace",
     "sharded",
     "spectral_density",

@@ -163,7 +163,8 @@ def algebra(axis):
     split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
     put = lambda shape, s: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=s)
     vector = {"w": put((24, 32, 40), split)}
-    rows = {"w": put((5, 24, 32, 40), row_sharding(split))}
+    shape = jax.ShapeDtypeStruct((5, 24, 32, 40), jnp.float32)
+    rows = {"w": put(shape.shape, row_sharding(shape, split))}
     calls = {
         "dot": (basis.dot, vector, vector),
         "unit": (basis.unit, vector),

@@ -21,6 +21,14 @@ from bulk_sgd.linalg import xla
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+class Form:
+    """A basis in another form than dense rows, such as `factors.Factored`.
+
+    It has its own `inner`, `gram` and `combine`, and a `mixing` `(k, s)`, whose rows
+    stand for its own. What would change a single row is refused.
+    """
+
+
 def working_dtype(tree):
     """The dtype of arithmetic with `tree`: float32, or float64 if a leaf has it."""
     return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
@@ -66,6 +74,8 @@ def random_signs(key, like):
 
 def inner(basis, vector):
     """Inner products of each row of `basis` with `vector`, shape `(m,)`."""
+    if isinstance(basis, Form):
+        return basis.inner(vector)
 
     def contract(rows, x):
         axes = tuple(range(x.ndim))
@@ -79,6 +89,10 @@ def inner(basis, vector):
 @functools.partial(jax.jit, inline=True)
 def gram(basis, other):
     """Inner products of all rows, shape `(m, p)`: entry ij is ⟨basis_i, other_j⟩."""
+    if isinstance(basis, Form):
+        return basis.gram(other)
+    if isinstance(other, Form):
+        return other.gram(basis).T
 
     def at_once(basis, other):
         def contract(x, y):
@@ -97,37 +111,60 @@ def combine(coefficients, basis):
 
     Coefficients `(m,)` give a vector, coefficients `(p, m)` a basis of p rows.
     """
+    if isinstance(basis, Form):
+        return basis.combine(coefficients)
     return jax.tree.map(
         lambda rows: jnp.tensordot(coefficients, rows, 1, precision=_HIGHEST), basis
     )
 
 
 def row(basis, index):
-    """Row `index` of the basis; the index may be traced."""
+    """Row `index` of the basis, dense; the index may be traced."""
+    if isinstance(basis, Form):
+        identity = jnp.eye(num_rows(basis), dtype=basis.mixing.dtype)
+        return basis.combine(row(identity, index))
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), basis
     )
 
 
+def like(basis):
+    """The shapes and dtypes of one row, dense."""
+    return jax.eval_shape(lambda basis: row(basis, 0), basis)
+
+
 def num_rows(basis) -> int:
     """Number of rows m of the basis."""
+    if isinstance(basis, Form):
+        return num_rows(basis.mixing)
     return jax.tree.leaves(basis)[0].shape[0]
 
 
 def take_rows(basis, start, size: int):
     """The `size` rows from `start` on, which may be traced, as a basis."""
+    if isinstance(basis, Form):
+        return basis.mix(lambda rows: take_rows(rows, start, size))
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size), basis
     )
 
 
 def map_rows(fn, basis):
-    """`fn(row)` for each row, stacked."""
+    """`fn(row)` for each dense row, stacked."""
     return xla.vmap(fn)(basis)
+
+
+def map_in_turn(fn, basis):
+    """`fn(row)` for each row, one after the other, stacked."""
+    if isinstance(basis, Form):
+        identity = jnp.eye(num_rows(basis), dtype=basis.mixing.dtype)
+        return jax.lax.map(lambda weights: fn(basis.combine(weights)), identity)
+    return jax.lax.map(fn, basis)
 
 
 def put(basis, start, rows, write):
     """The basis with its rows from `start` on replaced by `rows`, if `write` holds."""
+    _need_rows("put", basis)
 
     def update(basis):
         return jax.tree.map(
@@ -141,6 +178,7 @@ def put(basis, start, rows, write):
 
 def set_row(basis, index, vector):
     """The basis with row `index` replaced by `vector`."""
+    _need_rows("set_row", basis)
     return jax.tree.map(
         lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, index, 0),
         basis,
@@ -186,6 +224,8 @@ def where(predicate, x, y):
 
 def scale_rows(factors, basis):
     """The basis with row i multiplied by `factors[i]`, in the dtype of the rows."""
+    if isinstance(basis, Form):
+        return basis.mix(lambda rows: scale_rows(factors, rows))
     return jax.tree.map(
         lambda rows: _per_row(factors.astype(rows.dtype), rows) * rows, basis
     )
@@ -193,12 +233,16 @@ def scale_rows(factors, basis):
 
 def where_rows(keep, basis, other=None):
     """Row i of `basis` where `keep[i]`, else of `other`, by default zeros."""
+    if isinstance(basis, Form) and other is None:
+        return basis.mix(lambda rows: where_rows(keep, rows))
+    _need_rows("where_rows with other rows", basis)
     other = jax.tree.map(jnp.zeros_like, basis) if other is None else other
     return jax.tree.map(lambda x, y: jnp.where(_per_row(keep, x), x, y), basis, other)
 
 
 def add_outer(basis, coefficients, vector):
     """The basis with `coefficients[i] * vector` added to row i."""
+    _need_rows("add_outer", basis)
     return jax.tree.map(
         lambda rows, x: rows + _per_row(coefficients, rows) * x, basis, vector
     )
@@ -206,12 +250,19 @@ def add_outer(basis, coefficients, vector):
 
 def squared_norms(basis):
     """The squared norm of each row, shape `(m,)`."""
+    if isinstance(basis, Form):
+        return jnp.diag(basis.gram(basis))
     return map_rows(lambda row: dot(row, row), basis)
 
 
 def _per_row(values, rows):
     """A value per row, shaped to broadcast against the rows of a leaf."""
     return values.reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+def _need_rows(name, basis):
+    if isinstance(basis, Form):
+        raise TypeError(f"{name} needs dense rows; it got a {type(basis).__name__}.")
 
 
 def _sum_leaves(tree):

@@ -4,6 +4,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bulk_sgd import checks
+from bulk_sgd.linalg.factors import Factored, Factors
 
 
 def check_layout(sharding, params):
@@ -56,19 +57,41 @@ def place(vector, sharding):
 
 def place_rows(basis, sharding):
     """A basis with each row laid out as `sharding` says of one vector."""
-    return place(basis, row_sharding(sharding))
+    return basis if sharding is None else place(basis, row_sharding(basis, sharding))
 
 
-def row_sharding(sharding):
-    """The layout of a basis whose rows are each laid out like `sharding`.
+def row_sharding(rows, sharding):
+    """The layout of a basis `rows` whose rows are each laid out like `sharding`.
+
+    The factors of a matrix are split along the axes that they have of it.
 
     >>> mesh = jax.sharding.AbstractMesh((1,), ("x",))
-    >>> tuple(row_sharding(NamedSharding(mesh, PartitionSpec("x"))).spec)
+    >>> split = NamedSharding(mesh, PartitionSpec("x"))
+    >>> tuple(row_sharding(jax.numpy.ones((2, 4)), split).spec)
     (None, 'x')
     """
-    return jax.tree.map(
-        lambda s: NamedSharding(
-            s.mesh, PartitionSpec(None, *s.spec), memory_kind=s.memory_kind
-        ),
-        sharding,
+    if isinstance(rows, Factored):
+        stored = jax.tree.map(_leaf, rows.stored, sharding, is_leaf=_is_factors)
+        whole = _like(jax.tree.leaves(sharding)[0], ())
+        return Factored(whole, stored)
+    return jax.tree.map(_leaf, rows, sharding)
+
+
+def _leaf(rows, sharding):
+    if not _is_factors(rows):
+        return _like(sharding, (None, *sharding.spec))
+    spec = *sharding.spec, *(None,) * (rows.ndim - len(sharding.spec))
+    ends = (
+        _like(sharding, (None, None, *(spec[axis] for axis in axes)))
+        for axes in rows.axes
     )
+    return Factors(*ends, rows.sides)
+
+
+def _like(sharding, spec):
+    spec = PartitionSpec(*spec)
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+
+def _is_factors(leaf) -> bool:
+    return isinstance(leaf, Factors)

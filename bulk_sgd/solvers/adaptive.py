@@ -85,7 +85,8 @@ def adaptive(
         if threshold is None:
             checks.integer("rank", rank, 2, why="threshold is None: the largest gap")
         state = solver.init(params, rank)
-        return _state(state, empty(params, rank), jnp.zeros((), jnp.int32))
+        whole = empty(params, rank, solver.zeros)
+        return _state(state, whole, jnp.zeros((), jnp.int32))
 
     def solve(matvec, subspace, state, updates, key):
         del subspace  # has rows of zeros
@@ -99,7 +100,9 @@ def adaptive(
         kept = jnp.sum(keep, dtype=jnp.int32)
         return found._replace(eigenvectors=rows), _state(inner, found, kept)
 
-    return Solver(init, solve, guarded=solver.guarded, name="adaptive")
+    return Solver(
+        init, solve, guarded=solver.guarded, name="adaptive", zeros=solver.zeros
+    )
 
 
 def _state(inner, found: Subspace, kept) -> AdaptiveState:

@@ -50,6 +50,9 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
       >>> tx = bulk_sgd.project_bulk(rank=12, solver=solver)
     """
     check_solver(solver)
+    if solver.zeros is not basis.zeros:
+        problem = f"is {solver.name} with factors; it must be one with a dense basis."
+        raise checks.ArgumentError("solver", problem)
 
     def init(params, rank):
         if not jax.tree.leaves(params):  # what optax.tree_map_params passes

@@ -85,4 +85,4 @@ def on_drift(
         found, inner = branches.cond(~serves, refresh, lambda: (kept, inner))
         return found, (inner, count + 1)
 
-    return Solver(init, solve, name="on_drift")
+    return Solver(init, solve, name="on_drift", zeros=solver.zeros)

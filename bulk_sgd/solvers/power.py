@@ -149,7 +149,7 @@ def _move_all(matvec, subspace: Subspace, updates):
     del updates
     rows = subspace.eigenvectors
     # One product at a time: of full data, k sets of activations may not fit.
-    products = jax.lax.map(matvec, rows)
+    products = basis.map_in_turn(matvec, rows)
     projected = basis.gram(products, rows)
     values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1].T

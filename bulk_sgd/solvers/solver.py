@@ -29,6 +29,8 @@ class Solver(NamedTuple):
       eigenpairs: whether the result approximates eigenpairs of the curvature that also
         hold for later updates. `on_drift` and `adaptive` require it.
       name: the name of the solver in error messages.
+      zeros: `zeros(params, rank)` returns a basis of zero rows in the form of the
+        solver's basis, by default dense.
     """
 
     init: Callable[[Any, int], Any]
@@ -36,6 +38,7 @@ class Solver(NamedTuple):
     guarded: bool = False
     eigenpairs: bool = True
     name: str = ""
+    zeros: Callable[[Any, int], Any] = basis.zeros
 
 
 def check_solver(solver, *, eigenpairs: bool = False):

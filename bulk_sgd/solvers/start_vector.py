@@ -14,12 +14,9 @@ _EXPLORATION = 1.0
 
 def like(start):
     """The shapes and dtypes of the vectors of a solve from `start`."""
-    warm = isinstance(start, Subspace)
-    dtype = basis.working_dtype(start.eigenvectors if warm else start)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:] if warm else x.shape, dtype),
-        start.eigenvectors if warm else start,
-    )
+    start = basis.like(start.eigenvectors) if isinstance(start, Subspace) else start
+    dtype = basis.working_dtype(start)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), start)
 
 
 def pack(start, form, key):

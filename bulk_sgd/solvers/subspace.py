@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.factors import cut
 
 
 class Subspace(NamedTuple):
@@ -24,9 +26,9 @@ class Subspace(NamedTuple):
     Attributes:
       eigenvalues: `(k,)`, in the order of the solver: descending by default.
       eigenvectors: the u_i as rows, a pytree like the parameters with leaves
-        `(k, *leaf.shape)`, float32 or wider. Each row has length one or zero, and rows
-        are orthogonal. Signs are arbitrary, and vectors of close eigenvalues can rotate
-        among themselves: compare projectors, not rows.
+        `(k, *leaf.shape)`, float32 or wider, or a `Factored` basis. Each row has
+        length one or zero, and rows are orthogonal. Signs are arbitrary, and vectors of
+        close eigenvalues can rotate among themselves: compare projectors, not rows.
       residuals: `(k,)`, the solver's estimates of ‖H u_i − λ_i u_i‖.
       converged: bool scalar, whether the solver met its tolerance.
       num_matvecs: int32 scalar, curvature products spent in the last solve.
@@ -84,6 +86,42 @@ class Subspace(NamedTuple):
         larger = jnp.maximum(jnp.maximum(self.kept, other.kept), 1)
         return jnp.sum(cosines**2) / larger
 
+    def factored(self, factors: int, axes=None) -> tuple["Subspace", jax.Array]:
+        """The subspace with its eigenvectors stored in factors, cut to a low rank.
+
+        Each matrix of parameters of an eigenvector becomes the nearest one of rank r =
+        `factors`, Σ_q a_q b_qᵀ. Its m·n numbers take the memory of r (m + n). Vectors,
+        scalars and matrices too small to gain stay dense. The rows are orthonormal
+        again after the cut, so that P is the exact projector onto their span.
+
+        Args:
+          factors: the rank r of each matrix, at least 1.
+          axes: which axes are rows and columns, as `optax.contrib.muon` takes its
+            `MuonDimensionNumbers`: one for all, a pytree like the parameters, or a
+            function of them. By default a leaf of three axes is a stack of matrices,
+            and in any other the last axis holds the columns, as in a convolution
+            `(h, w, in, out)`.
+
+        Returns:
+          The factored `Subspace`, and the share `(k,)` of the squared length of each
+          eigenvector that the cut keeps.
+
+        Raises:
+          ValueError: if an argument is out of its range.
+
+        Example:
+          >>> import jax.numpy as jnp, bulk_sgd
+          >>> loss = lambda w: jnp.sum(jnp.outer(jnp.arange(4.0), jnp.ones(5)) * w) ** 2
+          >>> matvec = bulk_sgd.hessian(loss, jnp.ones((4, 5)))
+          >>> pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones((4, 5)), rank=1)
+          >>> found, kept = pairs.factored(1)
+          >>> print(kept.round(3), found.overlap(pairs).round(3))
+          [1.] 1.0
+        """
+        checks.integer("factors", factors, 1)
+        found, kept = cut(self.eigenvectors, factors, axes)
+        return self._replace(eigenvectors=found), kept
+
 
 class Rows(NamedTuple):
     """Vectors in the state of a solver, laid out over devices like the parameters.
@@ -104,12 +142,15 @@ def alignment(coefficients, vector):
     return jnp.where(length == 0, 0, ratio)
 
 
-def empty(params, rank: int) -> Subspace:
-    """A subspace of `rank` zero rows for vectors shaped like `params`."""
+def empty(params, rank: int, zeros=basis.zeros) -> Subspace:
+    """A subspace of `rank` zero rows for vectors shaped like `params`.
+
+    `zeros(params, rank)` makes the rows, dense by default.
+    """
     dtype = basis.working_dtype(params)
     return Subspace(
         eigenvalues=jnp.zeros(rank, dtype),
-        eigenvectors=basis.zeros(params, rank, dtype),
+        eigenvectors=zeros(params, rank),
         residuals=jnp.full(rank, jnp.inf, dtype),
         converged=jnp.zeros((), bool),
         num_matvecs=jnp.zeros((), jnp.int32),

@@ -139,7 +139,7 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
 def _energies(matvec, subspace, key, num_probes):
     apply = linearize(matvec)
     rows = subspace.eigenvectors
-    images = jax.lax.map(apply, rows)
+    images = basis.map_in_turn(apply, rows)
     block = basis.gram(rows, images)
     rayleigh = jnp.diagonal(block)
 

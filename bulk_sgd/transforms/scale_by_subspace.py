@@ -220,7 +220,7 @@ def _init(options: step.Options, params) -> ScaleBySubspaceState:
     dtype = basis.working_dtype(params)
     return ScaleBySubspaceState(
         count=jnp.zeros((), jnp.int32),
-        subspace=empty(params, rank),
+        subspace=empty(params, rank, options.solver.zeros),
         solver_state=options.solver.init(params, rank),
         alignment=jnp.zeros((), dtype),
         alignment_average=jnp.zeros((), dtype),

@@ -161,8 +161,7 @@ def _check_trees(updates, params, state):
     """Raises ArgumentError unless the selected trees are like those at `init`."""
     checks.floating("params", params)
     checks.floating("updates", updates)
-    row = lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-    before = jax.tree.map(row, state.subspace.eigenvectors)
+    before = basis.like(state.subspace.eigenvectors)
     checks.like("params", params, before, "the params at init")
     checks.like("updates", updates, params, "the params")
     now, then = basis.working_dtype(params), state.alignment.dtype

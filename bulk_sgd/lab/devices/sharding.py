@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bulk_sgd import checks
+from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.layout import row_sharding
 from bulk_sgd.solvers.subspace import Rows, Subspace
 
@@ -100,8 +101,7 @@ class Layout:
 
     def basis(self, tree):
         """Rows like parameters: leaves `(m, *leaf.shape)`, every device has all m."""
-        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
-        return row_sharding(self.parameters(rows))
+        return row_sharding(tree, self.parameters(basis.like(tree)))
 
     def state(self, state):
         """The layout of a `TrainState`: parameters, moments and bases are split."""

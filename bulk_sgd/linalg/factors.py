@@ -1,0 +1,242 @@
+r"""Bases stored in factors: each row is, per matrix of parameters, of low rank.
+
+Reshaped like the weight matrix that it belongs to, a leading eigenvector of the Hessian
+is nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*, arXiv
+2010.04261). The matrix X of row i, m × n, is stored as Σ_q a_q b_qᵀ with r vectors a_q
+and b_q: r (m + n) numbers in place of m n. Vectors and scalars stay dense.
+
+Rows that are cut to rank r are no longer orthonormal. A small triangular matrix, the
+*mixing* M, makes them so: the rows of the basis are M times the stored ones. Products
+with the rows therefore need nothing but products with the factors.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.matrices import Sides, sides
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("left", "right"),
+    meta_fields=("sides",),
+)
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """One leaf of s stored rows, Σ_q left[i, q] ⊗ right[i, q].
+
+    Attributes:
+      left: `(s, r, ...)` with the axes of the leaf except its columns.
+      right: `(s, r, ...)` with the axes of the leaf except its rows.
+      sides: which axes these are.
+    """
+
+    left: jax.Array
+    right: jax.Array
+    sides: Sides
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the leaf, without that of the rows."""
+        return self.left.ndim - 2 + len(self.sides.columns)
+
+    @property
+    def axes(self) -> tuple[list[int], list[int]]:
+        """The axes of the leaf that `left` and `right` have."""
+        rows, columns = self.sides
+        return tuple(self.sides.without(side, self.ndim) for side in (columns, rows))
+
+    def inner(self, x):
+        """Inner products of the stored rows with a leaf, shape `(s,)`."""
+        (left, right), whole = self.axes, [*range(self.ndim)]
+        s, q = self.ndim, self.ndim + 1
+        # The smaller of the two intermediate results.
+        if self.left.size < self.right.size:
+            part = _einsum(x, whole, self.right, [s, q, *right], [s, q, *left])
+            return jnp.sum(part * self.left, axis=range(1, part.ndim))
+        part = _einsum(x, whole, self.left, [s, q, *left], [s, q, *right])
+        return jnp.sum(part * self.right, axis=range(1, part.ndim))
+
+    def combine(self, weights):
+        """The leaf of a linear combination of the stored rows, with weights `(s,)`."""
+        (left, right), whole = self.axes, [*range(self.ndim)]
+        s, q = self.ndim, self.ndim + 1
+        scaled = basis.scale_rows(weights, self.left)
+        return _einsum(scaled, [s, q, *left], self.right, [s, q, *right], whole)
+
+    def gram(self, other):
+        """Inner products with the rows of another leaf of the same shape."""
+        if not isinstance(other, Factors):
+            return basis.map_rows(self.inner, other).T
+        if self.sides != other.sides:
+            identity = jnp.eye(len(other.left), dtype=other.left.dtype)
+            return self.gram(jax.vmap(other.combine)(identity))
+        left, right = self.axes
+        s, q, t, p = range(self.ndim, self.ndim + 4)
+        matrices = [axis for axis in left if axis in right]
+        both = [s, q, t, p, *matrices]
+        product = lambda x, y, kept: _einsum(x, [s, q, *kept], y, [t, p, *kept], both)
+        terms = product(self.left, other.left, left)
+        terms *= product(self.right, other.right, right)
+        return jnp.sum(terms, axis=(1, 3, *range(4, terms.ndim)))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("mixing", "stored"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Factored(basis.Form):
+    """A basis of k rows: the mixing times s stored rows.
+
+    Attributes:
+      mixing: `(k, s)`.
+      stored: pytree like the parameters; each leaf is a `Factors` or, with its s rows
+        dense, an array `(s, *leaf.shape)`.
+    """
+
+    mixing: jax.Array
+    stored: Any
+
+    def inner(self, vector):
+        """`basis.inner`."""
+        return _multiply(self.mixing, _sum_leaves(_inner, self.stored, vector))
+
+    def gram(self, other):
+        """`basis.gram`."""
+        if not isinstance(other, Factored):
+            return basis.map_rows(self.inner, other).T
+        products = _sum_leaves(_gram, self.stored, other.stored)
+        return _multiply(_multiply(self.mixing, products), other.mixing.T)
+
+    def combine(self, coefficients):
+        """`basis.combine`; a basis of combinations is stored in the same factors."""
+        weights = _multiply(coefficients, self.mixing)
+        if weights.ndim > 1:
+            return dataclasses.replace(self, mixing=weights)
+        return _map(lambda leaf: _combine(weights, leaf), self.stored)
+
+    def mix(self, change):
+        """The basis with rows changed as `change` does with the rows of the mixing."""
+        return dataclasses.replace(self, mixing=change(self.mixing))
+
+    def orthonormal(self):
+        """The same stored rows, mixed to an orthonormal basis of their span."""
+        products = _sum_leaves(_gram, self.stored, self.stored)
+        return dataclasses.replace(self, mixing=orthonormalizing(products))
+
+
+def orthonormalizing(gram):
+    """The lower triangular W `(k, k)` with W G Wᵀ = I for a Gram matrix G.
+
+    By Gram and Schmidt, twice. Row i of W is zero if row i depends on those before it.
+    """
+    # Rounding of G, relative to the length outside of the rows before, squared.
+    floor = jnp.finfo(gram.dtype).eps ** (1 / 3)
+
+    def add(index, mixing):
+        row = jnp.zeros_like(gram[0]).at[index].set(1)
+        for _ in range(2):
+            along = _multiply(mixing, _multiply(gram, row))
+            row = row - _multiply(along, mixing)
+        square = _multiply(row, _multiply(gram, row))
+        found = square > floor * gram[index, index]
+        row = jnp.where(found, row * jax.lax.rsqrt(jnp.where(found, square, 1)), 0)
+        return mixing.at[index].set(row)
+
+    return jax.lax.fori_loop(0, len(gram), add, jnp.zeros_like(gram))
+
+
+def zeros(like, num_rows: int, factors: int, axes=None) -> Factored:
+    """A factored basis of `num_rows` zero rows, with `factors` terms per matrix.
+
+    `matrices.sides` explains `axes`.
+    """
+    dtype = basis.working_dtype(like)
+
+    def rows(leaf, found):
+        shape = jnp.shape(leaf)
+        if found is None:
+            return jnp.zeros((num_rows, *shape), dtype)
+        ends = (
+            [shape[axis] for axis in found.without(side, len(shape))]
+            for side in (found.columns, found.rows)
+        )
+        made = (jnp.zeros((num_rows, factors, *end), dtype) for end in ends)
+        return Factors(*made, found)
+
+    leaves, treedef = jax.tree.flatten(like)
+    stored = map(rows, leaves, sides(like, factors, axes))
+    return Factored(jnp.zeros((num_rows,) * 2, dtype), treedef.unflatten(stored))
+
+
+def cut(rows, factors: int, axes=None):
+    """A dense basis of k rows cut to `factors` terms per matrix: the best, by SVD.
+
+    Returns the `Factored` basis, orthonormal, and the share `(k,)` of the squared
+    length of each row that is kept; 0 for a row of zeros.
+    """
+    like = basis.like(rows)
+    leaves, treedef = jax.tree.flatten(basis.widen(rows))
+    stored = [
+        x if found is None else _best(x, factors, found)
+        for x, found in zip(leaves, sides(like, factors, axes))
+    ]
+    count = basis.num_rows(rows)
+    identity = jnp.eye(count, dtype=basis.working_dtype(rows))
+    found = Factored(identity, treedef.unflatten(stored))
+    before, after = (basis.squared_norms(x) for x in (rows, found))
+    kept = jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 0)
+    return found.orthonormal(), kept
+
+
+def _best(rows, factors, sides) -> Factors:
+    left, values, right = jnp.linalg.svd(sides.matrices(rows), full_matrices=False)
+    kept = min(factors, values.shape[-1])
+    scaled = values[..., :kept, None] * right[..., :kept, :]
+    more = [(0, 0), (0, 0), (0, factors - kept), (0, 0)]
+    ends = (jnp.pad(x, more) for x in (left[..., :kept].swapaxes(-1, -2), scaled))
+    shape = rows.shape[1:]
+    return Factors(
+        *(
+            sides.unfold(jnp.moveaxis(x, 2, 1), shape, kept)
+            for x, kept in zip(ends, (sides.rows, sides.columns))
+        ),
+        sides,
+    )
+
+
+def _is_factors(leaf) -> bool:
+    return isinstance(leaf, Factors)
+
+
+def _map(fn, stored, *others):
+    return jax.tree.map(fn, stored, *others, is_leaf=_is_factors)
+
+
+def _sum_leaves(fn, stored, other):
+    leaves = jax.tree.leaves(_map(fn, stored, other))
+    return functools.reduce(jnp.add, leaves)
+
+
+def _inner(leaf, x):
+    return leaf.inner(x) if _is_factors(leaf) else basis.inner(leaf, x)
+
+
+def _gram(leaf, other):
+    if _is_factors(leaf):
+        return leaf.gram(other)
+    return other.gram(leaf).T if _is_factors(other) else basis.gram(leaf, other)
+
+
+def _combine(weights, leaf):
+    return leaf.combine(weights) if _is_factors(leaf) else basis.combine(weights, leaf)

@@ -1,0 +1,76 @@
+"""How nearly the eigenvectors are of low rank, per matrix of parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.matrices import sides
+from bulk_sgd.solvers.subspace import Subspace
+
+
+class RankProfile(NamedTuple):
+    """Shares of the squared length of eigenvectors that a low rank keeps.
+
+    Attributes:
+      whole: `(k, n)`, what is left of eigenvector i if each matrix of it is cut to the
+        j-th of n ranks. It is NaN for a row of zeros.
+      leaves: pytree like the parameters with leaves `(k, n)`, the same for the part of
+        the eigenvector in this leaf alone; 1 for vectors and scalars.
+    """
+
+    whole: jax.Array
+    leaves: Any
+
+
+def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankProfile:
+    """Returns how much of each eigenvector lies within low ranks, matrix by matrix.
+
+    Reshaped like the weight matrix that it belongs to, a leading eigenvector of the
+    Hessian is nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*, arXiv
+    2010.04261). The profile says which `factors` are enough for
+    `bulk_sgd.Subspace.factored`, whose cut is the same: the best one, by singular
+    value decomposition.
+
+    Args:
+      subspace: the eigenvectors, such as `bulk_sgd.top_eigenpairs` returns.
+      ranks: n Python integers, at least 1.
+      axes: which axes are rows and columns, as in `bulk_sgd.Subspace.factored`.
+
+    Returns:
+      The `RankProfile`, in the dtype of the eigenvectors.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bulk_sgd
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([[2.0, 0], [0, 1.0]]) * w) ** 2
+      >>> matvec = bulk_sgd.hessian(loss, jnp.ones((2, 2)))
+      >>> pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones((2, 2)), rank=1, tol=1e-5)
+      >>> print(bulk_sgd.rank_profile(pairs, (1, 2)).whole.round(3))
+      [[0.8 1. ]]
+    """
+    for index, rank in enumerate(ranks):
+        checks.integer(f"ranks[{index}]", rank, 1)
+    rows = basis.map_in_turn(lambda row: row, subspace.eigenvectors)
+    leaves, treedef = jax.tree.flatten(rows)
+    found = sides(basis.like(rows), 0, axes)
+    energies = [_energies(x, side, ranks) for x, side in zip(leaves, found)]
+    lengths = [jnp.sum(x**2, axis=range(1, x.ndim))[:, None] for x in leaves]
+    return RankProfile(
+        sum(energies) / sum(lengths),
+        treedef.unflatten(kept / length for kept, length in zip(energies, lengths)),
+    )
+
+
+def _energies(rows, side, ranks):
+    """The squared length `(k, n)` of the rows of a leaf within each rank."""
+    if side is None:
+        whole = jnp.sum(rows**2, axis=range(1, rows.ndim))
+        return jnp.tile(whole[:, None], len(ranks))
+    values = jnp.linalg.svd(side.matrices(rows), compute_uv=False) ** 2
+    kept = [jnp.sum(values[..., :rank], axis=(1, 2)) for rank in ranks]
+    return jnp.stack(kept, axis=1)
