@@ -41,8 +41,8 @@ def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
       ...     return optax.apply_updates(params, updates), state, value
       >>> params = jnp.ones(2)
       >>> params, state, value = step(params, tx.init(params))
-      >>> print(params.round(3), value)
-      [1.  0.9] 50.5
+      >>> print([round(x, 3) for x in params.tolist()], value)
+      [1.0, 0.9] 50.5
     """
     separate = hessian(value_fn, params, mode=mode)
     shared = separate.mode != second_derivatives.DIFFERENCES

@@ -278,4 +278,5 @@ def test_goes_on_on_other_devices(undisturbed, tmp_path, monkeypatch):
     assert process.wait() == 0, process.stderr.read()
     assert "going on from bulk_sgd, step 14" in process.stderr.read()
     for mine, alone in zip(rows_of(tmp_path), rows_of(undisturbed[0]), strict=True):
-        assert mine["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
+        # Sums in another order, and solves to a tolerance of 1e-5 of λ₁.
+        assert mine["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
