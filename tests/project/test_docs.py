@@ -366,18 +366,18 @@ def test_scan_recipe_and_the_state():
 def test_recipes_to_resume_to_accumulate_and_to_freeze():
     after, _ = run("docs/recipes.md")
     jax.tree.map(
-        np.testing.assert_array_equal, after[2]["restored"]["state"], after[1]["state"]
+        np.testing.assert_array_equal, after[3]["restored"]["state"], after[2]["state"]
     )
-    whole = jax.grad(after[3]["data"].take(after[3]["batches"][0]))(after[3]["params"])
+    whole = jax.grad(after[4]["data"].take(after[4]["batches"][0]))(after[4]["params"])
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-        after[3]["grads"],
+        after[4]["grads"],
         whole,
     )
-    state = after[4]["state"]
+    state = after[5]["state"]
     assert state.gradient_step == 4
     assert optax.tree_utils.tree_get(state, "refreshes") == 2
-    updates = after[5]["updates"]
+    updates = after[6]["updates"]
     assert not jnp.any(updates["out"])
     assert jnp.any(updates["hidden"])
 
