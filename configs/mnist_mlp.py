@@ -5,7 +5,8 @@ made small:
 
 - the Hessian is that of a fixed subset of 1,000 images and is refreshed every 20 steps,
   not that of all 5,000 at every step;
-- 4,000 steps at rate 0.05 instead of 20,000 at 0.01;
+- 4,000 steps at rate 0.05 instead of 20,000 at 0.01, of half the squared error and of
+  pixels between 0 and 1;
 - the arms fork at step 2,000, not when the average alignment exceeds 0.95;
 - two more arms: half of the dominant part, and that with the bulk part doubled, as in
   Zakarin and Singh (arXiv 2505.11972).
@@ -28,10 +29,13 @@ def get_config(variant: str = ""):
     config = song_mnist5k(variant)
     config.name = "MNIST-5k, tanh MLP"
     config.data.num_train = 0
+    config.data.normalization = "unit"
+    config.loss.reduction = "half_sum"
     config.optimizer.learning_rate = 0.05
     config.num_steps = 400 if variant else 4_000
     config.switch.step = 200 if variant else 2_000
     config.switch.alignment = 0.0
+    config.switch.gradient = "update"
     config.subspace.data = "subset"
     config.subspace.subset_size = 1_000
     config.subspace.refresh_every = 20

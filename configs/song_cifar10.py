@@ -1,9 +1,10 @@
 """The CIFAR10-5k protocol of Song, Ahn and Yun, *Does SGD really happen in tiny
 subspaces?* (arXiv 2405.16002): full-data Hessian at every step, 20,000 steps.
 
-CNN of width 32 with ReLU, squared error summed over the classes and halved, rate 0.001,
-batch 50, k = 10; the first 5,000 images of CIFAR-10. SGD until the average alignment
-(0.9 old + 0.1 new) exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD from there.
+CNN of width 32 with ReLU, squared error summed over the classes, rate 0.001, batch 50,
+k = 10; the first 5,000 images of CIFAR-10. SGD until the average alignment
+(0.9 old + 0.1 new) of the full gradient exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD
+from there.
 
 The "3-layer CNN" of the paper is read as two convolutions and a dense layer. The other
 reading, with three convolutions, and the paper's other networks:
@@ -36,7 +37,6 @@ def get_config(variant: str = ""):
     config = song_mnist5k(variant)
     config.name = "CIFAR10-5k, protocol of Song et al."
     config.data.name = "cifar10_5k.npz"
-    config.data.normalization = "standard"
     config.data.num_train, config.data.num_test = 5_000, 1_000
     config.model.name = "cnn"
     config.model.channels = (32, 32)

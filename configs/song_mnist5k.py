@@ -1,9 +1,10 @@
 """The MNIST-5k protocol of Song, Ahn and Yun, *Does SGD really happen in tiny
 subspaces?* (arXiv 2405.16002): full-data Hessian at every step, 20,000 steps.
 
-MLP 784-200-200-10 with tanh (199,210 parameters), squared error summed over the
-classes and halved, rate 0.01, batch 50, k = 10. SGD until the average alignment
-(0.9 old + 0.1 new) exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD from there.
+MLP 784-200-200-10 with tanh (199,210 parameters), standardised inputs, squared error
+summed over the classes, rate 0.01, batch 50, k = 10. SGD until the average alignment
+(0.9 old + 0.1 new) of the full gradient exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD
+from there.
 
 Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does.
 
@@ -25,12 +26,13 @@ def get_config(variant: str = ""):
         raise ValueError(f"variant is {variant!r}; it must be empty or 'quick'.")
     config = default()
     config.name = "MNIST-5k, protocol of Song et al."
+    config.data.normalization = "standard"
     config.model.name = "mlp"
     config.model.hidden = (200, 200)
     config.model.activation = "tanh"
     config.model.init = "torch"
     config.loss.name = "mse"
-    config.loss.reduction = "half_sum"
+    config.loss.reduction = "sum"
     config.batch_size = 50
     config.num_steps = 20_000
     config.optimizer.learning_rate = 0.01
@@ -39,6 +41,7 @@ def get_config(variant: str = ""):
     config.subspace.refresh_every = 1
     config.switch.step = 10_000  # should the average never get there
     config.switch.alignment = 0.95
+    config.switch.gradient = "full"
     config.switch.decay = 0.9
     config.switch.measure_every = 1
     config.arms = ("sgd", "dom_sgd", "bulk_sgd")

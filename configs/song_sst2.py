@@ -2,9 +2,10 @@
 subspaces?* (arXiv 2405.16002): full-data Hessian at every step, 20,000 steps.
 
 Transformer with 2 layers, hidden size 64 and 8 heads, without dropout; squared error
-summed over the two classes and halved, rate 0.001, batch 50, k = 2; the first 1,000
-sentences of SST-2 for training and its 872 dev sentences as test. SGD until the average
-alignment (0.9 old + 0.1 new) exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD from there.
+summed over the two classes, rate 0.001, batch 50, k = 2; the first 1,000 sentences of
+SST-2 for training and its 872 dev sentences as test. SGD until the average alignment
+(0.9 old + 0.1 new) of the full gradient exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD
+from there.
 What the paper leaves open is chosen here: words as tokens, learned positions, norms
 before attention and dense layers, GELU, the mean over words before the last layer.
 

@@ -162,6 +162,9 @@ def default() -> ConfigDict:
     config.switch = ConfigDict()
     config.switch.step = 500
     config.switch.alignment = 0.0  # threshold for the average of χ_k; 0: step alone
+    # Whose χ_k: that of the mini-batch "update", averaged over all steps, or of the
+    # "full" gradient, averaged over the steps with a refresh.
+    config.switch.gradient = "update"
     config.switch.decay = 0.9  # average = decay · old + (1 − decay) · χ_k
     config.switch.measure_every = 1  # steps between refreshes in the prefix
 

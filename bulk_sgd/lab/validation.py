@@ -110,6 +110,7 @@ _RANGES = {
         "subspace.curvature": (CURVATURES,),
         "subspace.mode": (second_derivatives.MODES,),
         "subspace.data": (("full", "subset", "batch"),),
+        "switch.gradient": (("update", "full"),),
     },
 }
 

@@ -232,3 +232,9 @@ def test_subspace_that_is_not_found_is_warned_of_once_and_counted():
         out, state = step(state)
     np.testing.assert_array_equal(flat(out), flat(UPDATES))
     assert int(state.failed_refreshes) == int(state.refreshes) == 2
+
+
+def test_count_is_left_to_the_optimizer_beside_it():
+    state = optax.chain(optax.adam(1e-2), exact(1)).init(PARAMS)
+    with pytest.raises(KeyError):
+        optax.tree_utils.tree_get(state, "count")

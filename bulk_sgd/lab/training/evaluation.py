@@ -43,19 +43,25 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
     """The `Evaluation` of a state."""
     del layout
     train_loss, gradient = jax.value_and_grad(task.train)(state.params)
-    scale = preconditioner(config, state.inner)
-    if scale is not None:  # a gradient in the coordinates P^½ θ of the subspace
-        scale = preconditioning.root(scale)
-        gradient = jax.tree.map(jnp.divide, gradient, scale)
+    subspace = state.projection.subspace
     score = functools.partial(_loss_and_accuracy, params=state.params)
     test_loss, test_accuracy = task.test.mean_over_microbatches(score)
     return Evaluation(
         train_loss=train_loss,
         test_loss=test_loss,
         test_accuracy=test_accuracy,
-        alignment_gradient=state.projection.subspace.alignment(gradient),
-        kept=state.projection.subspace.kept,
+        alignment_gradient=gradient_alignment(config, subspace, state.inner, gradient),
+        kept=subspace.kept,
     )
+
+
+def gradient_alignment(config, subspace, inner, gradient):
+    """χ_k of a gradient in the coordinates P^½ θ of the subspace."""
+    scale = preconditioner(config, inner)
+    if scale is not None:
+        scale = preconditioning.root(scale)
+        gradient = jax.tree.map(jnp.divide, gradient, scale)
+    return subspace.alignment(gradient)
 
 
 def sharpness(config, layout, state: TrainState, task: Task):

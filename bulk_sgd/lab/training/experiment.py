@@ -42,6 +42,7 @@ _AFTER_STEP = (
     "stability",
     "switch.alignment",
     "switch.decay",
+    "switch.gradient",
     "switch.measure_every",
 )
 # Experiments that differ in nothing else share their compiled programs.

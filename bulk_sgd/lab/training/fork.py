@@ -88,5 +88,6 @@ def _describe_switch(config, state: TrainState) -> dict:
     average, threshold = state.projection.alignment_average, config.switch.alignment
     reason = f"step {int(state.step)}"
     if threshold > 0 and float(average) > threshold:
-        reason = f"average alignment {float(average):.3f} > {threshold:g}"
+        of = {"update": "update", "full": "full gradient"}[config.switch.gradient]
+        reason = f"average alignment of the {of} {float(average):.3f} > {threshold:g}"
     return {"step": int(state.step), "reason": reason}

@@ -18,7 +18,7 @@ from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training import evaluation
 from bulk_sgd.lab.training.state import Scalars, Task, Trace, TrainState
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, branches
 from bulk_sgd.transforms.scale_by_subspace import Switch, scale_by_subspace
 
 
@@ -169,9 +169,27 @@ class Programs:
             matvec=matvec,
             preconditioner=evaluation.preconditioner(self._config, inner),
         )
+        if self._config.switch.gradient == "full":
+            average = self._full_average(scalars, task, state, projection, inner)
+            projection = projection._replace(alignment_average=average)
         promised = basis.dot(grads, updates)
         ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
         return scaled, projection, ratio
+
+    def _full_average(self, scalars, task, state, projection, inner):
+        """The switch rule's average for the full gradient, over measured steps."""
+        known, decay = state.projection.alignment_average, self._config.switch.decay
+
+        def measure():
+            gradient = jax.grad(task.train)(state.params)
+            chi = evaluation.gradient_alignment(
+                self._config, projection.subspace, inner, gradient
+            )
+            return (decay * known + (1 - decay) * chi).astype(known.dtype)
+
+        ends = jnp.isfinite(scalars.threshold)  # only a prefix does
+        due = state.step % scalars.refresh_every == 0
+        return branches.cond(ends & due, measure, lambda: known)
 
 
 def _unfinished(num_steps, threshold, carry):

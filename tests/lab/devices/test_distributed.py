@@ -1,94 +1,20 @@
 """Two processes on this machine: the same numbers as one, and one end for both."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from four_devices import devices
 from paths import ROOT
 from tiny_runs import rows_of
+from two_processes import CONFIG, environment, main, start, wait
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-
-CONFIG = (
-    "--config=configs/mnist_mlp.py:quick",
-    "--config.data.num_train=320",
-    "--config.data.num_test=80",
-    "--config.subspace.subset_size=160",
-    "--config.model.hidden=(12,)",
-    "--config.batch_size=40",
-    "--config.num_steps=60",
-    "--config.switch.step=20",
-    "--config.eval_every=20",
-    "--config.subspace.rank=4",
-    "--config.subspace.refresh_every=5",
-    "--config.subspace.tol=1e-5",
-    "--config.subspace.max_matvecs=100",
-    "--config.arms=('sgd', 'bulk_sgd')",
-    "--config.progress=False",
-    "--config.tensorboard=False",
-)
-
-
-def environment(num_devices, **more):
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": devices(num_devices),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
-        **more,
-    }
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def start(command, *, count=2, num_devices=2, **more):
-    """The processes of a job, `command(index)` each."""
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        subprocess.Popen(
-            [sys.executable, *command(index)],
-            env=environment(
-                num_devices,
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_NUM_PROCESSES=str(count),
-                JAX_PROCESS_ID=str(index),
-                **more,
-            ),
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(count)
-    ]
-
-
-def wait(processes, timeout=300):
-    """Exit statuses and what each process said."""
-    try:
-        said = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], said
-
-
-def main(workdir, *more):
-    base = ("-m", "bulk_sgd.main", "--distributed=on", f"--workdir={workdir}")
-    return lambda index: [*base, *CONFIG, *more]
 
 
 @pytest.mark.slow
@@ -119,91 +45,6 @@ def test_two_processes_of_two_devices_train_as_one_device():
             error = np.max(np.abs(np.divide(run[field], one[field]) - 1))
             print(f"{name} {field}: {error:.1e}")
             assert error < (1e-5 if dtype == "float32" else 1e-6)
-
-
-READING = """
-import hashlib, json, sys
-import jax, numpy as np
-from bulk_sgd.lab import config
-from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.data import rows
-from bulk_sgd.lab.training.experiment import Experiment
-
-read, getitem = [], rows.LazyRows.__getitem__
-def counted(self, index):
-    found = getitem(self, index)
-    read.append([len(self), len(found)])
-    return found
-rows.LazyRows.__getitem__ = counted
-
-def digest(array):
-    return hashlib.sha256(distributed.whole(array).tobytes()).hexdigest()
-
-with distributed.job("on"):
-    fields = config.default()
-    fields.update_from_flattened_dict(json.loads(sys.argv[1]))
-    experiment = Experiment(fields)
-    batches = jax.jit(lambda task, indices: task.train.take(indices))
-    arrays = experiment.task, batches(experiment.task, experiment.indices(0)[3])
-    digests = [digest(array) for array in jax.tree.leaves(arrays)]
-    print(json.dumps({"read": read, "digests": digests}))
-"""
-
-
-def reading(fields, **job):
-    fields |= {"data.num_train": 64, "data.num_test": 24, "batch_size": 8}
-    fields |= {"subspace.data": "subset", "subspace.subset_size": 16}
-    command = ["-c", READING, json.dumps(fields)]
-    statuses, said = wait(start(lambda _: command, **job))
-    return statuses, said
-
-
-@pytest.fixture
-def archive(tmp_path):
-    random = np.random.default_rng(0)
-    images = random.random((70, 4, 4), np.float32)
-    arrays = {"x_train": images, "y_train": np.arange(70) % 5}
-    arrays |= {"x_test": images[:24], "y_test": np.arange(24)}
-
-    def write(**changes):
-        np.savez(tmp_path / "a.npz", **arrays | changes)
-        return tmp_path / "a.npz"
-
-    return write
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["images", "text"])
-def test_each_process_reads_its_part_of_the_same_data(tmp_path, archive, kind):
-    fields = {"data.name": str(archive()), "model.hidden": (3,)}
-    if kind == "text":
-        (tmp_path / "a.txt").write_bytes(np.random.default_rng(0).bytes(2000))
-        fields = {"data.name": f"text:{tmp_path / 'a.txt'}", "data.length": 8}
-        fields |= {"data.normalization": "none", "model.name": "decoder"}
-        fields |= {"model.width": 8, "loss.name": "cross_entropy"}
-    found = []
-    for job in ({"count": 1, "num_devices": 1}, {"count": 2, "num_devices": 2}):
-        statuses, said = reading(fields, **job)
-        assert set(statuses) == {0}, said
-        found += [json.loads(out.splitlines()[-1]) for out, _ in said]
-    alone, first, second = found
-    assert alone["digests"] == first["digests"] == second["digests"]
-    # Test, subset, training; of text the targets are rows too. Nothing more.
-    sizes = [24, 16, 64] if kind == "images" else [24, 24, 16, 16, 64, 64]
-    assert [count for _, count in alone["read"]] == sizes
-    for one in (first, second):
-        assert [2 * count for _, count in one["read"]] == sizes
-
-
-@pytest.mark.slow
-def test_data_that_one_process_cannot_take_end_the_job(archive):
-    images = np.zeros((70, 4, 4), np.float32)
-    images[63] = np.nan  # the last one of process 1
-    fields = {"data.name": str(archive(x_train=images)), "model.hidden": (3,)}
-    statuses, said = reading(fields)
-    assert 0 not in statuses
-    assert "train images are not all finite numbers" in said[1][1]
-    assert "not all finite" not in said[0][1]
 
 
 FAILING = """

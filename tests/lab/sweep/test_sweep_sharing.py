@@ -9,6 +9,18 @@ from bulk_sgd.lab.training import loop, prefixes, steps, train
 from bulk_sgd.lab.training.experiment import prefix_of, program_of
 
 
+def spy(monkeypatch, owner, method):
+    """The arguments of the calls of a method, which does its work as before."""
+    calls, inner = [], getattr(owner, method)
+
+    def call(self, *arguments, **options):
+        calls.append((arguments, options))
+        return inner(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, method, call)
+    return calls
+
+
 @pytest.mark.slow
 def test_lanes_with_subsets_of_their_own_equal_single_runs(tmp_path):
     base = tiny(subspace__data="subset", subspace__subset_size=20, arms=("bulk_sgd",))
@@ -24,15 +36,7 @@ def test_lanes_with_subsets_of_their_own_equal_single_runs(tmp_path):
 
 
 def test_shared_prefix_is_trained_once_and_equal_for_all(tmp_path, monkeypatch):
-    trained = []
-    save = prefixes.PrefixStore.save
-    monkeypatch.setattr(
-        prefixes.PrefixStore,
-        "save",
-        lambda self, experiment, *rest: (
-            trained.append(experiment) or save(self, experiment, *rest)
-        ),
-    )
+    trained = spy(monkeypatch, prefixes.PrefixStore, "save")
     # The rank changes the programs, the arms do not; neither changes the prefix.
     cells = grid.chain(
         grid.values("subspace.rank", (2, 3)), grid.values("arms", (("dom_sgd",),))
@@ -136,16 +140,9 @@ def test_sweep_that_came_to_nothing_is_replaced(tmp_path, seed_five_fails):
 
 def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch):
     """One at a time or not, cells of one group are given the same programs."""
-    traced = []
-    inner = steps.Programs._train
-    monkeypatch.setattr(
-        steps.Programs,
-        "_train",
-        lambda self, *rest, **options: (
-            traced.append(options) or inner(self, *rest, **options)
-        ),
-    )
+    traced = spy(monkeypatch, steps.Programs, "_train")
     sweep.run_sweep(tiny(), CELLS, tmp_path, say=quiet)
-    assert traced == [{"projected": False}, {"projected": True}]
+    options = [options for _, options in traced]
+    assert options == [{"projected": False}, {"projected": True}]
     # The momentum, unlike the rate, is a constant of the programs.
     assert program_of(tiny(optimizer__momentum=0.5)) != program_of(tiny())

@@ -31,12 +31,20 @@ def mnist(tmp_path):
         return {"num_train": 20, "num_test": 10}, x, arrays["y_train"][:20]
 
 
+def standardised(x):
+    x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    return x.astype(np.float32)
+
+
+def standardised_mnist(tmp_path):
+    fields, x, y = mnist(tmp_path)
+    return fields, standardised(x), y
+
+
 def cifar(tmp_path):
     arrays = write_images(tmp_path / "images.npz", 20)
-    x = arrays["x_train"] / 255
-    x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
     fields = {"name": f"{tmp_path}/images.npz", "num_train": 0, "num_test": 0}
-    return fields, x.astype(np.float32), arrays["y_train"]
+    return fields, standardised(arrays["x_train"] / 255), arrays["y_train"]
 
 
 def sentences(tmp_path):
@@ -66,7 +74,11 @@ def text(tmp_path):
 
 
 def squared_error(outputs, y):
-    return 0.5 * jnp.sum((outputs - jnp.eye(outputs.shape[-1])[y]) ** 2, axis=-1)
+    return jnp.sum((outputs - jnp.eye(outputs.shape[-1])[y]) ** 2, axis=-1)
+
+
+def half_squared_error(outputs, y):
+    return 0.5 * squared_error(outputs, y)
 
 
 def cross_entropy(outputs, y):
@@ -76,8 +88,10 @@ def cross_entropy(outputs, y):
 
 SMALL = {"width": 8, "num_layers": 1, "num_heads": 2, "scan_layers": False}
 TASKS = {
-    "mnist_mlp": (mnist_mlp, mnist, squared_error, {"hidden": (8, 8)}),
-    "song_mnist5k": (song_mnist5k, mnist, squared_error, {"hidden": (8, 8)}),
+    "mnist_mlp": (mnist_mlp, mnist, half_squared_error, {"hidden": (8, 8)}),
+    "song_mnist5k": (
+        song_mnist5k, standardised_mnist, squared_error, {"hidden": (8, 8)}
+    ),
     "mnist_cnn": (mnist_cnn, mnist, cross_entropy, {"channels": (2, 2)}),
     "vit_mnist": (vit_mnist, mnist, cross_entropy, SMALL),
     "cifar10, cnn": (song_cifar10, cifar, squared_error, {"channels": (2, 2)}),

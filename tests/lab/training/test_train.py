@@ -44,7 +44,10 @@ def finished(tmp_path_factory):
 
 
 def by_hand(config, method, num_steps):
-    """Parameters, loss and χ after each step of a loop that uses the library alone."""
+    """A loop that uses the library alone.
+
+    Returns for each step the loss after it, and χ of the update and the full gradient.
+    """
     set_ = sources.load(config.data)
     shape = set_.train_inputs.shape[1:]
     model_fn, params = build_model(config.model, shape, 10, config.seed)
@@ -59,13 +62,16 @@ def by_hand(config, method, num_steps):
         batch = bulk_sgd.Objective(model_fn, loss_fn, inputs[index], targets[index])
         grads = jax.grad(batch)(params)
         updates, state = method.update(grads, state, params, value_fn=full)
-        return optax.apply_updates(params, updates), state
+        of_update = optax.tree_utils.tree_get(state, "alignment")
+        subspace = optax.tree_utils.tree_get(state, "subspace")
+        of_full = subspace.alignment(jax.grad(full)(params))
+        params = optax.apply_updates(params, updates)
+        return params, state, (full(params), of_update, of_full)
 
     trace = []
     for index in order:
-        params, state = step(params, state, index)
-        alignment = optax.tree_utils.tree_get(state, "alignment")
-        trace.append((float(full(params)), float(alignment)))
+        params, state, row = step(params, state, index)
+        trace.append(tuple(map(float, row)))
     return trace
 
 
@@ -88,7 +94,7 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     assert [row["step"] for row in rows] == [8, 13, 18, 20]
     for row in rows:
         assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=rel)
-    chi = [alignment for _, alignment in trace]
+    chi = [alignment for _, alignment, _ in trace]
     assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
     assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
 
@@ -169,7 +175,7 @@ def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
     )
     trace = by_hand(tiny(), method, STEPS)
     averages, average = [], 0.0
-    for _, alignment in trace:
+    for _, alignment, _ in trace:
         average = 0.5 * average + 0.5 * alignment
         averages.append(average)
     # A threshold between two values, reached at neither an evaluation nor the end.
@@ -189,6 +195,27 @@ def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
     assert result["switch"] == {"step": 2, "reason": "step 2"}
 
 
+def test_switch_by_the_full_gradient_counts_measured_steps_alone(tmp_path):
+    method = optax.chain(
+        bulk_sgd.scale_by_subspace(
+            RANK, solver=bulk_sgd.lanczos(1e-5, 200), refresh_every=2
+        ),
+        optax.sgd(RATE),
+    )
+    averages, average = [], 0.0
+    for index, (_, _, chi) in enumerate(by_hand(tiny(), method, 7)):
+        if index % 2 == 0:
+            average = 0.5 * average + 0.5 * chi
+            averages.append(average)
+    threshold = (max(averages[:3]) + averages[3]) / 2
+    assert max(averages[:3]) < threshold - 1e-3
+    changes = {"switch__gradient": "full", "switch__measure_every": 2}
+    changes |= {"switch__alignment": threshold, "switch__decay": 0.5}
+    result = train.train_and_evaluate(tiny(switch__step=15, **changes), tmp_path)
+    assert result["switch"]["step"] == 7
+    assert "of the full gradient" in result["switch"]["reason"]
+
+
 def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
     # The average still rises over the first steps: put the threshold under the third.
     solver = bulk_sgd.lanczos(1e-5, 200)
@@ -196,7 +223,7 @@ def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
         bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
     )
     averages, average = [], 0.0
-    for _, alignment in by_hand(tiny(), method, 3):
+    for _, alignment, _ in by_hand(tiny(), method, 3):
         average = 0.9 * average + 0.1 * alignment
         averages.append(average)
     assert averages == sorted(averages)
