@@ -19,7 +19,6 @@ FOUR_DEVICES = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": devices(4),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
 }
 

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
 import bulk_sgd
@@ -44,6 +45,11 @@ def _columns(matvec, like):
 def dense(matvec, like):
     """The matrix of a linear map between pytrees like `like`."""
     return np.asarray(_columns(as_pytree(matvec), like), np.float64).T
+
+
+def largest(matrix):
+    """The largest eigenvalue of a matrix with thousands of rows, by ARPACK."""
+    return scipy.sparse.linalg.eigsh(matrix, 1, which="LA")[0][0]
 
 
 def flat(vector):
