@@ -138,8 +138,9 @@ def test_sweep_that_came_to_nothing_is_replaced(tmp_path, seed_five_fails):
         sweep.run_sweep(tiny(), [{"seed": 5}], tmp_path, say=quiet)
 
 
-def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch):
+def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch, shared_programs):
     """One at a time or not, cells of one group are given the same programs."""
+    shared_programs.clear()
     traced = spy(monkeypatch, steps.Programs, "_train")
     sweep.run_sweep(tiny(), CELLS, tmp_path, say=quiet)
     options = [options for _, options in traced]
