@@ -1,94 +1,18 @@
 """Two processes on this machine: the same numbers as one, and one end for both."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from four_devices import devices
 from paths import ROOT
 from tiny_runs import rows_of
+from two_processes import CONFIG, environment, main, start, wait
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-
-CONFIG = (
-    "--config=configs/mnist_mlp.py:quick",
-    "--config.data.num_train=320",
-    "--config.data.num_test=80",
-    "--config.subspace.subset_size=160",
-    "--config.model.hidden=(12,)",
-    "--config.batch_size=40",
-    "--config.num_steps=60",
-    "--config.switch.step=20",
-    "--config.eval_every=20",
-    "--config.subspace.rank=4",
-    "--config.subspace.refresh_every=5",
-    "--config.subspace.tol=1e-5",
-    "--config.subspace.max_matvecs=100",
-    "--config.arms=('sgd', 'bulk_sgd')",
-    "--config.progress=False",
-    "--config.tensorboard=False",
-)
-
-
-def environment(num_devices, **more):
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": devices(num_devices),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
-        **more,
-    }
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def start(command, *, count=2, num_devices=2, **more):
-    """The processes of a job, `command(index)` each."""
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        subprocess.Popen(
-            [sys.executable, *command(index)],
-            env=environment(
-                num_devices,
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_NUM_PROCESSES=str(count),
-                JAX_PROCESS_ID=str(index),
-                **more,
-            ),
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(count)
-    ]
-
-
-def wait(processes, timeout=300):
-    """Exit statuses and what each process said."""
-    try:
-        said = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], said
-
-
-def main(workdir, *more):
-    base = ("-m", "bulk_sgd.main", "--distributed=on", f"--workdir={workdir}")
-    return lambda index: [*base, *CONFIG, *more]
 
 
 @pytest.mark.slow
@@ -206,38 +130,6 @@ def test_data_that_one_process_cannot_take_end_the_job(archive):
     assert "not all finite" not in said[0][1]
 
 
-FAILING = """
-import sys
-from bulk_sgd.lab.training import run
-write = run.Run.write
-def fail(self, row):
-    if row["step"] == 40:
-        raise RuntimeError("broken on purpose")
-    write(self, row)
-if {index} == {failing}:
-    run.Run.write = fail
-sys.argv[0] = "bulk_sgd.main"
-from bulk_sgd.lab.commands import train
-train.run()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_exception_in_one_process_ends_the_job(tmp_path, failing):
-    script = lambda index: FAILING.format(index=index, failing=failing)
-    flags = main(tmp_path)(0)[2:]
-    processes = start(lambda index: ["-c", script(index), *flags])
-    began = time.monotonic()
-    assert processes[failing].wait(timeout=300) == 1
-    failed = time.monotonic()
-    statuses, said = wait(processes, timeout=60)
-    print(f"started {failed - began:.1f} s, others {time.monotonic() - failed:.1f} s")
-    assert time.monotonic() - failed < 15
-    assert all(status != 0 for status in statuses)
-    assert "broken on purpose" in said[failing][1]
-
-
 @pytest.mark.slow
 def test_wrong_input_on_one_process_ends_the_job(tmp_path):
     def command(index):
@@ -335,51 +227,3 @@ def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
     alone = rows_of(tmp_path / "sweep0" / "cells" / "001")
     for mine, other in zip(ordered(alone), ordered(in_lockstep), strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
-    """And the job goes on, here as one process of one device.
-
-    The workdirs are local: each process has its own, of which that of process 0 counts.
-    """
-    more = ("--config.num_steps=4000", "--config.checkpoint.every=20")
-
-    def command(workdirs):
-        return lambda index: main(tmp_path / workdirs[index], *more)(index)
-
-    processes = start(command(["run", "other"]))
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while '"sgd"' not in (metrics.read_text() if metrics.exists() else ""):
-        assert time.monotonic() < deadline
-        assert [process.poll() for process in processes] == [None, None]
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    statuses, said = wait(processes)
-    assert statuses == [128 + signal.SIGTERM] * 2, said
-    assert record.read(tmp_path / "run")["status"] == "interrupted"
-    (newest,) = {rows_of(tmp_path / "run")[-1]["step"]}
-    assert not (tmp_path / "other").exists()
-    # The processes change places, and the newest workdir is not where it is looked for.
-    statuses, said = wait(start(command(["other", "run"])))
-    assert statuses == [2, 2], said
-    for _, error in said:
-        assert "rows of metrics on the host of process 1 and 0 on that of pro" in error
-    assert not (tmp_path / "other").exists()
-    run = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "bulk_sgd.main", *CONFIG, *more),
-            f"--workdir={tmp_path / 'run'}",
-        ],
-        env=environment(1),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert f"going on from sgd, step {newest}" in run.stderr.readline()
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=240) == 128 + signal.SIGTERM
-    steps = [(row["arm"], row["step"]) for row in rows_of(tmp_path / "run")]
-    assert len(set(steps)) == len(steps)
