@@ -1,4 +1,4 @@
-"""Jobs of several processes on this machine."""
+"""Jobs of two processes on this machine, and a small run for them."""
 
 import os
 import socket

@@ -109,6 +109,7 @@ KINDS = {
         "until": {"dom_sgd": 150, "bulk_sgd": 0},
         "tail": '{"arm": "dom_sgd", "step": 160, "train_l',
         "status": "interrupted",
+        "reason": "one was lost",
     },
     "no_arms": {"ends": {}, "switch": None, "status": "running"},
     "bare": {"ends": {}, **dict.fromkeys(["rank", "learning_rate", "switch"])},

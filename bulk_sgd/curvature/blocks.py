@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import masking
 from bulk_sgd.curvature.operators import Wrapped, as_pytree
 from bulk_sgd.linalg import basis
@@ -130,6 +130,7 @@ def _namer(by: By) -> Callable[[str], Any]:
     if by is None or by == "layer":
         return lambda path: path.rpartition("/")[0] or path
     if callable(by):
+        functions.check("by", by, "path")
         return by
     try:
         pattern = re.compile(by)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.curvature.hessian import check_scalar, hessian
 from bulk_sgd.curvature.operators import linearize
@@ -73,8 +73,10 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
     if tol is None:
         tol = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(params)) ** 0.5
     checks.at_least("tol", tol, 0)
+    checks.integer("seed", seed, 0)
+    functions.check("value_fn", value_fn, "params")
 
-    values = [value_fn(params) for _ in range(2)]
+    values = [functions.call("value_fn", value_fn, params) for _ in range(2)]
     check_scalar(values[0])
     first, second = map(float, values)
     # Rounding is large relative to a loss near zero; the products tell more there.

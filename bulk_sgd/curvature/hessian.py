@@ -21,9 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import replicas, second_derivatives
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import as_pytree
@@ -65,7 +64,7 @@ def hessian(value_fn, params, *, mode: str = "auto"):
       [6.0, 2.0]
     """
     checks.floating("params", params)
-    checks.function("value_fn", value_fn)  # before it becomes a pytree
+    functions.check("value_fn", value_fn, "params")  # before it becomes a pytree
     return _curvature("hessian", _hessian, as_pytree(value_fn), params, mode)
 
 
@@ -181,6 +180,8 @@ def _curvature(name, linear_map, objective, params, mode):
     checks.one_of("mode", mode, second_derivatives.MODES)
     axes = replicas.shared_axes(check_loss(objective, params))
     if isinstance(objective, Objective):
+        checks.auto_axes("inputs", objective.inputs)
+        checks.auto_axes("targets", objective.targets)
         objective.total_weight()  # refuses wrong weights where they are known
     make = lambda mode: _Curvature(objective, params, linear_map, mode, axes)
     if mode == second_derivatives.AUTO:
@@ -206,6 +207,7 @@ class _Curvature:
     axes: tuple = dataclasses.field(metadata={"static": True})  # of replicas
 
     def __call__(self, vector):
+        checks.vector("vector", vector, self.params)
         return _apply(self, vector)
 
     def linearize(self) -> Callable:
@@ -226,6 +228,7 @@ class _Curvature:
         linear = self.linear_map(part, self.params, self.mode)
 
         def product(vector):
+            checks.vector("vector", vector, self.params)
             result = linear(basis.cast_like(vector, self.params))
             return basis.cast_like(result, vector)
 
@@ -240,26 +243,21 @@ def _apply(curvature, vector):
 
 @jax.jit
 def _evaluate(value_fn, params):
-    return value_fn(params)
+    hint = "; it must be a function of these params that JAX can trace"
+    if None in jax.tree.leaves(params, is_leaf=lambda x: x is None):
+        hint += ", and put back what they have as None, as equinox.combine does"
+    value = functions.call("value_fn", value_fn, params, hint=hint)
+    check_scalar(value)
+    return value
 
 
 def check_loss(value_fn, params):
     """The jaxpr of a loss; raises TypeError unless it is a real scalar function."""
-    checks.function("value_fn", value_fn)
-    trace = jax.make_jaxpr(_evaluate, return_shape=True)
-    jaxpr, value = trace(as_pytree(value_fn), params)
-    check_scalar(value)
-    return jaxpr
+    functions.check("value_fn", value_fn, "params")
+    return jax.make_jaxpr(_evaluate)(as_pytree(value_fn), params)
 
 
 def check_scalar(value):
     """Raises TypeError unless `value`, returned by a `value_fn`, is a real scalar."""
-    leaves = jax.tree.leaves(value)
-    leaves = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
-    ok = len(leaves) == 1 and leaves[0].shape == ()
-    if not ok or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        got = [f"{x.dtype}{list(x.shape)}" for x in leaves]
-        raise TypeError(
-            f"value_fn returned {', '.join(got) or 'nothing'}; it must return one real "
-            "scalar, the loss at the given parameters, without auxiliary outputs."
-        )
+    allowed = "one real scalar, the loss at the given parameters"
+    functions.returned("value_fn", value, allowed, scalar=True)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from bulk_sgd import functions
 from bulk_sgd.curvature.objective import Objective
 
 
@@ -20,7 +21,7 @@ def select(tree, mask):
     refuse_hidden(tree)
     if mask is None:
         return tree
-    flags = resolve(mask, tree)
+    flags = resolve(mask, tree, "mask")
     try:
         selected = jax.tree.map(_select_branch, flags, tree)
     except (TypeError, ValueError):  # a leaf that is no bool, or another structure
@@ -44,14 +45,17 @@ def refuse_hidden(tree):
         )
 
 
-def resolve(option, tree):
-    """`option` itself, or `option(tree)` if it is a function.
+def resolve(option, tree, name: str):
+    """The argument `option` itself, or `option(tree)` if it is a function.
 
     As in optax, a function is a pytree with callable leaves. To be callable is not
     enough: a mask or layout of an equinox network is itself a callable pytree.
     """
     leaves = jax.tree.leaves(option)
-    return option(tree) if leaves and all(map(callable, leaves)) else option
+    if not leaves or not all(map(callable, leaves)):
+        return option
+    functions.check(name, option, "params")
+    return option(tree)
 
 
 def merge(selected, tree):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import separable
 from bulk_sgd.curvature.captured import Reading
 
@@ -75,6 +75,12 @@ class Objective:
     weights: Any = None
 
     def __post_init__(self):
+        functions.check("model_fn", self.model_fn, "params", "inputs")
+        functions.check("loss_fn", self.loss_fn, "outputs", "targets")
+        for name in ("inputs", "targets", "weights"):
+            checks.numeric(name, getattr(self, name))
+        if not jax.tree.leaves(self.inputs):
+            raise checks.ArgumentError("inputs", "has no arrays; it must have some.")
         shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(self._data)]
         lengths = {shape[0] if shape else None for shape in shapes}
         if len(lengths) != 1 or lengths & {0, None}:
@@ -128,12 +134,12 @@ class Objective:
 
     def outputs(self, params):
         """Model outputs on all examples at once."""
-        return self.model_fn(params, self.inputs)
+        return functions.call("model_fn", self.model_fn, params, self.inputs)
 
     def loss(self, outputs):
         """Mean loss of given outputs, a scalar."""
         separable.check(self.loss_fn, outputs, self.targets, self.num_examples)
-        losses = self.loss_fn(outputs, self.targets)
+        losses = self._losses(outputs)
         if self.weights is None:
             return jnp.mean(losses)
         if jnp.shape(self.weights) != losses.shape:
@@ -144,6 +150,18 @@ class Objective:
             )
         total = jnp.sum(jnp.asarray(self.weights, float) * losses)
         return (total / self.total_weight()).astype(losses.dtype)
+
+    def _losses(self, outputs):
+        """What `loss_fn` returns, checked to be one array of real numbers."""
+        hint = ""
+        if not isinstance(outputs, jax.Array):
+            kind = type(outputs).__name__
+            hint = f"; model_fn returned a {kind}, perhaps with auxiliary outputs"
+        losses = functions.call(
+            "loss_fn", self.loss_fn, outputs, self.targets, hint=hint
+        )
+        functions.returned("loss_fn", losses, "one array of real losses")
+        return losses
 
     def total_weight(self):
         """The sum of the weights, a scalar, or the number of examples without any.

@@ -13,15 +13,16 @@ arrays that change between calls in an `Objective` or a `jax.tree_util.Partial`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature.captured import Captured
-from bulk_sgd.linalg.layout import place
+from bulk_sgd.linalg.layout import check_layout, place
 
 
 @jax.tree_util.register_dataclass
@@ -66,11 +67,12 @@ def _call(captured, *args, **kwargs):
 
 
 def linearize(matvec):
-    """`matvec.linearize()` where there is one, else `matvec`.
+    """`matvec.linearize()` where there is one, else `matvec`; products are checked.
 
     Call it inside the traced function that uses the result.
     """
-    return matvec.linearize() if hasattr(matvec, "linearize") else matvec
+    fast = matvec.linearize() if hasattr(matvec, "linearize") else matvec
+    return functools.partial(apply, fast)
 
 
 def sharded(matvec, sharding):
@@ -89,6 +91,9 @@ def sharded(matvec, sharding):
     Returns:
       A callable pytree like `matvec`.
 
+    Raises:
+      ValueError: if `sharding` is of anything else, or a vector does not fit it.
+
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> auto = (jax.sharding.AxisType.Auto,)
@@ -101,8 +106,10 @@ def sharded(matvec, sharding):
       >>> print(pairs.eigenvalues.round(2))
       [42.]
     """
+    functions.check("matvec", matvec, "vector")
     if sharding is None:
         return matvec
+    check_layout(sharding, kind=jax.sharding.Sharding)
     leaves, structure = jax.tree.flatten(sharding)
     static = tuple(leaves), structure
     return Wrapped(_in_layout, as_pytree(matvec), static=static)
@@ -110,7 +117,8 @@ def sharded(matvec, sharding):
 
 def _in_layout(matvec, vector, shardings, structure):
     sharding = structure.unflatten(shardings)
-    return place(matvec(place(vector, sharding)), sharding)
+    sharding = check_layout(sharding, vector, kind=jax.sharding.Sharding)
+    return place(apply(matvec, place(vector, sharding)), sharding)
 
 
 def spans_devices(matvec) -> bool:
@@ -129,19 +137,18 @@ def spans_devices(matvec) -> bool:
 
 def apply(matvec, vector):
     """`matvec(vector)`; raises ArgumentError unless it is a vector like `vector`."""
-    result = matvec(vector)
+    result = functions.call("matvec", matvec, vector)
 
     def fits(x, y):
+        if not checks.is_data(x):
+            return False
         dtype = jnp.promote_types(jnp.result_type(x), y.dtype)
         return jnp.shape(x) == y.shape and dtype == y.dtype
 
     trees = result, vector
     same = jax.tree.structure(result) == jax.tree.structure(vector)
     if not same or not all(map(fits, *map(jax.tree.leaves, trees))):
-        found, expected = (
-            jax.tree.map(lambda x: f"{jnp.result_type(x)}{[*jnp.shape(x)]}", tree)
-            for tree in trees
-        )
+        found, expected = (jax.tree.map(checks.describe, tree) for tree in trees)
         raise checks.ArgumentError(
             "matvec",
             f"returned {found}; it must return a vector like its argument, {expected}.",

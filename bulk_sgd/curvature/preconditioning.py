@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd.curvature.operators import Wrapped, as_pytree
+from bulk_sgd import checks, functions
+from bulk_sgd.curvature.operators import Wrapped, apply, as_pytree
 from bulk_sgd.linalg import basis
 
 
@@ -30,6 +31,9 @@ def preconditioned(matvec, preconditioner):
     Returns:
       A callable pytree as from `hessian`.
 
+    Raises:
+      TypeError, ValueError: if an argument or a vector has another form.
+
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> matvec = bulk_sgd.hessian(lambda x: 8 * x[0] * x[1], jnp.ones(2))
@@ -37,6 +41,7 @@ def preconditioned(matvec, preconditioner):
       >>> jax.vmap(scaled)(jnp.eye(2)).tolist()
       [[0.0, 4.0], [4.0, 0.0]]
     """
+    functions.check("matvec", matvec, "vector")
     scale = root(preconditioner)
     return Wrapped(_between_divisions, as_pytree(matvec), arrays=(scale,))
 
@@ -61,7 +66,8 @@ def adam_preconditioner(
       A pytree like the parameters, in their dtypes.
 
     Raises:
-      ValueError: unless `state` contains exactly one state of Adam.
+      ValueError: unless `state` contains exactly one state of Adam, or if a number is
+        out of its range.
 
     Example:
       >>> import jax.numpy as jnp, optax, bulk_sgd
@@ -71,6 +77,10 @@ def adam_preconditioner(
       >>> print(bulk_sgd.adam_preconditioner(state).round(3))
       [0.2 0.4]
     """
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.between(name, value, 0, 1, below=True)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        checks.at_least(name, value, 0)
     is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
     found = [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
     if len(found) != 1:
@@ -88,9 +98,11 @@ def adam_preconditioner(
 
 def root(preconditioner):
     """P^½ as a vector in float32, or in float64 if a leaf is float64."""
+    checks.floating("preconditioner", preconditioner)
     return jax.tree.map(jnp.sqrt, basis.widen(preconditioner))
 
 
 def _between_divisions(matvec, vector, scale):
+    checks.vector("vector", vector, scale, "the preconditioner")
     divide = lambda x: jax.tree.map(lambda a, s: (a / s).astype(a.dtype), x, scale)
-    return divide(matvec(divide(vector)))
+    return divide(apply(matvec, divide(vector)))

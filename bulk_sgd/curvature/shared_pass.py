@@ -2,6 +2,7 @@
 
 import jax
 
+from bulk_sgd import checks
 from bulk_sgd.curvature import replicas, second_derivatives
 from bulk_sgd.curvature.hessian import hessian
 from bulk_sgd.linalg import basis
@@ -53,6 +54,7 @@ def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
     )
 
     def matvec(vector):
+        checks.vector("vector", vector, params)
         result = product(basis.cast_like(vector, params))
         return replicas.mean(basis.cast_like(result, vector), separate.axes)
 

@@ -7,20 +7,22 @@ from bulk_sgd import checks
 from bulk_sgd.linalg.factors import Factored, Factors
 
 
-def check_layout(sharding, params):
-    """`sharding` as a pytree like `params`.
+def check_layout(sharding, params=None, kind=NamedSharding):
+    """`sharding` as a pytree like `params`, or as it is without them.
 
-    Raises ArgumentError unless it consists of `NamedSharding`s on Auto axes, like the
-    params or a prefix of them, that fit their shapes.
+    Raises ArgumentError unless it consists of `NamedSharding`s on Auto axes, or others
+    of that `kind`, like the params or a prefix of them, that fit their shapes.
     """
     allowed = (
         "a jax.NamedSharding on Auto axes of a mesh, or a pytree of them like the "
         "params or a prefix of it."
     )
     for path, layout in jax.tree_util.tree_leaves_with_path(sharding):
-        if not _is_on_auto_axes(layout):
+        if not isinstance(layout, kind) or not _is_on_auto_axes(layout):
             name = f"sharding{jax.tree_util.keystr(path)}"
             raise checks.ArgumentError(name, f"is {layout!r}; it must be {allowed}")
+    if params is None:
+        return sharding
     try:
         layouts = jax.tree.broadcast(sharding, params)
     except ValueError:
@@ -42,7 +44,7 @@ def check_layout(sharding, params):
 
 def _is_on_auto_axes(layout) -> bool:
     if not isinstance(layout, NamedSharding):
-        return False
+        return True
     kinds = dict(zip(layout.mesh.axis_names, layout.mesh.axis_types))
     names = jax.tree.leaves(tuple(layout.spec))
     return all(kinds.get(name, AxisType.Auto) == AxisType.Auto for name in names)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 
 
 class Sides(NamedTuple):
@@ -63,7 +63,9 @@ def sides(like, factors: int, axes=None) -> list[Sides | None]:
     leaves, treedef = jax.tree.flatten(like)
     if axes is None:
         return [_default(jnp.shape(leaf), factors) for leaf in leaves]
-    axes = axes(like) if callable(axes) else axes
+    if callable(axes):
+        functions.check("axes", axes, "params")
+        axes = axes(like)
     if _is_numbers(axes):
         given = [axes if jnp.ndim(leaf) > 1 else None for leaf in leaves]
     else:

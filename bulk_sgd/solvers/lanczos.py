@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import deflation, thick_restart
 from bulk_sgd.solvers.ritz import ORDERS
 from bulk_sgd.solvers.solver import Solver
-from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
 
 def top_eigenpairs(
@@ -78,17 +78,20 @@ def top_eigenpairs(
       ([100.0, 99.0], True)
     """
     warm = isinstance(start, Subspace)
+    if warm:
+        check_subspace("start", start)
     like = basis.row(start.eigenvectors, 0) if warm else start
-    checks.function("matvec", matvec)
+    functions.check("matvec", matvec, "vector")
     checks.floating("start", like)
     like = jax.tree.map(jnp.asarray, like)
     dimension = basis.size(like)
     checks.integer("rank", rank, 1, dimension, "the number of parameters")
     checks.between("tol", tol, 0, 1)
     checks.one_of("which", which, ORDERS)
+    checks.flag("repeated", repeated)
     limits = max_matvecs, max_basis
     max_matvecs, num_rows = thick_restart.bounds(rank, dimension, *limits)
-    key = jax.random.key(0) if key is None else key
+    key = checks.key(key)
     solve = deflation.solve if repeated else thick_restart.solve
     found, _ = solve(
         operators.as_pytree(matvec),
@@ -136,6 +139,8 @@ def lanczos(
     """
     checks.between("tol", tol, 0, 1)
     checks.one_of("which", which, ORDERS)
+    checks.flag("repeated", repeated)
+    checks.flag("warm_start", warm_start)
     for name, bound in (("max_matvecs", max_matvecs), ("max_basis", max_basis)):
         if bound is not None:
             checks.integer(name, bound, 1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.branches import own_lane
 from bulk_sgd.solvers.subspace import Subspace
@@ -48,6 +48,9 @@ def check_solver(solver, *, eigenpairs: bool = False):
         raise checks.ArgumentError(
             "solver", f"is {solver!r}; it must be a bulk_sgd.Solver {example}"
         )
+    functions.check("solver.init", solver.init, "params", "rank")
+    arguments = "matvec", "subspace", "state", "updates", "key"
+    functions.check("solver.solve", solver.solve, *arguments)
     if eigenpairs and not solver.eigenpairs:
         name = solver.name or solver.solve.__qualname__
         raise checks.ArgumentError(

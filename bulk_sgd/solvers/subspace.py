@@ -61,6 +61,8 @@ class Subspace(NamedTuple):
 
     def coefficients(self, vector):
         """Returns Uᵀ v, shape `(k,)`, in float32, or float64 if a leaf is float64."""
+        whose = "a row of eigenvectors"
+        checks.like("vector", vector, basis.like(self.eigenvectors), whose)
         return basis.inner(self.eigenvectors, basis.widen(vector))
 
     def project(self, vector):
@@ -69,8 +71,8 @@ class Subspace(NamedTuple):
 
     def complement(self, vector):
         """Returns v − P v, the part of v in the bulk; dtype as in `coefficients`."""
-        wide = basis.widen(vector)
-        return basis.subtract(wide, self.project(vector))
+        inside = self.project(vector)
+        return basis.subtract(basis.widen(vector), inside)
 
     def alignment(self, vector):
         """Returns χ_k(v) = ‖P v‖ / ‖v‖, a scalar from 0 to 1; 0 for the zero vector."""
@@ -82,6 +84,10 @@ class Subspace(NamedTuple):
         k is the larger of the two numbers of nonzero rows. If k is 0, so is the
         overlap.
         """
+        check_subspace("other", other)
+        whose = "those of this subspace"
+        rows = map(basis.like, (other.eigenvectors, self.eigenvectors))
+        checks.like("eigenvectors of other", *rows, whose)
         cosines = basis.gram(self.eigenvectors, other.eigenvectors)
         larger = jnp.maximum(jnp.maximum(self.kept, other.kept), 1)
         return jnp.sum(cosines**2) / larger
@@ -131,6 +137,18 @@ class Rows(NamedTuple):
     """
 
     rows: Any
+
+
+def check_subspace(name: str, value):
+    """Raises ArgumentError unless `value` is a `Subspace` with k rows."""
+    if not isinstance(value, Subspace):
+        problem = f"is of type {type(value).__name__}; it must be a bulk_sgd.Subspace."
+        raise checks.ArgumentError(name, problem)
+    checks.floating(f"eigenvectors of {name}", value.eigenvectors)
+    rows, shape = basis.num_rows(value.eigenvectors), jnp.shape(value.eigenvalues)
+    if shape != (rows,):
+        problem = f"has eigenvalues of shape {shape}; it must have {rows}, one per row."
+        raise checks.ArgumentError(name, problem)
 
 
 def alignment(coefficients, vector):

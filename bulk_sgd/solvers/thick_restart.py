@@ -88,9 +88,7 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
         product = operators.linearize(matvec)
         step = functools.partial(
             _expand,
-            apply=lambda vector: form.pack(
-                operators.apply(product, form.unpack(vector))
-            ),
+            apply=lambda vector: form.pack(product(form.unpack(vector))),
             draw=form.random_normal,
             tol=tol,
             scale=scale,

@@ -2,7 +2,7 @@
 
 import jax
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import blocks, masking
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
@@ -42,9 +42,10 @@ def block_eigenpairs(
       >>> {name: pairs.eigenvalues.tolist() for name, pairs in found.items()}
       {'a': [4.0], 'b': [6.0]}
     """
+    functions.check("matvec", matvec, "vector")
     checks.floating("params", params)
     checks.integer("rank", rank, 1)
-    key = jax.random.key(0) if key is None else key
+    key = checks.key(key)
     found = {}
     for name, mask in blocks.masks(params, by).items():
         key, start_key, solve_key = jax.random.split(key, 3)

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.orthogonalization import orthogonalize
@@ -54,7 +55,13 @@ class SpectralDensity(NamedTuple):
 
         `fn` works elementwise and may add axes on the right.
         """
+        functions.check("fn", fn, "nodes")
         values = fn(self.nodes)
+        functions.returned("fn", values, "one array of real numbers")
+        if jnp.shape(values)[:2] != self.nodes.shape:
+            shape = jnp.shape(values)
+            problem = f"returned the shape {shape}; it must work elementwise."
+            raise checks.ArgumentError("fn", problem)
         weights = self.weights.reshape(
             self.weights.shape + (1,) * (values.ndim - self.weights.ndim)
         )
@@ -81,18 +88,21 @@ class SpectralDensity(NamedTuple):
         The integral over the line is one. `width` is the standard deviation of the
         Gaussians, by default the property `width`.
         """
+        points = checks.reals("points", points, 0, 1)
         width = self.width if width is None else width
+        checks.at_least("width", width, 0)
         width = jnp.maximum(width, jnp.finfo(self.nodes.dtype).tiny)
 
         def gaussians(nodes):
-            z = (jnp.asarray(points) - nodes[..., None]) / width
+            z = (points - nodes[..., None]) / width
             return jnp.exp(-(z**2) / 2) / (width * jnp.sqrt(2 * jnp.pi))
 
         return self.mean(gaussians)
 
     def distribution(self, points) -> Estimate:
         """Returns the share of eigenvalues at or below each of the points `(p,)`."""
-        return self.mean(lambda nodes: nodes[..., None] <= jnp.asarray(points))
+        points = checks.reals("points", points, 0, 1)
+        return self.mean(lambda nodes: nodes[..., None] <= points)
 
     def quantile(self, levels) -> Estimate:
         """Returns the smallest node at which the share of eigenvalues reaches a level.
@@ -100,7 +110,10 @@ class SpectralDensity(NamedTuple):
         Levels `(p,)` are from 0 to 1. The error is half the distance between the
         quantiles one standard error of the distribution above and below the level.
         """
-        levels = jnp.asarray(levels)
+        levels = checks.reals("levels", levels, 0, 1)
+        if not isinstance(levels, jax.core.Tracer):
+            for level in np.ravel(levels).tolist():
+                checks.between("a level", level, 0, 1)
         order = jnp.argsort(self.nodes.ravel())
         nodes = self.nodes.ravel()[order]
         shares = jnp.cumsum(self.weights.ravel()[order]) / self.nodes.shape[0]
@@ -152,7 +165,7 @@ def spectral_density(
       >>> bool(abs(found.quantile(jnp.array([0.5])).value[0] - 0.5) < 0.05)
       True
     """
-    checks.function("matvec", matvec)
+    functions.check("matvec", matvec, "vector")
     checks.floating("params", params)
     like = basis.widen(jax.tree.map(jnp.asarray, params))
     dimension = basis.size(like)
@@ -163,7 +176,7 @@ def spectral_density(
     nodes, weights, spent = _quadratures(
         as_pytree(matvec),
         like,
-        jax.random.key(0) if key is None else key,
+        checks.key(key),
         num_probes=num_probes,
         num_steps=num_steps,
     )

@@ -25,11 +25,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature.operators import as_pytree, linearize
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.orthogonalization import orthonormal_range
-from bulk_sgd.solvers.subspace import Subspace, empty
+from bulk_sgd.solvers.subspace import Subspace, check_subspace, empty
 
 
 class Estimate(NamedTuple):
@@ -120,7 +120,7 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
       The `Energies`, in the dtype of the basis.
 
     Raises:
-      ValueError: if `num_probes` is not at least 1.
+      ValueError: if `num_probes` is not at least 1, or the subspace is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -130,9 +130,10 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
       >>> print(found.trace_share.round(3), found.frobenius_share.round(3))
       0.8 0.97
     """
+    functions.check("matvec", matvec, "vector")
+    check_subspace("subspace", subspace)
     checks.integer("num_probes", num_probes, 1)
-    key = jax.random.key(0) if key is None else key
-    return _energies(as_pytree(matvec), subspace, key, num_probes)
+    return _energies(as_pytree(matvec), subspace, checks.key(key), num_probes)
 
 
 @functools.partial(jax.jit, static_argnames="num_probes", inline=True)
@@ -197,14 +198,14 @@ def trace(
       >>> bool(abs(found.value - 2176) < 4 * found.error < 4 * plain.error)
       True
     """
-    checks.function("matvec", matvec)
+    functions.check("matvec", matvec, "vector")
     checks.floating("params", params)
     like = basis.widen(jax.tree.map(jnp.asarray, params))
     checks.integer("num_probes", num_probes, 1)
     most = basis.size(like)
     checks.integer("sketch", sketch, 0, most, "the number of parameters")
     matvec = as_pytree(matvec)
-    key = jax.random.key(0) if key is None else key
+    key = checks.key(key)
     return _trace(matvec, like, key, num_probes=num_probes, sketch=sketch)
 
 

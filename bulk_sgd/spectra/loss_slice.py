@@ -44,25 +44,18 @@ def loss_slice(value_fn, params, directions, offsets):
     """
     checks.floating("params", params)
     check_loss(value_fn, params)
-    directions, offsets = list(directions), [jnp.asarray(axis) for axis in offsets]
+    directions = checks.sequence("directions", directions)
+    offsets = [
+        checks.reals(f"offsets[{index}]", axis, 1)
+        for index, axis in enumerate(checks.sequence("offsets", offsets))
+    ]
     if not directions or len(directions) != len(offsets):
         raise ValueError(
             f"offsets are {len(offsets)} arrays for {len(directions)} directions; "
             "there must be one array per direction, and at least one direction."
         )
-    for axis in offsets:
-        if axis.ndim != 1:
-            raise ValueError(
-                f"offsets has an array of shape {axis.shape}; each must be of one axis."
-            )
-    shape, structure = jax.tree.map(jnp.shape, params), jax.tree.structure(params)
-    for direction in directions:
-        matches = jax.tree.structure(direction) == structure
-        if not matches or jax.tree.map(jnp.shape, direction) != shape:
-            raise ValueError(
-                "directions has a pytree unlike the params; each must have their "
-                "structure and shapes."
-            )
+    for index, direction in enumerate(directions):
+        checks.vector(f"directions[{index}]", direction, params)
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
     points = jnp.stack([x.ravel() for x in jnp.meshgrid(*offsets, indexing="ij")], 1)
     losses = _losses(as_pytree(value_fn), params, rows, points)

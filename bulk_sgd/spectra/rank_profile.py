@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.matrices import sides
-from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
 
 class RankProfile(NamedTuple):
@@ -53,6 +53,8 @@ def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankP
       >>> print(bulk_sgd.rank_profile(pairs, (1, 2)).whole.round(3))
       [[0.8 1. ]]
     """
+    check_subspace("subspace", subspace)
+    ranks = checks.sequence("ranks", ranks)
     for index, rank in enumerate(ranks):
         checks.integer(f"ranks[{index}]", rank, 1)
     rows = basis.map_in_turn(lambda row: row, subspace.eigenvectors)

@@ -101,6 +101,7 @@ def subsampling_error(
             "subsampling_error needs a bulk_sgd.Objective, whose examples it splits; "
             f"got {type(objective).__name__}."
         )
+    checks.vector("vector", vector, params)
     drawn = objective.num_examples
     why = "two halves of at least one example"
     checks.integer("the number of examples of objective", drawn, 2, why=why)

@@ -42,7 +42,7 @@ def path_scales(path: str, alpha):
       The pair (dominant_scale, bulk_scale).
 
     Raises:
-      ValueError: if the path is unknown.
+      ValueError: if the path is unknown, or alpha is not a number.
 
     Example:
       >>> import bulk_sgd
@@ -50,6 +50,7 @@ def path_scales(path: str, alpha):
       (0.25, 0.75)
     """
     checks.one_of("path", path, PATHS)
+    checks.at_least("alpha", alpha)
     return PATHS[path](alpha)
 
 

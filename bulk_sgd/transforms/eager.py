@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from bulk_sgd.curvature.captured import Reading
+from bulk_sgd.curvature.objective import Objective
 
 _STEPS = 3  # so many functions of one source make a loop that builds them
 
@@ -19,22 +20,27 @@ class Watch:
     def __init__(self):
         self._known = set()  # hashes of the readings that JAX holds programs for
         self._count = Counter()  # of functions, by source
+        self._rebuilt = False  # whether a loss was, at every step
         self._refreshed = False
 
     def loss(self, value_fn: Any, params: Any):
         """Warns at the third function of one source that is new or reads new data."""
-        fn = value_fn.func if isinstance(value_fn, jax.tree_util.Partial) else value_fn
-        source = fn.func if isinstance(fn, functools.partial) else fn
-        source = getattr(source, "__func__", source)
-        if not isinstance(source, types.FunctionType) or _traced(params):
+        if self._rebuilt or _traced(params):
             return
-        reading = hash(Reading.of(fn))
-        if reading in self._known:
-            return
-        self._known.add(reading)
-        code = source.__code__
-        self._count[code] += 1
-        if self._count[code] == _STEPS:
+        whole = isinstance(value_fn, Objective)
+        for fn in (value_fn.model_fn, value_fn.loss_fn) if whole else (value_fn,):
+            fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
+            code = _code(fn)
+            if code is None or not jax.tree_util.all_leaves([fn]):
+                continue  # no function, or one with data of its own
+            reading = hash(Reading.of(fn))
+            if reading not in self._known:
+                self._known.add(reading)
+                self._count[code] += 1
+                self._rebuilt |= self._count[code] == _STEPS
+            if self._rebuilt:
+                break
+        if self._rebuilt:
             warnings.warn(
                 f"value_fn is a new function at every step ({code.co_name}, "
                 f"{code.co_filename}:{code.co_firstlineno}), or reads new data, so "
@@ -59,6 +65,16 @@ class Watch:
                 "max_matvecs or a wider tol, and see whether the loss is finite.",
                 stacklevel=4,
             )
+
+
+def _code(fn) -> types.CodeType | None:
+    """What a function runs, inside of a partial, a `jit` or a method of an object."""
+    for name in ("__wrapped__", "__func__"):
+        fn = getattr(fn, name, fn)
+    if isinstance(fn, functools.partial):
+        return _code(fn.func)
+    found = fn if hasattr(fn, "__code__") else type(fn).__call__
+    return getattr(found, "__code__", None)
 
 
 def _traced(tree) -> bool:

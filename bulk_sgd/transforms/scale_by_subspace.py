@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import masking
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.linalg import basis
@@ -162,6 +162,7 @@ def scale_by_subspace(
     if not callable(curvature):
         checks.one_of("curvature", curvature, CURVATURES)
         curvature = CURVATURES[curvature]
+    functions.check("curvature", curvature, "value_fn", "params")
     if not isinstance(switch, Switch):
         switch = Switch(step=switch)
     options = step.Options(
@@ -193,11 +194,12 @@ def scale_by_subspace(
         **extra_args,
     ):
         _check_params(params)
+        _check_state(state, rank)
         if matvec is None:
             value_fn = bind(value_fn, extra_args)
             watch.loss(value_fn, params)
         else:
-            checks.function("matvec", matvec)
+            functions.check("matvec", matvec, "vector")
         curved = value_fn, matvec, preconditioner
         selected = step.select(options, updates, state, params, *curved)
         state = step.refresh(options, state, selected)
@@ -239,3 +241,11 @@ def _check_params(params):
             "tx.update(grads, state, params, value_fn=loss)."
         )
     masking.refuse_hidden(params)
+
+
+def _check_state(state, rank):
+    known = isinstance(state, ScaleBySubspaceState) and state.subspace.rank
+    if known != rank:
+        got = f"of rank {known}" if known else f"of type {type(state).__name__}"
+        problem = f"is {got}; it must be the state that init returned, of rank {rank}."
+        raise checks.ArgumentError("state", problem)

@@ -1,7 +1,6 @@
 """The scales of a transform: numbers, schedules of the step, and spectral filters."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 
 _SPECTRAL = "eig", "lam", "λ"  # how names of eigenvalues begin, and none of steps
 _CURE = "wrap a function of the eigenvalues in bulk_sgd.spectral_filter."
@@ -80,11 +79,8 @@ def factors(name: str, scale, state):
 
 
 def _refuse_spectral(name, schedule):
-    try:
-        parameters = inspect.signature(schedule).parameters
-    except ValueError:  # some builtins have no signature
-        return
-    first = next(iter(parameters), "")
+    known = functions.signature(schedule)
+    first = next(iter(known.parameters if known else ()), "")
     if first.startswith(_SPECTRAL):
         raise checks.ArgumentError(
             name,
@@ -98,27 +94,22 @@ def _trace(name, fn, at):
         jax.eval_shape(lambda at: _checked(name, fn, at), at)
     except jax.errors.ConcretizationTypeError:
         return  # it branches on values, as it may outside of `jit`
-    except checks.ArgumentError:
+    except (checks.ArgumentError, functions.FunctionError):
         raise
-    except (TypeError, ValueError, IndexError) as error:
-        if at.shape or isinstance(error, _ShapeError):
-            raise
-        raise checks.ArgumentError(
-            name, f"fails on a scalar step ({error}); for dominant_scale, {_CURE}"
-        ) from error
-
-
-class _ShapeError(TypeError):
-    """What `_checked` raises."""
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        where, cure = "a scalar step", f"; for dominant_scale, {_CURE}"
+        if at.shape:
+            where, cure = f"{at.shape[0]} eigenvalues", "."
+        raise checks.ArgumentError(name, f"fails on {where} ({error}){cure}") from error
 
 
 def _checked(name, fn, at):
     found, shape = fn(at), jnp.shape(at)
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(found)]
-    if len(shapes) == 1 and shapes[0] in ((), shape):
+    real = checks.is_data(found) and not jnp.iscomplexobj(found)
+    if real and jnp.shape(found) in ((), shape):
         return found
-    got = "nothing" if not shapes else "the shape " + ", ".join(map(str, shapes))
-    raise _ShapeError(
+    got = ", ".join(map(checks.describe, jax.tree.leaves(found))) or "nothing"
+    raise functions.FunctionError(
         f"{name} returned {got}; it must return "
         + (f"one factor per eigenvalue, {shape}." if shape else f"a scalar, or {_CURE}")
     )

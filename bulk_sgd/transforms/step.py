@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bulk_sgd import checks
+from bulk_sgd import checks, functions
 from bulk_sgd.curvature import blocks, masking, preconditioning, replicas
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
@@ -39,7 +39,7 @@ class Options:
         """The `NamedSharding`s of all parameters, or None."""
         if self.sharding is None:
             return None
-        return check_layout(masking.resolve(self.sharding, params), params)
+        return check_layout(masking.resolve(self.sharding, params, "sharding"), params)
 
     def due(self, count):
         """Whether step `count` refreshes the subspace: a bool scalar, or True."""
@@ -67,9 +67,9 @@ def select(
     options: Options, updates, state, params, value_fn, matvec, preconditioner
 ) -> Selected:
     """What the mask selects, in the coordinates of the eigenvectors."""
-    flags = masking.resolve(options.mask, params)
+    flags = masking.resolve(options.mask, params, "mask")
     selected = masking.select(updates, flags)
-    _check_trees(selected, masking.select(params, flags), state)
+    _check_trees(options, selected, masking.select(params, flags), state)
     layout = options.layout(params)
     if layout is not None:
         layout = masking.select(layout, flags)
@@ -92,7 +92,9 @@ def refresh(options: Options, state, selected: Selected):
     def refresh():
         matvec = selected.matvec
         if matvec is None:
-            matvec = options.curvature(selected.value_fn, selected.params)
+            curved = selected.value_fn, selected.params
+            matvec = functions.call("curvature", options.curvature, *curved)
+            functions.check("the value of curvature", matvec, "vector")
         matvec = replicas.agreeing(matvec)
         if selected.preconditioner is not None:
             matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
@@ -157,7 +159,7 @@ def _watch(switch: Switch, state, alignment):
     )
 
 
-def _check_trees(updates, params, state):
+def _check_trees(options, updates, params, state):
     """Raises ArgumentError unless the selected trees are like those at `init`."""
     checks.floating("params", params)
     checks.floating("updates", updates)
@@ -170,3 +172,5 @@ def _check_trees(updates, params, state):
             "params",
             f"computes in {now.name}; it must be in {then.name}, as the params at init",
         )
+    begun = jax.eval_shape(lambda x: options.solver.init(x, options.rank), params)
+    checks.like("solver_state of state", state.solver_state, begun, "that at init")

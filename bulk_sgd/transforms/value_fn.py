@@ -1,12 +1,11 @@
 """Keyword arguments of an update, passed on to the loss that names them."""
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from bulk_sgd import checks
+from bulk_sgd import functions
 
 
 def bind(value_fn, extra_args):
@@ -19,16 +18,17 @@ def bind(value_fn, extra_args):
             "drop keyword arguments, such as flax's TrainState.apply_gradients, cannot "
             "be used; call tx.update yourself."
         )
-    checks.function("value_fn", value_fn)
-    if not extra_args:
-        return value_fn
-    names = list(inspect.signature(value_fn).parameters)[1:]
+    functions.check("value_fn", value_fn)
+    known = functions.signature(value_fn)
+    names = list(known.parameters)[1:] if known else ()
     bound = {name: extra_args[name] for name in names if name in extra_args}
     options = {name: x for name, x in bound.items() if _is_option(x)}
     data = {name: x for name, x in bound.items() if name not in options}
     if options:
         value_fn = _WithOptions(value_fn, tuple(options.items()))
-    return jax.tree_util.Partial(value_fn, **data) if bound else value_fn
+    bound = jax.tree_util.Partial(value_fn, **data) if bound else value_fn
+    functions.check("value_fn", bound, "params")
+    return bound
 
 
 class _WithOptions(NamedTuple):

@@ -85,15 +85,15 @@ def test_traced_scales_must_be_scalars():
     [
         (
             {"dominant_scale": bulk_sgd.spectral_filter(lambda x: jnp.ones(5))},
-            r"dominant_scale returned the shape \(5,\); .*per eigenvalue, \(2,\)",
+            r"dominant_scale returned float32\[5\]; .*per eigenvalue, \(2,\)",
         ),
         (
             {"dominant_scale": bulk_sgd.spectral_filter(lambda x: x[:, None])},
-            r"dominant_scale returned the shape \(2, 1\)",
+            r"dominant_scale returned float32\[2, 1\]",
         ),
         (
             {"bulk_scale": lambda step: jnp.ones(2)},
-            r"bulk_scale returned the shape \(2,\); it must return a scalar",
+            r"bulk_scale returned float32\[2\]; it must return a scalar",
         ),
         ({"bulk_scale": lambda step: None}, "bulk_scale returned nothing"),
     ],

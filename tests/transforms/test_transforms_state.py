@@ -201,13 +201,29 @@ def test_solver_with_too_few_matvecs_is_refused_at_init():
         tx.init(jnp.ones(5))
 
 
+class Called:
+    """A loss that is an object."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __call__(self, params):
+        return self.fn(params)
+
+
+def as_objective(fn):
+    model_fn, one = lambda params, x: fn(params) * x, jnp.ones(1)
+    return bulk_sgd.Objective(model_fn, lambda outputs, y: outputs, one, one)
+
+
 @pytest.mark.parametrize("eager", [True, False])
-def test_loss_that_every_eager_step_builds_anew_is_warned_of_once(eager):
+@pytest.mark.parametrize("kind", [lambda fn: fn, jax.jit, Called, as_objective])
+def test_loss_that_every_eager_step_builds_anew_is_warned_of_once(eager, kind):
     tx = exact(1)
     state = tx.init(PARAMS)
 
     def step(state, scale):
-        closure = lambda p: scale * LOSS(p)
+        closure = kind(lambda p: scale * LOSS(p))
         return tx.update(UPDATES, state, PARAMS, value_fn=closure)[1]
 
     step = step if eager else jax.jit(step)
@@ -217,7 +233,7 @@ def test_loss_that_every_eager_step_builds_anew_is_warned_of_once(eager):
             state = step(state, scale)
             state = tx.update(UPDATES, state, PARAMS, value_fn=LOSS)[1]
     assert [
-        "new function at every step (<lambda>" in str(w.message) for w in caught
+        "value_fn is a new function at every step (" in str(w.message) for w in caught
     ] == ([True] if eager else [])
     assert all(w.filename == __file__ for w in caught)
 

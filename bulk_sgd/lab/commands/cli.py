@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags
 
-from bulk_sgd.lab.devices import signals
+from bulk_sgd.lab.devices import distributed, signals
 
 flags.disclaim_key_flags()  # the --help of a program shows flags defined here
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -70,9 +70,15 @@ def refusing():
 
 @contextlib.contextmanager
 def reporting(workdir):
-    """Prints a line that names the workdir if a signal ends the process."""
+    """Prints a line that names the workdir if a signal ends the process.
+
+    Where another process of the job is lost, this one ends in that way.
+    """
     try:
         yield
+    except Exception as error:
+        distributed.settle(type(error))
+        raise
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > 128:
             name = signal.Signals(error.code - 128).name

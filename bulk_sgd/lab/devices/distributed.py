@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bulk_sgd import checks
+from bulk_sgd.lab.devices import relay
 from bulk_sgd.lab.files import metrics, record
 
 MODES = ("auto", "on", "off")
@@ -23,6 +25,9 @@ _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # JAX has no public way to ask whether it detects a job, nor an error of its own for it:
 # it says this. A test starts JAX without a job and reads it.
 _UNDETECTED = "coordinator_address should be defined"
+_SETTLING = 5.0  # seconds in which a loss is noticed after a collective has failed
+_relays: list[relay.Relay] = []
+runs = set()  # workdirs of the runs under way
 
 
 def initialize(mode: str):
@@ -39,7 +44,9 @@ def initialize(mode: str):
     # Its handler would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**_from_environment())
+        with relay.relayed(_lose) as relays:
+            jax.distributed.initialize(**_from_environment())
+        _relays.extend(relays)
     except ValueError as error:
         if _UNDETECTED not in str(error):
             raise
@@ -57,8 +64,8 @@ def initialize(mode: str):
 def job(mode: str):
     """Runs the body as part of a job, whose processes end together.
 
-    A process that fails ends on the spot, and the runtime of the others notices. An
-    orderly exit would wait for them, and they for it.
+    A process that fails ends on the spot, and the others notice. An orderly exit would
+    wait for them, and they for it.
     """
     initialize(mode)
     try:
@@ -67,6 +74,20 @@ def job(mode: str):
         if end.code and jax.process_count() > 1:
             _leave(end.code if isinstance(end.code, int) else 1)
         raise
+    finally:
+        for one in _relays:  # now the others may leave
+            one.armed = False
+
+
+def settle(kind):
+    """Waits where an error of this type may come from the loss of another process.
+
+    A collective fails when another process is gone. So that this counts as the loss
+    that it is, which ends this process, the relay gets the time to notice.
+    """
+    if _relays and not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        time.sleep(_SETTLING)
+        _relays.clear()  # once is enough
 
 
 def is_first() -> bool:
@@ -185,6 +206,20 @@ def _from_environment() -> dict:
         "process_id": index,
         "cluster_detection_method": "deactivate",
     }
+
+
+def _lose(host):
+    """Ends this process in order, as another one is gone; called from a relay."""
+    who = "a process" if is_first() else "process 0"
+    reason = f"{who} on {host}, or the connection to it, was lost"
+    for workdir in runs:
+        record.interrupt(workdir, reason)
+    print(
+        f"{reason[0].upper()}{reason[1:]}, so that process {jax.process_index()} ends "
+        "too. The same command goes on from the last checkpoint.",
+        file=sys.stderr,
+    )
+    _leave(1)
 
 
 def _end_job(kind, error, trace):

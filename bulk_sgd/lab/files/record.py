@@ -115,8 +115,25 @@ def read(workdir) -> dict | None:
 def write(workdir, record: dict):
     """Writes the record, on process 0 alone."""
     if jax.process_index() == 0:
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        atomic.write_text(pathlib.Path(workdir) / FILE, text)
+        _replace(workdir, record)
+
+
+def end(record: dict, status: str):
+    """Changes a record to say how the run has ended, and what of it was under way."""
+    entries = [record["prefix"], *record["arms"].values()]
+    for entry in entries:
+        if entry["status"] == RUNNING:
+            entry["status"] = status
+    seconds = sum(entry.get("seconds", 0.0) for entry in entries)
+    record |= {"status": status, "ended": now(), "seconds": seconds}
+
+
+def interrupt(workdir, reason: str):
+    """Records that a run was interrupted and why, from any process that sees it."""
+    found = read(workdir)
+    if found and found["status"] == RUNNING:
+        end(found, INTERRUPTED)
+        _replace(workdir, found | {"reason": reason})
 
 
 def make_folder(path, name: str = "workdir") -> pathlib.Path:
@@ -177,6 +194,11 @@ def archive(workdir):
         if path != attempts:
             path.rename(place / path.name)
     print(f"An unfinished run was there; its files are in {place}.", file=sys.stderr)
+
+
+def _replace(workdir, record):
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    atomic.write_text(pathlib.Path(workdir) / FILE, text)
 
 
 def _program():

@@ -18,6 +18,8 @@ def state(run: RunResults) -> list[str]:
         arms = [run.summary(name) for name in (PREFIX, *run.arms)]
         reached = [f"{s.label}: {s.status}, step {s.last_step:,}" for s in arms]
         status += ", or killed" if status == "running" else ""
+        if run.info.get("reason"):
+            status += f": {run.info['reason']}"
         notes.append(
             f"This run is not complete ({status}); the report shows what there is. "
             f"{'; '.join(reached)}."

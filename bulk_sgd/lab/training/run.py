@@ -66,11 +66,14 @@ class Run(contextlib.AbstractContextManager):
         self.record["plain_step_seconds"] = plain_step_seconds
         self._writer = MetricWriter(workdir, config.tensorboard)
         self._save()
+        distributed.runs.add(workdir)
 
     def __exit__(self, kind, error, trace):
         if kind is not None:
+            distributed.settle(kind)
             interrupted = issubclass(kind, (KeyboardInterrupt, SystemExit))
             self.end(record.INTERRUPTED if interrupted else record.FAILED)
+        distributed.runs.discard(self.workdir)
         self._writer.close()
         self._checkpoints.close()
         self.experiment.close()
@@ -121,13 +124,7 @@ class Run(contextlib.AbstractContextManager):
         """Records how the run ended, unless it already has."""
         if self.record["status"] != record.RUNNING:
             return
-        entries = [self.record["prefix"], *self.record["arms"].values()]
-        for entry in entries:
-            if entry["status"] == record.RUNNING:
-                entry["status"] = status
-        self.record["status"] = status
-        self.record["ended"] = record.now()
-        self.record["seconds"] = sum(entry.get("seconds", 0.0) for entry in entries)
+        record.end(self.record, status)
         self._save()
 
     def _entry(self, name) -> dict:

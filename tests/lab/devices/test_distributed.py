@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -45,38 +43,6 @@ def test_two_processes_of_two_devices_train_as_one_device():
             error = np.max(np.abs(np.divide(run[field], one[field]) - 1))
             print(f"{name} {field}: {error:.1e}")
             assert error < (1e-5 if dtype == "float32" else 1e-6)
-
-
-FAILING = """
-import sys
-from bulk_sgd.lab.training import run
-write = run.Run.write
-def fail(self, row):
-    if row["step"] == 40:
-        raise RuntimeError("broken on purpose")
-    write(self, row)
-if {index} == {failing}:
-    run.Run.write = fail
-sys.argv[0] = "bulk_sgd.main"
-from bulk_sgd.lab.commands import train
-train.run()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_exception_in_one_process_ends_the_job(tmp_path, failing):
-    script = lambda index: FAILING.format(index=index, failing=failing)
-    flags = main(tmp_path)(0)[2:]
-    processes = start(lambda index: ["-c", script(index), *flags])
-    began = time.monotonic()
-    assert processes[failing].wait(timeout=300) == 1
-    failed = time.monotonic()
-    statuses, said = wait(processes, timeout=60)
-    print(f"started {failed - began:.1f} s, others {time.monotonic() - failed:.1f} s")
-    assert time.monotonic() - failed < 15
-    assert all(status != 0 for status in statuses)
-    assert "broken on purpose" in said[failing][1]
 
 
 @pytest.mark.slow
@@ -176,51 +142,3 @@ def test_sweep_of_two_processes_shares_prefixes_and_goes_on(tmp_path):
     alone = rows_of(tmp_path / "sweep0" / "cells" / "001")
     for mine, other in zip(ordered(alone), ordered(in_lockstep), strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
-    """And the job goes on, here as one process of one device.
-
-    The workdirs are local: each process has its own, of which that of process 0 counts.
-    """
-    more = ("--config.num_steps=4000", "--config.checkpoint.every=20")
-
-    def command(workdirs):
-        return lambda index: main(tmp_path / workdirs[index], *more)(index)
-
-    processes = start(command(["run", "other"]))
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while '"sgd"' not in (metrics.read_text() if metrics.exists() else ""):
-        assert time.monotonic() < deadline
-        assert [process.poll() for process in processes] == [None, None]
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    statuses, said = wait(processes)
-    assert statuses == [128 + signal.SIGTERM] * 2, said
-    assert record.read(tmp_path / "run")["status"] == "interrupted"
-    (newest,) = {rows_of(tmp_path / "run")[-1]["step"]}
-    assert not (tmp_path / "other").exists()
-    # The processes change places, and the newest workdir is not where it is looked for.
-    statuses, said = wait(start(command(["other", "run"])))
-    assert statuses == [2, 2], said
-    for _, error in said:
-        assert "rows of metrics on the host of process 1 and 0 on that of pro" in error
-    assert not (tmp_path / "other").exists()
-    run = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "bulk_sgd.main", *CONFIG, *more),
-            f"--workdir={tmp_path / 'run'}",
-        ],
-        env=environment(1),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert f"going on from sgd, step {newest}" in run.stderr.readline()
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=240) == 128 + signal.SIGTERM
-    steps = [(row["arm"], row["step"]) for row in rows_of(tmp_path / "run")]
-    assert len(set(steps)) == len(steps)
