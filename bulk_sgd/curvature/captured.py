@@ -56,7 +56,7 @@ class Reading(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class Captured:
-    """A function as a callable pytree without leaves, told apart by its `Reading`."""
+    """A function as a callable pytree without leaves; its `Reading` identifies it."""
 
     def __init__(self, fn):
         self.fn = fn
@@ -173,7 +173,7 @@ def _hashable(value) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code) -> frozenset:
-    """The globals and attributes that a code reads, with those of inner functions."""
+    """The globals and attributes that a code and its inner functions read."""
     if not isinstance(code, types.CodeType):
         return frozenset()
     inner = (_names(const) for const in code.co_consts)

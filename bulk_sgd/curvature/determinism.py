@@ -35,12 +35,12 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
       as with straight-through estimators or a wrong `jax.custom_vjp`.
 
     The check does not find examples that affect each other, as under batch
-    normalisation in training mode: such a loss has one Hessian, which changes only in
-    microbatches.
+    normalisation in training mode. Such a loss has one Hessian for a given batch; it
+    changes only if the batch is cut into microbatches.
 
     Call the check once before a loop: it takes two values, three products and two
-    compilations. Call it outside of `jit`, which would trace the loss once and so hide
-    a change.
+    compilations. Call it outside of `jit`. Inside, JAX would trace the loss only once
+    and so hide a change.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.

@@ -45,8 +45,8 @@ def hessian(value_fn, params, *, mode: str = "auto"):
         - "finite_differences" of the gradient is for kernels whose backward pass cannot
           be differentiated. Its relative error is about (ε (1 + ‖θ‖))^⅔, see
           `second_derivatives.central_difference`;
-        - "auto" takes the first of these that can be traced, and warns unless it is
-          "forward_over_reverse".
+        - "auto" uses the first of these modes that JAX can trace, and warns if that is
+          not "forward_over_reverse".
 
     Returns:
       A callable pytree: `matvec(v)` is ∇²L(θ) v, in the dtypes of v. Its `linearize()`
@@ -76,10 +76,10 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
     Args:
       objective: an `Objective`; G depends on where the model ends and the loss begins.
       params: pytree of floating point arrays, the point θ.
-      mode: as in `hessian`, here for J v. A model with a `jax.custom_vjp` has no
-        forward derivative; "reverse_over_reverse" differentiates u ↦ Jᵀ u backwards
-        instead. ∇²ℓ uses the same mode, or an exact one in place of
-        "finite_differences" if the loss allows it.
+      mode: how to compute J v, one of the modes of `hessian`. A model with a
+        `jax.custom_vjp` has no forward derivative. "reverse_over_reverse" then
+        differentiates u ↦ Jᵀ u backwards. Products with ∇²ℓ use the same mode. With
+        "finite_differences" they use an exact mode if the loss allows one.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -103,9 +103,9 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
 def functional_hessian(objective, params, *, mode: str = "auto"):
     """Returns a function that multiplies vectors by F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
-    This functional Hessian is computed as the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ).
-    The difference H − G would lose digits if F is small. For piecewise linear networks
-    the diagonal of F is zero almost everywhere, and so is its trace.
+    The product is exact: F is the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ). The
+    difference H − G would lose digits if F is small. For piecewise linear networks the
+    diagonal of F is zero almost everywhere, and so is the trace.
 
     Args:
       objective: an `Objective`.
@@ -196,8 +196,8 @@ def _curvature(name, linear_map, objective, params, mode):
 class _Curvature:
     """A curvature operator at `params`, a mean over the examples of its objective.
 
-    One class for H, G and F, told apart by `linear_map`, for the reason that
-    `operators.Wrapped` gives.
+    `linear_map` distinguishes H, G and F. `operators.Wrapped` says why they share a
+    class.
     """
 
     objective: Any

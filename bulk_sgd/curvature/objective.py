@@ -1,10 +1,10 @@
 """What is differentiated: a model, a loss and a set of data, in microbatches.
 
 An `Objective` is a scalar function of the parameters that knows its parts. Gauss-Newton
-products need the model f and the loss ℓ apart; products in bounded memory walk through
-the data in microbatches. It is a pytree whose leaves are the data, so it passes through
-`jax.jit` as an argument: the data are neither copied nor baked into the program as
-constants.
+products need the model f and the loss ℓ as separate functions. Products in bounded
+memory walk through the data in microbatches. An `Objective` is a pytree whose leaves
+are the data, so it passes through `jax.jit` as an argument: the data are neither copied
+nor baked into the program as constants.
 """
 
 import dataclasses
@@ -31,30 +31,31 @@ class Objective:
       model_fn: `model_fn(params, inputs) -> outputs`, deterministic. Examples lie along
         the leading axis of inputs and outputs and must not affect each other, as they
         do under batch normalisation in training mode.
-      loss_fn: `loss_fn(outputs, targets) -> losses`: one loss per example, shape
-        `(n,)`, where further axes are averaged too, or their mean, shape `()`. A sum
-        is refused, and so is a loss of one example that depends on the others.
+      loss_fn: `loss_fn(outputs, targets) -> losses`. It returns one loss per example,
+        `(n,)`, or several, such as one per token, `(n, T)`, or the mean of all losses,
+        `()`. It must not return a sum, and the loss of an example must not depend on
+        other examples.
       inputs: pytree of arrays with a common leading axis n.
       targets: pytree of arrays with the same leading axis.
       microbatch_size: None evaluates all n examples at once. Otherwise values,
         gradients and curvature products are accumulated over microbatches of this
-        many examples, the last of which may be smaller. Memory is then bounded by one
+        many examples; the last microbatch may be smaller. Memory is then bounded by one
         microbatch, and results are the same to rounding.
-      num_groups: number of groups that split each microbatch. They are evaluated side
-        by side and added up after the last microbatch. With examples split over that
-        many devices, and whole parameters on each, a product then takes one all-reduce
-        instead of one per microbatch. Leave it at 1 with sharded parameters: groups
-        would cost the memory that sharding saves.
+      num_groups: number of groups into which each microbatch is split. Each group has
+        its own running sum; the sums are added after the last microbatch. Set it to the
+        number of devices if these share the examples and each holds all parameters: a
+        product then takes one all-reduce, not one per microbatch. Leave it at 1 with
+        sharded parameters: groups would cost the memory that sharding saves.
       weights: None, or an array of the shape of the losses that `loss_fn` returns, such
-        as a mask of examples `(n,)` or of tokens `(n, T)`. Losses must be finite where
-        their weight is zero, too. If all weights are zero, values and products are
-        refused, or NaN where the weights are traced.
+        as a mask of examples `(n,)` or of tokens `(n, T)`. Even losses of weight zero
+        must be finite. If all weights are zero, values and products raise an error, or
+        are NaN if the weights are traced.
 
     Raises:
-      ValueError: if the leading axes differ, there is no example, or
+      ValueError: if the leading axes differ, if there is no example, or if
         `microbatch_size` or `num_groups` is less than 1. Values, gradients and products
-        raise it if `loss_fn` is no mean over examples, or if the weights have another
-        shape than the losses or no positive sum.
+        raise it if `loss_fn` is not a mean over examples, if weights and losses differ
+        in shape, or if the sum of the weights is not positive.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -93,7 +94,7 @@ class Objective:
         checks.integer("num_groups", self.num_groups, 1)
 
     def tree_flatten_with_keys(self):
-        """The data are leaves; the rest decides which program is run."""
+        """The data are leaves; everything else selects the compiled program."""
         names = "inputs", "targets", "weights"
         data = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
         functions = Reading.of(self.model_fn), Reading.of(self.loss_fn)
@@ -164,9 +165,10 @@ class Objective:
         return losses
 
     def total_weight(self):
-        """The sum of the weights, a scalar, or the number of examples without any.
+        """The sum of the weights, a scalar; without weights the number of examples.
 
-        Raises ArgumentError if it is known and not positive, or a weight is negative.
+        Raises ArgumentError if the sum is known and not positive, or if a weight is
+        known and negative.
         """
         if self.weights is None:
             return self.num_examples
@@ -185,8 +187,8 @@ class Objective:
     def mean_over_microbatches(self, fn):
         """`sum_b (n_b / n) fn(part_b)` over the microbatches b of n_b examples.
 
-        With weights their sums take the place of n_b and n. A part without a positive
-        weight gets ones, which add zero times a finite number.
+        With weights, n_b and n are sums of weights. In a microbatch without a positive
+        weight n_b is zero; `fn` then gets weights of one, so that its result is finite.
 
         Args:
           fn: function from the unsplit `Objective` of one microbatch to a pytree of
@@ -270,7 +272,7 @@ class Objective:
         return full, last
 
     def take(self, indices):
-        """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
+        """The objective of the examples `indices`, int `(m,)`, without microbatches."""
         data = jax.tree.map(lambda x: jnp.asarray(x)[indices], self._data)
         return self._part(*data)
 

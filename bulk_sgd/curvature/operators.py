@@ -1,15 +1,15 @@
 """Linear operators on vectors: callables that pass through `jax.jit`, and compose.
 
-An operator, or *matvec*, is any callable from a vector, a pytree like the parameters,
-to another one; it never forms its matrix. It may also have a method `linearize()`,
-which does the work that all products at one point share, such as the primal pass of a
-network, and returns a plain matvec.
+An operator, or *matvec*, is any callable that maps vectors linearly to vectors, without
+its matrix. Vectors are pytrees like the parameters. An operator may also have a method
+`linearize()`. It does the work that all products at one point share, such as the primal
+pass of a network, and returns a plain matvec.
 
 The operators of this library are pytrees whose leaves are their arrays, so that two
 solves on one network at different parameters share one compiled program. A plain Python
-function inside an operator is static, as everywhere in JAX. What it reads besides its
-arguments decides which program it gets (see `captured`), so a change compiles anew: put
-arrays that change between calls in an `Objective` or a `jax.tree_util.Partial`.
+function inside an operator is static, as everywhere in JAX. If a value that it reads
+besides its arguments changes, JAX compiles anew (see `captured`). Put arrays that
+change between calls in an `Objective` or a `jax.tree_util.Partial`.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ from bulk_sgd.linalg.layout import check_layout, place
 class Wrapped:
     """An operator around another one: v ↦ `wrap(matvec, v, *arrays, *static)`.
 
-    One class for all kinds, told apart by `wrap`. A class for each would not do: JAX
-    0.10 takes the treedefs of two dataclasses with equal static fields to be equal, and
-    `jit` could then run the program of the wrong kind. `wrap` is a function of a
-    module, so that it is the same object at every call.
+    `wrap` distinguishes the kinds; they share a class. JAX 0.10 treats the treedefs of
+    two dataclasses with equal static fields as equal, so with a class for each kind
+    `jit` could run the program of the wrong kind. `wrap` is a function of a module, so
+    that it is the same object at every call.
     """
 
     wrap: Callable = dataclasses.field(metadata={"static": True})
@@ -76,12 +76,12 @@ def linearize(matvec):
 
 
 def sharded(matvec, sharding):
-    """The same products, with every vector laid out over devices like the parameters.
+    """Returns an operator whose vectors are laid out over devices like the parameters.
 
-    Without a constraint XLA chooses the layout: perhaps a whole copy of a basis on
-    every device, or one layout inside a loop and another around it. A solver whose
-    products are constrained carries its basis in the same layout. XLA derives the
-    collectives.
+    Its products are the same. Without this constraint XLA chooses the layout: perhaps a
+    whole copy of a basis on every device, or one layout inside a loop and another
+    around it. With the constraint, a solver keeps its basis in the layout of the
+    parameters. XLA derives the collectives.
 
     Args:
       matvec: a callable from vector to vector.

@@ -52,8 +52,9 @@ def adam_preconditioner(
     """Returns the diagonal of P in Adam's last step θ ← θ − η P⁻¹ m.
 
     After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
-    Here m averages the gradients before bias correction, and v̂ averages their squares
-    after it. The formula does not hold for `optax.nadam`, which replaces m.
+    Here m is the average of the gradients without bias correction, and v̂ is the average
+    of their squares with it. The formula does not hold for `optax.nadam`, which
+    replaces m.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.

@@ -94,7 +94,7 @@ def _problem(reading, structure, forms, split, num_outputs):
 
 
 def _cut(forms, num_outputs):
-    """Large arrays with the axes cut that targets have, such as that of tokens."""
+    """The forms; if large, with each axis cut that targets share, such as tokens."""
     shared = {size for shape, _ in forms[num_outputs:] for size in shape}
     if _EXAMPLES * sum(math.prod(shape) for shape, _ in forms) <= _LARGE:
         return forms

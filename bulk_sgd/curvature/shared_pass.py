@@ -16,8 +16,8 @@ def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
     the shared part. XLA does so in plain layers, but not across two loops over layers
     (`jax.lax.scan`). Hand the products over instead: `tx.update(…, matvec=matvec)`.
 
-    If `value_fn` is an `Objective` in microbatches, nothing is shared, as sharing would
-    keep the activations of all microbatches.
+    An `Objective` in microbatches shares nothing, because sharing would keep the
+    activations of all microbatches.
 
     Args:
       value_fn: as in `bulk_sgd.hessian`.

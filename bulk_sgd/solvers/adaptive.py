@@ -37,26 +37,28 @@ class AdaptiveState(NamedTuple):
 def adaptive(
     solver: Solver, threshold: float | None = None, *, learning_rate: float = 1.0
 ) -> Solver:
-    """Returns a solver that drops the vectors of small eigenvalues from another solver.
+    """Returns a solver that calls another one and drops vectors of small eigenvalues.
 
     Dropped vectors become rows of zeros, which projections ignore, so the rank of the
     transform is an upper bound. All eigenvalues and residuals stay, and the wrapped
-    solver always starts from all of its k vectors. Possibly no vector is kept.
+    solver always starts from all of its k vectors. It can happen that no vector is
+    kept.
 
-    Without a threshold the cut is where the ratio λ_i / λ_{i+1} is largest: at the
-    largest gap of log λ. This gap separates the outliers of a Hessian from the rest,
-    but the largest difference is often λ_1 − λ_2. Eigenvalues up to 0 are always
-    dropped.
+    Without a threshold the cut is where the ratio λ_i / λ_{i+1} is largest, that is, at
+    the largest gap of log λ. This gap separates the few large eigenvalues of a Hessian
+    from the rest. The largest difference is often λ_1 − λ_2 and does not. Vectors with
+    λ ≤ 0 are always dropped.
 
-    Error: as for `solver`, except that a vector comes or goes at once when its
+    Error: as for `solver`, except that a vector enters or leaves abruptly when its
     eigenvalue crosses the cut. Cost: as for `solver`, and memory for one more basis.
 
     Args:
       solver: the solver to call, such as `bulk_sgd.lanczos()`.
-      threshold: keep a vector if `learning_rate` · λ exceeds this (at least 0). None
-        cuts at the largest gap, after at most k − 1 vectors, or k if all λ are equal.
-      learning_rate: η, if the threshold is in units of 1/η; the edge of stability is
-        then at 2. May be traced. Must be 1 if `threshold` is None.
+      threshold: keep a vector if `learning_rate` · λ exceeds the threshold, which is at
+        least 0. With None the cut is at the largest gap: it keeps at most k − 1
+        vectors, or all k if all λ are equal.
+      learning_rate: η. The threshold is then in units of 1/η, with the edge of
+        stability at 2. η may be traced. It must be 1 if `threshold` is None.
 
     Returns:
       A `Solver` with an `AdaptiveState`.

@@ -21,7 +21,7 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     P can differ much from the projector for all parameters, because eigenvectors of H
     couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the two subspaces,
-    and the training binary reports their overlap with its measures.
+    and the training binary reports their overlap among its measures.
 
     Under squared error each eigenvalue of a linear last layer occurs once per output.
     `lanczos()` finds one copy; `lanczos(repeated=True)` and `power()` find all of them.
@@ -32,17 +32,18 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     Args:
       solver: the solver to call for each block, such as `bulk_sgd.power()`.
-      by: how to group the parameters. None or "layer": by layer. A regular expression
-        to search in the paths of the leaves, such as `"^[^/]*"`, or a function from a
-        path to a name or None. Parameters in no block belong to the bulk.
+      by: how to group the parameters. None and "layer" group by layer. A regular
+        expression, such as `"^[^/]*"`, groups leaves by what it matches in their paths.
+        A function takes the path of a leaf and returns the name of its block, or None
+        for no block. Parameters in no block belong to the bulk.
 
     Returns:
       A `Solver`; its state is a tuple with one state per block.
 
     Raises:
       ValueError: if an argument is out of its range. At `init`, if the rank is less
-        than the number of blocks, or if its share of the rank exceeds the size of a
-        block.
+        than the number of blocks, or if a block has fewer parameters than its share of
+        the rank.
 
     Example:
       >>> import bulk_sgd

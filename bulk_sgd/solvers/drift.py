@@ -19,25 +19,25 @@ def on_drift(
     Λ (diagonal) on the incoming update u. With H the present Hessian, P its projector
     and P̂ = V Vᵀ, it estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if the
     estimate exceeds `tol`, if there is no basis yet, if an eigenvalue is zero, and at
-    every `solve_every`-th call. The probes between never see a new eigenvector that is
-    orthogonal to the basis.
+    every `solve_every`-th call. A probe cannot see a new eigenvector that is orthogonal
+    to the basis.
 
     Use it with `refresh_every=1`. Put it inside `adaptive` and `blockwise`, not around
-    them. Around `adaptive`, no vector may be left to probe; around `blockwise`, the
-    coupling of the blocks looks like drift. Either way `solver` would run every time.
+    them: `adaptive` can leave no vector to probe, and with `blockwise` the coupling of
+    the blocks would look like drift. In both cases `solver` would run at every call.
 
-    Error: about `tol` for mostly dominant updates. The estimate is of first order and
-    can be too low, down to 1 − λ_{k+1} / λ_k times the error. Cost: 1/`every` matvecs
-    per step, plus the cost of `solver` when it runs. See `docs/solvers.md` for
-    measurements.
+    Error: about `tol` for mostly dominant updates. The estimate is of first order. It
+    can be too low, but not below the fraction 1 − λ_{k+1} / λ_k of the error. Cost:
+    1/`every` matvecs per step, plus the cost of `solver` when it runs. See
+    `docs/solvers.md` for measurements.
 
     Args:
       solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.
       tol: the largest estimate to accept, from 0 to 1.
       every: probe at one call in `every`; the other calls cost nothing.
-      solve_every: calls after which `solver` runs whatever the probes say, at least 1.
-        With `lanczos`, a new dominant direction stays unseen for at most so many calls;
-        `power` inside counts its own calls.
+      solve_every: calls after which `solver` runs regardless of the probes, at least 1.
+        With `lanczos`, a new dominant direction stays unseen for at most this number of
+        calls. `power` has its own `solve_every`, which counts the calls of `power`.
 
     Returns:
       A `Solver` whose state is a pair: the state of `solver` and the number of calls.

@@ -3,8 +3,8 @@ r"""The part of an update along large eigenvalues, from one Krylov sequence.
 Lanczos started at u builds span{u, H u, H²u, …}. In this space the projection of u
 converges long before the eigenvectors do: m products give the Gauss quadrature of the
 spectral measure of u (Golub and Meurant, *Matrices, Moments and Quadrature with
-Applications*, 2010). The projection applies to u a step function of H, 1 above a
-threshold and 0 below. For that, keep the Ritz vectors with Ritz values above the
+Applications*, 2010). The projection of u is f(H) u, where f is 1 above a threshold and
+0 below. To approximate it, project u onto the Ritz vectors with Ritz values above the
 threshold.
 """
 
@@ -40,16 +40,17 @@ def krylov_filter(
     It keeps no basis between calls. Lanczos takes `length` steps from the update u and
     keeps Ritz vectors, at most k, with Ritz values above the threshold
     (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
-    ones. The threshold comes from a full solve for k + 1 eigenpairs, at the first call
-    and then once in `calibrate_every` calls. In between the threshold scales with λ_1.
+    rows. A full solve for k + 1 eigenpairs sets the threshold, at the first call and
+    then once in `calibrate_every` calls. Between full solves the threshold is
+    proportional to λ_1.
 
     Use it with `refresh_every=1`, because the result says nothing about later updates.
     It also says little about other vectors, such as the gradient when u is an update of
     Adam. At the same cost `power` and `streaming` are more accurate, since they keep a
-    basis. This solver follows any jump of the Hessian.
+    basis. But this solver follows any jump of the Hessian.
 
-    Attributes of the result: `eigenvalues` and `residuals` include the Ritz pairs left
-    out, and are zeros beyond `length`.
+    Attributes of the result: `eigenvalues` and `residuals` include the Ritz pairs below
+    the threshold. If k exceeds `length`, the entries after the first `length` are zero.
 
     Error and cost: see `docs/solvers.md`.
 

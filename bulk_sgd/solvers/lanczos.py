@@ -32,31 +32,32 @@ def top_eigenpairs(
     pass. Memory: `max_basis + 4` vectors and the result.
 
     If several eigenvalues lie within `tol · max|λ|` of each other, one Krylov sequence
-    may find only one direction for all of them. `repeated` finds every direction, also
-    of exactly repeated eigenvalues; a tighter `tol` separates eigenvalues that differ.
+    may find only one direction for all of them. A tighter `tol` separates eigenvalues
+    that differ. `repeated` also finds every direction of equal eigenvalues.
 
-    `converged` means that every pair returned is accurate, and that no sign of a
-    missing one was seen. A start vector with hardly any part along an eigenvector can
-    still hide it. `repeated` searches from new random vectors;
-    `scripts/completeness.py` counts what each misses.
+    `converged` means that every returned pair is accurate, and that the solver saw no
+    sign of a missing pair. It can still miss an eigenvector if the start vector is
+    almost orthogonal to it. `repeated` searches again from new random vectors.
+    `scripts/completeness.py` counts the pairs that a solve misses, with `repeated` and
+    without.
 
     Args:
       matvec: symmetric linear function from a pytree to one of the same structure, such
         as `bulk_sgd.hessian(value_fn, params)`.
-      start: the start vector, a pytree of floating point arrays. For a warm start, a
-        `Subspace` from a nearby point. A random vector replaces a start that is zero or
-        not finite.
+      start: the start vector, a pytree of floating point arrays, or, for a warm start,
+        a `Subspace` from a nearby point. A random vector replaces a start that is zero
+        or not finite.
       rank: number of eigenpairs k, from 1 to the dimension.
       tol: relative tolerance, at most 1. The solve has converged when all residuals
         ‖A u_i − λ_i u_i‖ are at most `tol · max|λ|`.
       max_matvecs: bound on the matvecs of one search, at least `rank`; by default
         `10 * rank + 50`. Without `repeated` there is only one search.
       max_basis: bound on the basis vectors held at once; by default `2 * rank + 10`. It
-        must be at least `rank + 2`, or `max_matvecs` or the dimension if that is less.
+        must be at least the least of `rank + 2`, `max_matvecs` and the dimension.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
-      repeated: whether to search the complement of the pairs found as well. Searches
-        end when the complement holds no eigenvalue that precedes the last one found by
-        more than `tol · max|λ|`. A search takes about ten matvecs.
+      repeated: whether to search also in the orthogonal complement of the pairs found.
+        Searches end when the complement has no eigenvalue that precedes the last of
+        these pairs by more than `tol · max|λ|`. A search takes about ten matvecs.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.
 

@@ -1,15 +1,15 @@
 r"""Power steps from the previous subspace, for a Hessian that changes slowly.
 
-Let the basis V = [v_1 … v_k] with eigenvalues Λ (diagonal) have been exact one training
-step ago. The Hessian H has changed little since, and to first order only the part R of
-H V outside of span V is new. The basis must change by about R Λ⁻¹. One power step
-V ← orth(H V) makes this change (Bauer, *Das Verfahren der Treppeniteration*, 1957). It
-costs k matvecs and leaves at most the fraction λ_{k+1} / λ_k of the error. A Krylov
-solver needs about twice as many matvecs to find k eigenvectors at all.
+Suppose that the basis V = [v_1 … v_k] with eigenvalues Λ (diagonal) was exact one
+training step ago. The Hessian H has changed little since, and to first order only the
+part R of H V outside of span V is new. The basis must change by about R Λ⁻¹. One power
+step V ← orth(H V) makes this change (Bauer, *Das Verfahren der Treppeniteration*,
+1957). It costs k matvecs and leaves at most the fraction λ_{k+1} / λ_k of the error. A
+Krylov solver needs about 2 k matvecs before it finds k eigenvectors.
 
-To project a single update u, one matvec is enough. Its part in the subspace has one
-direction, with coefficients q = Vᵀu / ‖Vᵀu‖ in the basis. The product H V Λ⁻¹ q takes
-the power step for that direction alone.
+To project a single update u, one matvec is enough. The part of u in the subspace has
+one direction, with coefficients q = Vᵀu / ‖Vᵀu‖ in the basis. The product H V Λ⁻¹ q is
+the power step for this direction alone.
 """
 
 from typing import NamedTuple
@@ -38,26 +38,26 @@ def power(
     """Returns a solver that takes one power step from the previous subspace.
 
     The step is V ← orth(H V), with V = [v_1 … v_k] the previous basis and H the
-    Hessian. Use it with the loss of the full data and `refresh_every=1`. Lanczos solves
+    Hessian. Use it with the loss of the full data and `refresh_every=1`. Lanczos runs
     instead if there is no basis yet, if an eigenvalue is not positive, if the products
     H v_i lie too far outside of the basis (see `tol`), and at every `solve_every`-th
-    call. The steps between never see a new eigenvector that is orthogonal to the basis.
+    call. Power steps cannot find a new eigenvector that is orthogonal to the basis.
 
-    Attributes of the result: `eigenvectors` are the images of the Ritz vectors of V,
-    made orthonormal. `residuals` are from before the step. With "update" each residual
-    is the eigenvalue times the share of the one product that lies outside of the basis.
+    Attributes of the result: `eigenvectors` are the products of H with the Ritz vectors
+    of V, made orthonormal. `residuals` belong to the basis before the step. With
+    "update" there is one product p, and each residual is |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
-    is the eigenvalue of largest magnitude that is left out. With "update" this holds
-    for P u only; every other direction of the basis dates from the last update along
-    it. Cost: k matvecs, or 1 with "update", and a few passes over the basis. See
-    `docs/solvers.md` for measurements.
+    is the eigenvalue of largest magnitude outside of the subspace. With "update" this
+    holds only for the direction P u. Every other direction of the basis keeps its error
+    until an update points along it. Cost: k matvecs, or 1 with "update", and a few
+    passes over the basis. See `docs/solvers.md` for measurements.
 
     Args:
-      along: "basis" steps with all k vectors, "update" only with the direction of the
-        incoming update in the basis.
+      along: "basis" takes the power step for all k vectors, "update" only for the
+        projection of the incoming update onto their span.
       tol: the largest accepted share of a product p outside of the basis,
-        ‖p − V Vᵀp‖ / ‖p‖, at least 0 and below 1. Above it Lanczos solves.
+        ‖p − V Vᵀp‖ / ‖p‖, at least 0 and below 1. Lanczos runs if a share exceeds it.
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
       solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
         number of calls for which a new dominant direction can stay unseen.

@@ -24,13 +24,14 @@ class Solver(NamedTuple):
         `Subspace` of the same rank and its new state. The solve has failed if
         `converged` is False, or if an eigenvalue or a residual is not finite. The
         caller then keeps the previous subspace.
-      guarded: whether a failed `solve` itself returns the previous vectors and a state
-        to go on from. The caller then need not choose between two bases at every step.
+      guarded: whether `solve`, if it fails, itself returns the previous vectors and a
+        state from which it can continue. If True, the caller never has to select
+        between the old basis and the new one.
       eigenpairs: whether the result approximates eigenpairs of the curvature that also
         hold for later updates. `on_drift` and `adaptive` require it.
       name: the name of the solver in error messages.
-      zeros: `zeros(params, rank)` returns a basis of zero rows in the form of the
-        solver's basis, by default dense.
+      zeros: `zeros(params, rank)` returns a basis of zero rows of the same type as the
+        solver's basis. By default it is dense.
     """
 
     init: Callable[[Any, int], Any]

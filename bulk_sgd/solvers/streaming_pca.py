@@ -3,8 +3,8 @@
 The second moment C of the updates u is averaged as C ← (1 − ρ) C + ρ u uᵀ. For
 gradients it is close to the Fisher matrix of mini-batches. Only the k leading
 eigenpairs of C are kept, and each update changes them (Brand, *Incremental singular
-value decomposition of uncertain data with missing values*, 2002). It is Oja's rule with
-an exact step.
+value decomposition of uncertain data with missing values*, 2002). This method is Oja's
+rule with an exact step.
 """
 
 from typing import NamedTuple
@@ -39,8 +39,9 @@ def streaming_pca(gain: float = 0.01) -> Solver:
     """Returns a solver that averages the second moment of the updates, without matvecs.
 
     Like `update_pca`, it uses the updates u before the incoming one, but it remembers a
-    single vector instead of a window. It averages C ← (1 − ρ) C + ρ u uᵀ with ρ = 1/n
-    at the n-th update, but never below `gain`. Use it with `refresh_every=1`.
+    single vector instead of a window. Each u changes the average C of u uᵀ by
+    C ← (1 − ρ) C + ρ u uᵀ. The weight ρ is 1/n at the n-th update, but never below
+    `gain`. Use it with `refresh_every=1`.
 
     Attributes of the result: `eigenvalues` are mean squares of the updates along each
     vector. `residuals` are zero and say nothing.

@@ -93,20 +93,21 @@ class Subspace(NamedTuple):
         return jnp.sum(cosines**2) / larger
 
     def factored(self, factors: int, axes=None) -> tuple["Subspace", jax.Array]:
-        """The subspace with its eigenvectors stored in factors, cut to a low rank.
+        """Returns the subspace with eigenvectors cut to a low rank, stored in factors.
 
-        Each matrix of parameters of an eigenvector becomes the nearest one of rank r =
-        `factors`, Σ_q a_q b_qᵀ. Its m·n numbers take the memory of r (m + n). Vectors,
-        scalars and matrices too small to gain stay dense. The rows are orthonormal
-        again after the cut, so that P is the exact projector onto their span.
+        In each eigenvector, the nearest matrix of rank r = `factors`, Σ_q a_q b_qᵀ,
+        replaces each matrix. An m × n matrix then takes r (m + n) numbers instead of
+        m n. Vectors, scalars and matrices too small to gain stay dense. After the cut
+        the rows are made orthonormal again, so that P is the exact projector onto their
+        span.
 
         Args:
           factors: the rank r of each matrix, at least 1.
-          axes: which axes are rows and columns, as `optax.contrib.muon` takes its
-            `MuonDimensionNumbers`: one for all, a pytree like the parameters, or a
-            function of them. By default a leaf of three axes is a stack of matrices,
-            and in any other the last axis holds the columns, as in a convolution
-            `(h, w, in, out)`.
+          axes: which axes are rows and columns. As in `optax.contrib.muon`: one
+            `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
+            or a function of the parameters that returns one. By default a leaf of three
+            axes is a stack of matrices. In any other leaf the last axis holds the
+            columns, as in a convolution `(h, w, in, out)`.
 
         Returns:
           The factored `Subspace`, and the share `(k,)` of the squared length of each

@@ -22,7 +22,8 @@ def block_eigenpairs(
     Args:
       matvec: symmetric linear callable on pytrees like `params`.
       params: pytree of floating point arrays.
-      rank: number of eigenpairs per block; a smaller block gives one per parameter.
+      rank: number of eigenpairs per block. A block with fewer parameters gives one pair
+        per parameter.
       tol: as in `top_eigenpairs`, relative to the largest |λ| of the block.
       by: how leaves are grouped, by layer if None; see `bulk_sgd.curvature.blocks`.
       key: PRNG key of the start vectors; by default a fixed one.

@@ -8,9 +8,9 @@ its projector, and Q = I − P. Three shares of M lie in the subspace:
   Frobenius share   ‖M U‖²_F / ‖M‖²_F
   block share       ‖Uᵀ M U‖²_F / ‖M‖²_F
 
-The numerators take k products and are exact. The denominators add the part in the bulk,
-estimated with m random sign vectors z (Hutchinson, *A stochastic estimator of the trace
-of the influence matrix*, 1989) that are projected to the bulk:
+The numerators take k products and are exact. The denominators also need the part of M
+in the bulk. To estimate it, `energies` projects m random sign vectors z to the bulk
+(Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989):
 
   tr M = tr(Uᵀ M U) + E zᵀ Q M Q z,   ‖M‖²_F = ‖M U‖²_F + E ‖M Q z‖².
 
@@ -65,9 +65,9 @@ class Estimate(NamedTuple):
 class Energies(NamedTuple):
     """Trace and squared Frobenius norm of an operator M, whole and in a subspace.
 
-    U = [u_1 … u_k] is the basis of the subspace. All fields but the two totals are
-    exact. A share is NaN if its total is zero, as tr F is for piecewise linear
-    networks.
+    U = [u_1 … u_k] is the basis of the subspace. All fields are exact except the two
+    totals and their errors. A share is NaN if its total is zero, as tr F is for
+    piecewise linear networks.
 
     Attributes:
       trace: tr M.
@@ -170,9 +170,9 @@ def trace(
     """Estimates the trace of a symmetric operator, by Hutch++ or Hutchinson's method.
 
     Let A be the operator and S a matrix of `sketch` random sign vectors. The range of
-    A S holds most of the large eigenvalues; its part of the trace is exact. The rest is
-    estimated with random signs. In all 2 `sketch` + `num_probes` products in one
-    program.
+    A S is close to the eigenvectors of most large eigenvalues. The part of the trace in
+    this range is exact; random sign vectors estimate the rest. This takes 2 `sketch` +
+    `num_probes` products, in one program.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.

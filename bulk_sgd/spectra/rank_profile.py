@@ -1,4 +1,4 @@
-"""How nearly the eigenvectors are of low rank, per matrix of parameters."""
+"""How close the eigenvectors are to low rank, matrix by matrix of the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,14 @@ from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
 
 class RankProfile(NamedTuple):
-    """Shares of the squared length of eigenvectors that a low rank keeps.
+    """How much of each eigenvector remains if its matrices are cut to a low rank.
 
     Attributes:
-      whole: `(k, n)`, what is left of eigenvector i if each matrix of it is cut to the
-        j-th of n ranks. It is NaN for a row of zeros.
-      leaves: pytree like the parameters with leaves `(k, n)`, the same for the part of
-        the eigenvector in this leaf alone; 1 for vectors and scalars.
+      whole: `(k, n)`. Entry (i, j) is the share of the squared length of eigenvector i
+        that remains if each of its matrices is cut to the j-th of n ranks. It is NaN
+        for a row of zeros.
+      leaves: pytree like the parameters with leaves `(k, n)`, the same share for the
+        part of the eigenvector in this leaf alone; 1 for vectors and scalars.
     """
 
     whole: jax.Array
@@ -26,13 +27,13 @@ class RankProfile(NamedTuple):
 
 
 def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankProfile:
-    """Returns how much of each eigenvector lies within low ranks, matrix by matrix.
+    """Returns how much of each eigenvector remains if its matrices have low rank.
 
-    Reshaped like the weight matrix that it belongs to, a leading eigenvector of the
-    Hessian is nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*, arXiv
-    2010.04261). The profile says which `factors` are enough for
-    `bulk_sgd.Subspace.factored`, whose cut is the same: the best one, by singular
-    value decomposition.
+    In a leading eigenvector of the Hessian, the part that belongs to a weight matrix is
+    itself a matrix, nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*,
+    arXiv 2010.04261). The profile shows how many `factors` are enough for
+    `bulk_sgd.Subspace.factored`. Both make the best cut, by singular value
+    decomposition.
 
     Args:
       subspace: the eigenvectors, such as `bulk_sgd.top_eigenpairs` returns.

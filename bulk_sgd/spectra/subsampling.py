@@ -1,10 +1,10 @@
 r"""How far the curvature of a sample is from the curvature of all the data.
 
 A random sample of n of N examples gives H_n, λ̂_i, Û = [û_1 … û_k] and P̂ = Û Ûᵀ in
-place of H, λ_i, U and P. Its error shows when two halves A and B of the sample are
-solved separately. If σ² is the variance of the Hessian over examples, H_A − H_B has
+place of H, λ_i, U and P. To see its error, solve two halves A and B of the sample
+separately. If σ² is the variance of the Hessian over examples, H_A − H_B has
 variance 4 σ² / n, and H_n − H has variance σ² (1/n − 1/N). To first order in the noise
-it follows for projectors, and likewise for eigenvalues, that
+this gives, for projectors and in the same way for eigenvalues,
 
   E‖P̂ − P‖² = ¼ (1 − n/N) E‖P_A − P_B‖².
 
@@ -28,7 +28,7 @@ from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
 class SubsamplingError(NamedTuple):
-    """Expected error of a sample's eigenpairs (with a hat).
+    """Expected error of the eigenpairs of a sample, which are marked with a hat.
 
     Attributes:
       eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
@@ -63,8 +63,8 @@ def subsampling_error(
     It compares the eigenpairs of two halves of the sample. The root mean square of the
     estimate over many samples is within a factor of 1.5 of the truth (measured along
     training in `docs/solvers.md`). For small samples the noise is beyond first order,
-    and the estimate tends to be too low. A single estimate scatters: for eigenvalues it
-    rests on k differences, for overlap and projection on many more.
+    and the estimate tends to be too low. A single estimate scatters. The estimate for
+    eigenvalues scatters most: it averages only k differences, the other two many more.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in
@@ -72,7 +72,7 @@ def subsampling_error(
       params: pytree of the parameters.
       vector: pytree like `params`, such as a gradient.
       rank: number k of leading eigenpairs.
-      num_examples: number N of examples that the n were drawn from.
+      num_examples: number N of all examples, including those outside the sample.
       curvature: "hessian", "gauss_newton" or "functional_hessian".
       mode: as in `hessian`.
       tol: as in `top_eigenpairs`.

@@ -31,8 +31,8 @@ def path_scales(path: str, alpha):
     | "dom"   | (1, α)     | Dom-SGD  | SGD     |
     | "cross" | (α, 1 − α) | Bulk-SGD | Dom-SGD |
 
-    At α = ½ the cross path gives SGD with half the step. α may lie outside of [0, 1]:
-    beyond 1 the bulk path amplifies the sharp part.
+    At α = ½ the cross path gives SGD with half the learning rate. α may lie outside of
+    [0, 1]: beyond 1 the bulk path amplifies the sharp part.
 
     Args:
       path: "bulk", "dom" or "cross".

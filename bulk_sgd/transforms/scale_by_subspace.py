@@ -38,13 +38,13 @@ class ScaleBySubspaceState(NamedTuple):
       alignment_average: exponential moving average of `alignment`, which `Switch`
         watches.
       switched: bool, whether the scales are applied.
-      switch_count: int32, the first step with the scales applied; −1 before.
+      switch_count: int32, the first step with the scales applied; −1 until then.
       total_matvecs: int32, curvature products spent so far.
       refreshes: int32, solves attempted so far.
       failed_refreshes: int32, solves that did not converge or returned a number that is
-        not finite. After each of them the previous subspace stays in use. While it
-        equals `refreshes`, no subspace is known, and updates are scaled by b as a
-        whole. Outside of `jit`, a warning says so.
+        not finite. After each of them the previous subspace stays in use. While all
+        refreshes have failed, no subspace is known, and b scales the whole update.
+        Outside of `jit`, a warning says so.
     """
 
     count: jax.Array
@@ -77,15 +77,15 @@ def scale_by_subspace(
     An update u becomes a·P u + b·(u − P u). The columns of U = [u_1 … u_k] are the
     leading eigenvectors of the curvature, and P = U Uᵀ. The update is computed as
     b·u + U ((a − b) Uᵀ u), so that a = b = 1 returns u bit for bit. P is refreshed
-    inside the step, under `lax.cond`, and stays as it is between refreshes. Under
-    `vmap` a step costs no matvec if no lane is due.
+    inside the step, under `lax.cond`, and does not change between refreshes. Under
+    `vmap` a step takes matvecs only if at least one lane refreshes.
 
     `update` takes the keyword argument `value_fn`, the loss that defines the curvature:
     a scalar function of the params (an `Objective` for "gauss_newton" and
     "functional_hessian"). In the paper (Zakarin and Singh, arXiv 2505.11972, 2025) it
-    is the loss of the full training set. `update` passes further keyword arguments on
-    to `value_fn` if it names them, as optax line searches do. Arrays and numbers become
-    data of the loss; flags, strings and functions remain static.
+    is the loss of the full training set. Like optax line searches, `update` passes
+    further keyword arguments on to `value_fn` if `value_fn` names them. Arrays and
+    numbers become data of the loss; flags, strings and functions remain static.
 
     `update` also takes `matvec`, a function from a vector to its product with the
     curvature at the params, such as `bulk_sgd.value_grad_and_matvec` returns. The
@@ -95,15 +95,15 @@ def scale_by_subspace(
     like the params, such as `bulk_sgd.adam_preconditioner` returns. U then holds
     eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u, in their
     coordinates: u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured
-    on D^½ u. Use it after an optimizer, on updates rather than gradients. If the solver
-    has a memory, or if `refresh_every` is above 1, the basis belongs to an older D. The
-    error grows with the change of D since; it is small once Adam's average of squares
-    has settled.
+    on D^½ u. Place such a transform after the optimizer, so that it acts on updates and
+    not on gradients. If the solver has a memory, or if `refresh_every` is above 1, the
+    basis belongs to an older D. The error grows as D changes. It is small once Adam's
+    average of squares has settled.
 
-    `optax.inject_hyperparams` takes every function for a schedule of the step. List in
+    `optax.inject_hyperparams` treats every function as a schedule of the step. List in
     its `static_args` each function that is not a schedule (`curvature`, `mask`,
-    `sharding`), and `rank`, which fixes array shapes. A `spectral_filter` need not be
-    listed.
+    `sharding`), and `rank`, which fixes array shapes. You need not list a
+    `spectral_filter`.
 
     Args:
       rank: number of leading eigenvectors k, from 1 to the number of (masked)

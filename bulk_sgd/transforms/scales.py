@@ -16,15 +16,16 @@ _CURE = "wrap a function of the eigenvalues in bulk_sgd.spectral_filter."
 
 @dataclasses.dataclass(frozen=True)
 class spectral_filter:
-    """A function of the eigenvalues, as the `dominant_scale` of `scale_by_subspace`.
+    """Marks a function of the eigenvalues, for `dominant_scale` of `scale_by_subspace`.
 
-    A plain function is a schedule of the step. `optax.inject_hyperparams` passes a
-    filter on as it is: it is not callable, and so not taken for a schedule.
+    A plain function is a schedule of the step. A filter is not callable, so
+    `optax.inject_hyperparams` does not treat it as a schedule and leaves it unchanged.
 
     Attributes:
-      fn: `fn(eigenvalues) -> factors`, from `(k,)` in float32, or float64 if a leaf of
-        the params is float64, to `(k,)` or a scalar. The eigenvalue of a direction that
-        is not found yet is 0; its factor has no effect.
+      fn: `fn(eigenvalues) -> factors`. The eigenvalues `(k,)` are in float32, or in
+        float64 if a leaf of the params is float64. The factors are `(k,)` or a scalar.
+        A direction that is not found yet has the eigenvalue 0; its factor has no
+        effect.
 
     Raises:
       ValueError: if `fn` is not a function.

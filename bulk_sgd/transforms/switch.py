@@ -9,7 +9,7 @@ from bulk_sgd import checks
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """The step at which a transform starts to act; before, it passes updates through.
+    """When a transform starts to act; until then, it passes updates through unchanged.
 
     The transform starts once an exponential moving average of the alignment χ_k exceeds
     `alignment`, or at step `step` if that comes first. This is the protocol of Song et
@@ -17,10 +17,10 @@ class Switch:
     it needs at least 29 steps to reach 0.95.
 
     Attributes:
-      step: the latest step, at least 0, to start at. With None there is no latest step,
-        but if `alignment` is None too, the transform starts at step 0.
-      alignment: threshold between 0 and 1. With None, only `step` counts, and no
-        curvature is computed before it.
+      step: the latest step at which to start, at least 0. None sets no latest step. If
+        `alignment` is None too, the transform starts at step 0.
+      alignment: threshold between 0 and 1. With None, only `step` counts, and the
+        transform computes no curvature before that step.
       decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
 
     Raises:

@@ -39,9 +39,9 @@ class RunPoints:
     It reads the prefix and the named arms (None: all), at steps that are a multiple of
     `every` and at the fork (0: all), and of these the checkpoints `names` (None: all).
     A ValueError says that the workdir has no run or no such checkpoint, or that the run
-    is of other data or code. `objective` is the loss whose curvature the run took, that
-    of the full training set if it took the batch's; `notes` say how the analysis
-    differs from what the run trained with.
+    is of other data or code. `objective` is the loss whose curvature the run took, or
+    the loss of the full training set if the run took the batch's curvature. `notes` say
+    how the analysis differs from what the run trained with.
     """
 
     def __init__(self, workdir, arms=None, every: int = 0, names=None):
@@ -49,7 +49,7 @@ class RunPoints:
         self.record = record.read(workdir)
         if self.record is None:
             raise ValueError(
-                f"workdir is {str(workdir)!r}; it must be that of a run, with run.json."
+                f"workdir is {str(workdir)!r}; it must hold a run, with run.json."
             )
         for arm in arms or ():
             checks.one_of("arm", arm, self.record["arms"])

@@ -18,7 +18,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 def run(main, *required: str):
-    """Parses the flags, of which `required` must be set, and calls `main`."""
+    """Parses the flags and calls `main`; the flags `required` must be set."""
     app.run(main, flags_parser=functools.partial(parse, required=required))
 
 
@@ -95,7 +95,7 @@ def refuse(error):
 def _last_of_each(argv) -> list[str]:
     """The words without fields that are set again further on.
 
-    Of a number the last value counts, but ml_collections joins those of a tuple.
+    For a number the last value counts, but ml_collections joins the values of a tuple.
 
     >>> _last_of_each(["main", "--config.a=(5,)", "--config.a", "(7,)"])
     ['main', '--config.a', '(7,)']

@@ -63,7 +63,7 @@ def changes(earlier, config, path="config") -> list[str]:
 
 
 def other(earlier: dict, identity: Identity) -> tuple[str, str]:
-    """`other_fingerprints` of a record, and what it is of if its config is another."""
+    """`other_fingerprints` of a record, or how its config differs if it does."""
     changed = changes(earlier["config"], identity.config)
     if changed:
         return f"another config, which differs in {', '.join(changed)}", ""
@@ -71,9 +71,9 @@ def other(earlier: dict, identity: Identity) -> tuple[str, str]:
 
 
 def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
-    """What fingerprints, None in early versions, are of that are not those of `now`.
+    """What differs between two fingerprints, and what about `earlier` is unknown.
 
-    Also returns what cannot be told. Each is a phrase, empty where all is well.
+    Each is a phrase, empty where all is well. `earlier` is None in early versions.
     """
     if earlier is None:
         return "", "recorded without fingerprints of its data and program"
@@ -165,7 +165,7 @@ def claim(workdir, identity: Identity) -> dict | None:
     """Prepares `workdir` for a run; returns the record if it is finished.
 
     Raises ValueError if the folder cannot be made, or holds rows of another config, of
-    other data or of another program. Says where that cannot be told.
+    other data or of another program. Prints a line if this is unknown.
     """
     workdir = make_folder(workdir)
     earlier = read(workdir)

@@ -102,7 +102,7 @@ class Transformer(_Stack):
     mean over positions gives one output. If `tied`, outputs are products with the
     embeddings of all tokens, as in GPT-2. `scan_layers` loops over parameters stacked
     along a leading axis, which compiles in the time of one layer. `remat` recomputes
-    the activations in backward passes and keeps those of one layer.
+    the activations in backward passes and keeps only one layer's.
 
     With width 64, 8 heads and 2 layers it is the network for SST-2 of Song, Ahn and
     Yun, arXiv 2405.16002, as far as they describe it.

@@ -32,7 +32,7 @@ _FIRST = (
 )  # fmt: skip
 _STABLE = tuple(
     (f"They may cost stability, by learning rate: {scales}",
-     "largest stable η over that of SGD", arm, "stable_ratio",
+     "largest stable η ÷ SGD's", arm, "stable_ratio",
      ("<", 0.9))  # the bisection resolves a factor of 1.11
     for arm, scales in ((BULK_SGD, "(0, 1)"), (AMPLIFIED, "(½, 2)"))
 )  # fmt: skip
@@ -78,7 +78,7 @@ def _sharper(axis):
     last = lambda cell, arm: cell.outcome(arm)["sharpness_ratio"]
     ratios = [last(cell, BULK_SGD) / last(cell, SGD) for cell in cells]
     text = "They may cost stability: Bulk-SGD ends in sharper places"
-    quantity = "last λ₁ of Bulk-SGD over that of SGD"
+    quantity = "last λ₁ of Bulk-SGD ÷ SGD's"
     return judge(text, quantity, (">", 1.05), ratios, source(axis, cells), ratio=True)
 
 

@@ -1,4 +1,4 @@
-"""How one arm of a run fared, as numbers that compare with those of other runs.
+"""How one arm of a run fared, in numbers that are comparable between runs.
 
 With L the training loss and a fork at L_0 from which SGD reaches L_SGD < L_0, an arm
 that ends at L has
@@ -10,7 +10,8 @@ that ends at L has
   sharpness      η λ_1 at its end
 
 An arm that diverged has a speed-up of 0 and a stable rate, and no other number. No
-number depends on times, so an interrupted sweep gives those of an undisturbed one.
+number depends on times, so an interrupted sweep gives the same numbers as an
+undisturbed one.
 """
 
 import math

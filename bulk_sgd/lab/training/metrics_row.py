@@ -21,10 +21,10 @@ def measure(
 ) -> dict:
     """Measures a state, with the fields of `metrics.jsonl`.
 
-    `name` is `PREFIX` or an arm's, `trace` that of the steps which led to the state.
+    `name` is `PREFIX` or an arm; `trace` is the trace of the steps up to the state.
     """
     step, projection = int(state.step), state.projection
-    fields = experiment.config.optimizer  # the rate is that of the last step
+    fields = experiment.config.optimizer  # the rate of the last step
     rate = float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
     found = experiment.programs.evaluate(state, experiment.task)
     row = {

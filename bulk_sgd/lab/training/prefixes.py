@@ -13,8 +13,8 @@ from bulk_sgd.lab.files import atomic, record
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.state import TrainState
 
-# The loss of a state on the device that stored it and on another, whose products may be
-# those of TF32, with 11 bits.
+# The loss of a state may differ between the device that stored it and another, whose
+# products may be in TF32, with 11 bits.
 _ROUNDING = 1e-3
 
 
@@ -32,7 +32,7 @@ class PrefixStore:
     def check(self, config, fingerprints: dict):
         """Raises ValueError if the prefix is there, but of other data or code.
 
-        Says where that cannot be told.
+        Prints a line if this is unknown.
         """
         path = self._path(config)
         distributed.on_first(lambda: self._check(path, _story(path), fingerprints))
@@ -85,7 +85,7 @@ class PrefixStore:
             print(f"The prefix {str(path)!r} was {doubt}.", file=sys.stderr)
 
     def _check_loss(self, path, experiment, state, then):
-        """Refuses a state whose training loss is not that of the prefix's last row."""
+        """Refuses a state whose training loss differs from the prefix's last row."""
         now = float(experiment.programs.evaluate(state, experiment.task).train_loss)
         if not abs(now - then) <= _ROUNDING * abs(then):
             what = f"ends with a training loss of {then:.6g}, which is {now:.6g} here"
