@@ -48,7 +48,8 @@ def adam_preconditioner(
 
     After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
     Here m averages the gradients before bias correction, and v̂ averages their squares
-    after it. The formula does not hold for `optax.nadam`, which replaces m.
+    after it. The formula does not hold for `optax.nadam`, which replaces m. In float32
+    the squares hold gradients from 10⁻¹⁹ to 10¹⁹, whatever the other numbers hold.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
