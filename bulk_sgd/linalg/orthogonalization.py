@@ -16,7 +16,8 @@ def orthogonalize(vector, rows):
     Rounding of the part removed stays behind, so a second pass follows unless that part
     was short (Daniel, Gragg, Kaufman and Stewart, 1976). Twice is enough (Giraud,
     Langou, Rozložník and van den Eshof, 2005). There is no derivative in reverse mode.
-    Returns the remaining vector, and its inner products `(m,)` with the rows.
+    The vector is in a unit of about its length. Returns what remains of it, and its
+    inner products `(m,)` with the rows.
     """
 
     def remove(carry):
@@ -25,7 +26,8 @@ def orthogonalize(vector, rows):
         vector = basis.subtract(vector, basis.combine(coefficients, rows))
         # Compared with the rest, so that XLA need not keep the vector before it. A
         # length that is not finite counts as long.
-        short = units.length(coefficients) < _REORTHOGONALIZE * basis.norm(vector)
+        left = jnp.sqrt(basis.dot(vector, vector))
+        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * left
         return vector, total + coefficients, passes + 1, ~short
 
     dtype = basis.working_dtype((rows, vector))

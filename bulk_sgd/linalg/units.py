@@ -8,8 +8,6 @@ powers of two, so that changing to one rounds nothing.
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import branches
-
 
 def power_of_two(size):
     """A power of two near each size; 1 for zero and what is not finite."""
@@ -54,11 +52,8 @@ def measured(vector, unit):
 
     It stays 0 for the zero vector, which fits all units.
     """
-
-    def own():
-        size = largest(vector).astype(unit.dtype)
-        return jnp.where(unit == 0, jnp.where(size == 0, 0, power_of_two(size)), unit)
-
-    unit = branches.cond(unit == 0, own, lambda: unit)
+    size = largest(vector).astype(unit.dtype)
+    own = jnp.where(size == 0, 0, power_of_two(size))
+    unit = jnp.where(unit == 0, own, unit)
     factor = 1 / jnp.where(unit == 0, 1, unit)
     return jax.tree.map(lambda x: factor * x, vector), unit

@@ -89,7 +89,7 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     # either one and need not copy the basis between the writes.
     lengths = basis.squared_norms(turned)
     finite &= jnp.all((lengths > 0.5) | (lengths == 0))
-    finite &= jnp.isfinite(basis.norm(other))
+    finite &= jnp.isfinite(basis.dot(other, other))
     usable = finite & acts
     averages = products.unit * quotients, products.unit * jnp.sqrt(noise)
     averages = basis.where(usable, averages, old)

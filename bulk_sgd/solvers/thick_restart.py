@@ -160,7 +160,7 @@ def _expand(
     product, column, unit = _product(state, apply)
     projected = state.projected.at[:, state.size].set(column[:num_rows])
     projected = projected.at[state.size, :].set(column[:num_rows])
-    beta = basis.norm(product)
+    beta = jnp.sqrt(basis.dot(product, product))
     size, chain = state.size + 1, state.chain + 1
     num_matvecs = state.num_matvecs + 1
     complete = size == dimension

@@ -102,7 +102,7 @@ class SpectralDensity(NamedTuple):
     def distribution(self, points) -> Estimate:
         """Returns the share of eigenvalues at or below each of the points `(p,)`."""
         points = jnp.expand_dims(jnp.asarray(points), (0, 1))
-        return self.mean(lambda nodes: 1.0 * (nodes[..., None] <= points))
+        return self.mean(lambda nodes: nodes[..., None] <= points)
 
     def quantile(self, levels) -> Estimate:
         """Returns the smallest node at which the share of eigenvalues reaches a level.
@@ -222,7 +222,7 @@ def _quadrature(apply, start, num_steps):
         product, unit = units.measured(product, state.unit)
         product, along = orthogonalize(product, state.rows)
         diagonal = state.diagonal.at[state.size].set(along[state.size])
-        beta = basis.norm(product)
+        beta = jnp.sqrt(basis.dot(product, product))
         magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.off_diagonal)
         rounding = ROUNDING_UNITS * jnp.finfo(dtype).eps * magnitude
         complete = ~(beta > rounding)  # also where it is not a number
