@@ -14,6 +14,7 @@ block. The diagonal block of a symmetric matrix A for a block S of parameters is
 it acts on vectors like `masking.select(params, mask)`.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +70,8 @@ def names(params, by: By = None) -> list[str | None]:
 def masks(params, by: By = None) -> dict[str, Any]:
     """A mask for each block: a pytree of bools like `params`, as transforms take it.
 
-    The dict has the names of the blocks in the order in which they first occur.
+    The dict has the names of the blocks in the order in which they first occur, without
+    blocks that have no entries.
 
     Example:
       >>> from bulk_sgd.curvature import blocks
@@ -77,10 +79,11 @@ def masks(params, by: By = None) -> dict[str, Any]:
       {'head': {'bias': False, 'kernel': False}, 'scale': True}
     """
     found = names(params, by)
-    treedef = jax.tree.structure(params)
+    leaves, treedef = jax.tree.flatten(params)
+    full = [name for name, x in zip(found, leaves) if math.prod(jnp.shape(x))]
     return {
         block: treedef.unflatten([name == block for name in found])
-        for block in dict.fromkeys(found)
+        for block in dict.fromkeys(full)
         if block is not None
     }
 

@@ -54,7 +54,7 @@ def adam_preconditioner(
     After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
     Here m is the average of the gradients without bias correction, and v̂ is the average
     of their squares with it. The formula does not hold for `optax.nadam`, which
-    replaces m.
+    replaces m. In float32 the squares hold gradients from 10⁻¹⁹ to 10¹⁹.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.

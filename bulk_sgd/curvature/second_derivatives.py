@@ -70,10 +70,16 @@ def first_derivative(fn: Callable, point, mode: str) -> tuple:
 def central_difference(fn: Callable, point) -> Callable:
     """The map v ↦ (fn(θ + h v) − fn(θ − h v)) / 2h, close to the derivative along v.
 
-    Rounding of θ + h v and of fn changes the result by about ε (1 + ‖θ‖) / h‖v‖, with ε
-    of the dtype. The third derivative changes it by about (h‖v‖)², if fn bends over
-    lengths of order 1. The step h‖v‖ = (ε (1 + ‖θ‖))^⅓ balances the two and leaves a
-    relative error of about (ε (1 + ‖θ‖))^⅔, 10⁻⁴ in float32 at ‖θ‖ = 10.
+    Rounding of θ + h v and of fn changes the result by about ε ‖θ‖ / h‖v‖, with ε of
+    the dtype. The third derivative changes it by about (h‖v‖ / b)², if fn bends over
+    lengths of order b. The step h‖v‖ = (ε ‖θ‖ b²)^⅓ balances the two and leaves a
+    relative error of about (ε ‖θ‖ / b)^⅔.
+
+    Nothing tells b but the size of θ, so that a scale of the parameters changes
+    nothing: b is 32 ‖θ‖ / √n for n parameters, 32 root mean squares, but at most
+    ‖θ‖ / 4. Networks of any size have a b near 1 at the usual initialisations. The
+    relative error in float32 is 6·10⁻⁵ up to 16,000 parameters and 4·10⁻⁴ at 5 million.
+    At θ = 0, ‖θ‖ stands for 1.
 
     A solver does not see this error: its residuals come from its own recurrence and
     only include rounding. It may therefore report `converged` for a tolerance below the
@@ -91,13 +97,16 @@ def central_difference(fn: Callable, point) -> Callable:
         )
 
     def along(vector):
-        length = basis.norm(vector)
-        step = jnp.sqrt(error(point)) / jnp.where(length > 0, length, 1)
+        length, reach = basis.norm(vector), basis.norm(point)
+        length = jnp.where(length > 0, length, 1)
+        step = error(point) ** 0.5 / _bends(point) * jnp.where(reach > 0, reach, 1)
         move = lambda s: jax.tree.map(
-            lambda x, v: x + s.astype(x.dtype) * v, point, vector
+            lambda x, v: x + s.astype(x.dtype) * (v / length.astype(x.dtype)),
+            point,
+            vector,
         )
         return jax.tree.map(
-            lambda a, b: (a - b) / (2 * step).astype(a.dtype),
+            lambda a, b: (a - b) / (2 * step).astype(a.dtype) * length.astype(a.dtype),
             fn(move(step)),
             fn(move(-step)),
         )
@@ -105,10 +114,15 @@ def central_difference(fn: Callable, point) -> Callable:
     return along
 
 
-def error(point) -> jax.Array:
-    """The relative error of `central_difference`, about (ε (1 + ‖θ‖))^⅔, a scalar."""
+def error(point) -> float:
+    """The relative error of `central_difference`, about (ε ‖θ‖ / b)^⅔."""
     epsilon = float(jnp.finfo(_coarsest(point)).eps)
-    return jnp.cbrt(epsilon * (1 + basis.norm(point))) ** 2
+    return (epsilon * _bends(point)) ** (2 / 3)
+
+
+def _bends(point) -> float:
+    """‖θ‖ / b, for the length b over which a function is taken to bend."""
+    return max(4, basis.size(point) ** 0.5 / 32)
 
 
 def _coarsest(tree):

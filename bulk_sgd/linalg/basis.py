@@ -16,7 +16,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import xla
+from bulk_sgd.linalg import branches, units, xla
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -198,13 +198,34 @@ def dot(x, y):
 
 
 def norm(vector):
-    """Euclidean norm of a vector."""
-    return jnp.sqrt(dot(vector, vector))
+    """Euclidean norm of a vector, also where squares of its entries leave the dtype."""
+    square = dot(vector, vector)
+
+    def in_units():
+        unit = units.power_of_two(units.largest(vector))
+        scaled = scale(1 / unit, vector)
+        return unit * units.root(dot(scaled, scaled))
+
+    outside = ~units.hold(square, size(vector))
+    return branches.cond(outside, in_units, lambda: units.root(square))
+
+
+def norms(basis):
+    """The norm of each row, shape `(m,)`."""
+    if isinstance(basis, Form):
+        return jnp.sqrt(squared_norms(basis))
+    return map_rows(norm, basis)
 
 
 def unit(vector):
     """`vector` over its norm."""
-    return scale(1 / norm(vector), vector)
+    return divide(vector, norm(vector))
+
+
+def divide(vector, length):
+    """`vector / length`, also where the inverse of the length leaves the dtype."""
+    unit = units.power_of_two(length)
+    return scale(unit / length, scale(1 / unit, vector))
 
 
 def scale(factor, vector):
@@ -249,7 +270,7 @@ def add_outer(basis, coefficients, vector):
 
 
 def squared_norms(basis):
-    """The squared norm of each row, shape `(m,)`."""
+    """The squared norm of each row, shape `(m,)`, for rows of about length one."""
     if isinstance(basis, Form):
         return jnp.diag(basis.gram(basis))
     return map_rows(lambda row: dot(row, row), basis)

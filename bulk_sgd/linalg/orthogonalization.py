@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, branches, units
 
 # A second pass follows where ‖Vv‖ is at least this times ‖v − VᵀVv‖. With 1, the usual
 # choice, residuals after some 40 restarts of Lanczos are up to four times as large.
@@ -16,7 +16,8 @@ def orthogonalize(vector, rows):
     Rounding of the part removed stays behind, so a second pass follows unless that part
     was short (Daniel, Gragg, Kaufman and Stewart, 1976). Twice is enough (Giraud,
     Langou, Rozložník and van den Eshof, 2005). There is no derivative in reverse mode.
-    Returns the remaining vector, and its inner products `(m,)` with the rows.
+    The vector is in a unit of about its length. Returns what remains of it, and its
+    inner products `(m,)` with the rows.
     """
 
     def remove(carry):
@@ -25,7 +26,8 @@ def orthogonalize(vector, rows):
         vector = basis.subtract(vector, basis.combine(coefficients, rows))
         # Compared with the rest, so that XLA need not keep the vector before it. A
         # length that is not finite counts as long.
-        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * basis.norm(vector)
+        left = jnp.sqrt(basis.dot(vector, vector))
+        short = jnp.linalg.norm(coefficients) < _REORTHOGONALIZE * left
         return vector, total + coefficients, passes + 1, ~short
 
     dtype = basis.working_dtype((rows, vector))
@@ -50,21 +52,37 @@ def orthonormal(rows):
         return basis.scale(inverse_of(basis.norm(rows)), rows)
 
     def factored(index, rows):
-        products = basis.gram(rows, rows)
+        products, unit = _gram(rows)
         # Rows are scaled to length one: the shift would be large for the shortest.
-        scales = jnp.diag(inverse_of(jnp.sqrt(jnp.diag(products))))
-        cosines = scales @ products @ scales
+        inverse = inverse_of(jnp.sqrt(jnp.diag(products)))
+        cosines = products * jnp.outer(inverse, inverse)
         eps = jnp.finfo(products.dtype).eps
         # The shift lets dependent rows be factored; each pass leaves them less so.
         shift = jnp.where(index < 2, 10 * len(products) * eps, 0)
         identity = jnp.eye(len(products), dtype=products.dtype)
         cosines = jnp.where(identity > 0, 1 + shift, cosines)
         factor = jnp.linalg.cholesky(cosines.astype(products.dtype))
+        scales = jnp.diag(inverse / unit)
         inverse = jax.scipy.linalg.solve_triangular(factor, scales, lower=True)
         return basis.combine(inverse, rows)
 
     # Two passes do for independent rows.
     return jax.lax.fori_loop(0, 3, factored, basis.widen(rows))
+
+
+def _gram(rows):
+    """The inner products of rows in units of their own, and these units `(m,)`."""
+    products = basis.gram(rows, rows)
+    squares = jnp.diag(products)
+
+    def in_units():
+        unit = units.power_of_two(basis.map_rows(units.largest, rows))
+        scaled = basis.scale_rows(1 / unit, rows)
+        return basis.gram(scaled, scaled), unit
+
+    right = units.hold(squares, basis.size(rows) // len(squares))
+    plain = lambda: (products, jnp.ones_like(squares))
+    return branches.cond(~jnp.all(right), in_units, plain)
 
 
 def orthonormal_range(rows):
@@ -74,9 +92,10 @@ def orthonormal_range(rows):
     would make rows of it that are not orthogonal (Stathopoulos and Wu, *A block
     orthogonalization procedure with constant synchronization requirements*, 2002).
     """
+    rows = basis.scale(1 / units.power_of_two(units.largest(rows)), rows)
     for _ in range(2):  # twice is enough
         values, vectors = jnp.linalg.eigh(basis.gram(rows, rows))
         floor = len(values) * jnp.finfo(values.dtype).eps * values[-1]
         factors = jnp.where(values > floor, jax.lax.rsqrt(values), 0)
-        rows = basis.combine((vectors * factors).T, rows)
+        rows = basis.combine(basis.scale_rows(factors, vectors.T), rows)
     return rows

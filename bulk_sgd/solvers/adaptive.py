@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.solvers.solver import Solver, check_solver
 from bulk_sgd.solvers.subspace import Rows, Subspace, empty
 
@@ -114,9 +114,12 @@ def _state(inner, found: Subspace, kept) -> AdaptiveState:
 
 def before_gap(values):
     """`(k,)` bools: which positive eigenvalues come before the largest gap of log λ."""
+    size = jnp.max(jnp.abs(values))
+    unit = units.power_of_two(size)
+    values, size = values / unit, size / unit
     descending = jnp.sort(values, descending=True)
     # Zeros and rounding end the spectrum: ratios below them mean nothing.
-    floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    floor = jnp.finfo(values.dtype).eps * size
     positive = jnp.maximum(descending, floor)
     last = jnp.argmax(positive[:-1] / positive[1:])
     return (values >= descending[last]) & (values > floor)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd.curvature.operators import Wrapped
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.solvers import thick_restart
 from bulk_sgd.solvers.ritz import ORDERS
 from bulk_sgd.solvers.subspace import Subspace
@@ -105,7 +105,7 @@ def _inserted(matvec, other: Subspace, found: Subspace, order) -> Subspace:
     merge = lambda x, y: x.at[-1].set(y[0])[place]
     fresh = basis.unit(found.complement(basis.row(other.eigenvectors, 0)))
     rows = basis.set_row(found.eigenvectors, -1, fresh)
-    along = jnp.linalg.norm(found.coefficients(matvec(fresh)))
+    along = units.length(found.coefficients(matvec(fresh)))
     return found._replace(
         eigenvalues=values[place],
         eigenvectors=jax.tree.map(lambda x: x[place], rows),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, branches
-from bulk_sgd.solvers.power import probe
+from bulk_sgd.solvers.power import in_units, probe
 from bulk_sgd.solvers.solver import Solver, check_solver
 
 
@@ -65,7 +65,8 @@ def on_drift(
 
         def look():
             with jax.default_matmul_precision("highest"):
-                return probe(operators.linearize(matvec), subspace, updates).drift
+                _, *pair = in_units(operators.linearize(matvec), subspace)
+                return probe(*pair, updates).drift
 
         nothing = jnp.zeros_like(subspace.eigenvalues[0])
         drift = branches.cond(probing, look, lambda: nothing)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg import basis, branches, units
 from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers import rotation
 
@@ -30,13 +30,17 @@ class Window(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """The products H_b v_i with the vectors v_i in the window, and Oja's mixtures."""
+    """The products H_b v_i with the vectors v_i in the window, and Oja's mixtures.
+
+    The products themselves are not stored; what is made of them is in their unit.
+    """
 
     mixed: Any  # stays_i v_i + ρ H_b v_i
     stays: jax.Array  # (w,), what each vector keeps of itself
     overlap: jax.Array  # (w, k), inner products of the mixture with all rows
     inside: jax.Array  # (w, k), inner products of the products with all rows
     squares: jax.Array  # (w,), squared norms of the products
+    unit: jax.Array  # near the largest of the products, quotients and noise
 
     @property
     def outside(self):
@@ -63,8 +67,9 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     """
     old, rank = (quotients, noise), len(quotients)
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
-    products = _multiply(matvec, rows, own, quotients, window)
-    averages, quotients, noise = _average(products, window, *old)
+    products = _multiply(matvec, rows, own, *old, window)
+    scaled = quotients / products.unit, (noise / products.unit) ** 2
+    averages, quotients, noise = _average(products, window, *scaled)
     turned = orthonormal(_apart(rows, products, window))
     quotients, noise = _of_vectors(turned, window, quotients, noise)
 
@@ -84,25 +89,28 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     # either one and need not copy the basis between the writes.
     lengths = basis.squared_norms(turned)
     finite &= jnp.all((lengths > 0.5) | (lengths == 0))
-    finite &= jnp.isfinite(basis.norm(other))
+    finite &= jnp.isfinite(basis.dot(other, other))
     usable = finite & acts
-    averages = basis.where(usable, (quotients, noise), old)
+    averages = products.unit * quotients, products.unit * jnp.sqrt(noise)
+    averages = basis.where(usable, averages, old)
     return Moved(turned, other, partner, usable, *averages)
 
 
-def _multiply(matvec, rows, own, quotients, window: Window) -> _Products:
+def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
     start, width, _, weight = window
     vectors = basis.map_rows(operators.linearize(matvec), own)
-    squares = basis.squared_norms(vectors)
-    values = jax.lax.dynamic_slice(jnp.diag(quotients), (start,), (width,))
+    lengths = basis.norms(vectors)
+    unit = units.power_of_two(units.largest((lengths, quotients, noise)))
+    lengths = lengths / unit
+    values = jax.lax.dynamic_slice(jnp.diag(quotients) / unit, (start,), (width,))
     # The magnitude: with a negative quotient as it stands the vector would reverse at
     # every step, away from all directions of larger eigenvalues.
     stays = jnp.abs(values) - weight * values
     # Where H has fewer directions than V, a product lies all along other rows, and only
     # rounding remains of it. Where H has none at all, no row is found.
-    stays = jnp.maximum(stays, _LEAST * weight * jnp.sqrt(squares))
+    stays = jnp.maximum(stays, _LEAST * weight * lengths)
     kept = basis.scale_rows(stays, own)
-    mixed = jax.tree.map(lambda x, y: x + weight * y, kept, vectors)
+    mixed = jax.tree.map(lambda x, y: x + weight / unit * y, kept, vectors)
     # Of the mixture, not of the products alone: what rounding left of the vectors along
     # other rows is removed as well, or it would grow where a quotient is negative.
     overlap = basis.gram(mixed, own)
@@ -113,7 +121,8 @@ def _multiply(matvec, rows, own, quotients, window: Window) -> _Products:
     identity = jnp.arange(overlap.shape[1]) == start + jnp.arange(width)[:, None]
     found = basis.squared_norms(own) > 0
     itself = jnp.where(identity, (stays * found)[:, None], 0)
-    return _Products(mixed, stays, overlap, (overlap - itself) / weight, squares)
+    inside = (overlap - itself) / weight
+    return _Products(mixed, stays, overlap, inside, lengths**2, unit)
 
 
 def _average(products: _Products, window: Window, quotients, noise):
@@ -141,7 +150,7 @@ def _of_vectors(rows, window: Window, quotients, noise):
 
 def _apart(rows, products: _Products, window: Window):
     """The mixtures without their parts along the rows outside of the window."""
-    mixed, stays, overlap, inside, squares = products
+    mixed, stays, overlap, inside, squares, _ = products
     start, width, _, weight = window
     if width == basis.num_rows(rows):
         return mixed
@@ -172,9 +181,10 @@ def seed(own, rows, updates, key):
         keys = jax.random.split(key, missing.size)
         noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
         length = basis.norm(updates)
-        scale = jnp.where(length > 0, jnp.sqrt(basis.size(updates)) / length, 0)
-        first = (jnp.arange(missing.size) == 0).astype(scale.dtype)
-        update = basis.scale(scale, basis.widen(updates))
+        known = jnp.where(length > 0, length, jnp.inf)
+        update = basis.divide(basis.widen(updates), known)
+        first = (jnp.arange(missing.size) == 0).astype(length.dtype)
+        first *= basis.size(updates) ** 0.5
         fresh = basis.add_outer(basis.scale(0.1, noise), first, update)
         fresh = basis.where_rows(missing, fresh, own)
 

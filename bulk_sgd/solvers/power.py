@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg import basis, branches, units
 from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.solver import Solver
@@ -88,7 +88,9 @@ def power(
 
         def step():
             with jax.default_matmul_precision("highest"):
-                return move(operators.linearize(matvec), subspace, updates)
+                unit, *pair = in_units(operators.linearize(matvec), subspace)
+                moved, drift = move(*pair, updates)
+                return moved.scaled(unit), drift
 
         def skip():
             unmoved = subspace._replace(num_matvecs=jnp.zeros((), jnp.int32))
@@ -129,11 +131,21 @@ class Probe(NamedTuple):
     drift: jax.Array
 
 
+def in_units(matvec, subspace: Subspace):
+    """A unit near the largest eigenvalue; the matvec and the subspace in this unit."""
+    unit = units.power_of_two(jnp.max(jnp.abs(subspace.eigenvalues)))
+    scaled = lambda vector: basis.scale(1 / unit, matvec(vector))
+    return unit, scaled, subspace.scaled(1 / unit)
+
+
 def probe(matvec, subspace: Subspace, vector) -> Probe:
-    """Tests Ritz vectors on one vector by one matvec; no eigenvalue may be zero."""
+    """Tests Ritz vectors on one vector by one matvec, both `in_units`.
+
+    No eigenvalue may be zero.
+    """
     rows = subspace.eigenvectors
     coefficients = subspace.coefficients(vector)
-    length = jnp.linalg.norm(coefficients)
+    length = units.length(coefficients)
     first = jnp.zeros_like(coefficients).at[0].set(1)
     direction = jnp.where(length > 0, coefficients / length, first)
     weights = direction / subspace.eigenvalues
@@ -181,7 +193,7 @@ def _move_along(matvec, subspace: Subspace, updates):
     secant -= (change @ weights) / square**2 * jnp.outer(weights, weights)
     values, vectors = jnp.linalg.eigh(jnp.diag(values) + secant)
     values, vectors = values[::-1], vectors[:, ::-1].T
-    within = jnp.linalg.norm(found.inside)
+    within = units.length(found.inside)
     along = found.inside / within
     shrink = within / found.length - 1
     turn = vectors + shrink * jnp.outer(vectors @ along, along)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.solvers.subspace import Subspace
 
 # Weight of the random direction in a warm start, which alone finds an eigenvector that
@@ -27,15 +27,16 @@ def pack(start, form, key):
     if isinstance(start, Subspace):
         # A Krylov sequence favours large eigenvalues; inverse weights make up for it.
         size = jnp.abs(start.eigenvalues)
-        weights = 1 / jnp.maximum(size, 1e-2 * jnp.max(size) + jnp.finfo(size).tiny)
-        vector = basis.combine(weights / jnp.linalg.norm(weights), start.eigenvectors)
+        size = size / units.power_of_two(jnp.max(size))
+        weights = 1 / jnp.maximum(size, 1e-2)
+        vector = basis.combine(weights, start.eigenvectors)
     else:
         vector = start
     vector = form.pack(basis.widen(vector))
     noise = basis.unit(form.random_normal(key))
     length = basis.norm(vector)
     usable = jnp.isfinite(length) & (length > 0)
-    vector = basis.scale(1 / jnp.where(usable, length, 1), vector)
+    vector = basis.divide(vector, jnp.where(usable, length, 1))
     if isinstance(start, Subspace):
         vector = jax.tree.map(lambda x, n: x + _EXPLORATION * n, vector, noise)
     return basis.unit(basis.where(usable, vector, noise))

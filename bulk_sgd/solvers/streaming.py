@@ -33,7 +33,7 @@ class StreamingState(NamedTuple):
     Attributes:
       count: int32, calls so far.
       quotients: `(k, k)`, running average of Vᵀ H_b V.
-      noise: `(k,)`, running average of the squared length of H_b v_i outside of span V.
+      noise: `(k,)`, running root mean square of the length of H_b v_i outside V.
     """
 
     count: jax.Array
@@ -131,7 +131,7 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
         found = Subspace(
             eigenvalues=jnp.diag(moved.quotients),
             eigenvectors=rows,
-            residuals=jnp.sqrt(weight / (2 - weight) * moved.noise),
+            residuals=jnp.sqrt(weight / (2 - weight)) * moved.noise,
             converged=moved.usable | jnp.logical_not(acts),
             num_matvecs=acts * jnp.int32(width),
         )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.linalg.branches import any_lane
 from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.solver import Solver
@@ -43,8 +43,8 @@ def streaming_pca(gain: float = 0.01) -> Solver:
     C ← (1 − ρ) C + ρ u uᵀ. The weight ρ is 1/n at the n-th update, but never below
     `gain`. Use it with `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are mean squares of the updates along each
-    vector. `residuals` are zero and say nothing.
+    Attributes of the result: `eigenvalues` are root mean squares of the updates along
+    each vector. `residuals` are zero and say nothing.
 
     Cost: no matvec, and two passes over the basis. Error: see `docs/solvers.md`.
 
@@ -81,8 +81,10 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         outside = basis.subtract(outside, basis.combine(again, rows))
         length = basis.norm(outside)
         along = jnp.append(inside + again, length)
+        unit = units.power_of_two(units.largest((subspace.eigenvalues, along)))
+        along, spread = along / unit, subspace.eigenvalues / unit
         # C in the basis of V and the part of the update outside of it.
-        moment = jnp.diag(jnp.append((1 - weight) * subspace.eigenvalues, 0))
+        moment = jnp.diag(jnp.append((1 - weight) * spread**2, 0))
         values, turn = jnp.linalg.eigh(moment + weight * jnp.outer(along, along))
         values, turn = values[:0:-1], turn[:, :0:-1].T
         keep = values > rounding(values)
@@ -97,7 +99,7 @@ def streaming_pca(gain: float = 0.01) -> Solver:
         update = basis.widen(updates)
         found = hessian_free(
             subspace,
-            jnp.where(keep, values, 0),
+            unit * jnp.sqrt(jnp.where(keep, values, 0)),
             vectors,
             jnp.isfinite(basis.norm(update)),
         )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.linalg.factors import cut
 
 
@@ -58,6 +58,11 @@ class Subspace(NamedTuple):
         """The number of rows that are not zero, an int32 scalar."""
         squares = basis.squared_norms(self.eigenvectors)
         return jnp.sum(squares > 0, dtype=jnp.int32)
+
+    def scaled(self, factor) -> "Subspace":
+        """Returns the same vectors, for the matrix times a positive factor."""
+        values, residuals = factor * self.eigenvalues, factor * self.residuals
+        return self._replace(eigenvalues=values, residuals=residuals)
 
     def coefficients(self, vector):
         """Returns Uᵀ v, shape `(k,)`, in float32, or float64 if a leaf is float64."""
@@ -155,7 +160,7 @@ def check_subspace(name: str, value):
 def alignment(coefficients, vector):
     """Returns χ_k of a vector with known coefficients Uᵀ v, a scalar."""
     length = basis.norm(vector)
-    inside = jnp.linalg.norm(coefficients)
+    inside = units.length(coefficients)
     # Rounding can leave ‖P v‖ an ulp above ‖v‖.
     ratio = jnp.minimum(inside / jnp.where(length > 0, length, 1), 1)
     return jnp.where(length == 0, 0, ratio)

@@ -2,7 +2,7 @@ r"""Thick-restart Lanczos in one compiled program.
 
 The method is Lanczos with full reorthogonalisation and thick restart (Wu and Simon,
 *Thick-restart Lanczos method for large symmetric eigenvalue problems*, SIAM J. Matrix
-Anal. Appl. 22, 2000). float32 and `jit` add four things:
+Anal. Appl. 22, 2000). float32 and `jit` add:
 
 - Each product A v_j is orthogonalised against v_j and v_{j−1}, then against the whole
   basis, and once more if that removed much. Orthogonality then holds to rounding
@@ -14,6 +14,7 @@ Anal. Appl. 22, 2000). float32 and `jit` add four things:
 - A small residual shows that a pair is right, not that none is missing. So a solve
   watches the next two Ritz pairs as well: it ends once both have converged, or once two
   more steps bring neither up to the pairs wanted.
+- All numbers are in a unit near the first product, so that their squares hold.
 - No residual is below the rounding of the dtype, nor below the asymmetry ⟨v_i, A v_j⟩ −
   ⟨v_j, A v_i⟩ seen so far. So `converged` is never true for a tolerance that the
   products cannot hold, nor for a matrix that is not symmetric.
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, packing
+from bulk_sgd.linalg import basis, packing, units
 from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers import start_vector
 from bulk_sgd.solvers.ritz import ORDERS, ROUNDING_UNITS, gershgorin, ritz_pairs, watch
@@ -40,19 +41,18 @@ _QUIET_STEPS = 2
 
 def bounds(rank, dimension, max_matvecs, max_basis):
     """The bounds on matvecs and on basis rows, checked, with defaults filled in."""
-    if max_matvecs is None:
-        # Cold starts on the MNIST MLP spend up to 8 * rank + 30 for ranks 1 to 60.
-        max_matvecs = 10 * rank + 50
-    if max_basis is None:
-        max_basis = 2 * rank + 10
+    # Cold starts on the MNIST MLP spend up to 8 * rank + 30 for ranks 1 to 60.
+    max_matvecs = 10 * rank + 50 if max_matvecs is None else max_matvecs
+    max_basis = 2 * rank + 10 if max_basis is None else max_basis
     checks.integer("max_matvecs", max_matvecs, rank, why="the rank")
     checks.integer("max_basis", max_basis, min(rank + 2, dimension, max_matvecs))
     return max_matvecs, min(max_basis, max_matvecs, dimension)
 
 
 class _State(NamedTuple):
-    """One Lanczos decomposition A Vᵀ = Vᵀ T + β v e_jᵀ in progress."""
+    """One Lanczos decomposition A Vᵀ = Vᵀ T + β v e_jᵀ in progress, in its unit."""
 
+    unit: jax.Array  # `units.measured`
     rows: Any  # m + 1: first the `size` rows of V, then the next vector v, then zeros
     projected: jax.Array  # (m, m), T = V A Vᵀ in its leading block
     coupling: jax.Array  # (m + 1,), ⟨v, A v_i⟩ of the next vector v, as V A tells it
@@ -86,9 +86,10 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
         form = packing.choose(like, operators.spans_devices(matvec))
         vector = start_vector.pack(start, form, start_key)
         product = operators.linearize(matvec)
+        image = lambda vector: operators.apply(product, form.unpack(vector))
         step = functools.partial(
             _expand,
-            apply=lambda vector: form.pack(product(form.unpack(vector))),
+            apply=lambda vector: form.pack(image(vector)),
             draw=form.random_normal,
             tol=tol,
             scale=scale,
@@ -113,25 +114,25 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
             return jax.lax.cond(running(state), restart, lambda state: state, state)
 
         state = _initial(vector, key, num_rows, rank)
-        if num_rows < min(max_matvecs, basis.size(like)):
-            state = jax.lax.while_loop(running, cycle, state)
-        else:
-            state = fill(state)
+        restarts = num_rows < min(max_matvecs, basis.size(like))
+        state = jax.lax.while_loop(running, cycle, state) if restarts else fill(state)
         # The extra row holds the next vector, which no Ritz vector includes.
         weights = jnp.pad(state.ritz_vectors[:, :rank].T, ((0, 0), (0, 1)))
+        unit = jnp.where(state.unit == 0, 1, state.unit)
         found = Subspace(
-            eigenvalues=state.ritz_values[:rank],
+            eigenvalues=unit * state.ritz_values[:rank],
             eigenvectors=form.combine(weights, state.rows),
-            residuals=state.residuals[:rank],
+            residuals=unit * state.residuals[:rank],
             converged=state.converged,
             num_matvecs=state.num_matvecs,
         )
-        return found, state.magnitude
+        return found, unit * state.magnitude
 
 
 def _initial(vector, key, num_rows, rank):
     dtype = basis.working_dtype(vector)
     return _State(
+        unit=jnp.zeros((), dtype),
         rows=basis.set_row(basis.zeros(vector, num_rows + 1, dtype), 0, vector),
         projected=jnp.zeros((num_rows, num_rows), dtype),
         coupling=jnp.zeros(num_rows + 1, dtype),
@@ -156,10 +157,10 @@ def _expand(
 ) -> _State:
     """One step: a matvec, orthogonalisation, Ritz pairs and residuals."""
     num_rows = len(state.projected)
-    product, column = _product(state, apply)
+    product, column, unit = _product(state, apply)
     projected = state.projected.at[:, state.size].set(column[:num_rows])
     projected = projected.at[state.size, :].set(column[:num_rows])
-    beta = basis.norm(product)
+    beta = jnp.sqrt(basis.dot(product, product))
     size, chain = state.size + 1, state.chain + 1
     num_matvecs = state.num_matvecs + 1
     complete = size == dimension
@@ -176,7 +177,7 @@ def _expand(
         lambda: (state.ritz_values, state.ritz_vectors, bound),
         lambda: ritz_pairs(projected, size, bound, order),
     )
-    magnitude = jnp.maximum(magnitude, scale)
+    magnitude = jnp.maximum(magnitude, scale / jnp.where(unit == 0, 1, unit))
     rounding, tolerance = eps * magnitude, tol * magnitude
     asymmetry = _asymmetry(state, column)
     # A residual below either one would mean nothing.
@@ -189,6 +190,7 @@ def _expand(
     fresh = _next(state.rows, product, beta, breakdown, breakdown & ~complete, noise)
     coupling = jnp.zeros_like(column).at[size - 1].set(jnp.where(breakdown, 0, beta))
     state = state._replace(
+        unit=unit,
         rows=basis.set_row(state.rows, size, fresh),
         projected=projected,
         coupling=coupling,
@@ -235,9 +237,8 @@ def _judged(state: _State, exhausted, complete, tolerance, rank, order) -> _Stat
 def _next(rows, product, beta, breakdown, leave, draw):
     """The next vector: `product` over its norm β, or to `leave` a random one."""
     fresh = basis.scale(1 / jnp.where(breakdown, 1, beta), product)
-    return jax.lax.cond(
-        leave, lambda: basis.unit(orthogonalize(draw(), rows)[0]), lambda: fresh
-    )
+    out = lambda: basis.unit(orthogonalize(draw(), rows)[0])
+    return jax.lax.cond(leave, out, lambda: fresh)
 
 
 def _asymmetry(state: _State, column):
@@ -247,11 +248,11 @@ def _asymmetry(state: _State, column):
     """
     earlier = jnp.arange(len(column)) < state.size
     differences = jnp.where(earlier, column - state.coupling, 0)
-    return jnp.hypot(state.asymmetry, jnp.linalg.norm(differences))
+    return jnp.hypot(state.asymmetry, units.length(differences))
 
 
 def _product(state: _State, apply):
-    """A v for the next vector v, orthogonal to all rows, and what was removed.
+    """A v for the next vector v, orthogonal to all rows, what was removed, the unit.
 
     The three-term recurrence first: the parts along v_j and v_{j−1} are, up to rounding
     and except for the step after a restart, all that A v_j has along V. One pass over
@@ -267,10 +268,11 @@ def _product(state: _State, apply):
         return product, column.at[index].add(part)
 
     product = apply(basis.row(state.rows, state.size))
-    nothing = jnp.zeros(basis.num_rows(state.rows), state.projected.dtype)
-    product, local = jax.lax.fori_loop(0, 2, remove, (product, nothing))
+    product, unit = units.measured(product, state.unit)
+    start = product, jnp.zeros_like(state.coupling)
+    product, local = jax.lax.fori_loop(0, 2, remove, start)
     product, rest = orthogonalize(product, state.rows)
-    return product, rest + local
+    return product, rest + local, unit
 
 
 def _restart(state: _State, *, keep) -> _State:

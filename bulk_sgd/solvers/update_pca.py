@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.linalg.orthogonalization import orthonormal
+from bulk_sgd.linalg.units import power_of_two
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Rows, Subspace
 
@@ -22,12 +23,14 @@ class UpdatePCAState(NamedTuple):
     """State of `update_pca`.
 
     Attributes:
-      window: `Rows`, the last m updates.
-      products: `(m, m)`, their inner products.
+      window: `Rows`, the last m updates, each in a unit of its own.
+      units: `(m,)`, these units, powers of two near the lengths of the updates.
+      products: `(m, m)`, the inner products of the rows of the window.
       count: int32, finite updates so far.
     """
 
     window: Rows
+    units: jax.Array
     products: jax.Array
     count: jax.Array
 
@@ -39,8 +42,8 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
     While there are fewer than k updates, the missing rows are zeros. Use it with
     `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are mean squares along each vector of the
-    updates in the window. They are not eigenvalues of a Hessian: do not use them in
+    Attributes of the result: `eigenvalues` are root mean squares of the updates in the
+    window, along each vector. They are not eigenvalues of a Hessian: do not use them in
     a spectral filter. `residuals` are zero and say nothing.
 
     Error: several times the error of `streaming`, which costs one matvec; see
@@ -69,46 +72,53 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
         dtype = basis.working_dtype(params)
         return UpdatePCAState(
             window=Rows(basis.zeros(params, window, dtype)),
+            units=jnp.zeros(window, dtype),
             products=jnp.zeros((window, window), dtype),
             count=jnp.zeros((), jnp.int32),
         )
 
     def solve(matvec, subspace, state, updates, key):
         del matvec, key
-        rows, products, count = state.window.rows, state.products, state.count
-        update = basis.widen(updates)
-        finite = jnp.isfinite(basis.norm(update))
+        (rows,), units, products, count = state
+        length = basis.norm(updates)
+        finite = jnp.isfinite(length)
         due = finite & (count % every == 0)
 
         def components():
-            values, vectors = jnp.linalg.eigh(products)
+            unit = power_of_two(jnp.max(units))
+            sizes = units / unit
+            values, vectors = jnp.linalg.eigh(jnp.outer(sizes, sizes) * products)
             values = values[::-1][: subspace.rank]
             vectors = vectors[:, ::-1].T[: subspace.rank]
             keep = values > rounding(values)
-            weights = vectors / jnp.sqrt(jnp.where(keep, values, 1))[:, None]
-            found = basis.combine(jnp.where(keep[:, None], weights, 0), rows)
+            inverse = jnp.where(keep, jax.lax.rsqrt(jnp.where(keep, values, 1)), 0)
+            weights = vectors * jnp.outer(inverse, sizes)
+            found = basis.combine(weights, rows)
             # Inner products square the ratio of the components, so that in float32 the
             # last ones come out far from orthogonal.
             vectors = basis.put(previous[1], 0, orthonormal(found), due)
             means = jnp.where(keep, values, 0) / jnp.clip(count, 1, window)
-            return jnp.where(due, means, previous[0]), vectors
+            return jnp.where(due, unit * jnp.sqrt(means), previous[0]), vectors
 
         previous = subspace.eigenvalues, subspace.eigenvectors
         values, vectors = branches.cond(due, components, lambda: previous)
         slot = count % window
+        unit = power_of_two(length)
+        update = basis.scale(1 / unit, basis.widen(updates))
         written = jax.tree.map(lambda x: x[None], update)
         rows = basis.put(rows, slot, written, finite)
         column = basis.inner(rows, update)
         products = products.at[slot].set(column).at[:, slot].set(column)
         products = jnp.where(finite, products, state.products)
+        units = jnp.where(finite, units.at[slot].set(unit), units)
         found = hessian_free(subspace, values, vectors, finite)
-        return found, UpdatePCAState(Rows(rows), products, count + finite)
+        return found, UpdatePCAState(Rows(rows), units, products, count + finite)
 
     return Solver(init, solve, guarded=True, eigenpairs=False, name="update_pca")
 
 
 def rounding(values):
-    """The mean square below which a component is rounding; `values` descend."""
+    """The mean square below which a component is rounding; mean squares descend."""
     return 100 * jnp.finfo(values.dtype).eps * values[0]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from bulk_sgd import checks, functions
 from bulk_sgd.curvature.operators import as_pytree, linearize
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.linalg.orthogonalization import orthogonalize
 from bulk_sgd.solvers.ritz import ROUNDING_UNITS
 from bulk_sgd.spectra.energies import Estimate
@@ -34,9 +34,13 @@ from bulk_sgd.spectra.energies import Estimate
 class SpectralDensity(NamedTuple):
     """The eigenvalues of an operator as a probability measure on the line.
 
-    Errors are standard errors of the mean over the probes. They do not include that
-    each probe has only m nodes, which smooth features narrower than 1/m of the range.
-    The ends are sharper, since Lanczos converges there first.
+    Errors are standard errors of the mean over the probes. The scatter of a few probes
+    says too little where few eigenvalues count for much, but the weights c_i² of the
+    eigenvalues have a known distribution. They give the variance of the mean,
+    2 Var f(λ) / (n + 2) over the number of probes, with Var f(λ) over the density
+    found. An error is the larger one of the two. It does not include that each probe
+    has only m nodes, which smooth features narrower than 1/m of the range. The ends are
+    sharper, since Lanczos converges there first.
 
     Attributes:
       nodes: `(probes, steps)`, ascending in each row.
@@ -65,7 +69,12 @@ class SpectralDensity(NamedTuple):
         weights = self.weights.reshape(
             self.weights.shape + (1,) * (values.ndim - self.weights.ndim)
         )
-        return Estimate.of(jnp.sum(weights * values, axis=1))
+        found = Estimate.of(jnp.sum(weights * values, axis=1))
+        gaps = values - jnp.expand_dims(found.value, (0, 1))
+        unit = units.power_of_two(jnp.max(jnp.abs(gaps), axis=(0, 1), keepdims=True))
+        variance = jnp.sum(weights * (gaps / unit) ** 2, axis=(0, 1)) / len(values)
+        known = jnp.sqrt(2 * variance / ((self.dimension + 2) * len(values)))
+        return found._replace(error=jnp.maximum(found.error, known * unit[0, 0]))
 
     @property
     def trace(self) -> Estimate:
@@ -74,7 +83,7 @@ class SpectralDensity(NamedTuple):
 
     @property
     def frobenius(self) -> Estimate:
-        """The squared Frobenius norm ‖A‖²_F."""
+        """The squared Frobenius norm ‖A‖²_F, as far as the dtype holds it."""
         return self.mean(jnp.square).scale(self.dimension)
 
     @property
@@ -94,7 +103,7 @@ class SpectralDensity(NamedTuple):
         width = jnp.maximum(width, jnp.finfo(self.nodes.dtype).tiny)
 
         def gaussians(nodes):
-            z = (points - nodes[..., None]) / width
+            z = (jnp.expand_dims(points, (0, 1)) - nodes[..., None]) / width
             return jnp.exp(-(z**2) / 2) / (width * jnp.sqrt(2 * jnp.pi))
 
         return self.mean(gaussians)
@@ -102,6 +111,7 @@ class SpectralDensity(NamedTuple):
     def distribution(self, points) -> Estimate:
         """Returns the share of eigenvalues at or below each of the points `(p,)`."""
         points = checks.reals("points", points, 0, 1)
+        points = jnp.expand_dims(points, (0, 1))
         return self.mean(lambda nodes: nodes[..., None] <= points)
 
     def quantile(self, levels) -> Estimate:
@@ -186,6 +196,7 @@ def spectral_density(
 class _State(NamedTuple):
     """A Lanczos decomposition of m steps from one start vector in progress."""
 
+    unit: jax.Array  # of the entries of T, `units.measured`
     rows: Any  # m + 1, zero where not reached
     diagonal: jax.Array  # (m,), the diagonal of T
     off_diagonal: jax.Array  # (m,), the entries of T next to it, and one more
@@ -211,6 +222,7 @@ def _quadrature(apply, start, num_steps):
     """Nodes, weights and number of steps of one start vector."""
     dtype = basis.working_dtype(start)
     initial = _State(
+        unit=jnp.zeros((), dtype),
         rows=basis.set_row(basis.zeros(start, num_steps + 1), 0, start),
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
@@ -220,14 +232,16 @@ def _quadrature(apply, start, num_steps):
 
     def step(state):
         product = apply(basis.row(state.rows, state.size))
+        product, unit = units.measured(product, state.unit)
         product, along = orthogonalize(product, state.rows)
         diagonal = state.diagonal.at[state.size].set(along[state.size])
-        beta = basis.norm(product)
+        beta = jnp.sqrt(basis.dot(product, product))
         magnitude = jnp.max(jnp.abs(diagonal)) + jnp.max(state.off_diagonal)
         rounding = ROUNDING_UNITS * jnp.finfo(dtype).eps * magnitude
         complete = ~(beta > rounding)  # also where it is not a number
         fresh = basis.scale(1 / jnp.where(complete, 1, beta), product)
         return _State(
+            unit=unit,
             rows=basis.set_row(state.rows, state.size + 1, fresh),
             diagonal=diagonal,
             off_diagonal=state.off_diagonal.at[state.size].set(
@@ -247,6 +261,7 @@ def _quadrature(apply, start, num_steps):
     projected = jnp.diag(diagonal) + above + above.T
     finite = jnp.all(jnp.isfinite(projected))
     nodes, vectors = jnp.linalg.eigh(jnp.where(finite, projected, 0))
+    nodes *= jnp.where(state.unit == 0, 1, state.unit)
     nodes, weights = (
         jnp.where(finite, x, jnp.nan) for x in (nodes, jnp.square(vectors[0]))
     )

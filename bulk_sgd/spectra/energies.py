@@ -24,10 +24,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from bulk_sgd import checks, functions
 from bulk_sgd.curvature.operators import as_pytree, linearize
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.linalg.orthogonalization import orthonormal_range
 from bulk_sgd.solvers.subspace import Subspace, check_subspace, empty
 
@@ -53,9 +54,14 @@ class Estimate(NamedTuple):
         (2.0, 1.0)
         """
         count = samples.shape[0]
-        spread = jnp.std(samples, axis=0, ddof=1) if count > 1 else jnp.nan
-        mean = jnp.mean(samples, axis=0)
-        return cls(mean, jnp.broadcast_to(spread / count**0.5, mean.shape))
+        mean = jnp.mean(samples, axis=0, keepdims=True)
+        spread = units.length(samples - mean, 0)
+        freedom = count * (count - 1) or jnp.nan
+        return cls(mean[0], spread / freedom**0.5)
+
+    def plus(self, known) -> "Estimate":
+        """The estimate plus a number without error."""
+        return Estimate(self.value + known, self.error)
 
     def scale(self, factor) -> "Estimate":
         """`factor` times the estimate."""
@@ -65,9 +71,16 @@ class Estimate(NamedTuple):
 class Energies(NamedTuple):
     """Trace and squared Frobenius norm of an operator M, whole and in a subspace.
 
-    U = [u_1 … u_k] is the basis of the subspace. All fields are exact except the two
-    totals and their errors. A share is NaN if its total is zero, as tr F is for
-    piecewise linear networks.
+    U = [u_1 … u_k] is the basis of the subspace. The totals and the shares are
+    estimates; the other fields are exact. A share is NaN if its total is zero, as tr F
+    is for piecewise linear networks. Squares that leave the dtype become zero or
+    infinite; shares do not.
+
+    An estimated total T̂ has a standard error e. On average part / T̂ is too large, the
+    more the nearer T is to zero. Shares are part · T̂ / (T̂² + e²) instead. They have no
+    bias to first order, and are zero where T̂ says nothing. The error of a share,
+    |part| e / (T̂² − e²), is half of the range of the shares for totals from T̂ − e to
+    T̂ + e. It is infinite for |T̂| ≤ e: the share is then unknown.
 
     Attributes:
       trace: tr M.
@@ -78,6 +91,12 @@ class Energies(NamedTuple):
       frobenius_dominant: ‖M U‖²_F.
       frobenius_block: ‖Uᵀ M U‖²_F.
       rayleigh: `(k,)`, u_iᵀ M u_i. The other fields are scalars.
+      trace_share: tr(Uᵀ M U) / tr M.
+      trace_share_error: its standard error.
+      frobenius_share: ‖M U‖²_F / ‖M‖²_F, between 0 and 1.
+      frobenius_share_error: its standard error.
+      block_share: ‖Uᵀ M U‖²_F / ‖M‖²_F, between 0 and the Frobenius share.
+      block_share_error: its standard error.
     """
 
     trace: jax.Array
@@ -88,21 +107,12 @@ class Energies(NamedTuple):
     frobenius_dominant: jax.Array
     frobenius_block: jax.Array
     rayleigh: jax.Array
-
-    @property
-    def trace_share(self):
-        """tr(Uᵀ M U) / tr M."""
-        return _share(self.trace_dominant, self.trace)
-
-    @property
-    def frobenius_share(self):
-        """‖M U‖²_F / ‖M‖²_F, between 0 and 1."""
-        return _share(self.frobenius_dominant, self.frobenius)
-
-    @property
-    def block_share(self):
-        """‖Uᵀ M U‖²_F / ‖M‖²_F, between 0 and the Frobenius share."""
-        return _share(self.frobenius_block, self.frobenius)
+    trace_share: jax.Array
+    trace_share_error: jax.Array
+    frobenius_share: jax.Array
+    frobenius_share_error: jax.Array
+    block_share: jax.Array
+    block_share_error: jax.Array
 
 
 @jax.default_matmul_precision("highest")
@@ -140,45 +150,78 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
 def _energies(matvec, subspace, key, num_probes):
     apply = linearize(matvec)
     rows = subspace.eigenvectors
-    images = basis.map_in_turn(apply, rows)
-    block = basis.gram(rows, images)
-    rayleigh = jnp.diagonal(block)
+
+    def image(vector):
+        found = apply(vector)
+        return found, basis.norm(found)
 
     def probe(key):
         vector = subspace.complement(basis.random_signs(key, basis.row(rows, 0)))
-        image = apply(vector)
-        return basis.dot(vector, image), basis.dot(image, image)
+        found, length = image(vector)
+        return basis.dot(vector, found), length
 
-    traces, squares = jax.lax.map(probe, jax.random.split(key, num_probes))
-    inside = basis.dot(images, images)
-    trace, square = Estimate.of(traces), Estimate.of(squares)
+    images, inside = basis.map_in_turn(image, rows)
+    traces, outside = jax.lax.map(probe, jax.random.split(key, num_probes))
+    block = basis.gram(rows, images)
+    rayleigh = jnp.diagonal(block)
+    trace = Estimate.of(traces).plus(jnp.sum(rayleigh))
+    # Squares, in a unit near the longest image.
+    unit = units.power_of_two(units.largest((inside, outside)))
+    dominant = jnp.sum((inside / unit) ** 2)
+    corner = jnp.sum((block / unit) ** 2)
+    square = Estimate.of((outside / unit) ** 2).plus(dominant)
+    restored = lambda square: unit * (unit * square)
+    trace_share = _share(jnp.sum(rayleigh), trace)
+    frobenius_share, block_share = (_share(part, square) for part in (dominant, corner))
     return Energies(
-        trace=jnp.sum(rayleigh) + trace.value,
+        trace=trace.value,
         trace_error=trace.error,
         trace_dominant=jnp.sum(rayleigh),
-        frobenius=inside + square.value,
-        frobenius_error=square.error,
-        frobenius_dominant=inside,
-        frobenius_block=jnp.sum(block**2),
+        frobenius=restored(square.value),
+        frobenius_error=restored(square.error),
+        frobenius_dominant=restored(dominant),
+        frobenius_block=restored(corner),
         rayleigh=rayleigh,
+        trace_share=trace_share.value,
+        trace_share_error=trace_share.error,
+        frobenius_share=frobenius_share.value,
+        frobenius_share_error=frobenius_share.error,
+        block_share=block_share.value,
+        block_share_error=block_share.error,
     )
 
 
+def _share(part, whole: Estimate) -> Estimate:
+    """A part, known exactly, over a whole; `Energies` explains it."""
+    blur = jnp.where(jnp.isnan(whole.error), 0, whole.error)  # of one probe
+    unit = units.power_of_two(units.largest((part, whole.value, blur)))
+    part, blur, total, error = (x / unit for x in (part, blur, *whole))
+    scale = total**2 + blur**2
+    nonzero = jnp.where(scale == 0, 1, scale)
+    clear = jnp.abs(total) > error
+    gap = jnp.where(clear, (total - error) * (total + error), 1)
+    value = jnp.where(scale == 0, jnp.nan, part * total / nonzero)
+    stated = jnp.where(clear, jnp.abs(part) * error / gap, jnp.inf)
+    return Estimate(value, jnp.where(jnp.isnan(error + value), jnp.nan, stated))
+
+
 def trace(
-    matvec, params, num_probes: int = 30, sketch: int = 10, *, key=None
+    matvec, params, num_probes: int = 30, sketch: int | None = None, *, key=None
 ) -> Estimate:
     """Estimates the trace of a symmetric operator, by Hutch++ or Hutchinson's method.
 
     Let A be the operator and S a matrix of `sketch` random sign vectors. The range of
     A S is close to the eigenvectors of most large eigenvalues. The part of the trace in
     this range is exact; random sign vectors estimate the rest. This takes 2 `sketch` +
-    `num_probes` products, in one program.
+    `num_probes` products, in one program. The derivative treats the range of A S as
+    constant; it is an unbiased estimate of the derivative of the trace.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.
       params: pytree of floating point arrays like the vectors of `matvec`.
       num_probes: number of random vectors; an error needs at least two.
-      sketch: rank of the sketch, up to the dimension; 0 gives Hutchinson's method.
+      sketch: rank of the sketch, up to the dimension; 0 gives Hutchinson's method. By
+        default 10, or the dimension if that is less, where the trace is exact.
       key: PRNG key of the sketch and the probes; by default a fixed one.
 
     Returns:
@@ -203,6 +246,7 @@ def trace(
     like = basis.widen(jax.tree.map(jnp.asarray, params))
     checks.integer("num_probes", num_probes, 1)
     most = basis.size(like)
+    sketch = min(10, most) if sketch is None else sketch
     checks.integer("sketch", sketch, 0, most, "the number of parameters")
     matvec = as_pytree(matvec)
     key = checks.key(key)
@@ -215,13 +259,15 @@ def _trace(matvec, like, key, *, num_probes, sketch):
         apply = linearize(matvec)
         sketch_key, key = jax.random.split(key)
         subspace = empty(like, max(sketch, 1))
-        if sketch:
+        if sketch == basis.size(like):  # random signs could span less
+            rows = jax.vmap(ravel_pytree(like)[1])(jnp.eye(sketch))
+            subspace = subspace._replace(eigenvectors=basis.cast_like(rows, like))
+        elif sketch:
             image = lambda key: apply(basis.random_signs(key, like))
             images = jax.lax.map(image, jax.random.split(sketch_key, sketch))
-            subspace = subspace._replace(eigenvectors=orthonormal_range(images))
+            # Held fixed: where eigenvalues repeat, as 0 does beyond the rank of A, eigh
+            # has no derivative.
+            rows = orthonormal_range(jax.lax.stop_gradient(images))
+            subspace = subspace._replace(eigenvectors=rows)
         found = energies(apply, subspace, num_probes, key=key)
         return Estimate(found.trace, found.trace_error)
-
-
-def _share(part, whole):
-    return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))

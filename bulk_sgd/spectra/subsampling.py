@@ -23,7 +23,7 @@ from bulk_sgd import checks
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, units
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
@@ -123,9 +123,9 @@ def subsampling_error(
     gap = basis.subtract(one.project(vector), other.project(vector))
     length = basis.norm(vector)
     between = basis.norm(gap) / jnp.where(length > 0, length, 1)
-    squares = jnp.mean((one.eigenvalues - other.eigenvalues) ** 2)
+    apart = units.length(one.eigenvalues - other.eigenvalues)
     return SubsamplingError(
-        eigenvalues=jnp.sqrt(left * squares),
+        eigenvalues=jnp.sqrt(left / rank) * apart,
         overlap=1 - left * (1 - one.overlap(other)),
         projection=jnp.sqrt(left) * between,
         converged=one.converged & other.converged,

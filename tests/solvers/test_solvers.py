@@ -143,10 +143,10 @@ def test_update_that_is_not_finite_keeps_the_subspace(name):
         assert np.isfinite(leaf).all()
 
 
-EVERY = {  # and how many branches
+EVERY = {  # and how many branches, those of norms included
     "krylov_filter": (bulk_sgd.krylov_filter(6, calibrate_every=2), 1),
-    "update_pca": (bulk_sgd.update_pca(6, every=2), 1),
-    "streaming_pca": (bulk_sgd.streaming_pca(), 1),
+    "update_pca": (bulk_sgd.update_pca(6, every=2), 2),
+    "streaming_pca": (bulk_sgd.streaming_pca(), 3),
     "streaming": (bulk_sgd.streaming(every=2), 1),
     "on_drift": (bulk_sgd.on_drift(bulk_sgd.lanczos(), 1, every=2), 2),
     "power": (bulk_sgd.power(), 2),

@@ -48,9 +48,9 @@ def follow(solver, updates, rank=RANK):
 
 
 def components(updates, rank=RANK):
-    """Mean squares and projector of the leading components, in float64."""
+    """Root mean squares and projector of the leading components, in float64."""
     _, singular, vectors = np.linalg.svd(updates, full_matrices=False)
-    return singular[:rank] ** 2 / len(updates), helpers.projector(vectors[:rank])
+    return singular[:rank] / len(updates) ** 0.5, helpers.projector(vectors[:rank])
 
 
 def assert_spans(found, expected, atol):
@@ -152,7 +152,7 @@ def test_streaming_components_are_exact_while_all_fit_in():
     matrix = moment(updates[:-1], 0.01)
     values, projector = helpers.top(matrix, 4)
     assert_spans(found[-1], projector, 1e-5)
-    np.testing.assert_allclose(found[-1].eigenvalues[:4], values, rtol=1e-5)
+    np.testing.assert_allclose(found[-1].eigenvalues[:4], np.sqrt(values), rtol=1e-5)
 
 
 @pytest.mark.parametrize("gain", [0.01, 0.1])
@@ -168,7 +168,7 @@ def test_streaming_components_follow_their_recursion(gain):
     values, projector = helpers.top(leading, RANK)
     # Sixty turns in float32, each off by its rounding over the gaps.
     assert_spans(found, projector, 1e-4)
-    np.testing.assert_allclose(found.eigenvalues, values, rtol=1e-4)
+    np.testing.assert_allclose(found.eigenvalues, np.sqrt(values), rtol=1e-4)
     # What was cut off is small: the true average has nearly the same components.
     exact = helpers.top(moment(updates[:-1], gain), RANK)[1]
     rows = helpers.rows(found.eigenvectors)

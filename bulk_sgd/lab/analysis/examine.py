@@ -68,8 +68,6 @@ def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
 def _spectral(point, params, found, before):
     """What `_spectrum` found at a point, by the keys of the result."""
     subspace, values = found["subspace"], found["subspace"].eigenvalues
-    shares = "trace_share", "frobenius_share", "block_share"
-    with_shares = lambda x: x._asdict() | {name: getattr(x, name) for name in shares}
     change = None
     if before:
         known = before.params, before.subspace, params, subspace, found["gradient"]
@@ -86,7 +84,7 @@ def _spectral(point, params, found, before):
         # One eigenvalue alone has no gap behind it.
         "outliers": jnp.sum(before_gap(values)) if len(values) > 1 else None,
         "alignment": found["alignment"],
-        "energies": {name: with_shares(x) for name, x in found["energies"].items()},
+        "energies": {name: x._asdict() for name, x in found["energies"].items()},
         "change": change,
     }
 

@@ -85,11 +85,12 @@ def measure(
     gradient = basis.widen(jax.grad(objective)(params))
     inside = subspace.project(gradient)
     outside = basis.subtract(gradient, inside)
-    squared = basis.dot(gradient, gradient)
+    length = basis.norm(gradient)
 
     def examine(operator):
         def form(vector):
-            return basis.dot(vector, operator(vector)) / squared
+            vector = basis.scale(1 / length, vector)
+            return basis.dot(vector, operator(vector))
 
         found = measure_energies(operator, subspace, num_probes, key=probe_key)
         return Curvatures(found, form(inside), form(outside))
@@ -118,8 +119,8 @@ def measure(
 def _batch_sharpness(params, batch, num_batches, mode):
     def along_gradient(index):
         loss = batch(index)
-        gradient = jax.grad(loss)(params)
-        image = hessian(loss, params, mode=mode).linearize()(gradient)
-        return basis.dot(gradient, image) / basis.dot(gradient, gradient)
+        direction = basis.unit(basis.widen(jax.grad(loss)(params)))
+        image = hessian(loss, params, mode=mode).linearize()(direction)
+        return basis.dot(direction, image)
 
     return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

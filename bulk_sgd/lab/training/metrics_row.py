@@ -93,11 +93,7 @@ def _measures(experiment, state) -> dict:
     row |= {name: float(value) for name, value in fidelity.items()}
     for operator in CURVATURES:
         curvature = found.curvatures[operator]
-        energies = curvature.energies
-        values = energies._asdict() | {
-            "trace_share": energies.trace_share,
-            "frobenius_share": energies.frobenius_share,
-            "block_share": energies.block_share,
+        values = curvature.energies._asdict() | {
             "form_dominant": curvature.form_dominant,
             "form_bulk": curvature.form_bulk,
         }

@@ -1,0 +1,214 @@
+"""Estimates and their standard errors: honest, in all units, for all shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import operator, symmetric
+
+import bulk_sgd
+from bulk_sgd.solvers import subspace
+
+SIZE, REPEATS = 100, 300
+RNG = np.random.default_rng(0)
+OUTLIERS = np.append([20.0, 12, 8], RNG.standard_normal(SIZE - 3))
+# Squares of float32 leave it at 2^±64.
+SCALES = [2.0**e for e in (-100, -80, 80, 110)]
+
+
+def repeat(estimate, truth):
+    """Estimates from many seeds, and how far they are off, in their own errors."""
+    keys = jax.random.split(jax.random.key(1), REPEATS)
+    values, errors = jax.jit(lambda keys: jax.lax.map(estimate, keys))(keys)
+    return values, (np.asarray(values, np.float64) - truth) / np.asarray(errors)
+
+
+def honest(scores):
+    """Whether z-scores are like normal ones; 300 of them spread by 4 % of it."""
+    return np.all((np.std(scores, axis=0) > 0.8) & (np.std(scores, axis=0) < 1.2))
+
+
+MOMENTS = {
+    "trace": (lambda found: found.trace, np.sum(OUTLIERS)),
+    "frobenius": (lambda found: found.frobenius, np.sum(OUTLIERS**2)),
+    "distribution": (
+        lambda found: found.distribution(jnp.array([-0.5, 0.5])),
+        np.array([np.mean(x >= OUTLIERS) for x in (-0.5, 0.5)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+@pytest.mark.parametrize("probes", [2, 4, 10])
+def test_errors_of_a_density_are_honest_for_few_probes(name, probes):
+    moment, truth = MOMENTS[name]
+    matvec = operator(np.diag(OUTLIERS), jnp.float32)
+
+    def estimate(key):
+        return moment(
+            bulk_sgd.spectral_density(matvec, jnp.zeros(SIZE), probes, 40, key=key)
+        )
+
+    _, scores = repeat(estimate, truth)
+    assert honest(scores)
+
+
+# The trace, all of it in three known directions, is so many times its standard error.
+@pytest.mark.parametrize("clear", [4, 8, 30])
+def test_shares_and_their_errors_are_honest(clear):
+    bulk = np.random.default_rng(1).standard_normal(SIZE - 3)
+    bulk -= bulk.mean()
+    error = np.sqrt(2 * np.sum(bulk**2) / 30)
+    known = np.array([3.0, 2, 1]) * clear * error / 6
+    matrix = symmetric([*known, *bulk])
+    vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, SIZE)))[0]
+    pairs = subspace.empty(jnp.zeros(SIZE), 3)
+    pairs = pairs._replace(eigenvectors=jnp.asarray(vectors.T[:3], jnp.float32))
+    matvec = operator(matrix, jnp.float32)
+
+    def estimates(key):
+        found = bulk_sgd.energies(matvec, pairs, key=key)
+        values = found.trace_share, found.frobenius_share, found.block_share
+        errors = (
+            found.trace_share_error,
+            found.frobenius_share_error,
+            found.block_share_error,
+        )
+        return jnp.stack(values), jnp.stack(errors)
+
+    block = np.sum(known**2) / np.sum([*known**2, *bulk**2])
+    truth = np.array([1, block, block])
+    values, scores = repeat(estimates, truth)
+    assert honest(scores)
+    # Without its correction the first share is 1.09 on average at clear = 4.
+    assert np.all(np.abs(values.mean(0) / truth - 1) < 0.04)
+
+
+def test_the_share_of_a_trace_that_may_be_zero_is_unknown():
+    matrix = symmetric([1e-3, *np.linspace(-1, 1, SIZE - 1)])
+    pairs = bulk_sgd.top_eigenpairs(operator(matrix, jnp.float32), jnp.ones(SIZE), 1)
+    found = bulk_sgd.energies(operator(matrix - np.eye(SIZE) / SIZE), pairs)
+    assert abs(found.trace) > 0
+    unknown = abs(found.trace) <= found.trace_error
+    assert np.isinf(found.trace_share_error) == unknown
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_measures_are_the_same_in_all_units(scale):
+    matrix = symmetric([5, 3, *np.linspace(-1, 1, 18)])
+    like = jnp.ones(20)
+
+    def measures(scale):
+        matvec = operator(scale * matrix, jnp.float32)
+        pairs = bulk_sgd.top_eigenpairs(matvec, like, 2, tol=1e-5)
+        energies = bulk_sgd.energies(matvec, pairs)
+        density = bulk_sgd.spectral_density(matvec, like, 5, 6)
+        points = jnp.linspace(-1, 5, 7) * scale
+        plain = density.distribution(points), density.weights, pairs.eigenvectors**2
+        scaled = (
+            *(pairs.eigenvalues, density.nodes, energies.rayleigh),
+            *(energies.trace, energies.trace_error, energies.trace_dominant),
+            *(density.trace, density.quantile(jnp.array([0.3, 0.9]))),
+            *(bulk_sgd.trace(matvec, like), bulk_sgd.trace(matvec, like, sketch=0)),
+            1 / density.density(points).value,
+        )
+        shares = energies[-6:]
+        return [*plain, *shares], jax.tree.map(lambda x: x / scale, scaled)
+
+    for got, right in zip(measures(scale), measures(1.0)):
+        got, right = (
+            np.hstack([np.ravel(x) for x in jax.tree.leaves(y)]) for y in (got, right)
+        )
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4)
+
+
+def test_subsampling_is_the_same_in_all_units():
+    inputs = jnp.asarray(RNG.standard_normal((20, 6)), jnp.float32)
+
+    def measure(scale):
+        sample = bulk_sgd.Objective(
+            lambda w, x: x @ w, lambda f, y: scale * (f - y) ** 2, inputs, inputs[:, 0]
+        )
+        found = bulk_sgd.subsampling_error(sample, jnp.ones(6), jnp.ones(6), 2, 100)
+        return found._replace(eigenvalues=found.eigenvalues / scale)
+
+    right = measure(1.0)
+    for scale in SCALES:
+        np.testing.assert_allclose(measure(scale), right, rtol=1e-4)
+
+
+@pytest.fixture
+def quartic():
+    """A loss whose Hessian is diagonal and of rank three."""
+    weights = jnp.zeros(12).at[:3].set(1)
+    return lambda w: jnp.sum(weights * w**4)
+
+
+@pytest.mark.parametrize("sketch", [0, 2, 10, 12])
+def test_a_trace_has_a_derivative(quartic, sketch):
+    def trace(w):
+        return bulk_sgd.trace(bulk_sgd.hessian(quartic, w), w, sketch=sketch).value
+
+    value, slope = jax.value_and_grad(trace)(jnp.ones(12))
+    # Random signs are exact for a diagonal matrix as long as nothing is projected.
+    tol = 0.5 if sketch == 2 else 1e-4
+    assert value == pytest.approx(36, rel=tol)
+    np.testing.assert_allclose(slope, [24] * 3 + [0] * 9, rtol=tol, atol=tol)
+
+
+def test_derivatives_of_a_trace_are_unbiased(x64):
+    frame = jnp.asarray(np.linalg.qr(RNG.standard_normal((12, 12)))[0])
+    loss = lambda w: jnp.sum(jnp.arange(12) * (frame @ w) ** 4)
+    exact = jax.grad(lambda w: jnp.trace(jax.hessian(loss)(w)))(jnp.ones(12))
+
+    def slope(key):
+        trace = lambda w: (
+            bulk_sgd.trace(bulk_sgd.hessian(loss, w), w, 5, 3, key=key).value
+        )
+        return jax.grad(trace)(jnp.ones(12))
+
+    slopes = jax.jit(lambda keys: jax.lax.map(slope, keys))(
+        jax.random.split(jax.random.key(0), REPEATS)
+    )
+    error = slopes.std(0) / REPEATS**0.5
+    assert np.all(np.abs(slopes.mean(0) - exact) < 4 * error)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_a_trace_of_few_parameters_needs_no_other_sketch(size):
+    found = bulk_sgd.trace(operator(np.diag(np.arange(1.0, size + 1))), jnp.ones(size))
+    assert found.value == pytest.approx(size * (size + 1) / 2, rel=1e-5)
+
+
+EMPTY = {"layer": {"a": jnp.ones(3), "none": jnp.zeros((0, 4))}, "e": jnp.zeros((2, 0))}
+
+
+def quadratic(params):
+    return jnp.sum(params["layer"]["a"] ** 2) + sum(
+        map(jnp.sum, jax.tree.leaves(params))
+    )
+
+
+def test_leaves_without_entries_are_no_block():
+    matvec = bulk_sgd.hessian(quadratic, EMPTY)
+    found = bulk_sgd.block_eigenpairs(matvec, EMPTY, rank=2)
+    assert list(found) == ["layer"]
+    np.testing.assert_allclose(found["layer"].eigenvalues, 2, rtol=1e-5)
+    tx = bulk_sgd.project_bulk(2, solver=bulk_sgd.blockwise(bulk_sgd.power()))
+    _, state = tx.update(EMPTY, tx.init(EMPTY), EMPTY, value_fn=quadratic)
+    assert state.failed_refreshes == 0
+    np.testing.assert_allclose(state.subspace.eigenvalues, 2, rtol=1e-5)
+
+
+def test_measures_broadcast_no_ranks_and_take_empty_leaves(strict_ranks):
+    matvec = bulk_sgd.hessian(quadratic, EMPTY)
+    pairs = bulk_sgd.top_eigenpairs(matvec, EMPTY, rank=2)
+    assert bulk_sgd.trace(matvec, EMPTY).value == pytest.approx(6, rel=1e-5)
+    # Two of three equal eigenvalues are known, and one is in random signs.
+    assert bulk_sgd.energies(matvec, pairs).frobenius == pytest.approx(12, abs=2)
+    density = bulk_sgd.spectral_density(matvec, EMPTY)
+    assert density.trace.value == pytest.approx(6, rel=1e-5)
+    assert density.distribution(jnp.array([1.0, 3.0])).value.tolist() == [0, 1]
+    assert np.isfinite(density.density(jnp.array([1.0, 3.0])).value).all()
+    assert density.quantile(jnp.array([0.5])).value == pytest.approx(2, rel=1e-5)
+    assert bulk_sgd.rank_profile(pairs).whole.shape == (2, 5)
