@@ -252,7 +252,7 @@ class Objective:
         return full, last
 
     def take(self, indices):
-        """The objective of the examples `indices`, an int array `(m,)`, unsplit."""
+        """The objective of some examples, an int array `(m,)` or a slice, unsplit."""
         data = jax.tree.map(lambda x: jnp.asarray(x)[indices], self._data)
         return self._part(*data)
 
