@@ -57,13 +57,13 @@ class Factors:
     @property
     def ends(self):
         """The smaller factor and the larger one, each with its axes of the leaf."""
-        pairs = zip((self.left, self.right), self.axes)
-        return sorted(pairs, key=lambda pair: pair[0].size)
+        pairs = [*zip((self.left, self.right), self.axes)]
+        return pairs if self.left.size < self.right.size else pairs[::-1]
 
     def with_ends(self, smaller, larger) -> "Factors":
         """Other rows, of the same shape, by their `ends`."""
-        swapped = self.left.size > self.right.size
-        pair = (larger, smaller) if swapped else (smaller, larger)
+        in_order = self.left.size < self.right.size
+        pair = (smaller, larger) if in_order else (larger, smaller)
         return Factors(*pair, self.sides)
 
     def halves(self, rows):
@@ -73,8 +73,20 @@ class Factors:
         """
         (_, near), (larger, far) = self.ends
         w, s, q = range(self.ndim, self.ndim + 3)
-        ends = [w, *range(self.ndim)], [s, q, *far], [w, s, q, *near]
-        return einsum(rows, ends[0], larger, *ends[1:])
+        return self.times(rows, [w], larger, [s, q, *far], [w, s, q, *near])
+
+    def times(self, rows, names, others, axes, result):
+        """An einsum of dense rows, whose first axes have `names`, with something else.
+
+        Where their last axis is contracted the product comes out transposed, or XLA
+        would make a transposed copy of the rows.
+        """
+        whole = [*names, *range(self.ndim)]
+        order = result
+        if self.ndim - 1 not in result:
+            order = sorted(result, key=lambda name: name not in whole)
+        product = einsum(rows, whole, others, axes, order)
+        return product.transpose([order.index(name) for name in result])
 
     def inner(self, x):
         """Inner products of the stored rows with a leaf, shape `(s,)`."""

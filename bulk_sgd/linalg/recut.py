@@ -111,8 +111,7 @@ def _larger(leaf: Factors, rows, ends, betas, gammas):
     (smaller, near), (larger, far) = leaf.ends
     c, w, q = range(leaf.ndim, leaf.ndim + 3)
     weighted = einsum(betas, [c, w], ends, [c, q, *near], [c, w, q, *near])
-    whole = [w, *range(leaf.ndim)]
-    product = einsum(rows, whole, weighted, [c, w, q, *near], [c, q, *far])
+    product = leaf.times(rows, [w], weighted, [c, w, q, *near], [c, q, *far])
     return product + _through(gammas, ends, smaller, near, larger, far)
 
 

@@ -70,6 +70,12 @@ def streaming(
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
+    With `factors` the basis takes a small part of the memory of the parameters, and a
+    step reads little of it: each matrix of parameters in a vector is a sum of r outer
+    products (see `bulk_sgd.Subspace.factored`). Vectors are cut to this form after each
+    step, and are not quite orthogonal then; `eigenvalues` belong to the vectors before
+    they are made so. P remains an exact projector.
+
     Error and cost: see `docs/solvers.md`.
 
     Args:
@@ -90,8 +96,15 @@ def streaming(
         divide the rank.
 
     Example:
-      >>> import bulk_sgd
+      >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming())
+      >>> params = {"w": jnp.ones((30, 20)), "b": jnp.ones(20)}
+      >>> small = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming(factors=2))
+      >>> for transform in tx, small:
+      ...     vectors = transform.init(params).subspace.eigenvectors
+      ...     print(sum(leaf.size for leaf in jax.tree.leaves(vectors)))
+      6200
+      1300
     """
     checks.integer("columns", columns, 0)
     checks.integer("every", every, 1)
