@@ -201,9 +201,7 @@ def all_runs():
         "training": {mesh: training(mesh) for mesh in MESHES}
         | {"data, microbatches": training("data", 32)},
         "solvers": {name: training("fsdp", **SOLVERS[name]) for name in SOLVERS},
-        "factors": {
-            mesh: training(mesh, **FACTORS) for mesh in ("one", "fsdp", "both")
-        },
+        "factors": {m: training(m, **FACTORS) for m in ("one", "fsdp", "both")},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
         "step": {
             "fsdp": own_loop("step", "fsdp"),
