@@ -50,11 +50,13 @@ def _loops(problem, batch_size):
         targets=jnp.tile(train.targets, 10),
     )
 
-    def loop(optimizer, objective=train, gradient=_gradient):
-        return _Loop(optimizer, problem.params, objective, batch_size, gradient)
+    def loop(optimizer, objective=train, gradient=_gradient, parts=1):
+        part = slice(max(1, batch_size // parts))
+        return _Loop(optimizer, problem.params, objective, batch_size, gradient, part)
 
-    def bulk(solver, objective=train):
-        return loop(bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver), objective)
+    def bulk(solver, objective=train, parts=1):
+        optimizer = bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver)
+        return loop(optimizer, objective, parts=parts)
 
     return {
         _SGD: loop(optax.sgd(_RATE)),
@@ -67,13 +69,21 @@ def _loops(problem, batch_size):
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
         "Bulk-SGD, streaming(every=2)": bulk(bulk_sgd.streaming(every=2)),
         "Bulk-SGD, streaming(columns=0)": bulk(bulk_sgd.streaming(columns=0)),
+        "Bulk-SGD, projection alone, factors=1": bulk(_idle(1)),
+        "Bulk-SGD, projection alone, factors=2": bulk(_idle(2)),
+        **{
+            f"Bulk-SGD, streaming(factors={r}), of a quarter of the batch": bulk(
+                bulk_sgd.streaming(factors=r), parts=4
+            )
+            for r in (1, 2, 4)
+        },
     }
 
 
 class _Loop:
     """`_STEPS` steps of an optimizer in one program; each call continues."""
 
-    def __init__(self, optimizer, params, objective, batch_size, gradient):
+    def __init__(self, optimizer, params, objective, batch_size, gradient, part):
         optimizer = optax.with_extra_args_support(optimizer)
 
         def run(carry, objective, indices):
@@ -81,7 +91,8 @@ class _Loop:
                 params, state = carry
                 loss = objective.take(index)
                 grads = gradient(loss, params)
-                updates, state = optimizer.update(grads, state, params, value_fn=loss)
+                curved = loss if part.stop == batch_size else loss.take(part)
+                updates, state = optimizer.update(grads, state, params, value_fn=curved)
                 return (optax.apply_updates(params, updates), state), None
 
             return jax.lax.scan(step, carry, indices)[0]
@@ -109,11 +120,12 @@ def _sharpness_aware(loss, params, radius=0.05):
     return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill))
 
 
-def _idle():
-    """A solver that leaves the subspace as it is."""
+def _idle(factors=None):
+    """A solver that leaves the subspace, dense or in factors, as it is."""
 
     def solve(matvec, subspace, state, updates, key):
         del matvec, updates, key
         return subspace._replace(converged=jnp.ones((), bool)), state
 
-    return bulk_sgd.Solver(lambda params, rank: (), solve, guarded=True)
+    zeros = bulk_sgd.streaming(factors=factors).zeros
+    return bulk_sgd.Solver(lambda params, rank: (), solve, guarded=True, zeros=zeros)

@@ -1,9 +1,11 @@
 """How well each solver follows the dominant subspace along training, and its price.
 
   python scripts/tracking.py [--steps=200] [--only=power,krylov] [--json=FILE]
+      [--loss=cross_entropy]
 
 SGD on 1,000 images of MNIST with a tanh MLP (26,506 parameters), squared error summed
-over the classes, batch 50, rate 0.05, from step 500 on. At every step the projector P̂
+over the classes (or cross-entropy), batch 50, rate 0.05, from step 500 on. At every
+step the projector P̂
 of each solver is compared with the exact P of the full-data Hessian (Lanczos to 1e-5):
 the error ‖(P̂ − P) u‖ / ‖u‖ for u the full-batch and the mini-batch gradient, averaged
 over the second half of the steps. χ is the alignment ‖P̂ u‖ / ‖u‖ of the latter.
@@ -39,9 +41,10 @@ def main():
     parser.add_argument(
         "--only", default="", help="rows with one of these in their names"
     )
+    parser.add_argument("--loss", default="mse", choices=("mse", "cross_entropy"))
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
-    path = _Path(arguments.steps)
+    path = _Path(arguments.steps, arguments.loss)
     lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
     power, on_drift, adaptive = bulk_sgd.power, bulk_sgd.on_drift, bulk_sgd.adaptive
     krylov, blockwise = bulk_sgd.krylov_filter, bulk_sgd.blockwise
@@ -74,6 +77,13 @@ def main():
         "streaming, all columns": (streaming(0), _BATCH, 1),
         "streaming, 1 column, batch 250": (streaming(), 5 * _BATCH, 1),
         "streaming, all columns, batch 250": (streaming(0), 5 * _BATCH, 1),
+        "streaming, factors 1": (streaming(factors=1), _BATCH, 1),
+        "streaming, factors 2": (streaming(factors=2), _BATCH, 1),
+        "streaming, factors 4": (streaming(factors=4), _BATCH, 1),
+        "streaming, quarter of the batch": (streaming(), _BATCH // 4, 1),
+        "streaming, factors 1, quarter": (streaming(factors=1), _BATCH // 4, 1),
+        "streaming, factors 2, quarter": (streaming(factors=2), _BATCH // 4, 1),
+        "streaming, factors 4, quarter": (streaming(factors=4), _BATCH // 4, 1),
         "update PCA, window 20": (update_pca(20), 0, 1),
         "update PCA, window 50": (update_pca(50), 0, 1),
         "update PCA, window 100": (update_pca(100), 0, 1),
@@ -110,8 +120,9 @@ def main():
 class _Path:
     """A path of SGD, with the gradients and exact subspaces along it."""
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, loss: str = "mse"):
         fields = config.default()
+        fields.loss.name = loss
         fields.data.num_train, fields.model.hidden = 1000, (32, 32)
         dataset = sources.load(fields.data)
         shape = dataset.train_inputs.shape[1:]
@@ -141,8 +152,10 @@ class _Path:
             key = jax.random.fold_in(jax.random.key(0), index)
             value_fn = self.objective
             if images:
-                more = jax.random.randint(key, (images - _BATCH,), 0, self.size)
-                value_fn = self.objective.take(jnp.append(chosen, more))
+                more = max(images - _BATCH, 0)
+                more = jax.random.randint(key, (more,), 0, self.size)
+                sample = jnp.append(chosen[:images], more)
+                value_fn = self.objective.take(sample)
 
             def refresh(carry):
                 matvec = bulk_sgd.hessian(value_fn, params)
@@ -160,7 +173,8 @@ class _Path:
             }
             return carry, measured
 
-        start = subspace.empty(self.params, _RANK), solver.init(self.params, _RANK)
+        empty = subspace.empty(self.params, _RANK, solver.zeros)
+        start = empty, solver.init(self.params, _RANK)
         count = len(self.indices)
         along = (jnp.arange(count), self.points, self.indices, self.exact)
         scan = jax.jit(lambda start, along: jax.lax.scan(step, start, along)[1])

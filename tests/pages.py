@@ -27,7 +27,7 @@ PAGES = [page for page in EVERY_PAGE if "```" in (ROOT / page).read_text("utf-8"
 AT_HAND = {
     "docs/solvers.md": """
 import jax, jax.numpy as jnp, optax, bulk_sgd
-batch_loss = lambda params: jnp.sum(params**4)
+batch_loss = part_loss = lambda params: jnp.sum(params**4)
 params = jnp.ones(12)
 grads = jax.grad(batch_loss)(params)
 state = optax.chain(

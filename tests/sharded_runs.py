@@ -37,6 +37,7 @@ SOLVERS = {
     "update_pca": {"solver": "update_pca", "window": 9},
     "streaming_pca": {"solver": "streaming_pca"},
 }
+FACTORS = {"solver": "streaming", "data": "batch", "factors": 2}
 
 
 def config_of(mesh, microbatch_size=0):
@@ -200,6 +201,7 @@ def all_runs():
         "training": {mesh: training(mesh) for mesh in MESHES}
         | {"data, microbatches": training("data", 32)},
         "solvers": {name: training("fsdp", **SOLVERS[name]) for name in SOLVERS},
+        "factors": {m: training(m, **FACTORS) for m in ("one", "fsdp", "both")},
         "solve": {mesh: own_loop("solve", mesh) for mesh in ("one", "data", "fsdp")},
         "step": {
             "fsdp": own_loop("step", "fsdp"),

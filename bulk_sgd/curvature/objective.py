@@ -272,7 +272,7 @@ class Objective:
         return full, last
 
     def take(self, indices):
-        """The objective of the examples `indices`, int `(m,)`, without microbatches."""
+        """The objective of some examples, int `(m,)` or a slice, in one microbatch."""
         data = jax.tree.map(lambda x: jnp.asarray(x)[indices], self._data)
         return self._part(*data)
 

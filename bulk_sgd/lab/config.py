@@ -122,6 +122,8 @@ def default() -> ConfigDict:
     # "subset" of it, or of the current "batch".
     config.subspace.data = "full"
     config.subspace.subset_size = 1000
+    # batch: the share of the batch, its first examples, whose curvature counts.
+    config.subspace.batch_fraction = 1.0
     # "lanczos" solves to `tol` at every refresh; "power" takes a power step from the
     # previous basis; "streaming" averages the curvature of mini-batches over steps, one
     # product per step; it is meant for data = "batch", and with "full" or "subset" its
@@ -139,6 +141,9 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    # streaming: the rank of each matrix of parameters in a basis vector, which is then
+    # stored in factors; 0: dense vectors.
+    config.subspace.factors = 0
     config.subspace.length = 10  # krylov_filter: of the sequence from an update
     config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve
     config.subspace.window = 50  # update_pca: number of updates

@@ -105,6 +105,7 @@ _RANGES = {
         "subspace.drift": (0, 1),
         "switch.alignment": (0, 1),
         "switch.decay": (0, 1, True),
+        "subspace.batch_fraction": (1e-6, 1),
     },
     checks.one_of: {
         "subspace.curvature": (CURVATURES,),
@@ -185,6 +186,13 @@ def num_subset(config) -> int:
     return config.subspace.subset_size if needed else 0
 
 
+def num_curved(config) -> int:
+    """Number of examples of a batch whose curvature counts, if it is the batch's."""
+    if config.subspace.data != "batch":
+        return config.batch_size
+    return max(1, round(config.subspace.batch_fraction * config.batch_size))
+
+
 def check_data(config, dataset, mesh):
     """Raises ValueError unless there are enough examples, evenly over the devices."""
     num_train, subset = len(dataset.train_targets), num_subset(config)
@@ -196,6 +204,7 @@ def check_data(config, dataset, mesh):
         checks.integer(f"config.{field}", size, 1, num_train, why)
     counts = {
         "batch_size": (config.batch_size, "examples"),
+        "subspace.batch_fraction": (num_curved(config), "examples"),
         "data.num_test": (len(dataset.test_targets), "test examples"),
         "microbatch_size": (config.microbatch_size, "examples"),
         "subspace.subset_size": (subset, "examples"),

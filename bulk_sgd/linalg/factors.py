@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from bulk_sgd.linalg import basis
 from bulk_sgd.linalg.matrices import Sides, sides
 
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -54,23 +54,51 @@ class Factors:
         rows, columns = self.sides
         return tuple(self.sides.without(side, self.ndim) for side in (columns, rows))
 
+    @property
+    def ends(self):
+        """The smaller factor and the larger one, each with its axes of the leaf."""
+        pairs = [*zip((self.left, self.right), self.axes)]
+        return pairs if self.left.size < self.right.size else pairs[::-1]
+
+    def with_ends(self, smaller, larger) -> "Factors":
+        """Other rows, of the same shape, by their `ends`."""
+        in_order = self.left.size < self.right.size
+        pair = (smaller, larger) if in_order else (larger, smaller)
+        return Factors(*pair, self.sides)
+
+    def halves(self, rows):
+        """Dense rows `(w, ...)` times the larger factors of the stored ones.
+
+        Returns `(w, s, r, ...)` with the axes of the smaller factor.
+        """
+        (_, near), (larger, far) = self.ends
+        w, s, q = range(self.ndim, self.ndim + 3)
+        return self.times(rows, [w], larger, [s, q, *far], [w, s, q, *near])
+
+    def times(self, rows, names, others, axes, result):
+        """An einsum of dense rows, whose first axes have `names`, with something else.
+
+        Where their last axis is contracted the product comes out transposed, or XLA
+        would make a transposed copy of the rows.
+        """
+        whole = [*names, *range(self.ndim)]
+        order = result
+        if self.ndim - 1 not in result:
+            order = sorted(result, key=lambda name: name not in whole)
+        product = einsum(rows, whole, others, axes, order)
+        return product.transpose([order.index(name) for name in result])
+
     def inner(self, x):
         """Inner products of the stored rows with a leaf, shape `(s,)`."""
-        (left, right), whole = self.axes, [*range(self.ndim)]
-        s, q = self.ndim, self.ndim + 1
-        # The smaller of the two intermediate results.
-        if self.left.size < self.right.size:
-            part = _einsum(x, whole, self.right, [s, q, *right], [s, q, *left])
-            return jnp.sum(part * self.left, axis=range(1, part.ndim))
-        part = _einsum(x, whole, self.left, [s, q, *left], [s, q, *right])
-        return jnp.sum(part * self.right, axis=range(1, part.ndim))
+        products = self.halves(x[None])[0] * self.ends[0][0]
+        return jnp.sum(products, axis=range(1, products.ndim))
 
     def combine(self, weights):
         """The leaf of a linear combination of the stored rows, with weights `(s,)`."""
         (left, right), whole = self.axes, [*range(self.ndim)]
         s, q = self.ndim, self.ndim + 1
         scaled = basis.scale_rows(weights, self.left)
-        return _einsum(scaled, [s, q, *left], self.right, [s, q, *right], whole)
+        return einsum(scaled, [s, q, *left], self.right, [s, q, *right], whole)
 
     def gram(self, other):
         """Inner products with the rows of another leaf of the same shape."""
@@ -83,7 +111,7 @@ class Factors:
         s, q, t, p = range(self.ndim, self.ndim + 4)
         matrices = [axis for axis in left if axis in right]
         both = [s, q, t, p, *matrices]
-        product = lambda x, y, kept: _einsum(x, [s, q, *kept], y, [t, p, *kept], both)
+        product = lambda x, y, kept: einsum(x, [s, q, *kept], y, [t, p, *kept], both)
         terms = product(self.left, other.left, left)
         terms *= product(self.right, other.right, right)
         return jnp.sum(terms, axis=(1, 3, *range(4, terms.ndim)))
@@ -115,7 +143,7 @@ class Factored(basis.Form):
         """`basis.gram`."""
         if not isinstance(other, Factored):
             return basis.map_rows(self.inner, other).T
-        products = _sum_leaves(_gram, self.stored, other.stored)
+        products = gram(self.stored, other.stored)
         return _multiply(_multiply(self.mixing, products), other.mixing.T)
 
     def combine(self, coefficients):
@@ -131,29 +159,38 @@ class Factored(basis.Form):
 
     def orthonormal(self):
         """The same stored rows, mixed to an orthonormal basis of their span."""
-        products = _sum_leaves(_gram, self.stored, self.stored)
+        products = gram(self.stored, self.stored)
         return dataclasses.replace(self, mixing=orthonormalizing(products))
 
 
-def orthonormalizing(gram):
-    """The lower triangular W `(k, k)` with W G Wᵀ = I for a Gram matrix G.
+def orthonormalizing(gram, floor=None):
+    """The lower triangular W `(..., k, k)` with W G Wᵀ = I for Gram matrices G.
 
-    By Gram and Schmidt, twice. Row i of W is zero if row i depends on those before it.
+    Row i of W is zero if row i depends on those before it: if of its squared length no
+    more than the share `floor` is outside of them. By default floor is the cube root of
+    the rounding unit, so that products of the new rows are exact to a hundred units.
     """
-    # Rounding of G, relative to the length outside of the rows before, squared.
-    floor = jnp.finfo(gram.dtype).eps ** (1 / 3)
+    if floor is None:
+        floor = jnp.finfo(gram.dtype).eps ** (1 / 3)
+    size = gram.shape[-1]
+    squares = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)
+    index = jnp.arange(size)[:, None]
 
-    def add(index, mixing):
-        row = jnp.zeros_like(gram[0]).at[index].set(1)
-        for _ in range(2):
-            along = _multiply(mixing, _multiply(gram, row))
-            row = row - _multiply(along, mixing)
-        square = _multiply(row, _multiply(gram, row))
-        found = square > floor * gram[index, index]
-        row = jnp.where(found, row * jax.lax.rsqrt(jnp.where(found, square, 1)), 0)
-        return mixing.at[index].set(row)
+    # Cholesky's elimination of [G, I] leaves [Lᵀ, L⁻¹].
+    def eliminate(pivot, both):
+        row = jax.lax.dynamic_index_in_dim(both, pivot, -2)
+        square, whole = (
+            jax.lax.dynamic_index_in_dim(x, pivot, -1)
+            for x in (row, squares[..., None, :])
+        )
+        found = square > floor * whole
+        row *= jnp.where(found, jax.lax.rsqrt(jnp.where(found, square, 1)), 0)
+        below = jnp.where(index > pivot, row[..., :size].swapaxes(-1, -2), 0)
+        return jnp.where(index == pivot, row, both - below * row)
 
-    return jax.lax.fori_loop(0, len(gram), add, jnp.zeros_like(gram))
+    both = jnp.concatenate([gram, identity], axis=-1)
+    return jax.lax.fori_loop(0, size, eliminate, both)[..., size:]
 
 
 def zeros(like, num_rows: int, factors: int, axes=None) -> Factored:
@@ -215,12 +252,18 @@ def _best(rows, factors, sides) -> Factors:
     )
 
 
-def _is_factors(leaf) -> bool:
+def gram(stored, other):
+    """Inner products of stored rows, shape `(s, t)`."""
+    return _sum_leaves(_gram, stored, other)
+
+
+def is_factors(leaf) -> bool:
+    """Whether a leaf of stored rows is a `Factors`."""
     return isinstance(leaf, Factors)
 
 
 def _map(fn, stored, *others):
-    return jax.tree.map(fn, stored, *others, is_leaf=_is_factors)
+    return jax.tree.map(fn, stored, *others, is_leaf=is_factors)
 
 
 def _sum_leaves(fn, stored, other):
@@ -229,14 +272,14 @@ def _sum_leaves(fn, stored, other):
 
 
 def _inner(leaf, x):
-    return leaf.inner(x) if _is_factors(leaf) else basis.inner(leaf, x)
+    return leaf.inner(x) if is_factors(leaf) else basis.inner(leaf, x)
 
 
 def _gram(leaf, other):
-    if _is_factors(leaf):
+    if is_factors(leaf):
         return leaf.gram(other)
-    return other.gram(leaf).T if _is_factors(other) else basis.gram(leaf, other)
+    return other.gram(leaf).T if is_factors(other) else basis.gram(leaf, other)
 
 
 def _combine(weights, leaf):
-    return leaf.combine(weights) if _is_factors(leaf) else basis.combine(weights, leaf)
+    return leaf.combine(weights) if is_factors(leaf) else basis.combine(weights, leaf)

@@ -4,7 +4,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bulk_sgd import checks
-from bulk_sgd.linalg.factors import Factored, Factors
+from bulk_sgd.linalg.factors import Factored, Factors, is_factors
 
 
 def check_layout(sharding, params=None, kind=NamedSharding):
@@ -73,14 +73,14 @@ def row_sharding(rows, sharding):
     (None, 'x')
     """
     if isinstance(rows, Factored):
-        stored = jax.tree.map(_leaf, rows.stored, sharding, is_leaf=_is_factors)
+        stored = jax.tree.map(_leaf, rows.stored, sharding, is_leaf=is_factors)
         whole = _like(jax.tree.leaves(sharding)[0], ())
         return Factored(whole, stored)
     return jax.tree.map(_leaf, rows, sharding)
 
 
 def _leaf(rows, sharding):
-    if not _is_factors(rows):
+    if not is_factors(rows):
         return _like(sharding, (None, *sharding.spec))
     spec = *sharding.spec, *(None,) * (rows.ndim - len(sharding.spec))
     ends = (
@@ -93,7 +93,3 @@ def _leaf(rows, sharding):
 def _like(sharding, spec):
     spec = PartitionSpec(*spec)
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-
-
-def _is_factors(leaf) -> bool:
-    return isinstance(leaf, Factors)

@@ -15,6 +15,16 @@ from bulk_sgd.solvers import rotation
 _LEAST = 0.01
 
 
+def stays(values, lengths, weight):
+    """What vectors keep of themselves, by their quotients and the ‖H_b v_i‖."""
+    # The magnitude: with a negative quotient as it stands the vector would reverse at
+    # every step, away from all directions of larger eigenvalues.
+    kept = jnp.abs(values) - weight * values
+    # Where H has fewer directions than V, a product lies all along other rows, and only
+    # rounding remains of it. Where H has none at all, no row is found.
+    return jnp.maximum(kept, _LEAST * weight * lengths)
+
+
 class Window(NamedTuple):
     """The rows that a call multiplies."""
 
@@ -69,9 +79,10 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
     products = _multiply(matvec, rows, own, *old, window)
     scaled = quotients / products.unit, (noise / products.unit) ** 2
-    averages, quotients, noise = _average(products, window, *scaled)
+    found = products.inside, products.outside
+    averages, quotients, noise = average(*found, window, *scaled)
     turned = orthonormal(_apart(rows, products, window))
-    quotients, noise = _of_vectors(turned, window, quotients, noise)
+    quotients, noise = of_vectors(turned, window, quotients, noise)
 
     other = basis.row(rows, partner)
     if window.width > 1:
@@ -103,13 +114,8 @@ def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
     unit = units.power_of_two(units.largest((lengths, quotients, noise)))
     lengths = lengths / unit
     values = jax.lax.dynamic_slice(jnp.diag(quotients) / unit, (start,), (width,))
-    # The magnitude: with a negative quotient as it stands the vector would reverse at
-    # every step, away from all directions of larger eigenvalues.
-    stays = jnp.abs(values) - weight * values
-    # Where H has fewer directions than V, a product lies all along other rows, and only
-    # rounding remains of it. Where H has none at all, no row is found.
-    stays = jnp.maximum(stays, _LEAST * weight * lengths)
-    kept = basis.scale_rows(stays, own)
+    keep = stays(values, lengths, weight)
+    kept = basis.scale_rows(keep, own)
     mixed = jax.tree.map(lambda x, y: x + weight / unit * y, kept, vectors)
     # Of the mixture, not of the products alone: what rounding left of the vectors along
     # other rows is removed as well, or it would grow where a quotient is negative.
@@ -120,26 +126,26 @@ def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
         overlap = jax.lax.dynamic_update_slice(basis.gram(mixed, rows), overlap, at)
     identity = jnp.arange(overlap.shape[1]) == start + jnp.arange(width)[:, None]
     found = basis.squared_norms(own) > 0
-    itself = jnp.where(identity, (stays * found)[:, None], 0)
+    itself = jnp.where(identity, (keep * found)[:, None], 0)
     inside = (overlap - itself) / weight
-    return _Products(mixed, stays, overlap, inside, lengths**2, unit)
+    return _Products(mixed, keep, overlap, inside, lengths**2, unit)
 
 
-def _average(products: _Products, window: Window, quotients, noise):
+def average(inside, outside, window: Window, quotients, noise):
     """The new quotients: their rows `(w, k)` in the window, and all; the new noise."""
     start, width, _, weight = window
     zero, rank = jnp.zeros_like(start), len(quotients)
     old = jax.lax.dynamic_slice(quotients, (start, zero), (width, rank))
-    new = old + weight * (products.inside - old)
+    new = old + weight * (inside - old)
     quotients = jax.lax.dynamic_update_slice(quotients, new, (start, zero))
     quotients = jax.lax.dynamic_update_slice(quotients, new.T, (zero, start))
     variance = jax.lax.dynamic_slice(noise, (start,), (width,))
-    variance = variance + weight * (jnp.maximum(products.outside, 0) - variance)
+    variance = variance + weight * (jnp.maximum(outside, 0) - variance)
     noise = jax.lax.dynamic_update_slice(noise, variance, (start,))
     return new, quotients, noise
 
 
-def _of_vectors(rows, window: Window, quotients, noise):
+def of_vectors(rows, window: Window, quotients, noise):
     """The averages, zero for rows of zeros: no rotation may mix these with vectors."""
     found = basis.squared_norms(rows) > 0
     others = jnp.ones(len(noise), bool)
@@ -178,23 +184,28 @@ def seed(own, rows, updates, key):
     missing = basis.squared_norms(own) == 0
 
     def fill():
-        keys = jax.random.split(key, missing.size)
-        noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
-        length = basis.norm(updates)
-        known = jnp.where(length > 0, length, jnp.inf)
-        update = basis.divide(basis.widen(updates), known)
-        first = (jnp.arange(missing.size) == 0).astype(length.dtype)
-        first *= basis.size(updates) ** 0.5
-        fresh = basis.add_outer(basis.scale(0.1, noise), first, update)
-        fresh = basis.where_rows(missing, fresh, own)
-
-        def outside(_, fresh):
-            # The rows that are not missing are among `rows`.
-            overlap = jnp.where(missing[:, None], basis.gram(fresh, rows), 0)
-            fresh = basis.subtract(fresh, basis.combine(overlap, rows))
-            return orthonormal(fresh)
-
-        fresh = jax.lax.fori_loop(0, 2, outside, fresh)  # twice is enough
-        return basis.where(branches.own_lane(jnp.any(missing)), fresh, own)
+        filled = fresh(missing, own, rows, updates, key)
+        return basis.where(branches.own_lane(jnp.any(missing)), filled, own)
 
     return branches.cond(jnp.any(missing), fill, lambda: own)
+
+
+def fresh(missing, own, rows, updates, key):
+    """The rows `own`, dense, with those that are `missing` replaced."""
+    keys = jax.random.split(key, missing.size)
+    noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
+    length = basis.norm(updates)
+    known = jnp.where(length > 0, length, jnp.inf)
+    update = basis.divide(basis.widen(updates), known)
+    first = (jnp.arange(missing.size) == 0).astype(length.dtype)
+    first *= basis.size(updates) ** 0.5
+    found = basis.add_outer(basis.scale(0.1, noise), first, update)
+    found = basis.where_rows(missing, found, own)
+
+    def outside(_, found):
+        # The rows that are not missing are among `rows`.
+        overlap = jnp.where(missing[:, None], basis.gram(found, rows), 0)
+        along = lambda weights: basis.combine(weights, rows)
+        return orthonormal(basis.subtract(found, basis.map_rows(along, overlap)))
+
+    return jax.lax.fori_loop(0, 2, outside, found)  # twice is enough

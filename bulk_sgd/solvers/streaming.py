@@ -15,14 +15,15 @@ smooths the oscillation of the Hessian from step to step. A basis solved exactly
 step before is exposed to it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis, branches
-from bulk_sgd.solvers import oja
+from bulk_sgd.linalg.factors import zeros as factored_zeros
+from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
@@ -41,7 +42,14 @@ class StreamingState(NamedTuple):
     noise: jax.Array
 
 
-def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
+def streaming(
+    columns: int = 1,
+    *,
+    every: int = 1,
+    gain: float = 0.1,
+    factors: int | None = None,
+    axes: Any = None,
+) -> Solver:
     """Returns a solver that averages mini-batch Hessians over steps (Oja's rule).
 
     Use it with `refresh_every=1` and the loss of the current mini-batch as `value_fn`.
@@ -62,6 +70,12 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
+    With `factors` the basis takes a small part of the memory of the parameters, and a
+    step reads little of it: each matrix of parameters in a vector is a sum of r outer
+    products (see `bulk_sgd.Subspace.factored`). Vectors are cut to this form after each
+    step, and are not quite orthogonal then; `eigenvalues` belong to the vectors before
+    they are made so. P remains an exact projector.
+
     Error and cost: see `docs/solvers.md`.
 
     Args:
@@ -69,21 +83,35 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
       every: act on one call in `every`; the other calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
+      factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
+        default vectors are dense.
+      axes: with `factors`, which axes of a parameter are rows and columns, as in
+        `bulk_sgd.Subspace.factored`.
 
     Returns:
-      A `Solver` with a `StreamingState`.
+      A `Solver` with a `StreamingState`, or with `factors` a `FactoredStreamingState`.
 
     Raises:
       ValueError: if an argument is out of its range. At `init`, if `columns` does not
         divide the rank.
 
     Example:
-      >>> import bulk_sgd
+      >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming())
+      >>> params = {"w": jnp.ones((30, 20)), "b": jnp.ones(20)}
+      >>> small = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.streaming(factors=2))
+      >>> for transform in tx, small:
+      ...     vectors = transform.init(params).subspace.eigenvectors
+      ...     print(sum(leaf.size for leaf in jax.tree.leaves(vectors)))
+      6200
+      1300
     """
     checks.integer("columns", columns, 0)
     checks.integer("every", every, 1)
     checks.between("gain", gain, 1e-6, 1)
+    if factors is not None:
+        checks.integer("factors", factors, 1)
+    step = _step if factors is None else factored_oja.step
 
     def init(params, rank):
         if columns and rank % columns:
@@ -92,6 +120,8 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
                 f"is {columns}; it must divide the rank, {rank}, or be 0 for all.",
             )
         dtype = basis.working_dtype(params)
+        if factors is not None:
+            return factored_oja.init(rank, dtype)
         return StreamingState(
             count=jnp.zeros((), jnp.int32),
             quotients=jnp.zeros((rank, rank), dtype),
@@ -105,36 +135,47 @@ def streaming(columns: int = 1, *, every: int = 1, gain: float = 0.1) -> Solver:
         start, sweep = (turn % per_sweep) * width, turn // per_sweep
         weight = jnp.maximum(gain, 1 / (1 + sweep)).astype(state.noise.dtype)
         acts = every == 1 or state.count % every == 0
-        rows = subspace.eigenvectors
-
-        def move():
-            own = oja.seed(basis.take_rows(rows, start, width), rows, updates, key)
-            window = oja.Window(start, width, start + sweep % width, weight)
-            averages = state.quotients, state.noise
-            return oja.move(matvec, rows, own, window, *averages, acts)
-
-        def rest():
-            return oja.Moved(
-                rows=basis.take_rows(rows, start, width),
-                other=basis.row(rows, 0),
-                partner=jnp.zeros((), jnp.int32),
-                usable=jnp.zeros((), bool),
-                quotients=state.quotients,
-                noise=state.noise,
-            )
-
-        moved = branches.cond(acts, move, rest)
-        rows = basis.put(rows, start, moved.rows, moved.usable)
-        if width < rank:
-            other = jax.tree.map(lambda x: x[None], moved.other)
-            rows = basis.put(rows, moved.partner, other, moved.usable)
+        window = oja.Window(start, width, start + sweep % width, weight)
+        known = subspace.eigenvectors, state, window, updates, key, acts
+        rows, after, usable = step(matvec, *known)
         found = Subspace(
-            eigenvalues=jnp.diag(moved.quotients),
+            eigenvalues=jnp.diag(after.quotients),
             eigenvectors=rows,
-            residuals=jnp.sqrt(weight / (2 - weight)) * moved.noise,
-            converged=moved.usable | jnp.logical_not(acts),
+            residuals=jnp.sqrt(weight / (2 - weight)) * after.noise,
+            converged=usable | jnp.logical_not(acts),
             num_matvecs=acts * jnp.int32(width),
         )
-        return found, StreamingState(state.count + 1, moved.quotients, moved.noise)
+        return found, after._replace(count=state.count + 1)
 
-    return Solver(init, solve, guarded=True, name="streaming")
+    if factors is None:
+        return Solver(init, solve, guarded=True, name="streaming")
+    zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
+    return Solver(init, solve, guarded=True, name="streaming", zeros=zeros)
+
+
+def _step(matvec, rows, state: StreamingState, window: oja.Window, updates, key, acts):
+    """Returns the moved `rows`, dense, the new state, and whether both are usable."""
+    start, width = window.start, window.width
+
+    def move():
+        own = oja.seed(basis.take_rows(rows, start, width), rows, updates, key)
+        averages = state.quotients, state.noise
+        return oja.move(matvec, rows, own, window, *averages, acts)
+
+    def rest():
+        return oja.Moved(
+            rows=basis.take_rows(rows, start, width),
+            other=basis.row(rows, 0),
+            partner=jnp.zeros((), jnp.int32),
+            usable=jnp.zeros((), bool),
+            quotients=state.quotients,
+            noise=state.noise,
+        )
+
+    moved = branches.cond(acts, move, rest)
+    rows = basis.put(rows, start, moved.rows, moved.usable)
+    if width < len(state.noise):
+        other = jax.tree.map(lambda x: x[None], moved.other)
+        rows = basis.put(rows, moved.partner, other, moved.usable)
+    after = state._replace(quotients=moved.quotients, noise=moved.noise)
+    return rows, after, moved.usable

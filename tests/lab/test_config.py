@@ -75,6 +75,8 @@ def test_default_is_locked():
         ("subspace.columns", 3, r"columns is 3; it must divide config\.subspace\.rank"),
         ("subspace.columns", 11, r"columns is 11; it must be from 0 to 10"),
         ("subspace.gain", 0.0, r"gain is 0\.0"),
+        ("subspace.factors", -1, r"subspace\.factors is -1; it must be at least 0"),
+        ("subspace.batch_fraction", 0.0, r"batch_fraction is 0\.0; .*from 1e-06 to 1"),
         ("subspace.length", 1, r"subspace\.length is 1; it must be at least 2"),
         ("subspace.calibrate_every", 0, r"calibrate_every is 0"),
         ("subspace.window", 9, r"window is 9; .*at least 10 \(config\.subspace\.rank"),
@@ -115,6 +117,7 @@ def test_wrong_values_are_named(field, value, match):
     owners = {
         "columns": "streaming",
         "gain": "streaming",
+        "factors": "streaming",
         "along": "power",
         "length": "krylov_filter",
         "calibrate_every": "krylov_filter",

@@ -58,6 +58,15 @@ def test_bounds_go_by_the_rank_of_a_block(changes):
         config.validate(fields)
 
 
+def test_blocks_have_no_factors():
+    fields = config.default()
+    fields.subspace.update(solver="streaming", factors=2)
+    config.validate(fields)
+    fields.subspace.blocks = "layer"
+    with pytest.raises(ValueError, match=r"factors is 2; with .*blocks it must be 0"):
+        config.validate(fields)
+
+
 @pytest.mark.parametrize("solver", solvers.HESSIAN_FREE)
 def test_hessian_free_solvers_know_no_curvature(solver):
     fields = config.default()

@@ -122,6 +122,12 @@ def _check_streaming(config):
             f"config.subspace.rank, {config.rank}, or be 0 for all columns."
         )
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
+    checks.integer("config.subspace.factors", config.factors, 0)
+    if config.factors and config.blocks:
+        raise ValueError(
+            f"config.subspace.factors is {config.factors}; with config.subspace.blocks "
+            "it must be 0, because blocks have dense vectors."
+        )
 
 
 def _check_krylov_filter(config):
@@ -172,7 +178,7 @@ _SOLVERS = {
         lambda c, n: _solve_rows(c, c.rank, n),
     ),
     "streaming": _Kind(
-        lambda c: streaming(c.columns, gain=c.gain),
+        lambda c: streaming(c.columns, gain=c.gain, factors=c.factors or None),
         _check_streaming,
         lambda c, n: c.columns or c.rank,
         every_step="averages over steps",

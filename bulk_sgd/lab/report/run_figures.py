@@ -52,6 +52,17 @@ def alignment_figure(run: RunResults) -> Figure:
 
 
 @matplotlib.rc_context(style.STYLE)
+def cut_figure(run: RunResults) -> Figure:
+    """What the cut of basis vectors in factors takes, of a run that has factors."""
+    figure, (axes,) = style.new_figure(1, 1, (10.4, 3))
+    _draw_arms(axes, run, "energy_lost", 100)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("energy lost (%)")
+    _finish(axes, run, "energy_lost", 100)
+    return figure
+
+
+@matplotlib.rc_context(style.STYLE)
 def cost_figure(run: RunResults) -> Figure:
     """Seconds in curvature and elsewhere, one bar for the prefix and each arm."""
     bars = [s for s in map(run.summary, (PREFIX, *run.arms)) if s.seconds]

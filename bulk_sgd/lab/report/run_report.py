@@ -17,6 +17,7 @@ _FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
+    "cut": (run_figures.cut_figure, "Energy lost by the cut"),
     "cost": (run_figures.cost_figure, "Cost"),
 }
 
@@ -28,7 +29,10 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
+    cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
     for name, (draw, heading) in _FIGURES.items():
+        if name == "cut" and not cut:
+            continue
         image = save(draw(run), folder / name)
         alt = f"{heading} of {', '.join(arms) or 'the prefix'}; numbers in the table."
         figures.append(f"<h2>{heading}</h2>\n")
@@ -70,6 +74,8 @@ def _subspace(space):
             "subset": f"{space['subset_size']:,} training examples",
             "batch": "the current mini-batch",
         }[space["data"]]
+        if space["data"] == "batch" and space.get("batch_fraction", 1) < 1:
+            data = f"{percent(space['batch_fraction'])} of {data}"
         what = f"{space['curvature'].replace('_', ' ')} of {data}"
     drift, threshold = space.get("drift"), space.get("threshold")
     every = space["refresh_every"] * (space["probe_every"] if drift else 1)
@@ -77,6 +83,7 @@ def _subspace(space):
         "preconditioned " * bool(space.get("preconditioned")) + what,
         space["solver"],
         space.get("along") == "update" and "along the update",
+        space.get("factors") and f"factors of rank {space['factors']}",
         space.get("blocks") and f"blocks {space['blocks']}",
         drift and f"on drift above {drift:g}, probed",
         f"every {every:,} steps" if every > 1 else "every step",
@@ -111,6 +118,10 @@ def _captions(run):
         "thick lines: running mean over about a twenty-fifth of the rows.",
         "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "
         f"training, λ₁ darkest, the prefix in grey.{_threshold(run)}",
+        "cut": "Basis vectors are stored in factors, cut to a low rank per matrix of "
+        "parameters. The curve is the share of the squared length of curvature "
+        "products that the cut takes: a running average over steps, a mean over "
+        "vectors.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",

@@ -71,7 +71,6 @@ def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
     own = None if task.curvature is task.train else task.curvature
     own_lanes = lanes if space.data == "subset" else 1
     rows = solvers.num_rows(space, basis.size(state.params))
-    vector = _share(state.projection.subspace.eigenvectors) // space.rank
     return Forecast(
         parameters=lanes * _share(state.params),
         optimizer=lanes * _share(state.inner),
@@ -81,7 +80,7 @@ def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
         + lanes * _share(experiment.feed_shape()),
         kept=runs * (max(1, len(experiment.arms)) * _share(state))
         + runs * _share(state.params),
-        solver=lanes * rows * vector,
+        solver=lanes * rows * _share(state.params),
     )
 
 

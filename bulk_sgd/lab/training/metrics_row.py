@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.from_config import optimizers, solvers
@@ -12,7 +13,8 @@ from bulk_sgd.lab.training.state import TrainState
 # Fields that are None in a row without them.
 _OPTIONAL = (
     *("batch_loss", "alignment_update", "alignment_gradient", "descent_ratio"),
-    *("eigenvalues", "residuals", "kept", "sharpness", "sharpness_ratio"),
+    *("eigenvalues", "residuals", "kept", "energy_lost", "sharpness"),
+    "sharpness_ratio",
 )
 
 
@@ -46,6 +48,7 @@ def measure(
         row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
     if int(projection.refreshes) > int(projection.failed_refreshes):
         row["kept"] = int(found.kept)
+        row["energy_lost"] = _energy_lost(state)
         row["alignment_gradient"] = float(found.alignment_gradient)
         if taken:
             row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
@@ -62,6 +65,12 @@ def _eigenvalues(experiment, state) -> dict:
     order = np.argsort(-values)
     residuals = np.asarray(subspace.residuals)
     return {"eigenvalues": values[order], "residuals": residuals[order]}
+
+
+def _energy_lost(state):
+    """The mean share of the squared length of vectors that cuts take; None if dense."""
+    lost = optax.tree_utils.tree_get(state.projection.solver_state, "lost")
+    return None if lost is None else float(np.mean(lost))
 
 
 def _sharpness(experiment, name, state, rate) -> dict:

@@ -14,6 +14,7 @@ import optax
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.shared_pass import value_grad_and_matvec
+from bulk_sgd.lab import validation
 from bulk_sgd.lab.devices.sharding import Layout
 from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training import evaluation
@@ -119,10 +120,12 @@ class Programs:
         rate = optimizers.rate_at(fields, scalars.learning_rate, state.step)
         batch = task.batch(feed, trace.num_steps)
         batch = self._layout.constrain_examples(batch)
-        loss, grads, matvec = self._derivatives(task, batch, state.params, projected)
+        curved = self._curved(task, batch)
+        shares = projected and curved is batch
+        loss, grads, matvec = self._derivatives(batch, state.params, shares)
         optimize = functools.partial(self._optimize, rate, batch, state)
         project = functools.partial(
-            self._project, scalars, rate, task, batch, matvec, state
+            self._project, scalars, rate, task, curved, matvec, state
         )
         if not projected:
             updates, inner = optimize(grads)
@@ -143,10 +146,19 @@ class Programs:
         new_trace = trace.add(loss, projection.alignment, ratio)
         return self._layout.constrain(new_state), new_trace
 
-    def _derivatives(self, task: Task, batch: Objective, params, projected: bool):
+    def _curved(self, task: Task, batch: Objective) -> Objective:
+        """The objective whose curvature counts."""
+        if task.curvature is not None:
+            return task.curvature
+        count = validation.num_curved(self._config)
+        if count == self._config.batch_size:
+            return batch
+        return self._layout.constrain_examples(batch.take(slice(count)))
+
+    def _derivatives(self, batch: Objective, params, shares: bool):
         """The loss of a batch, its gradient, and the products that share its pass."""
         space = self._config.subspace
-        if projected and task.curvature is None and space.curvature == "hessian":
+        if shares and space.curvature == "hessian":
             return value_grad_and_matvec(batch, params, mode=space.mode)
         return *jax.value_and_grad(batch)(params), None
 
@@ -158,14 +170,14 @@ class Programs:
         return optimizer.update(updates, state.inner, state.params, **more)
 
     def _project(
-        self, scalars, rate, task, batch, matvec, state, grads, updates, inner
+        self, scalars, rate, task, curved, matvec, state, grads, updates, inner
     ):
         """The scaled updates, the new projection state, and the descent ratio."""
         scaled, projection = self._transform(scalars, rate).update(
             updates,
             state.projection,
             state.params,
-            value_fn=batch if task.curvature is None else task.curvature,
+            value_fn=curved,
             matvec=matvec,
             preconditioner=evaluation.preconditioner(self._config, inner),
         )

@@ -1,13 +1,14 @@
 """Meshes and layouts: what they refuse, and four devices against one."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from collectives import collectives
-from four_devices import WINDOW, python
+from four_devices import RANK, WINDOW, python
 from helpers import abstract_mesh
 from ml_collections import ConfigDict
 
@@ -64,6 +65,25 @@ def test_every_solver_keeps_its_vectors_split(runs):
         # The window and the last update, and some numbers.
         kept = rows.get(name, 0) * one["params"] / 4
         assert run["solver state"] <= 1.01 * kept + (WINDOW) ** 2 + 2
+
+
+@pytest.mark.slow
+def test_factors_are_split_and_give_the_same_run(runs):
+    one, *others = (runs["factors"][mesh] for mesh in ("one", "fsdp", "both"))
+    # Of 784 x 20 and 20 x 10 and two biases; mixing.
+    whole = RANK * (2 * (804 + 30) + 20 + 10 + RANK)
+    assert one["basis"] == one["basis after"] == whole
+    for run, parts in zip(others, (4, 2)):
+        assert run["failed"] == 0
+        # Sixteen steps of float32, in sums of another order.
+        np.testing.assert_allclose(run["losses"], one["losses"], rtol=1e-4)
+        # The factors along an axis that is not split are whole.
+        split = RANK * (2 * (784 + 20) + 20)
+        expected = whole - split + split / parts
+        assert run["basis after"] <= run["basis"] == pytest.approx(expected, rel=0.01)
+        sizes = [math.prod(shape) for arrays in run["sent"] for shape in arrays]
+        # Products, and coefficients of the terms along such an axis, but no basis.
+        assert max(sizes) <= 784 * 20
 
 
 @pytest.mark.slow

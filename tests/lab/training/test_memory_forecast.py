@@ -103,6 +103,19 @@ def test_parts_shrink_with_the_mesh_as_they_are_split(monkeypatch, fields, num_r
     assert fsdp.data == data_.data == (one.data - indices) / 4 + indices
 
 
+def test_factors_make_the_basis_small(monkeypatch):
+    space = {"subspace.solver": "streaming"}
+    dense, factored = (
+        forecast_on(monkeypatch, (1, 1), small(**space, **{"subspace.factors": rank}))
+        for rank in (0, 2)
+    )
+    # A tangent and nothing else is as large as the parameters.
+    assert factored.solver == dense.solver == dense.parameters
+    # Of 784 x 20 two factors of 804, of 20 x 10 of 30, two biases; and 4 x 4 matrices.
+    saved = 4 * 4 * (784 * 20 - 2 * 804 + 20 * 10 - 2 * 30)
+    assert 0 < factored.basis - (dense.basis - saved) < 4 * 100
+
+
 def test_batches_that_are_read_are_split_over_the_devices(monkeypatch):
     config = small(**{"data.streaming": True, "subspace.data": "subset"})
     config.subspace.subset_size = 32

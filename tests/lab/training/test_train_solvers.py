@@ -8,6 +8,7 @@ from helpers import dense, largest
 from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, tiny
 
 import bulk_sgd
+from bulk_sgd.lab.report.write import write_report
 from bulk_sgd.lab.training import evaluation, train, trouble
 from bulk_sgd.lab.training.experiment import Experiment
 
@@ -75,6 +76,41 @@ def test_streaming_takes_one_matvec_a_step(tmp_path):
     row = rows_of(tmp_path, "bulk_sgd")[-1]
     assert row["failed_refreshes"] == 0
     assert row["eigenvalues"] == sorted(row["eigenvalues"], reverse=True)
+
+
+def test_factors_say_what_their_cut_takes(tmp_path):
+    config = tiny(
+        subspace__solver="streaming",
+        subspace__data="batch",
+        subspace__batch_fraction=0.4,
+        subspace__factors=1,
+        arms=("bulk_sgd",),
+    )
+    train.train_and_evaluate(config, tmp_path)
+    row = rows_of(tmp_path, "bulk_sgd")[-1]
+    assert row["failed_refreshes"] == 0
+    assert row["kept"] == RANK
+    assert 0 < row["energy_lost"] < 1
+    assert rows_of(tmp_path, "prefix")[-1]["energy_lost"] is None
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "streaming, factors of rank 1" in page
+    assert "hessian of 40.0\N{NO-BREAK SPACE}% of the current mini-batch" in page
+    assert "Energy lost by the cut" in page
+
+
+def test_products_are_of_the_first_examples_of_a_batch():
+    config = tiny(subspace__data="batch", subspace__batch_fraction=0.4)
+    experiment = Experiment(config)
+    programs, task, feed = experiment.programs, experiment.task, experiment.feed(0)
+    arm = experiment.scalars(experiment.arms[0])._replace(learning_rate=0.0)
+    start = experiment.start()
+    part = task.train.take(feed[0][:4])
+    expected = dense(bulk_sgd.hessian(part, start.params), start.params)
+    state, _ = programs.train(start, task, feed, 1, arm, projected=True)
+    found = state.projection.subspace
+    # Solved to residuals of 1e-5 of the largest.
+    values = np.linalg.eigvalsh(expected)[::-1][:RANK]
+    np.testing.assert_allclose(found.eigenvalues, values, atol=1e-4 * values[0])
 
 
 @pytest.mark.parametrize("solver", ["update_pca", "streaming_pca"])

@@ -1,0 +1,292 @@
+"""The streaming tracker in factors against the dense one and dense float64 answers."""
+
+import functools
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import bulk_sgd
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers import subspace
+
+SHAPES = {"bias": (4,), "kernel": (6, 5), "stack": (2, 4, 3)}
+LIKE = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+SIZE, RANK = basis.size(LIKE), 4
+MUON = optax.contrib.MuonDimensionNumbers
+# Every matrix in factors, whatever they save.
+AXES = {"bias": None, "kernel": MUON(), "stack": MUON(1, 2)}
+SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
+
+
+def solver_of(columns, factors, **options):
+    if factors is None:
+        return bulk_sgd.streaming(columns, **options)
+    return bulk_sgd.streaming(columns, factors=factors, axes=AXES, **options)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _follow(columns, factors, rank, gain, matrices, noise, num_steps):
+    """The last subspace and state, and the largest error of P² = P on the way."""
+    solver = solver_of(columns, factors, gain=gain)
+    dtype = basis.working_dtype(LIKE)
+    like = jax.tree.map(lambda x: x.astype(dtype), LIKE)
+    unravel = ravel_pytree(like)[1]
+
+    def step(index, carry):
+        known, error = carry
+        key = jax.random.fold_in(jax.random.key(0), index)
+        wiggle = noise * jax.random.normal(key, (SIZE, SIZE), dtype)
+        matrix = matrices[index % len(matrices)].astype(dtype) + wiggle + wiggle.T
+        multiply = functools.partial(jnp.matmul, matrix, precision="highest")
+        matvec = lambda v: unravel(multiply(ravel_pytree(v)[0]))
+        gradient = matvec(unravel(jax.random.normal(key, (SIZE,), dtype)))
+        found, state = solver.solve(matvec, *known, gradient, key)
+        probe = unravel(jax.random.normal(key, (SIZE,), dtype))
+        once = found.project(probe)
+        gap = basis.norm(basis.subtract(found.project(once), once))
+        return (found, state), jnp.maximum(error, gap / basis.norm(probe))
+
+    empty = subspace.empty(like, rank, solver.zeros)
+    start = (empty, solver.init(like, rank)), jnp.zeros((), dtype)
+    (found, state), error = jax.lax.fori_loop(0, num_steps, step, start)
+    return found, state, error
+
+
+def follow(columns, factors, matrices, *, gain=0.1, rank=RANK, noise=0.0, steps=200):
+    """Shows 1, 3 or 9 matrices in turn, each with fresh symmetric noise."""
+    shown = np.resize(np.stack(matrices), (9, SIZE, SIZE))
+    return _follow(columns, factors, rank, gain, shown, noise, steps)
+
+
+def unfolded(found):
+    """The rows of a subspace of any form as a float64 matrix."""
+    return helpers.rows(basis.map_in_turn(lambda row: row, found.eigenvectors))
+
+
+def eigenvectors(count, weights):
+    """Orthonormal rows, each matrix of them with singular values in these ratios.
+
+    Returns them, and the same with the largest singular value alone. The left vectors
+    of all rows are orthogonal, so that a product with a cut row lies along one row.
+    """
+    rng = np.random.default_rng(0)
+    orthogonal = lambda n: np.linalg.qr(rng.standard_normal((n, n)))[0]
+    whole, cut = {"bias": orthogonal(4)[:count]}, {}
+    cut["bias"] = whole["bias"]
+    for name, (number, m, n) in {"kernel": (1, 6, 5), "stack": (2, 4, 3)}.items():
+        terms = np.empty((count, len(weights), number, m, n))
+        for at in range(number):
+            lefts = orthogonal(m)[: count * len(weights)]
+            for i, left in enumerate(lefts.reshape(count, -1, m)):
+                for q, right in enumerate(orthogonal(n)[: len(weights)]):
+                    terms[i, q, at] = weights[q] * np.outer(left[q], right)
+        shape = count, *SHAPES[name]
+        whole[name] = terms.sum(1).reshape(shape)
+        cut[name] = terms[:, 0].reshape(shape)
+    length = np.linalg.norm(helpers.rows(whole)[0])
+    return helpers.rows(whole) / length, helpers.rows(cut) / length
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_at_full_rank_it_is_the_dense_tracker(x64, columns):
+    matrices = [helpers.symmetric(SPECTRUM, seed) for seed in range(3)]
+    (found, state, _), (expected, dense, _) = (
+        follow(columns, factors, matrices, noise=0.1, steps=60) for factors in (6, None)
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=0)
+    # 60 steps, each some roundings over the smallest singular value of a matrix.
+    close(unfolded(found), unfolded(expected), atol=1e-9)
+    close(found.eigenvalues, expected.eigenvalues, atol=1e-9)
+    close(found.residuals, expected.residuals, atol=1e-9)
+    close(state.quotients, dense.quotients, atol=1e-9)
+    close(state.lost, 0, atol=1e-12)
+    close(state.gram, np.eye(RANK), atol=1e-12)
+
+
+@pytest.mark.parametrize(("columns", "factors"), [(0, 1), (1, 1), (1, 2), (2, 1)])
+def test_p_projects_onto_its_span_over_many_noisy_steps(columns, factors):
+    matrices = [helpers.symmetric(SPECTRUM)]
+    found, state, error = follow(columns, factors, matrices, noise=0.3, steps=1000)
+    assert float(error) < 1e-5
+    rows = unfolded(found)
+    # Some roundings of float32 times the condition of the cut rows.
+    np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
+    assert np.all((np.asarray(state.lost) > 0) & (np.asarray(state.lost) < 1))
+    stored = found.eigenvectors.stored
+    shapes = [x.shape[2:] for x in jax.tree.leaves((stored["kernel"], stored["stack"]))]
+    assert shapes == [(6,), (5,), (2, 4), (2, 3)]
+    assert stored["kernel"].left.shape[:2] == (RANK, factors)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_converges_to_eigenvectors_of_low_rank(columns):
+    rows, _ = eigenvectors(RANK, (1.0,))
+    values = np.array([10, 8, 6, 5])
+    matrix = rows.T @ (values[:, None] * rows)
+    matrix += 2 * (np.eye(SIZE) - rows.T @ rows)
+    steps = 40 * (RANK // columns if columns else 1)
+    found, state, _ = follow(columns, 1, [matrix], gain=1.0, steps=2 * steps)
+    P = helpers.projector(unfolded(found))
+    # Power iteration with the ratio 2 / 5, and rounding of float32.
+    np.testing.assert_allclose(P, helpers.projector(rows), atol=1e-5)
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=1e-5)
+    # A vector keeps a hundredth of its product in the tracker's first sweeps alone.
+    np.testing.assert_allclose(state.lost, 0, atol=1e-4)
+    assert found.converged
+
+
+@pytest.mark.parametrize("columns", [0, 1])
+def test_keeps_the_cut_of_eigenvectors_of_higher_rank(columns):
+    rows, cut = eigenvectors(2, (1.0, 0.5))
+    matrix = rows.T @ (np.array([[10], [5]]) * rows)
+    found, state, _ = follow(columns, 1, [matrix], gain=1.0, rank=2, steps=160)
+    kept = np.sum(cut**2, axis=1)
+    assert 0.1 < 1 - kept[0] < 0.2
+    expected = helpers.projector(cut / np.sqrt(kept)[:, None])
+    P = helpers.projector(unfolded(found))
+    np.testing.assert_allclose(P, expected, atol=1e-5)
+    # A vector keeps a hundredth of itself beside a product, which was cut before.
+    np.testing.assert_allclose(state.lost, 1 - kept, rtol=0.05)
+    np.testing.assert_allclose(found.eigenvalues, [10, 5] * kept, rtol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_fewer_directions_than_rows(columns):
+    """What is left of a product is rounding then, and must not pass for a vector."""
+    rows, _ = eigenvectors(2, (1.0,))
+    matrix = rows.T @ (np.array([[10], [5]]) * rows)
+    found, _, error = follow(columns, 1, [matrix])
+    assert float(error) < 1e-5
+    overlap = np.sum((unfolded(found) @ rows.T) ** 2)
+    assert overlap == pytest.approx(2, abs=1e-3)
+    zero, *_ = follow(columns, 1, [0 * matrix])
+    assert np.isfinite(unfolded(zero)).all()
+    np.testing.assert_allclose(zero.eigenvalues, 0)
+
+
+def test_value_that_is_not_finite_leaves_everything_as_it_was():
+    matrix = helpers.symmetric(SPECTRUM)
+    matrices = [matrix] * 8 + [np.full_like(matrix, np.nan)]
+    (found, state, _), (after, later, _), (again, _, _) = (
+        follow(1, 2, matrices, steps=steps) for steps in (8, 9, 10)
+    )
+    assert not after.converged
+    assert int(later.count) == 9
+    jax.tree.map(np.testing.assert_array_equal, after.eigenvectors, found.eigenvectors)
+    jax.tree.map(np.testing.assert_array_equal, later[1:], state[1:])
+    assert again.converged
+
+
+def loss_of(params, inputs):
+    """Regression of a small network, whose Hessian changes with the parameters."""
+    hidden = jnp.tanh(inputs @ params["w0"] + params["b"])
+    return jnp.mean((hidden @ params["w1"] - inputs[:, :3]) ** 2)
+
+
+def network(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = lambda key, shape: 0.5 * jax.random.normal(key, shape).astype(dtype)
+    shapes = {"w0": (9, 8), "b": (1, 8), "w1": (8, 3)}
+    return {name: draw(key, s) for key, (name, s) in zip(keys, shapes.items())}
+
+
+@functools.cache
+def stepper(columns=1, dtype=jnp.float32, **options):
+    solver = bulk_sgd.streaming(columns, factors=2, **options)
+    tx = bulk_sgd.bulk_sgd(0.1, rank=RANK, solver=solver)
+
+    def step(carry, key):
+        params, state = carry
+        inputs = jax.random.normal(key, (32, 9)).astype(dtype)
+        value_fn = lambda params: loss_of(params, inputs).astype(jnp.float32)
+        grads = jax.grad(value_fn)(params)
+        updates, state = tx.update(grads, state, params, value_fn=value_fn)
+        return (optax.apply_updates(params, updates), state), updates
+
+    return tx, jax.jit(step)
+
+
+def start(tx, dtype=jnp.float32):
+    params = network(dtype)
+    return params, tx.init(params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_transform_projects_the_updates_exactly(dtype):
+    tx, step = stepper(dtype=dtype)
+    carry = start(tx, dtype)
+    for index in range(30):
+        carry, updates = step(carry, jax.random.key(index))
+    state = optax.tree_utils.tree_get(carry[1], "subspace")
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(
+        lambda x: x.dtype, carry[0]
+    )
+    inside = basis.norm(state.project(updates)) / basis.norm(updates)
+    # Rounding of the updates to the dtype of the parameters.
+    assert float(inside) < 2 * float(jnp.finfo(dtype).eps) + 1e-5
+    assert int(optax.tree_utils.tree_get(carry[1], "failed_refreshes")) == 0
+    assert int(optax.tree_utils.tree_get(carry[1], "total_matvecs")) == 30
+    assert np.all(np.asarray(state.eigenvalues) > 0)
+
+
+def test_a_restored_state_goes_on_bit_for_bit():
+    tx, step = stepper()
+    carry = start(tx)
+    straight = carry
+    for index in range(10):
+        straight, _ = step(straight, jax.random.key(index))
+        if index == 4:
+            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(straight)]
+    blank = start(tx)
+    restored = jax.tree.structure(blank).unflatten(leaves)
+    for index in range(5, 10):
+        restored, _ = step(restored, jax.random.key(index))
+    jax.tree.map(np.testing.assert_array_equal, restored, straight)
+
+
+def test_lanes_are_as_alone():
+    tx, step = stepper()
+    lanes = jax.vmap(jax.random.key)(jnp.arange(2))
+
+    def run(key):
+        return jax.lax.scan(step, start(tx), jax.random.split(key, 12))[0]
+
+    both = jax.jit(jax.vmap(run))(lanes)
+    alone = jax.jit(run)(lanes[1])
+    for x, y in zip(jax.tree.leaves(both[0]), jax.tree.leaves(alone[0])):
+        np.testing.assert_allclose(x[1], y, atol=1e-4)
+
+
+def test_every_acts_on_one_call_in_so_many():
+    tx, step = stepper(every=3)
+    carry, spent = start(tx), []
+    for index in range(6):
+        before = carry[1][0].subspace.eigenvectors
+        carry, _ = step(carry, jax.random.key(index))
+        spent.append(int(carry[1][0].subspace.num_matvecs))
+        same = jax.tree.map(np.array_equal, before, carry[1][0].subspace.eigenvectors)
+        assert all(jax.tree.leaves(same)) == (index % 3 != 0)
+    assert spent == [1, 0, 0] * 2
+
+
+def test_no_step_calls_lapack():
+    tx, step = stepper()
+    program = step.lower(start(tx), jax.random.key(0)).compile().as_text()
+    assert "lapack" not in program
+
+
+@pytest.mark.parametrize("factors", [0, -1, 1.5, True])
+def test_wrong_factors_are_named(factors):
+    with pytest.raises(ValueError, match=rf"factors is {factors}; it must be"):
+        bulk_sgd.streaming(factors=factors)
+
+
+def test_wrong_axes_are_named_at_init():
+    tx = bulk_sgd.project_bulk(2, solver=bulk_sgd.streaming(factors=1, axes=MUON(0, 0)))
+    with pytest.raises(ValueError, match=r"axes is .*must name different axes"):
+        tx.init(LIKE)
