@@ -169,9 +169,9 @@ def trace(
     """Estimates the trace of a symmetric operator, by Hutch++ or Hutchinson's method.
 
     Let A be the operator and S a matrix of `sketch` random sign vectors. The range of
-    A S is close to the eigenvectors of most large eigenvalues. The part of the trace in
-    this range is exact; random sign vectors estimate the rest. This takes 2 `sketch` +
-    `num_probes` products, in one program.
+    A S nearly contains the eigenvectors of most large eigenvalues. The part of the
+    trace in this range is exact; random sign vectors estimate the rest. This takes
+    2 `sketch` + `num_probes` products, in one program.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.
