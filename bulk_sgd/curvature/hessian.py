@@ -103,7 +103,7 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
 def functional_hessian(objective, params, *, mode: str = "auto"):
     """Returns a function that multiplies vectors by F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
-    The product is exact: F is the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ). The
+    F is the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), and products use this form: the
     difference H − G would lose digits if F is small. For piecewise linear networks the
     diagonal of F is zero almost everywhere, and so is the trace.
 

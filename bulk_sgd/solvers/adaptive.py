@@ -41,12 +41,11 @@ def adaptive(
 
     Dropped vectors become rows of zeros, which projections ignore, so the rank of the
     transform is an upper bound. All eigenvalues and residuals stay, and the wrapped
-    solver always starts from all of its k vectors. It can happen that no vector is
-    kept.
+    solver always starts from all of its k vectors. The subspace can be empty.
 
     Without a threshold the cut is where the ratio λ_i / λ_{i+1} is largest, that is, at
     the largest gap of log λ. This gap separates the few large eigenvalues of a Hessian
-    from the rest. The largest difference is often λ_1 − λ_2 and does not. Vectors with
+    from the rest. The largest difference does not: it is often λ_1 − λ_2. Vectors with
     λ ≤ 0 are always dropped.
 
     Error: as for `solver`, except that a vector enters or leaves abruptly when its

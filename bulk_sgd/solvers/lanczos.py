@@ -28,7 +28,7 @@ def top_eigenpairs(
 
     The solve is one compiled program, inside or outside `jit`, `scan` and `vmap`.
     Outside, calls share a program if their matvecs come from the same functions and
-    have the same shapes. Each step takes one matvec and mostly one orthogonalisation
+    have the same shapes. Each step takes one matvec and usually one orthogonalisation
     pass. Memory: `max_basis + 4` vectors and the result.
 
     If several eigenvalues lie within `tol · max|λ|` of each other, one Krylov sequence
@@ -53,7 +53,7 @@ def top_eigenpairs(
       max_matvecs: bound on the matvecs of one search, at least `rank`; by default
         `10 * rank + 50`. Without `repeated` there is only one search.
       max_basis: bound on the basis vectors held at once; by default `2 * rank + 10`. It
-        must be at least the least of `rank + 2`, `max_matvecs` and the dimension.
+        must be at least the smallest of `rank + 2`, `max_matvecs` and the dimension.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
       repeated: whether to search also in the orthogonal complement of the pairs found.
         Searches end when the complement has no eigenvalue that precedes the last of

@@ -25,8 +25,8 @@ class Solver(NamedTuple):
         `converged` is False, or if an eigenvalue or a residual is not finite. The
         caller then keeps the previous subspace.
       guarded: whether `solve`, if it fails, itself returns the previous vectors and a
-        state from which it can continue. If True, the caller never has to select
-        between the old basis and the new one.
+        state from which it can continue. If True, the caller need not select between
+        the old basis and the new one at every step.
       eigenpairs: whether the result approximates eigenpairs of the curvature that also
         hold for later updates. `on_drift` and `adaptive` require it.
       name: the name of the solver in error messages.

@@ -86,7 +86,7 @@ class Subspace(NamedTuple):
     def overlap(self, other: "Subspace"):
         """Returns ‖U₁ᵀ U₂‖²_F / k, from 0 for orthogonal to 1 for equal subspaces.
 
-        k is the larger of the two numbers of nonzero rows. If k is 0, so is the
+        k is the number of nonzero rows in the larger basis. If k is 0, so is the
         overlap.
         """
         check_subspace("other", other)
@@ -100,10 +100,10 @@ class Subspace(NamedTuple):
     def factored(self, factors: int, axes=None) -> tuple["Subspace", jax.Array]:
         """Returns the subspace with eigenvectors cut to a low rank, stored in factors.
 
-        In each eigenvector, the nearest matrix of rank r = `factors`, Σ_q a_q b_qᵀ,
-        replaces each matrix. An m × n matrix then takes r (m + n) numbers instead of
-        m n. Vectors, scalars and matrices too small to gain stay dense. After the cut
-        the rows are made orthonormal again, so that P is the exact projector onto their
+        In each eigenvector, every matrix becomes the nearest matrix Σ_q a_q b_qᵀ of
+        rank r = `factors`. An m × n matrix then takes r (m + n) numbers, not m n.
+        Vectors, scalars and matrices too small to gain stay dense. After the cut the
+        rows are made orthonormal again, so that P is the exact projector onto their
         span.
 
         Args:

@@ -42,9 +42,9 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
     While there are fewer than k updates, the missing rows are zeros. Use it with
     `refresh_every=1`.
 
-    Attributes of the result: `eigenvalues` are root mean squares of the updates in the
-    window, along each vector. They are not eigenvalues of a Hessian: do not use them in
-    a spectral filter. `residuals` are zero and say nothing.
+    Attributes of the result: `eigenvalues` are root mean squares of the components of
+    the last m updates along each vector. They are not eigenvalues of a Hessian: do not
+    use them in a spectral filter. `residuals` are zero and say nothing.
 
     Error: several times the error of `streaming`, which costs one matvec; see
     `docs/solvers.md`. Cost: no matvec, and memory for the window.

@@ -64,7 +64,7 @@ def subsampling_error(
     estimate over many samples is within a factor of 1.5 of the truth (measured along
     training in `docs/solvers.md`). For small samples the noise is beyond first order,
     and the estimate tends to be too low. A single estimate scatters. The estimate for
-    eigenvalues scatters most: it averages only k differences, the other two many more.
+    eigenvalues scatters most, because it averages only k differences.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in
