@@ -200,6 +200,9 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1_000  # steps, rounded up to dispatches; 0: none
     config.checkpoint.keep = 2  # the newest ones; 0: all
+    # GB in all of the states from which arms can grow to more steps; where they take
+    # more, none is kept, and the arms would train anew from the fork.
+    config.checkpoint.ends = 0.1
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
     # Full-data losses, gradients and products go through the data in pieces of so many

@@ -94,6 +94,7 @@ _RANGES = {
         "optimizer.rho": (0,),
         "optimizer.final_scale": (0,),
         "optimizer.decay": (0,),
+        "checkpoint.ends": (0,),
         "subspace.threshold": (0,),
         "stability.low": (1e-9,),
         "stability.loss_factor": (1,),

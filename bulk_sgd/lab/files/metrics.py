@@ -14,12 +14,15 @@ from bulk_sgd.lab.files import atomic
 FILE = "metrics.jsonl"
 
 
-def cut(workdir, count: int) -> list[dict]:
-    """Keeps the first `count` rows of the file, and returns them."""
+def cut(workdir, last_steps: dict[str, int]) -> list[dict]:
+    """Keeps the rows up to the last step of each arm named, and returns them."""
     path = pathlib.Path(workdir) / FILE
-    lines = path.read_text().splitlines(keepends=True)[:count]
-    atomic.write_text(path, "".join(lines))
-    return [json.loads(line) for line in lines]
+    lines = path.read_text().splitlines(keepends=True)
+    # A killed run may leave a part of a line.
+    rows = {line: json.loads(line) for line in lines if line.endswith("\n")}
+    kept = {x: r for x, r in rows.items() if r["step"] <= last_steps.get(r["arm"], -1)}
+    atomic.write_text(path, "".join(kept))
+    return list(kept.values())
 
 
 def count(workdir) -> int:

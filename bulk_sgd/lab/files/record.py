@@ -20,7 +20,9 @@ DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
 ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
 # Fields that change no result, so that a run may go on with other values.
-_IMMATERIAL = ("check_memory", "checkpoint", "progress", "tensorboard")
+_IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", "tensorboard")
+CHECKPOINTS = "checkpoints"  # the folder of a run's states
+FORK = f"{CHECKPOINTS}/fork/0"  # where its arms start
 
 _OTHER = {
     "data": "other data than config.data names now",
@@ -53,18 +55,37 @@ def differences(left, right, path="config") -> list[str]:
     return found
 
 
-def changes(earlier, config, path="config") -> list[str]:
-    """`differences` in the fields that change results."""
+def changes(earlier, config) -> list[str]:
+    """`differences` of plain configs in the fields that change results."""
     return [
         name
-        for name in differences(earlier, config, path)
+        for name in differences(earlier, config)
         if name.split(".")[1] not in _IMMATERIAL
     ]
 
 
+def conflicts(earlier, config) -> list[str]:
+    """`changes` to a config that a run of `earlier` cannot grow into."""
+    grows = {
+        "config.num_steps": lambda a, b: a <= b,
+        "config.arms": lambda a, b: {*map(compact, a)} <= {*map(compact, b)},
+    }
+    return [
+        name
+        for name in changes(earlier, config)
+        if name not in grows
+        or not grows[name](*(x[name.split(".")[1]] for x in (earlier, config)))
+    ]
+
+
+def compact(arm: str) -> str:
+    """The name of an arm, without white space."""
+    return "".join(arm.split())
+
+
 def other(earlier: dict, identity: Identity) -> tuple[str, str]:
-    """`other_fingerprints` of a record, or how its config differs if it does."""
-    changed = changes(earlier["config"], identity.config)
+    """`other_fingerprints` of a record, or how its config differs if it conflicts."""
+    changed = conflicts(earlier["config"], identity.config)
     if changed:
         return f"another config, which differs in {', '.join(changed)}", ""
     return other_fingerprints(earlier.get("fingerprints"), identity.fingerprints)
@@ -161,15 +182,21 @@ def failed_at_once(workdir) -> bool:
     return failed and not (rows.exists() and rows.stat().st_size)
 
 
-def claim(workdir, identity: Identity) -> dict | None:
-    """Prepares `workdir` for a run; returns the record if it is finished.
+def begun(workdir) -> dict | None:
+    """The record in `workdir` unless the run came to nothing."""
+    return None if failed_at_once(workdir) else read(workdir)
 
-    Raises ValueError if the folder cannot be made, or holds rows of another config, of
-    other data or of another program. Prints a line if this is unknown.
+
+def claim(workdir, identity: Identity) -> dict | None:
+    """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
+
+    A finished run of fewer steps or arms goes on from its fork. Raises ValueError if
+    the folder cannot be made, or holds rows of another config, of other data or of
+    another program, or no fork to go on from. Prints a line if this is unknown.
     """
     workdir = make_folder(workdir)
-    earlier = read(workdir)
-    if earlier is None or failed_at_once(workdir):
+    earlier = begun(workdir)
+    if earlier is None:
         return None
     what, doubt = other(earlier, identity)
     if what:
@@ -178,7 +205,20 @@ def claim(workdir, identity: Identity) -> dict | None:
         )
     if doubt:
         print(f"The run in {str(workdir)!r} was {doubt}.", file=sys.stderr)
-    return earlier if earlier["status"] in ENDED else None
+    if earlier["status"] not in ENDED:
+        return None
+    if earlier["status"] == COMPLETE and changes(earlier["config"], identity.config):
+        if (workdir / FORK).is_dir():
+            return None
+        raise ValueError(
+            f"workdir {str(workdir)!r} holds a finished run without the checkpoint at "
+            "its fork (config.checkpoint.every was 0), so that it cannot grow; choose "
+            "another workdir."
+        )
+    if earlier["name"] != identity.config["name"]:
+        earlier["name"] = earlier["config"]["name"] = identity.config["name"]
+        write(workdir, earlier)
+    return earlier
 
 
 def archive(workdir):

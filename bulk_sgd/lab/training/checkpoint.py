@@ -18,7 +18,7 @@ from bulk_sgd.lab.files import record
 from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
-FOLDER = "checkpoints"
+FOLDER = record.CHECKPOINTS
 # A `TrainState` under its names on disk, where `projection` is `subspace`.
 _Saved = collections.namedtuple("_Saved", "step params inner subspace loss")
 
@@ -45,7 +45,7 @@ class Checkpoints:
         self._managers = {}
 
     def save(self, position: int, state: TrainState, story: dict):
-        """Writes a state and its story, at a position that grows along the run.
+        """Writes a state and its story, at a position or after those that are there.
 
         Raises OSError where it cannot be written; earlier checkpoints stay.
         """
@@ -55,31 +55,44 @@ class Checkpoints:
         """Writes the state from which all arms start."""
         self._save("fork", 0, state, {})
 
+    def save_end(self, name: str, step: int, state: TrainState, story: dict):
+        """Writes the state of an arm before its last dispatch, in place of another."""
+        self._save(f"ends/{name}", step, state, story)
+
     def stories(self) -> dict[int, dict]:
         """The story of each checkpoint by its position, ascending."""
         if not (self._folder / "states").is_dir():
             return {}
         manager = self._manager("states")
-        story = ocp.args.Composite(story=ocp.args.JsonRestore())
         return {
-            position: manager.restore(position, args=story).story
+            position: self._story(manager, position)
             for position in sorted(manager.all_steps())
         }
 
     def load(
-        self, blank: TrainState, position: int | None = None
+        self, blank: TrainState, position: int | None = None, name: str | None = None
     ) -> tuple[TrainState, dict] | None:
         """A state and its story, None if none can be read.
 
-        It is the one at `position`, by default the newest. `blank` gives shapes and
-        layout. Raises ValueError, and leaves the checkpoint, if it is of another config
-        or number of parameters, of other data or of another program.
+        It is the one at `position`, by default the newest, of the stretch `name`, by
+        default of any. `blank` gives shapes and layout. Raises ValueError, and leaves
+        the checkpoint, if it is of another config or number of parameters, of other
+        data or of another program.
         """
-        return self._load("states", blank, position)
+        return self._load("states", blank, position, name)
+
+    def load_newest(
+        self, blank: TrainState, name: str
+    ) -> tuple[TrainState, dict] | None:
+        """The furthest state of an arm or the prefix, also before its last dispatch."""
+        found = [
+            self._load(kind, blank, name=name) for kind in ("states", f"ends/{name}")
+        ]
+        return max(filter(None, found), key=lambda x: int(x[0].step), default=None)
 
     def has_fork(self) -> bool:
         """Whether the state at the fork is there."""
-        return bool((self._folder / "fork" / "0").is_dir())
+        return (self._folder / "fork" / "0").is_dir()
 
     def load_fork(self, blank: TrainState) -> TrainState | None:
         """The state at the fork, or None."""
@@ -94,13 +107,14 @@ class Checkpoints:
 
     def _manager(self, kind):
         if kind not in self._managers:
+            keep = (self._keep or None) if kind == "states" else 1
             if not self._read_only:
                 (self._folder / kind).mkdir(parents=True, exist_ok=True)
             self._managers[kind] = ocp.CheckpointManager(
                 self._folder / kind,
                 options=ocp.CheckpointManagerOptions(
                     create=False,  # orbax does not do it for one of several processes
-                    max_to_keep=None if self._read_only else self._keep or None,
+                    max_to_keep=None if self._read_only else keep,
                     # so that a failed write is noticed at once
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=not self._read_only,
@@ -115,7 +129,9 @@ class Checkpoints:
 
     def _write(self, kind, position, leaves, story):
         manager = self._manager(kind)
-        if position in manager.all_steps():
+        if kind == "states":  # a run that grew has fewer rows than it once had
+            position = max(position, 1 + (manager.latest_step() or 0))
+        elif position in manager.all_steps():
             return
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_Saved(*leaves)), story=ocp.args.JsonSave(story)
@@ -131,13 +147,13 @@ class Checkpoints:
                 f"({reason}); {stays}. The same command goes on from it."
             ) from error
 
-    def _load(self, kind, blank, position=None):
+    def _load(self, kind, blank, position=None, name=None):
         like, treedef = jax.tree.flatten(blank)
         found = []
 
         def read():
             shapes = [np.zeros(x.shape, x.dtype) for x in like]
-            found.append(self._read(kind, treedef.unflatten(shapes), position))
+            found.append(self._read(kind, treedef.unflatten(shapes), position, name))
             return found[0] and found[0][1]
 
         story = distributed.on_first(read)
@@ -146,7 +162,7 @@ class Checkpoints:
         leaves = lambda: jax.tree.leaves(found[0][0])
         return treedef.unflatten(distributed.arrays_from_first(leaves, like)), story
 
-    def _read(self, kind, like, only):
+    def _read(self, kind, like, only, name):
         """The newest state that can be read, on the host, and its story, or None."""
         if not (self._folder / kind).is_dir():
             return None
@@ -154,7 +170,9 @@ class Checkpoints:
         known = sorted(manager.all_steps(), reverse=True) if only is None else [only]
         for position in known:
             try:
-                return self._restore(manager, position, like)
+                story = self._story(manager, position)
+                if name in (None, story.get("name")):
+                    return self._restore(manager, position, like, story), story
             except _OtherRun:
                 raise
             except Exception as error:  # whatever the damage makes orbax raise
@@ -169,15 +187,15 @@ class Checkpoints:
                     manager.delete(position)
         return None
 
-    def _restore(self, manager, position, like):
-        items = ocp.args.Composite
-        story = manager.restore(
-            position, args=items(story=ocp.args.JsonRestore())
-        ).story
+    def _story(self, manager, position) -> dict:
+        story = ocp.args.Composite(story=ocp.args.JsonRestore())
+        return manager.restore(position, args=story).story
+
+    def _restore(self, manager, position, like, story):
         if "record" in story and self._identity is not None:
             self._check(story["record"], basis.size(like.params))
-        saved = items(state=ocp.args.StandardRestore(_Saved(*like)))
-        return TrainState(*manager.restore(position, args=saved).state), story
+        saved = ocp.args.Composite(state=ocp.args.StandardRestore(_Saved(*like)))
+        return TrainState(*manager.restore(position, args=saved).state)
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless a checkpoint belongs to this run."""

@@ -55,16 +55,16 @@ def arms(run: Run, fork: TrainState) -> list[Stretch]:
     for arm in experiment.arms:
         if run.record["arms"][arm.name]["status"] in record.ENDED:
             continue
-        resumed = run.resumed is not None and run.resumed.name == arm.name
+        under_way = run.resumed.states.get(arm.name) if run.resumed else None
         stretches.append(
             Stretch(
                 experiment,
-                run.resumed.state if resumed else fork,
+                fork if under_way is None else under_way,
                 experiment.config.num_steps,
                 experiment.scalars(arm),
                 run=run,
                 name=arm.name,
-                entry=run.entry(arm.name) if resumed else None,
+                entry=None if under_way is None else run.entry(arm.name),
             )
         )
     return stretches
@@ -74,7 +74,7 @@ def _prefix(run) -> Stretch:
     experiment, resumed = run.experiment, run.resumed
     return Stretch(
         experiment,
-        resumed.state if resumed else experiment.start(),
+        resumed.states[PREFIX] if resumed else experiment.start(),
         experiment.config.switch.step,
         experiment.scalars(),
         projected=experiment.ends_by_alignment,

@@ -171,6 +171,8 @@ class Trainer:
                 continue
             if signal or stretch.run.is_checkpoint(before, stretch.entry.last_step):
                 stretch.run.checkpoint(stretch.name, state)
+            if stretch.entry.last_step + stretch.wanted >= stretch.last_step:
+                stretch.run.checkpoint_end(stretch.name, state)
         if signal:
             sys.exit(128 + signal)
 

@@ -126,13 +126,16 @@ def capacity(device: jax.Device) -> int:
     return ram // jax.local_device_count()
 
 
+def num_bytes(tree, shape=lambda x: x.shape) -> int:
+    """Bytes of all leaves, or of the parts of them with a `shape`."""
+    # Keys of random numbers have a dtype without a size.
+    of_one = lambda x: int(np.prod(shape(x))) * getattr(x.dtype, "itemsize", 8)
+    return sum(map(of_one, jax.tree.leaves(tree)))
+
+
 def _share(tree) -> int:
     """Bytes of the part of a tree on one device."""
-    return sum(
-        # Keys of random numbers have a dtype without a size.
-        int(np.prod(x.sharding.shard_shape(x.shape))) * getattr(x.dtype, "itemsize", 8)
-        for x in jax.tree.leaves(tree)
-    )
+    return num_bytes(tree, lambda x: x.sharding.shard_shape(x.shape))
 
 
 def _bytes(number: float) -> str:

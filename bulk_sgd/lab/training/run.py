@@ -8,6 +8,7 @@ from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.files.metrics import MetricWriter
 from bulk_sgd.lab.from_config import losses, optimizers
+from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
@@ -30,10 +31,8 @@ class Entry(NamedTuple):
 class Resumed(NamedTuple):
     """What a run goes on from."""
 
-    name: str  # of the stretch under way
-    state: TrainState
     fork: TrainState | None  # None before it
-    num_rows: int  # rows of metrics written by then
+    states: dict[str, TrainState]  # of stretches under way, by name
     record: dict  # as it was then
 
 
@@ -42,8 +41,8 @@ class Run(contextlib.AbstractContextManager):
 
     It alone writes the record and the files. On the way out it closes them and its
     experiment, and records how it ended. `record.claim` has left the workdir to it:
-    where there are checkpoints it goes on from the newest, else it moves what is there
-    to `attempts/`.
+    where there are checkpoints it goes on from them, else it moves what is there to
+    `attempts/`.
     """
 
     def __init__(self, experiment: Experiment, workdir, plain_step_seconds: float):
@@ -51,21 +50,22 @@ class Run(contextlib.AbstractContextManager):
         self.workdir = workdir
         config, identity = experiment.config, experiment.identity
         self._every = config.checkpoint.every
+        size = len(experiment.arms) * memory_forecast.num_bytes(experiment.state)
+        self._keeps_ends = bool(self._every) and size <= 1e9 * config.checkpoint.ends
         self._checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
         self.resumed = self._resume()
         self.rows = {}
         if self.resumed:
             self.record = self.resumed.record
-            cut = lambda: metrics.cut(workdir, self.resumed.num_rows)
-            for row in distributed.on_first(cut):
-                self.rows.setdefault(row["arm"], []).append(row)
         else:
             distributed.on_first(lambda: record.archive(workdir))
             self.record = _fresh_record(experiment)
         self.record["fingerprints"] = identity.fingerprints
         self.record["plain_step_seconds"] = plain_step_seconds
+        self._save()  # before rows go, so that no record says complete without them
+        if self.resumed:
+            self._take_rows()
         self._writer = MetricWriter(workdir, config.tensorboard)
-        self._save()
         distributed.runs.add(workdir)
 
     def __exit__(self, kind, error, trace):
@@ -113,8 +113,18 @@ class Run(contextlib.AbstractContextManager):
         """Saves where a stretch stands, if the config asks for checkpoints."""
         if self._every:
             count = sum(map(len, self.rows.values()))
-            story = {"name": name, "rows": count, "record": self.record}
-            self._checkpoints.save(count, state, story)
+            self._checkpoints.save(count, state, {"name": name, "record": self.record})
+
+    def checkpoint_end(self, name: str, state: TrainState):
+        """Saves an arm before its last dispatch, if the config asks for it.
+
+        From there it can grow: only that dispatch and its row know the last step.
+        """
+        if name != PREFIX and self._keeps_ends:
+            step = int(state.step)
+            self._checkpoints.save_end(
+                name, step, state, {"name": name, "record": self.record}
+            )
 
     def is_checkpoint(self, before: int, step: int) -> bool:
         """Whether a checkpoint is due after the steps from `before` to `step`."""
@@ -128,28 +138,62 @@ class Run(contextlib.AbstractContextManager):
         self._save()
 
     def _entry(self, name) -> dict:
-        return self.record["prefix"] if name == PREFIX else self.record["arms"][name]
+        return _entries(self.record)[name]
 
     def _save(self):
         record.write(self.workdir, self.record)
 
-    def _resume(self):
-        if not self._every:
+    def _take_rows(self):
+        """Keeps the rows of metrics that the record knows of."""
+        last = {
+            name: x.get("last_step", -1) for name, x in _entries(self.record).items()
+        }
+        for row in distributed.on_first(lambda: metrics.cut(self.workdir, last)):
+            self.rows.setdefault(row["arm"], []).append(row)
+
+    def _resume(self) -> Resumed | None:
+        """What the workdir holds of this run: fork, states, and a record of both."""
+        blank, checkpoints = self.experiment.start(), self._checkpoints
+        known = distributed.on_first(lambda: record.begun(self.workdir))
+        if known is None and (found := checkpoints.load(blank)):
+            known = found[1]["record"]
+        if known is None:
             return None
-        blank = self.experiment.start()
-        found = self._checkpoints.load(blank)
-        if found is None:
+        ended = known["prefix"]["status"] == record.COMPLETE
+        fork = checkpoints.load_fork(blank) if ended else None
+        renewed = _RENEWED if fork else (*_RENEWED, "prefix", "switch")
+        taken = _fresh_record(self.experiment)
+        taken |= {name: known[name] for name in known.keys() - {*renewed}}
+        entries, states = _entries(taken), {}
+        for name in taken["arms"] if fork else (PREFIX,):
+            before = _entries(known).get(name)
+            if fork and before and _is_final(before, known, taken):
+                entries[name].update(before)
+            elif found := checkpoints.load_newest(blank, name):
+                states[name], story = found
+                entries[name].update(_entries(story["record"])[name])
+        if fork is None and not states:
             return None
-        state, story = found
-        name, fork = story["name"], None
-        if name != PREFIX:
-            fork = self._checkpoints.load_fork(blank)
-            if fork is None:
-                return None
         if distributed.is_first():
-            where = f"{name}, step {int(state.step)}"
+            places = [f"{name}, step {int(x.step)}" for name, x in states.items()]
+            where = "; ".join(places) or f"the fork, step {int(fork.step)}"
             print(f"{self.workdir}: going on from {where}.", file=sys.stderr)
-        return Resumed(name, state, fork, story["rows"], story["record"])
+        return Resumed(fork, states, taken)
+
+
+# What a record says of the run that goes on, and not of the one before.
+_RENEWED = ("status", "name", "config", "ended", "seconds", "arms")
+
+
+def _entries(of: dict) -> dict[str, dict]:
+    """The entries of a record, of the prefix and of the arms."""
+    return {PREFIX: of["prefix"], **of["arms"]}
+
+
+def _is_final(entry: dict, known: dict, now: dict) -> bool:
+    """Whether an arm has ended, and not merely at the last step of a shorter run."""
+    steps, more = (x["config"]["num_steps"] for x in (known, now))
+    return entry["status"] in record.ENDED and not entry["last_step"] == steps < more
 
 
 def _fresh_record(experiment: Experiment) -> dict:

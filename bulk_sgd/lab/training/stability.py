@@ -63,6 +63,7 @@ def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
     searches = {
         arm: Bisection(fields.low * base, fields.high * base, fields.rounds)
         for arm in experiment.arms
+        if "stable_rate" not in run.record["arms"][arm.name]
     }
     while True:
         rates = {arm: search.rate for arm, search in searches.items()}

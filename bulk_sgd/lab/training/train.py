@@ -1,7 +1,10 @@
 """Experiments: one prefix of plain training each, then a fork into arms."""
 
 import contextlib
+import copy
+import sys
 
+from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.files.progress import Progress
@@ -18,9 +21,10 @@ def train_and_evaluate(config, workdir) -> dict:
     The prefix is plain training. At the switch the run forks into the arms of the
     config, which all start from the same parameters, optimizer state and subspace and
     see the same batches. An arm whose loss is not finite ends as diverged; the others
-    go on. A finished run of the same config is left as it is. An unfinished one goes on
-    from its newest checkpoint, bit for bit as if it had never stopped; without one it
-    starts again, and what it left is moved to `attempts/`.
+    go on. A finished run that has the steps and arms of the config is left as it is;
+    one that lacks some goes on, to the rows of a run that had them from the start. An
+    unfinished one goes on from its checkpoints, bit for bit as if it had never stopped;
+    without any it starts again, and what it left is moved to `attempts/`.
 
     Args:
       config: a ConfigDict with the fields of `bulk_sgd.lab.config.default()`.
@@ -48,8 +52,14 @@ def train_and_evaluate(config, workdir) -> dict:
       ...     train_and_evaluate(config, workdir)["status"]
       'complete'
     """
-    experiment = Experiment(config)
+    config_lib.validate(config)
+    experiment = Experiment(_joined(config, workdir))
     finished = distributed.claim(workdir, experiment.identity)
+    steps, arms = experiment.config.num_steps, experiment.config.arms
+    has_more = (steps, arms) != (config.num_steps, tuple(config.arms))
+    if has_more and distributed.is_first():
+        kept = f"{steps} steps of {', '.join(arms)}"
+        print(f"{workdir}: a run of {kept}; it keeps them.", file=sys.stderr)
     if finished:
         return finished
     return train_together([experiment], [workdir])[0]
@@ -90,6 +100,19 @@ def train_together(
             stability.find_stable_rates(trainer, run, state)
             run.end(record.COMPLETE)
     return [run.record for run in runs]
+
+
+def _joined(config, workdir):
+    """The config with the steps and arms that a finished run has beyond it."""
+    known = distributed.on_first(lambda: record.read(workdir))
+    if known is None or known["status"] not in record.ENDED:
+        return config
+    steps, arms = known["config"]["num_steps"], known["config"]["arms"]
+    has = {record.compact(arm) for arm in arms}
+    joined = copy.deepcopy(config)
+    joined.num_steps = max(steps, config.num_steps)
+    joined.arms = (*arms, *(x for x in config.arms if record.compact(x) not in has))
+    return joined
 
 
 def _num_steps(experiment):

@@ -13,19 +13,12 @@ import time
 import orbax.checkpoint as ocp
 import pytest
 from four_devices import devices
+from interruptions import Killed, config, interrupt_after, kill_at, without_times
 from paths import ROOT
 from tiny_runs import numbers, rows_of, tiny
 
-from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.training import checkpoint, train
-
-
-def config(**changes):
-    """Prefix and two arms of 8 and 12 steps, a dispatch and a checkpoint each 2."""
-    own = {"eval_every": 2, "checkpoint__every": 2, "optimizer__momentum": 0.5}
-    return tiny(**own | changes)
-
 
 KILLS = int(os.environ.get("KILLS", "4"))  # each takes ten seconds
 BY_ALIGNMENT = {"switch__alignment": 0.3, "switch__step": 15}
@@ -35,21 +28,6 @@ BY_ALIGNMENT = {"switch__alignment": 0.3, "switch__step": 15}
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train.train_and_evaluate(config(), workdir)
-
-
-def without_times(result):
-    return {
-        name: {key: value for key, value in entry.items() if "seconds" not in key}
-        for name, entry in {"prefix": result["prefix"], **result["arms"]}.items()
-    }
-
-
-def interrupt_after(monkeypatch, dispatches):
-    """A signal that arrives in the dispatch of that number."""
-    asked = iter(range(1_000))
-    monkeypatch.setattr(
-        signals, "wanted", lambda: signal.SIGTERM * (next(asked) == dispatches)
-    )
 
 
 # Dispatches 0 to 3 are the prefix, 4 to 9 the first arm, 10 to 15 the second; the last
@@ -85,21 +63,6 @@ def test_prefix_that_an_alignment_ends_goes_on(tmp_path, monkeypatch):
         assert numbers(workdir) == numbers(whole)
 
 
-class Killed(BaseException):
-    """Nothing is saved on its way out, as with SIGKILL."""
-
-
-def kill_at(monkeypatch, arm, step):
-    write = metrics.MetricWriter.write
-
-    def die(self, row):
-        if (row["arm"], row["step"]) == (arm, step):
-            raise Killed
-        return write(self, row)
-
-    monkeypatch.setattr(metrics.MetricWriter, "write", die)
-
-
 def test_killed_run_goes_on_from_the_last_checkpoint(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
@@ -111,7 +74,8 @@ def test_killed_run_goes_on_from_the_last_checkpoint(
                 train.train_and_evaluate(config(checkpoint__every=4), tmp_path)
     train.train_and_evaluate(config(checkpoint__every=4), tmp_path)
     places = re.findall(r"going on from (.*)\.", capsys.readouterr().err)
-    assert places == ["prefix, step 4", "sgd, step 12", "bulk_sgd, step 16"]
+    # The last is the state from which the arm could grow.
+    assert places == ["prefix, step 4", "sgd, step 12", "bulk_sgd, step 18"]
     assert numbers(tmp_path) == numbers(undisturbed[0])
     assert not (tmp_path / "attempts").exists()
 
@@ -155,8 +119,9 @@ def test_damaged_checkpoints_are_passed_over(
     told = capsys.readouterr().err
     assert told.count("cannot be read") == damaged
     assert ("going on from sgd" in told) == (damaged == 1)
-    # Where none is left, the run starts again and nothing is lost.
-    assert (tmp_path / "attempts").exists() == (damaged == 2)
+    # Where none is left, the arm starts again from the fork.
+    assert ("going on from the fork, step 8" in told) == (damaged == 2)
+    assert not (tmp_path / "attempts").exists()
     assert numbers(tmp_path) == numbers(undisturbed[0])
 
 
