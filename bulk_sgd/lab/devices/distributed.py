@@ -25,7 +25,9 @@ _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # JAX has no public way to ask whether it detects a job, nor an error of its own for it:
 # it says this. A test starts JAX without a job and reads it.
 _UNDETECTED = "coordinator_address should be defined"
-_SETTLING = 5.0  # seconds in which a loss is noticed after a collective has failed
+# Seconds in which a process that ends for the same reason as another one does so by
+# itself, and in which, after a failed collective, all hear of the loss of one.
+_GRACE, _SETTLING = 1.0, 3.0
 _relays: list[relay.Relay] = []
 runs = set()  # workdirs of the runs under way
 
@@ -71,23 +73,24 @@ def job(mode: str):
     try:
         yield
     except SystemExit as end:
+        settle(SystemExit)
         if end.code and jax.process_count() > 1:
             _leave(end.code if isinstance(end.code, int) else 1)
         raise
-    finally:
-        for one in _relays:  # now the others may leave
-            one.armed = False
+    settle(SystemExit)  # now the others may leave
 
 
 def settle(kind):
-    """Waits where an error of this type may come from the loss of another process.
+    """Waits where an exception of this type may come from the loss of another process.
 
     A collective fails when another process is gone. So that this counts as the loss
-    that it is, which ends this process, the relay gets the time to notice.
+    that it is, which ends this process, the relay gets the time to notice. A process
+    that ends by itself does not mind what is lost.
     """
-    if _relays and not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+    if not issubclass(kind, (KeyboardInterrupt, SystemExit)) and _relays:
         time.sleep(_SETTLING)
-        _relays.clear()  # once is enough
+    while _relays:
+        _relays.pop().armed = False
 
 
 def is_first() -> bool:
@@ -210,6 +213,9 @@ def _from_environment() -> dict:
 
 def _lose(host):
     """Ends this process in order, as another one is gone; called from a relay."""
+    time.sleep(_GRACE)
+    if not _relays:  # this process ends by itself
+        return
     who = "a process" if is_first() else "process 0"
     reason = f"{who} on {host}, or the connection to it, was lost"
     for workdir in runs:
