@@ -6,8 +6,8 @@ step from the larger factor B of a row nearby cuts them:
 
   A ← orth(X B),  B ← Xᵀ A.
 
-With X = B Aᵀ + a small change, the step finds the leading singular vectors of X as well
-as a singular value decomposition would, to first order. B keeps their order.
+Where X is A Bᵀ of the row nearby and a small change, that is as good as a singular
+value decomposition, to first order.
 """
 
 import functools
@@ -164,8 +164,10 @@ def _orthonormal(leaves, blocks):
     Returns a pair for each block: the columns, `(c, r, ...)` as before, and which were
     found, `(c, ..., r)`, 1 or 0. A column that depends on those before it is zero.
     """
+    if not blocks:
+        return []
     floor = 100 * jnp.finfo(blocks[0].dtype).eps
-    for _ in range(2):  # twice is enough
+    for _ in range(min(blocks[0].shape[1], 2)):  # twice is enough, once for one column
         grams = [_gram(leaf, block) for leaf, block in zip(leaves, blocks)]
         flat = [x.reshape(-1, *x.shape[-2:]) for x in grams]
         inverse = orthonormalizing(jnp.concatenate(flat), floor)

@@ -54,9 +54,10 @@ def jacobi(row, other, quotients, noise, index, partner):
     s = jnp.where(forward, 1, -1) * jnp.sin(angle)
     turned = jax.tree.map(lambda x, y: c * x + s * y, row, other)
     rest = jax.tree.map(lambda x, y: c * y - s * x, row, other)
-    rotation = jnp.eye(len(quotients), dtype=quotients.dtype)
-    rotation = rotation.at[index, index].set(c).at[partner, partner].set(c)
-    rotation = rotation.at[index, partner].set(s).at[partner, index].set(-s)
+    rows = jnp.arange(len(quotients))
+    one, two = rows == index, rows == partner
+    pair = s * jnp.outer(one, two)
+    rotation = jnp.diag(jnp.where(one | two, c, 1)) + pair - pair.T
     return turned, rest, *_conjugate(rotation, quotients, noise)
 
 

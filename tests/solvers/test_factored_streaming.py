@@ -262,6 +262,23 @@ def test_lanes_are_as_alone():
         np.testing.assert_allclose(x[1], y, atol=1e-4)
 
 
+def test_without_matrices_it_is_the_dense_tracker():
+    sharpness = jnp.array([9.0, 5.0, 2.0, 1.0, 0.5])
+    loss = lambda x: 0.5 * jnp.sum(sharpness * x**2)
+    found = []
+    for factors in (None, 2):
+        tx = bulk_sgd.bulk_sgd(0.1, 2, solver=bulk_sgd.streaming(factors=factors))
+        step = jax.jit(
+            lambda s, tx=tx: tx.update(sharpness, s, sharpness, value_fn=loss)
+        )
+        state = tx.init(sharpness)
+        for _ in range(8):
+            updates, state = step(state)
+        found.append(updates)
+    # Some roundings of float32 over eight steps.
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
 def test_every_acts_on_one_call_in_so_many():
     tx, step = stepper(every=3)
     carry, spent = start(tx), []

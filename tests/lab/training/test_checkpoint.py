@@ -63,6 +63,19 @@ def test_prefix_that_an_alignment_ends_goes_on(tmp_path, monkeypatch):
         assert numbers(workdir) == numbers(whole)
 
 
+def test_a_basis_in_factors_goes_on(tmp_path, monkeypatch):
+    space = {"solver": "streaming", "data": "batch", "factors": 1}
+    fields = {f"subspace__{name}": value for name, value in space.items()}
+    made = lambda: config(arms=("bulk_sgd",), **fields)
+    train.train_and_evaluate(made(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 6)
+        with pytest.raises(SystemExit):
+            train.train_and_evaluate(made(), tmp_path / "part")
+    train.train_and_evaluate(made(), tmp_path / "part")
+    assert numbers(tmp_path / "part") == numbers(tmp_path / "whole")
+
+
 def test_killed_run_goes_on_from_the_last_checkpoint(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
