@@ -149,7 +149,10 @@ def _as_tuple(text: str) -> tuple:
 
 
 def _check_config_file(argv):
-    """Refuses a --config without get_config(), where ml_collections has a traceback."""
+    """Refuses a --config without get_config(), where ml_collections has a traceback.
+
+    Makes the files beside it importable, after all that is installed.
+    """
     # A field, --config.x=…, is no file; a variant follows a colon.
     found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
     if found is None:
@@ -168,6 +171,7 @@ def _check_config_file(argv):
         refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
         refuse(f"{config}, which does not define get_config().")
+    sys.path.append(str(path.resolve().parent))
 
 
 def _illegal_value(error, argv) -> str:

@@ -10,13 +10,14 @@ from bulk_sgd.lab.report import page, run_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
 from bulk_sgd.lab.report.formatting import chi, number, percent
 from bulk_sgd.lab.report.narrative import happened, state
-from bulk_sgd.lab.report.results import PREFIX, read_run
+from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
 from bulk_sgd.lab.report.style import save
 
 _FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
+    "own": (run_figures.own_figure, "Measured by your own functions"),
     "cost": (run_figures.cost_figure, "Cost"),
 }
 
@@ -29,6 +30,8 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
     for name, (draw, heading) in _FIGURES.items():
+        if name == "own" and not run.own:
+            continue
         image = save(draw(run), folder / name)
         alt = f"{heading} of {', '.join(arms) or 'the prefix'}; numbers in the table."
         figures.append(f"<h2>{heading}</h2>\n")
@@ -111,6 +114,7 @@ def _captions(run):
         "thick lines: running mean over about a twenty-fifth of the rows.",
         "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "
         f"training, λ₁ darkest, the prefix in grey.{_threshold(run)}",
+        "own": "One panel per number, along training.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",
@@ -150,6 +154,9 @@ def _table(run):
             s.seconds_curvature / (s.seconds or math.nan)
         ),
     }
+    for key in run.own:
+        last = lambda s, key=key: number(last_finite(run.series(s.name, key)))
+        columns[key.removeprefix("own/")] = last
     summaries = [run.summary(name) for name in (PREFIX, *run.arms)]
     rows = [[show(s) for show in columns.values()] for s in summaries]
     styles = run_figures.run_styles(run)

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from typing import NamedTuple
 
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.files.metrics import MetricWriter
@@ -205,6 +206,7 @@ def _fresh_record(experiment: Experiment) -> dict:
         "status": record.RUNNING,
         "name": config.name,
         "config": record.plain(config),
+        "sources": plugins.sources(config),
         **record.provenance(),
         "ended": None,
         "seconds": None,
