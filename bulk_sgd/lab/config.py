@@ -199,7 +199,8 @@ def default() -> ConfigDict:
     config.checkpoint.every = 1_000  # steps, rounded up to dispatches; 0: none
     config.checkpoint.keep = 2  # the newest ones; 0: all
     # GB in all of the states from which arms can grow to more steps; where they take
-    # more, none is kept, and the arms would train anew from the fork.
+    # more, none is kept, and the arms would train anew from the fork. Nor are then the
+    # last parameters of each arm, in `parameters/`.
     config.checkpoint.ends = 0.1
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each

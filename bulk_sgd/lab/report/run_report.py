@@ -13,7 +13,7 @@ from bulk_sgd.lab.report.narrative import happened, state
 from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
 from bulk_sgd.lab.report.style import save
 
-_FIGURES = {
+FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
@@ -29,7 +29,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
-    for name, (draw, heading) in _FIGURES.items():
+    for name, (draw, heading) in FIGURES.items():
         if name == "own" and not run.own:
             continue
         image = save(draw(run), folder / name)
