@@ -21,7 +21,10 @@ def default() -> ConfigDict:
     # solver's random directions.
     config.seed = 0
 
-    config.data = ConfigDict()
+    # A name of data, model, loss, optimizer or solver may be the import path of your
+    # own, such as "my_pkg.nets:make", also of a file beside the config. It is called
+    # with the `options` of its group, to which you may add fields: docs/own_code.md.
+    config.data = ConfigDict({"options": {}})
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
     # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
     # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
@@ -48,7 +51,7 @@ def default() -> ConfigDict:
     # bytes, and one more than the largest id.
     config.data.vocab_size = 0
 
-    config.model = ConfigDict()
+    config.model = ConfigDict({"options": {}})
     # "mlp", "cnn", "vgg11", "resnet8", "vit", or for text "transformer" (one output per
     # example) or "decoder" (one per position, which sees only earlier ones).
     config.model.name = "mlp"
@@ -71,7 +74,7 @@ def default() -> ConfigDict:
     config.model.activation = "tanh"  # "tanh", "relu" or "gelu"
     config.model.init = "lecun_normal"  # or "torch", PyTorch's default
 
-    config.loss = ConfigDict()
+    config.loss = ConfigDict({"options": {}})
     config.loss.name = "mse"  # "mse" or "cross_entropy"
     # mse over the classes of one example: "sum", "half_sum" or "mean". "sum" multiplies
     # the effective learning rate of "mean" by the number of classes.
@@ -79,7 +82,7 @@ def default() -> ConfigDict:
 
     config.batch_size = 50
     config.num_steps = 1000  # steps in all; the prefix takes the first ones
-    config.optimizer = ConfigDict()
+    config.optimizer = ConfigDict({"options": {}})
     # "sgd", "adam", "adamw", "sam", "muon" or "sophia", with the diagonal of the batch
     # Hessian.
     config.optimizer.name = "sgd"
@@ -108,7 +111,7 @@ def default() -> ConfigDict:
     # Whether the arms scale the optimizer's "update" or the "gradient" it is fed.
     config.optimizer.projection = "update"
 
-    config.subspace = ConfigDict()
+    config.subspace = ConfigDict({"options": {}})
     config.subspace.rank = 10
     config.subspace.curvature = "hessian"  # or "gauss_newton", "functional_hessian"
     # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
@@ -185,6 +188,9 @@ def default() -> ConfigDict:
     # the last row of an arm always has it.
     config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
+    # Import paths of functions of `params`, `subspace` and `objective`, or of some of
+    # them: each row of metrics has their values.
+    config.measures.own = ()
 
     # Bisects, on a log scale, for the largest learning rate at which each arm is stable
     # from the fork on; needs a constant schedule.
@@ -201,7 +207,8 @@ def default() -> ConfigDict:
     config.checkpoint.every = 1_000  # steps, rounded up to dispatches; 0: none
     config.checkpoint.keep = 2  # the newest ones; 0: all
     # GB in all of the states from which arms can grow to more steps; where they take
-    # more, none is kept, and the arms would train anew from the fork.
+    # more, none is kept, and the arms would train anew from the fork. Nor are then the
+    # last parameters of each arm, in `parameters/`.
     config.checkpoint.ends = 0.1
 
     config.eval_every = 50  # steps between rows of metrics; one dispatch each
@@ -219,7 +226,10 @@ def default() -> ConfigDict:
     config.check_memory = True
     config.tensorboard = True
     config.progress = True
-    return config.lock()
+    config.lock()
+    for group in validation.OPEN:
+        config[group].options.unlock()
+    return config
 
 
 def validate(config: ConfigDict):

@@ -6,13 +6,16 @@ where it is built, and called from here.
 
 import contextlib
 import functools
+import json
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.curvature.hessian import CURVATURES
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import sharding
 from bulk_sgd.lab.from_config import arms, losses, optimizers, solvers
 from bulk_sgd.linalg import basis
@@ -35,7 +38,10 @@ def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"
                 raise ValueError(
                     f"{field} is {config[name]!r}; it must be a group of fields."
                 )
-            check_fields(config[name], value, field)
+            if name == "options":
+                _check_options(field, config[name])
+            else:
+                check_fields(config[name], value, field)
             continue
         kinds = {float: (float, int), tuple: (tuple, list)}.get(type(value))
         if not isinstance(config[name], kinds or type(value)):
@@ -43,6 +49,20 @@ def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"
                 f"{field} is {config[name]!r}; it must be of type "
                 f"{type(value).__name__}, as its default {value!r}."
             )
+
+
+# Groups whose `options` are a user's own fields.
+OPEN = ("data", "model", "loss", "optimizer", "subspace")
+
+
+def _check_options(field, options):
+    try:
+        json.dumps(options.to_dict())
+    except TypeError as error:
+        raise ValueError(
+            f"{field} holds what its record cannot ({error}); it must hold numbers, "
+            "strings, booleans, and tuples and groups of them."
+        ) from None
 
 
 def check_values(config: ConfigDict):
@@ -158,6 +178,13 @@ def _check_every_step(config):
 
 def _check_measures(config):
     measures, space = config.measures, config.subspace
+    for path in measures.own:
+        field = "config.measures.own"
+        plugins.entry(field, path, {}, functools.partial(plugins.load, field))
+    if len({path.rpartition(":")[2] for path in measures.own}) < len(measures.own):
+        raise ValueError(
+            f"config.measures.own is {measures.own!r}; it must name each function once."
+        )
     for name in ("every", "sharpness_every"):
         if measures[name] % config.eval_every:
             raise ValueError(
@@ -222,18 +249,28 @@ def check_data(config, dataset, mesh):
             )
 
 
-def check_network(config, dataset, model_fn, params):
-    """Raises ValueError unless network and targets, rank and network go together."""
-    inputs = dataset.train_inputs
-    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    per_example = jax.eval_shape(model_fn, params, example).ndim - 2
-    if per_example != dataset.train_targets.ndim - 1:
+def check_network(config, dataset, model_fn, loss_fn, params):
+    """Raises ValueError unless network, targets, loss and rank go together."""
+    row = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    inputs, targets = row(dataset.train_inputs), row(dataset.train_targets)
+    with plugins.telling("config.model.name", config.model.name):
+        outputs = jax.eval_shape(model_fn, params, inputs)
+        per_example = outputs.ndim - 2
+    whole = jnp.issubdtype(targets.dtype, jnp.integer)
+    if not whole and not plugins.is_path(config.loss.name):
+        raise ValueError(
+            f"config.loss.name is {config.loss.name!r}, which takes integer labels; "
+            f"those of config.data.name = {config.data.name!r} are {targets.dtype}."
+        )
+    if whole and per_example != targets.ndim - 1:
         ways = "one output per example", "one output per position"
         raise ValueError(
             f"config.model.name is {config.model.name!r}, which has "
             f"{ways[per_example]}, but config.data.name = "
             f"{config.data.name!r} needs {ways[1 - per_example]}."
         )
+    with plugins.telling("config.loss.name", config.loss.name):
+        jax.eval_shape(loss_fn, outputs, targets)
     most = basis.size(params), "the number of parameters"
     checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
 

@@ -138,6 +138,36 @@ def test_the_last_value_of_a_field_wins(monkeypatch, form):
     assert (found.optimizer.momentum, found.progress) == (-1, False)
 
 
+@pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("arms", "sgd,bulk_sgd,scales(0.5,2)", ("sgd", "bulk_sgd", "scales(0.5,2)")),
+        ("arms", "('sgd','scales(0.5,2)')", ("sgd", "scales(0.5,2)")),
+        ("arms", "(sgd,scales(0.5,2))", ("sgd", "scales(0.5,2)")),
+        ("arms", "scales(0.5,2)", ("scales(0.5,2)",)),
+        ("arms", "sgd", ("sgd",)),
+        ("model.hidden", "5,7", (5, 7)),
+        ("model.hidden", "5", (5,)),
+        ("model.hidden", "[5,7]", (5, 7)),
+        ("model.hidden", "()", ()),
+        ("measures.own", "own:a,own:b", ("own:a", "own:b")),
+    ],
+)
+def test_tuples_need_no_quotes(monkeypatch, form, field, text, value):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    argv = ["main", f"--config={ROOT}/configs/default.py"]
+    argv += form.format(field, text).split(" ")
+    monkeypatch.setattr(sys, "argv", argv)
+    assert cli.parse(argv) == ["main"]
+    *groups, name = field.split(".")
+    found = values.config[groups[0]][name] if groups else values.config[name]
+    assert found == value
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
 def test_workdir_that_cannot_be_made(tmp_path, place):
     (tmp_path / "file").write_text("")

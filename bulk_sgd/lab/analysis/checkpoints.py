@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.analysis.point import Point
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.training.checkpoint import Checkpoints
@@ -53,6 +54,7 @@ class RunPoints:
             )
         for arm in arms or ():
             checks.one_of("arm", arm, self.record["arms"])
+        plugins.restore(self.record.get("sources", {}))
         config = _config(self.record["config"])
         self._experiment = Experiment(config)
         prints = self._experiment.identity.fingerprints
@@ -142,7 +144,7 @@ def _config(plain: dict) -> ConfigDict:
 
     def fill(config, plain):
         for name, value in plain.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and name in config:
                 fill(config[name], value)
             else:
                 config[name] = tuple(value) if isinstance(value, list) else value

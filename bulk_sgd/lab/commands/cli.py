@@ -11,6 +11,7 @@ import sys
 
 from absl import app, flags
 
+from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed, signals
 
 flags.disclaim_key_flags()  # the --help of a program shows flags defined here
@@ -26,7 +27,7 @@ def parse(argv, required=()):
     """Parses the flags; wrong ones end the process as `refuse` does."""
     _check_config_file(argv)
     try:
-        rest = flags.FLAGS(_last_of_each(argv))
+        rest = flags.FLAGS(_with_tuples(_last_of_each(argv)))
     except (flags.Error, OSError) as error:
         refuse(_illegal_value(error, argv))
     except ModuleNotFoundError as error:
@@ -117,8 +118,47 @@ def _last_of_each(argv) -> list[str]:
     return [*found, *value][::-1]
 
 
+def _with_tuples(argv) -> list[str]:
+    """The words with the values of fields that are tuples as Python writes them.
+
+    >>> _with_tuples(["main", "--config.arms=sgd,scales(1,2)", "--config.seed=5"])
+    ['main', "--config.arms=('sgd', 'scales(1,2)')", '--config.seed=5']
+    """
+    found = []
+    for before, word in zip(["", *argv], argv):
+        name, is_joined, value = word.lstrip("-").partition("=")
+        if _is_tuple(before.lstrip("-")):
+            word = str(_as_tuple(word))
+        elif is_joined and _is_tuple(name):
+            word = f"--{name}={_as_tuple(value)}"
+        found.append(word)
+    return found
+
+
+def _is_tuple(name: str) -> bool:
+    """Whether a flag sets a field that is a tuple by default."""
+    top, *groups = name.split(".")
+    value = config_lib.default() if top == "config" else None
+    for group in groups:
+        value = value.get(group) if hasattr(value, "get") else None
+    return isinstance(value, tuple)
+
+
+def _as_tuple(text: str) -> tuple:
+    """The items of `(5, 7)`, `5,7` or `sgd,scales(0.5,2)`."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    inner = text[1:-1] if re.fullmatch(r"\(.*\)|\[.*\]", text) else text
+    items = re.split(r",(?![^()]*\))", inner)  # not inside of parentheses
+    return tuple(item.strip("'\" ") for item in items if item.strip())
+
+
 def _check_config_file(argv):
-    """Refuses a --config without get_config(), where ml_collections has a traceback."""
+    """Refuses a --config without get_config(), where ml_collections has a traceback.
+
+    Makes the files beside it importable, after all that is installed.
+    """
     # A field, --config.x=…, is no file; a variant follows a colon.
     found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
     if found is None:
@@ -137,6 +177,7 @@ def _check_config_file(argv):
         refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
         refuse(f"{config}, which does not define get_config().")
+    sys.path.append(str(path.resolve().parent))
 
 
 def _illegal_value(error, argv) -> str:

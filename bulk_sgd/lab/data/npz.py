@@ -28,7 +28,11 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
         raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")
-    pixels, labels = (_array(config, path, f"{x}_{part}") for x in "xy")
+    return checked(config, part, *(_array(config, path, f"{x}_{part}") for x in "xy"))
+
+
+def checked(config, part: str, pixels, labels) -> tuple[LazyRows, np.ndarray, int]:
+    """What `read` returns, of arrays; `pixels` may be `LazyRows`."""
     rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
     inputs = images.as_inputs(config, part, rows)
     problem = None

@@ -1,6 +1,7 @@
 """Data sets by the name that a config gives them."""
 
-from bulk_sgd.lab.data import images, npz, text, tfds
+from bulk_sgd.lab import plugins
+from bulk_sgd.lab.data import images, npz, own, text, tfds
 from bulk_sgd.lab.data.dataset import Dataset, wrong
 from bulk_sgd.lab.data.rows import LazyRows
 
@@ -35,6 +36,10 @@ def find(config) -> Dataset:
     if config.name in ("sonnets", "random") or kind + colon in ("text:", "tokens:"):
         return text.running(config)
     read = {"tfds:": tfds.read, "tsv:": text.read_tsv}.get(kind + colon, npz.read)
+    if plugins.is_path(config.name):
+        read = own.call(config)
+        if isinstance(read, Dataset):
+            return read
     parts = read(config, "train"), read(config, "test")
     if isinstance(parts[0][0], list):
         return text.labelled(config, *parts)

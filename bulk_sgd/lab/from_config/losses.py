@@ -5,6 +5,7 @@ classes the sum shifts the effective learning rate by a factor of 10 to 20.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import checks
+from bulk_sgd.lab import plugins
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -50,8 +52,8 @@ def build(config, num_classes: int) -> LossFn:
     """The loss that a config names.
 
     Args:
-      config: has `name`, "mse" or "cross_entropy" (of softmax, in nats), and for "mse"
-        `reduction`, see `SquaredError`.
+      config: has `name`, "mse", "cross_entropy" (of softmax, in nats) or the import
+        path of such a function, and for "mse" `reduction`, see `SquaredError`.
       num_classes: width of the outputs.
 
     Returns:
@@ -66,18 +68,39 @@ def build(config, num_classes: int) -> LossFn:
     >>> loss_fn(jnp.array([[1.0, 3.0], [0.0, 0.0]]), jnp.array([0, 1])).tolist()
     [4.5, 0.5]
     """
-    if config.name == "cross_entropy":
-        return optax.softmax_cross_entropy_with_integer_labels
-    checks.one_of("config.loss.name", config.name, ("mse", "cross_entropy"))
+    make = plugins.entry("config.loss.name", config.name, _LOSSES, _own)
+    return make(config, num_classes)
+
+
+def _squared_error(config, num_classes):
     checks.one_of("config.loss.reduction", config.reduction, _REDUCTIONS)
     return SquaredError(num_classes, config.reduction)
+
+
+def _own(path):
+    loss_fn = plugins.load("config.loss.name", path)
+
+    def build(config, num_classes):
+        options = config.options.to_dict()
+        own = functools.partial(loss_fn, **options) if options else loss_fn
+        return plugins.Function(plugins.words(config), own)
+
+    return build
+
+
+_LOSSES = {
+    "mse": _squared_error,
+    "cross_entropy": lambda *_: optax.softmax_cross_entropy_with_integer_labels,
+}
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Share of outputs `(n, classes)` that peak at their int target, a float32 scalar.
 
-    Of several equal peaks the first counts.
+    Of several equal peaks the first counts. It is NaN for targets that are no ints.
     """
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return jnp.float32(jnp.nan)
     return jnp.mean(jnp.argmax(outputs, axis=-1) == targets, dtype=jnp.float32)
 
 
@@ -90,4 +113,4 @@ def label(config) -> str:
     """
     if config.name == "mse":
         return f"MSE ({config.reduction.replace('_', ' ')} over classes)"
-    return config.name.replace("_", "-")
+    return config.name.rpartition(":")[2].replace("_", "-")

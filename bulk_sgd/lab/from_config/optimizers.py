@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from bulk_sgd import checks
+from bulk_sgd.lab import plugins
 
 
 class _Kind(NamedTuple):
@@ -16,7 +17,7 @@ class _Kind(NamedTuple):
 
     build: Callable  # from `config.optimizer`, the learning rate and a PRNG key
     not_preconditioned: str = ""  # why it has no diagonal preconditioner
-    extra_args: Callable = lambda loss: {}  # of its update, from the batch loss
+    extra_args: Callable = lambda c, loss: {}  # of its update, from the batch loss
 
 
 def _sgd(config, rate, _=None):
@@ -82,22 +83,52 @@ _OPTIMIZERS = {
     "sam": _Kind(
         _decayed(_sam),
         "SAM has none",
-        lambda loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
+        lambda c, loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
     ),
     "muon": _Kind(_muon, "Muon's is no diagonal matrix"),
     "sophia": _Kind(
         _sophia,
         "Sophia clips its steps, so that most coordinates do not follow theirs",
-        lambda loss: {"obj_fn": loss},
+        lambda c, loss: {"obj_fn": loss},
     ),
 }
+
+
+def _kind(config) -> _Kind:
+    return plugins.entry("config.optimizer.name", config.name, _OPTIMIZERS, _own)
+
+
+def _own(path):
+    """A function of the rate that returns a transform, or a pair of it and a function.
+
+    The latter makes the keyword arguments of the update from the loss of the batch.
+    """
+
+    def make(config, rate, key):
+        given = {"learning_rate": rate, "key": key}
+        made = plugins.call("config.optimizer.name", path, config.options, **given)
+        pair = made if type(made) is tuple else (made, lambda loss: {})
+        if not isinstance(pair[0], optax.GradientTransformation):
+            raise plugins.PluginError(
+                f"config.optimizer.name is {path!r}, which returns {made!r}; it must "
+                "return an optax transform, or a pair of it and a function."
+            )
+        return pair
+
+    return _Kind(
+        _decayed(lambda config, rate, key: make(config, rate, key)[0]),
+        "that of your own is not known",
+        lambda config, loss: make(config, config.learning_rate, None)[1](loss),
+    )
+
+
 PROJECTIONS = ("update", "gradient")
 SCHEDULES = ("constant", "linear", "cosine", "step")
 
 
 def validate(config):
     """Raises ValueError where the optimizer's name and other fields do not agree."""
-    checks.one_of("config.optimizer.name", config.name, _OPTIMIZERS)
+    _kind(config)
     checks.one_of("config.optimizer.projection", config.projection, PROJECTIONS)
     _validate_schedule(config)
     if config.name == "sam" and config.projection == "gradient":
@@ -115,7 +146,7 @@ def validate(config):
 def validate_preconditioned(config):
     """Raises ValueError unless the optimizer has a diagonal preconditioner."""
     field = "config.subspace.preconditioned is True; it must be False with"
-    reason = _OPTIMIZERS[config.name].not_preconditioned
+    reason = _kind(config).not_preconditioned
     if reason:
         raise ValueError(
             f"{field} config.optimizer.name {config.name!r}, not 'adam' or 'adamw', "
@@ -141,13 +172,13 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
     """
     key = jax.random.PRNGKey(seed)  # not a typed one, for the sake of checkpoints
     return optax.with_extra_args_support(
-        _OPTIMIZERS[config.name].build(config, learning_rate, key)
+        _kind(config).build(config, learning_rate, key)
     )
 
 
 def extra_args(config, loss) -> dict:
     """Keyword arguments of the update of an optimizer, given the loss of the batch."""
-    return _OPTIMIZERS[config.name].extra_args(loss)
+    return _kind(config).extra_args(config, loss)
 
 
 def rate_at(config, learning_rate, step):

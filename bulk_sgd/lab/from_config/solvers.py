@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bulk_sgd import checks
+from bulk_sgd.lab import plugins
 from bulk_sgd.solvers import thick_restart
 from bulk_sgd.solvers.adaptive import adaptive
 from bulk_sgd.solvers.blockwise import blockwise
@@ -22,8 +23,7 @@ _KEEP = ("all", "gap", "eigenvalue", "rate")
 
 def validate(config):
     """Raises ValueError where the solver's name and other fields do not agree."""
-    checks.one_of("config.subspace.solver", config.solver, _SOLVERS)
-    kind = _SOLVERS[config.solver]
+    kind = _kind(config)
     kind.check(config)
     checks.one_of("config.subspace.keep", config.keep, _KEEP)
     try:
@@ -47,7 +47,7 @@ def validate(config):
 
 def build(config, learning_rate=1.0) -> Solver:
     """The solver of a validated `config.subspace` at a learning rate, maybe traced."""
-    solver = _SOLVERS[config.solver].build(config)
+    solver = _kind(config).build(config)
     if config.drift:
         solver = on_drift(solver, config.drift, every=config.probe_every)
     if config.blocks:
@@ -71,7 +71,7 @@ def finds_leading(config) -> bool:
 
 def every_step(config) -> str:
     """Why the solver of `config.subspace` must see every step; "" if it need not."""
-    return _SOLVERS[config.solver].every_step
+    return _kind(config).every_step
 
 
 def num_rows(config, dimension: int) -> int:
@@ -79,7 +79,7 @@ def num_rows(config, dimension: int) -> int:
 
     With blocks it is 0: each block has its own rank and size.
     """
-    return 0 if config.blocks else _SOLVERS[config.solver].num_rows(config, dimension)
+    return 0 if config.blocks else _kind(config).num_rows(config, dimension)
 
 
 class _Kind(NamedTuple):
@@ -206,4 +206,16 @@ _SOLVERS = {
         hessian_free=True,
     ),
 }
+
+
+def _kind(config) -> _Kind:
+    return plugins.entry("config.subspace.solver", config.solver, _SOLVERS, _own)
+
+
+def _own(path):
+    """A function of the options that returns a `bulk_sgd.Solver`."""
+    call = lambda c: plugins.call("config.subspace.solver", path, c.options)
+    return _Kind(call, check=call)
+
+
 HESSIAN_FREE = tuple(name for name, kind in _SOLVERS.items() if kind.hessian_free)

@@ -1,33 +1,22 @@
 """From the fields of `config.model` to a network."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bulk_sgd import checks
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.models.convnets import CNN, VGG11, ResNet8
+from bulk_sgd.lab.models.functional import functional
 from bulk_sgd.lab.models.layers import ACTIVATIONS, POOLS
 from bulk_sgd.lab.models.mlp import MLP
 from bulk_sgd.lab.models.transformer import Transformer, ViT
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelFn:
-    """Pure function of (params, inputs): outputs (n, classes).
-
-    Hashable, and equal whatever the seed: a static argument of `jax.jit`.
-    """
-
-    graph: nnx.GraphDef
-
-    def __call__(self, params: Params, inputs: jax.Array) -> jax.Array:
-        return nnx.merge(self.graph, params)(inputs)
 
 
 def build_model(
@@ -36,13 +25,14 @@ def build_model(
     num_classes: int,
     seed: int,
     vocab_size: int = 0,
-) -> tuple[ModelFn, Params]:
+) -> tuple[plugins.Function, Params]:
     """The network that a config names, and its initial parameters.
 
     Args:
       config: `config.model`; `bulk_sgd.lab.config` lists its fields. 'gelu' is the tanh
         approximation; 'lecun_normal', flax's default, has zero biases; 'torch',
-        PyTorch's default, draws kernels and biases uniformly in ±1/√fan_in.
+        PyTorch's default, draws kernels and biases uniformly in ±1/√fan_in. A name that
+        is an import path makes any network that `functional` takes.
       input_shape: of one example; (height, width, depth) of an image, (length,) of a
         text; the MLP takes any.
       num_classes: width of the outputs.
@@ -52,7 +42,8 @@ def build_model(
     Returns:
       model_fn: (params, inputs (n, *input_shape)) to outputs (n, num_classes), or
         (n, length, num_classes) for 'decoder'. It is pure and follows the dtype of
-        params and of inputs that are floats.
+        params and of inputs that are floats. It is hashable, and equal whatever the
+        seed: a static argument of `jax.jit`.
       params: a nested dict of float32 arrays, {layer: {'kernel', 'bias'}}; transformers
         have dicts of them, 'block_0', … or, stacked, 'blocks'.
 
@@ -69,24 +60,48 @@ def build_model(
     >>> jax.jit(model_fn)(params, jnp.ones((5, 28, 28, 1))).shape
     (5, 10)
     """
-    checks.one_of("config.model.name", config.name, _MODELS)
-    checks.one_of("config.model.activation", config.activation, ACTIVATIONS)
-    checks.one_of("config.model.init", config.init, ("lecun_normal", "torch"))
+    field = "config.model.name"
+    make, takes_tokens = plugins.entry(field, config.name, _MODELS, _own)
     checks.integer("seed", seed, 0)
-    make, takes_tokens = _MODELS[config.name]
-    if takes_tokens != bool(vocab_size):
+    if takes_tokens not in (None, bool(vocab_size)):
         fitting = [name for name, entry in _MODELS.items() if entry[1] != takes_tokens]
         raise ValueError(
             f"config.model.name is {config.name!r}, but the inputs are "
             f"{'tokens' if vocab_size else 'not tokens'}, which are for "
             f"{', '.join(map(repr, fitting))}."
         )
-    options = {"activation": config.activation, "init": config.init}
-    options["rngs"] = nnx.Rngs(seed)
-    if takes_tokens:
-        options["vocab_size"] = vocab_size
-    graph, state = nnx.split(make(config, input_shape, num_classes, **options))
-    return ModelFn(graph), nnx.to_pure_dict(state)
+    network = make(config, input_shape, num_classes, seed, vocab_size)
+    dtype = jnp.int32 if vocab_size else jnp.float32
+    example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+    with plugins.telling(field, config.name):
+        apply, params = functional(network, seed, example)
+    words = plugins.words(config, input_shape, num_classes, vocab_size)
+    return plugins.Function(words, apply), params
+
+
+def _own(path):
+    def make(config, input_shape, num_classes, seed, vocab_size):
+        offered = {"input_shape": input_shape, "num_classes": num_classes}
+        offered |= {"vocab_size": vocab_size, "rngs": nnx.Rngs(seed)}
+        offered["key"] = jax.random.key(seed)
+        return plugins.call("config.model.name", path, config.options, **offered)
+
+    return make, None
+
+
+def _shipped(make, takes_tokens=False):
+    """The entry of one of the networks here, with the fields that they share."""
+
+    def build(config, input_shape, num_classes, seed, vocab_size):
+        checks.one_of("config.model.activation", config.activation, ACTIVATIONS)
+        checks.one_of("config.model.init", config.init, ("lecun_normal", "torch"))
+        options = {"activation": config.activation, "init": config.init}
+        options["rngs"] = nnx.Rngs(seed)
+        if takes_tokens:
+            options["vocab_size"] = vocab_size
+        return make(config, input_shape, num_classes, **options)
+
+    return build, takes_tokens
 
 
 def _mlp(config, input_shape, num_classes, **options):
@@ -135,15 +150,15 @@ def _transformer(config, input_shape, num_classes, causal=False, **options):
     return Transformer(length=input_shape[0], out_features=num_classes, **options)
 
 
-# Each with whether it takes tokens.
+# Each with whether it takes tokens; None if it may.
 _MODELS = {
-    "mlp": (_mlp, False),
-    "cnn": (_cnn, False),
-    "vgg11": (_vgg11, False),
-    "resnet8": (_resnet8, False),
-    "vit": (_vit, False),
-    "transformer": (_transformer, True),
-    "decoder": (functools.partial(_transformer, causal=True), True),
+    "mlp": _shipped(_mlp),
+    "cnn": _shipped(_cnn),
+    "vgg11": _shipped(_vgg11),
+    "resnet8": _shipped(_resnet8),
+    "vit": _shipped(_vit),
+    "transformer": _shipped(_transformer, takes_tokens=True),
+    "decoder": _shipped(functools.partial(_transformer, causal=True), True),
 }
 
 

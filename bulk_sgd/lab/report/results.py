@@ -69,6 +69,13 @@ class RunResults:
         names = [*(self.info.get("arms") or {}), *self.rows]
         return tuple(name for name in dict.fromkeys(names) if name != PREFIX)
 
+    @functools.cached_property
+    def own(self) -> tuple[str, ...]:
+        """Names of the numbers that functions of the user measured."""
+        first = next(row for rows in self.rows.values() for row in rows)
+        is_own = lambda key: key.startswith("own/")
+        return tuple(key for key in first if is_own(key) and np.ndim(first[key]) == 0)
+
     @property
     def rank(self) -> int | None:
         """Size k of the dominant subspace; None if not recorded."""

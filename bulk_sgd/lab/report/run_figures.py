@@ -63,6 +63,17 @@ def cut_figure(run: RunResults) -> Figure:
 
 
 @matplotlib.rc_context(style.STYLE)
+def own_figure(run: RunResults) -> Figure:
+    """A panel for each measurement by a function of the user."""
+    figure, panels = style.new_figure(len(run.own), 1, (10.4, 4 * len(run.own)))
+    for key, axes in zip(run.own, panels):
+        _draw_arms(axes, run, key)
+        axes.set_ylabel(style.plain(key.removeprefix("own/")))
+        _finish(axes, run, key, fork="fork")
+    return figure
+
+
+@matplotlib.rc_context(style.STYLE)
 def cost_figure(run: RunResults) -> Figure:
     """Seconds in curvature and elsewhere, one bar for the prefix and each arm."""
     bars = [s for s in map(run.summary, (PREFIX, *run.arms)) if s.seconds]

@@ -10,14 +10,15 @@ from bulk_sgd.lab.report import page, run_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
 from bulk_sgd.lab.report.formatting import chi, number, percent
 from bulk_sgd.lab.report.narrative import happened, state
-from bulk_sgd.lab.report.results import PREFIX, read_run
+from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
 from bulk_sgd.lab.report.style import save
 
-_FIGURES = {
+FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
     "cut": (run_figures.cut_figure, "Energy lost by the cut"),
+    "own": (run_figures.own_figure, "Measured by your own functions"),
     "cost": (run_figures.cost_figure, "Cost"),
 }
 
@@ -30,8 +31,9 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
     cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
-    for name, (draw, heading) in _FIGURES.items():
-        if name == "cut" and not cut:
+    drawn = {"cut": cut, "own": bool(run.own)}
+    for name, (draw, heading) in FIGURES.items():
+        if not drawn.get(name, True):
             continue
         image = save(draw(run), folder / name)
         alt = f"{heading} of {', '.join(arms) or 'the prefix'}; numbers in the table."
@@ -122,6 +124,7 @@ def _captions(run):
         "parameters. The curve is the share of the squared length of curvature "
         "products that the cut takes: a running average over steps, a mean over "
         "vectors.",
+        "own": "One panel per number, along training.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",
@@ -161,6 +164,9 @@ def _table(run):
             s.seconds_curvature / (s.seconds or math.nan)
         ),
     }
+    for key in run.own:
+        last = lambda s, key=key: number(last_finite(run.series(s.name, key)))
+        columns[key.removeprefix("own/")] = last
     summaries = [run.summary(name) for name in (PREFIX, *run.arms)]
     rows = [[show(s) for show in columns.values()] for s in summaries]
     styles = run_figures.run_styles(run)

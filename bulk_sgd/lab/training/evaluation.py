@@ -13,6 +13,7 @@ from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.from_config.losses import accuracy
 from bulk_sgd.lab.training import measures
 from bulk_sgd.lab.training.state import Task, TrainState
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     test_accuracy: jax.Array  # between 0 and 1
     alignment_gradient: jax.Array  # χ_k of the full gradient, in its coordinates
     kept: jax.Array  # int32, rows of the subspace that are not zero
+    own: dict  # of the user's functions, by the names of the columns
 
 
 def preconditioner(config, inner):
@@ -52,6 +54,7 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
         test_accuracy=test_accuracy,
         alignment_gradient=gradient_alignment(config, subspace, state.inner, gradient),
         kept=subspace.kept,
+        own=own(config, state, task),
     )
 
 
@@ -62,6 +65,19 @@ def gradient_alignment(config, subspace, inner, gradient):
         scale = preconditioning.root(scale)
         gradient = jax.tree.map(jnp.divide, gradient, scale)
     return subspace.alignment(gradient)
+
+
+def own(config, state: TrainState, task: Task) -> dict:
+    """What the functions in `config.measures.own` return, by columns."""
+    field, columns = "config.measures.own", {}
+    given = {"params": state.params, "subspace": state.projection.subspace}
+    for path in config.measures.own:
+        found = plugins.call(field, path, {}, **given, objective=task.train)
+        name = f"own/{path.rpartition(':')[2]}"
+        with plugins.telling(field, path):
+            parts = found.items() if isinstance(found, dict) else [("", found)]
+            columns |= {f"{name}/{k}".rstrip("/"): jnp.asarray(x) for k, x in parts}
+    return columns
 
 
 def sharpness(config, layout, state: TrainState, task: Task):

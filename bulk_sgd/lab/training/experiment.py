@@ -9,7 +9,7 @@ import numpy as np
 
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import validation
+from bulk_sgd.lab import plugins, validation
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.data.reader import Batches, Reader
@@ -99,13 +99,16 @@ class Experiment:
         seeded = functools.partial(build, seed=config.seed)
         self.model_fn, self.params = self.layout.abstract(seeded)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
-        validation.check_network(config, self.dataset, self.model_fn, self.params)
+        made = self.model_fn, self.loss_fn, self.params
+        validation.check_network(config, self.dataset, *made)
         shared = like is not None and program_of(like.config) == program_of(config)
         self.programs = like.programs if shared else Programs(config, self.layout)
         self._of_program = like._of_program if shared else self._program_hash(build)
         with validation.naming_fields(config.subspace):
             self.state = self._state()
         self.task = self._task(self.layout.shape_examples)
+        if config.measures.own:  # their errors come before anything is compiled
+            jax.eval_shape(self.programs.evaluate, self.state, self.task)
         self._reader = None
         if devices is not None:
             return
@@ -193,7 +196,8 @@ class Experiment:
         batch = shape(self.dataset.train_inputs), shape(self.dataset.train_targets)
         born = functools.partial(build, seed=0)  # experiments of other seeds share it
         fields = self.config.optimizer
-        return _once(fingerprints.of_program, born, self.loss_fn, fields, *batch)
+        own = plugins.sources(self.config)
+        return _once(fingerprints.of_program, born, self.loss_fn, fields, *batch, own)
 
     def _state(self) -> TrainState:
         state = jax.eval_shape(self.programs.init, self.params)

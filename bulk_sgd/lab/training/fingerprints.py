@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from bulk_sgd.curvature.objective import Objective
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.data.dataset import Dataset
 from bulk_sgd.lab.data.rows import LazyRows
 from bulk_sgd.lab.from_config import optimizers
@@ -40,7 +41,7 @@ def of_data(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def of_program(build, loss_fn, fields, inputs, targets) -> str:
+def of_program(build, loss_fn, fields, inputs, targets, sources=None) -> str:
     """A hash of the operations that make initial parameters and take a plain step.
 
     They are read from jaxprs, so comments and the names of variables do not count.
@@ -50,6 +51,7 @@ def of_program(build, loss_fn, fields, inputs, targets) -> str:
       loss_fn: the loss per example.
       fields: `config.optimizer`.
       inputs, targets: `ShapeDtypeStruct`s of a batch.
+      sources: of the user's modules, by name, whose code counts too.
     """
     model_fn = None
 
@@ -75,6 +77,8 @@ def of_program(build, loss_fn, fields, inputs, targets) -> str:
         digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
         for constant in program.consts:
             digest.update(np.ascontiguousarray(constant))
+    for name, text in sorted((sources or {}).items()):
+        digest.update(f"{name}\n{plugins.code(text)}".encode())
     return digest.hexdigest()
 
 

@@ -161,6 +161,8 @@ class Trainer:
             self._keep(due)
         for stretch, state in zip(stretches, states):
             stretch.state = state
+            if stretch.run:
+                stretch.run.keep_parameters(stretch.name, state)
 
     def _keep(self, due):
         """Saves the checkpoints that are due, and all where a signal asks to end."""

@@ -37,6 +37,7 @@ def measure(
         "test_accuracy": float(found.test_accuracy),
         "learning_rate": rate,
         **dict.fromkeys(_OPTIONAL),
+        **found.own,
         "matvecs": entry.matvecs,
         "refreshes": int(projection.refreshes),
         "failed_refreshes": entry.failed_refreshes,

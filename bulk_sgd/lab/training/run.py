@@ -4,8 +4,11 @@ import contextlib
 import sys
 from typing import NamedTuple
 
+import jax
+
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import metrics, parameters, record
 from bulk_sgd.lab.files.metrics import MetricWriter
 from bulk_sgd.lab.from_config import losses, optimizers
 from bulk_sgd.lab.training import memory_forecast
@@ -126,6 +129,12 @@ class Run(contextlib.AbstractContextManager):
                 name, step, state, {"name": name, "record": self.record}
             )
 
+    def keep_parameters(self, name: str, state: TrainState):
+        """Writes the last parameters of a stretch, where an arm's end is kept."""
+        if self._keeps_ends:
+            params = jax.tree.map(distributed.whole, state.params)
+            distributed.on_first(lambda: parameters.write(self.workdir, name, params))
+
     def is_checkpoint(self, before: int, step: int) -> bool:
         """Whether a checkpoint is due after the steps from `before` to `step`."""
         return bool(self._every) and step // self._every > before // self._every
@@ -202,6 +211,7 @@ def _fresh_record(experiment: Experiment) -> dict:
         "status": record.RUNNING,
         "name": config.name,
         "config": record.plain(config),
+        "sources": plugins.sources(config),
         **record.provenance(),
         "ended": None,
         "seconds": None,

@@ -111,7 +111,8 @@ TASKS = {
 def test_no_task_is_left_out():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
     tested = {module.__name__.removeprefix("configs.") for module, *_ in TASKS.values()}
-    assert tested == names - {"default", "gpt2_small"}  # gpt2_small: too large
+    elsewhere = {"default", "own", "gpt2_small"}  # the last is too large
+    assert tested == names - elsewhere
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -32,6 +32,7 @@ def test_diverged_prefix_ends_the_run(tmp_path):
 
 
 def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
+    config = tiny(checkpoint__every=0)
     write = metrics.MetricWriter.write
 
     def interrupt(self, row):
@@ -42,12 +43,12 @@ def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricWriter, "write", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train.train_and_evaluate(tiny(), tmp_path)
+            train.train_and_evaluate(config, tmp_path)
     stored = record.read(tmp_path)
     assert stored["status"] == stored["arms"]["bulk_sgd"]["status"] == "interrupted"
     assert stored["arms"]["sgd"]["status"] == "complete"
     kept = rows_of(tmp_path)
-    assert train.train_and_evaluate(tiny(), tmp_path)["status"] == "complete"
+    assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
     assert rows_of(tmp_path / "attempts" / "1") == kept
     assert rows_of(tmp_path, "bulk_sgd")[-1]["step"] == STEPS
 

@@ -1,0 +1,172 @@
+"""What a config names: an entry of a registry, or a user's own by its import path.
+
+`module:name` is any function or class that Python can import, also one of a file beside
+the config. It is called with the options of its group of fields, and with what else its
+parameters name.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json
+import operator
+import pathlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping
+
+from bulk_sgd import checks
+
+
+class PluginError(ValueError):
+    """An error in a user's code: one sentence, and the traceback of that code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function that equals those made from the same words, to share programs."""
+
+    words: str
+    fn: Callable = dataclasses.field(compare=False)
+
+    def __call__(self, *arguments):
+        return self.fn(*arguments)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name in a config is an import path."""
+    # The kinds of data that have a place, not a module.
+    return bool(re.fullmatch(r"(?!(tfds|tsv|text|tokens):)[\w.]+:[\w.]+", name))
+
+
+def entry(field: str, name: str, known: Mapping, own: Callable):
+    """The entry `name` of a registry, or the one that `own` makes of an import path.
+
+    Raises ArgumentError, which names the field, where there is none.
+    """
+    if is_path(name):
+        return own(name)
+    if name not in known:
+        allowed = f"one of {', '.join(sorted(known))}, or " * bool(known)
+        allowed += "the import path of your own, module:name"
+        raise checks.ArgumentError(field, f"is {name!r}; it must be {allowed}.")
+    return known[name]
+
+
+def load(field: str, path: str):
+    """The function or class at an import path.
+
+    Raises ValueError where there is none, and PluginError where its module fails.
+    """
+    module, _, name = path.partition(":")
+    with telling(field, path):
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise PluginError(
+                f"{field} is {path!r}, but there is no module {error.name}; it must be "
+                "a file beside the config, or installed."
+            ) from None
+    try:
+        return operator.attrgetter(name)(found)
+    except AttributeError:
+        place = getattr(found, "__file__", module)
+        raise PluginError(f"{field} is {path!r}, but {place} has no {name}.") from None
+
+
+def call(field: str, path: str, options: Mapping, /, **offered):
+    """Calls a user's function with its options, and what it names of the `offered`."""
+    fn, options = load(field, path), dict(options)
+    with telling(field, path):
+        # The metaclasses of flax and Equinox hide the parameters of a class.
+        parameters = inspect.signature(
+            fn.__init__ if inspect.isclass(fn) else fn
+        ).parameters.values()
+    names = {x.name for x in parameters if x.kind is not x.VAR_POSITIONAL}
+    takes_any = any(x.kind is x.VAR_KEYWORD for x in parameters)
+    if unknown := not takes_any and sorted(options.keys() - names):
+        group = field.rpartition(".")[0]
+        raise PluginError(
+            f"{group}.options has {', '.join(unknown)}, which {path} does not take; it "
+            f"takes {', '.join(sorted(names - {'self'}))}."
+        )
+    given = {name: value for name, value in offered.items() if name in names}
+    with telling(field, path):
+        return fn(**given | options)
+
+
+@contextlib.contextmanager
+def telling(field: str, name: str):
+    """Tells an error in the code of an import path as such; leaves others alone."""
+    try:
+        yield
+    except PluginError:
+        raise
+    except Exception as error:
+        if not is_path(name):
+            raise
+        raise PluginError(
+            f"{field} is {name!r}, which fails with {type(error).__name__}.\n"
+            + _trace(error, name.partition(":")[0])
+        ) from error
+
+
+def _trace(error, module: str) -> str:
+    """The traceback from the first line of a module on."""
+    told = traceback.TracebackException.from_exception(error)
+    is_inside = lambda frame: pathlib.Path(frame.filename).stem in module.split(".")
+    inside = [i for i, frame in enumerate(told.stack) if is_inside(frame)]
+    told.__notes__ = None  # JAX's, about the frames that it leaves out
+    told.stack[:] = told.stack[inside[0] :] if inside else []
+    return "".join(told.format(chain=False)).rstrip()
+
+
+def paths(config) -> list[str]:
+    """The import paths in a config of an experiment."""
+    names = [config.data.name, config.model.name, config.loss.name]
+    names += [config.optimizer.name, config.subspace.solver, *config.measures.own]
+    return [name for name in names if is_path(name)]
+
+
+def sources(config) -> dict[str, str]:
+    """The text of each module in `paths` that is a file of the user, by its name."""
+    found = {}
+    for name in {path.partition(":")[0] for path in paths(config)} - {"__main__"}:
+        module = importlib.import_module(name)
+        file = pathlib.Path(getattr(module, "__file__", None) or "")
+        if text := getattr(module, _TEXT, None):
+            found[name] = text
+        elif file.is_file() and not _INSTALLED & {*file.parts}:
+            found[name] = file.read_text("utf-8")
+    return found
+
+
+def restore(texts: Mapping[str, str]):
+    """Makes modules of `sources`, in place of any that have the same names."""
+    for name, text in texts.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        module.__dict__[_TEXT] = text
+        exec(compile(text, f"{name}.py of the run", "exec"), module.__dict__)
+
+
+_TEXT = "__text__"  # of a module that has no file
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def code(text: str) -> str:
+    """The code of a source, without comments and the functions that set fields."""
+    tree = ast.parse(text)
+    fields = ("get_config", "get_sweep")
+    tree.body = [x for x in tree.body if getattr(x, "name", None) not in fields]
+    return ast.unparse(tree)
+
+
+def words(config, *more) -> str:
+    """A group of fields, and what else a function is made from, for `Function`."""
+    return json.dumps([config.to_dict(), *more], sort_keys=True)

@@ -1,0 +1,71 @@
+"""Runs from Python: `run` an experiment, or `load` what one has left."""
+
+from matplotlib.axes import Axes
+
+from bulk_sgd import checks
+from bulk_sgd.lab.files import parameters
+from bulk_sgd.lab.report.results import PREFIX, RunResults, read_run
+from bulk_sgd.lab.report.run_report import FIGURES
+from bulk_sgd.lab.training.train import train_and_evaluate
+
+
+class Result(RunResults):
+    """What a run has left: the rows by arm, and what can be made of them."""
+
+    @property
+    def records(self) -> list[dict]:
+        """All rows of metrics as dicts, those of the prefix first, then by arm."""
+        return [row for arm in (PREFIX, *self.arms) for row in self.rows.get(arm, [])]
+
+    def frame(self):
+        """The `records` as a pandas DataFrame, if pandas is installed."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def parameters(self, arm: str) -> dict:
+        """The last parameters of an arm, or of "prefix": nested dicts of NumPy arrays.
+
+        Raises ValueError for another name, FileNotFoundError where none were kept.
+        """
+        checks.one_of("arm", arm, (PREFIX, *self.arms))
+        return parameters.read(self.workdir, arm)
+
+    def axes(self, figure: str = "loss") -> list[Axes]:
+        """The axes of a figure of the report, to restyle and save: its `.figure` too.
+
+        `figure` is "loss", "alignment", "eigenvalues", "cost" or, with measurements of
+        your own, "own".
+        """
+        checks.one_of("figure", figure, [x for x in FIGURES if x != "own" or self.own])
+        return FIGURES[figure][0](self).axes
+
+
+def run(config, workdir) -> Result:
+    """Runs the experiment of a config, as `train_and_evaluate` does, and loads it.
+
+    Example:
+      >>> import tempfile
+      >>> from bulk_sgd.lab import run
+      >>> from bulk_sgd.lab.config import default
+      >>> config = default()
+      >>> config.data.num_train, config.model.hidden = 100, (8,)
+      >>> config.num_steps, config.switch.step, config.arms = 4, 2, ("bulk_sgd",)
+      >>> config.progress = config.tensorboard = False
+      >>> with tempfile.TemporaryDirectory() as workdir:
+      ...     result = run(config, workdir)
+      ...     result.parameters("bulk_sgd")["dense_0"]["kernel"].shape
+      (784, 8)
+      >>> [row["step"] for row in result.records], result.eigenvalues("bulk_sgd").shape
+      ([0, 2, 2, 4], (2, 10))
+    """
+    train_and_evaluate(config, workdir)
+    return load(workdir)
+
+
+def load(workdir) -> Result:
+    """The run in a workdir, finished or not.
+
+    Raises FileNotFoundError or ValueError where there is none, or no row of metrics.
+    """
+    return Result(**vars(read_run(workdir)))

@@ -1,0 +1,64 @@
+"""Runs from Python: what `run` and `load` return."""
+
+import jax
+import jax.numpy as jnp
+import matplotlib.axes
+import numpy as np
+import pytest
+from tiny_runs import RANK, rows_of, tiny
+
+from bulk_sgd.lab import load, run
+from bulk_sgd.lab.training.experiment import Experiment
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run(tiny(), tmp_path_factory.mktemp("run"))
+
+
+def test_rows_arms_and_eigenvalues(result):
+    assert result.info["status"] == "complete"
+    assert result.records == rows_of(result.workdir)
+    assert result.arms == ("sgd", "bulk_sgd")
+    assert result.eigenvalues("sgd").shape == (
+        len(rows_of(result.workdir, "sgd")),
+        RANK,
+    )
+    again = load(result.workdir)
+    assert (again.records, again.info) == (result.records, result.info)
+
+
+@pytest.mark.parametrize("arm", ["prefix", "sgd", "bulk_sgd"])
+def test_parameters_are_those_of_the_last_row(result, arm):
+    params = jax.tree.map(jnp.asarray, result.parameters(arm))
+    loss = float(Experiment(tiny()).task.train(params))
+    last = rows_of(result.workdir, arm)[-1]["train_loss"]
+    assert loss == pytest.approx(last, rel=1e-6)  # float32, in another program
+
+
+def test_figures_are_axes_to_restyle(result, tmp_path):
+    for figure in ("loss", "alignment", "eigenvalues", "cost"):
+        assert all(isinstance(x, matplotlib.axes.Axes) for x in result.axes(figure))
+    left, _ = result.axes()
+    left.set_title("mine")
+    left.figure.savefig(tmp_path / "loss.svg")
+    assert len(left.get_lines()) >= 3
+    with pytest.raises(ValueError, match="figure is 'own'; it must be one of align"):
+        result.axes("own")
+
+
+def test_records_make_a_frame(result):
+    pandas = pytest.importorskip("pandas")
+    frame = result.frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert np.isfinite(frame.train_loss).all()
+
+
+def test_what_is_not_there_is_said(result, tmp_path):
+    with pytest.raises(ValueError, match="arm is 'adam'; it must be one of bulk_sgd"):
+        result.parameters("adam")
+    with pytest.raises(FileNotFoundError, match="expected the workdir of a run"):
+        load(tmp_path)
+    bare = tiny(num_steps=9, checkpoint__every=0, arms=("sgd",))
+    with pytest.raises(FileNotFoundError, match=r"sgd.npz: .*config.checkpoint.ends"):
+        run(bare, tmp_path).parameters("sgd")
