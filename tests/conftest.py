@@ -41,9 +41,10 @@ def few_programs():
 
 @pytest.fixture
 def x64():
-    """Runs the test with float64 enabled."""
-    with jax.enable_x64(True):
-        yield
+    """Runs the test with float64 enabled, in the threads of host callbacks as well."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

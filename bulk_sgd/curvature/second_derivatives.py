@@ -97,7 +97,7 @@ def central_difference(fn: Callable, point) -> Callable:
         )
 
     def along(vector):
-        length, reach = basis.norm(vector), basis.norm(point)
+        length, reach = (basis.norm_in_units(x) for x in (vector, point))
         length = jnp.where(length > 0, length, 1)
         step = error(point) ** 0.5 / _bends(point) * jnp.where(reach > 0, reach, 1)
         move = lambda s: jax.tree.map(

@@ -200,14 +200,16 @@ def dot(x, y):
 def norm(vector):
     """Euclidean norm of a vector, also where squares of its entries leave the dtype."""
     square = dot(vector, vector)
-
-    def in_units():
-        unit = units.power_of_two(units.largest(vector))
-        scaled = scale(1 / unit, vector)
-        return unit * units.root(dot(scaled, scaled))
-
     outside = ~units.hold(square, size(vector))
+    in_units = lambda: norm_in_units(vector)
     return branches.cond(outside, in_units, lambda: units.root(square))
+
+
+def norm_in_units(vector):
+    """`norm`, without a branch but with two more passes over the vector."""
+    unit = units.power_of_two(units.largest(vector))
+    scaled = scale(1 / unit, vector)
+    return unit * units.root(dot(scaled, scaled))
 
 
 def norms(basis):

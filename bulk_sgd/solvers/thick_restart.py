@@ -123,7 +123,7 @@ def solve(matvec, start, key, tol, scale=0.0, *, rank, max_matvecs, num_rows, wh
             eigenvalues=unit * state.ritz_values[:rank],
             eigenvectors=form.combine(weights, state.rows),
             residuals=unit * state.residuals[:rank],
-            converged=state.converged,
+            converged=state.converged & jnp.isfinite(unit * state.magnitude),
             num_matvecs=state.num_matvecs,
         )
         return found, unit * state.magnitude

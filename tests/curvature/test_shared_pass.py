@@ -12,7 +12,7 @@ import bulk_sgd
 MODES = {
     ("forward_over_reverse", None): 1e-13,
     ("reverse_over_reverse", None): 1e-13,
-    ("finite_differences", None): 1e-8,  # (ε (1 + ‖θ‖))^⅔
+    ("finite_differences", None): 1e-8,  # (4 ε)^⅔
     ("forward_over_reverse", 3): 1e-13,
 }
 
