@@ -45,12 +45,41 @@ def main():
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
     path = _Path(arguments.steps, arguments.loss)
+    wanted = arguments.only.split(",")
+    head = ("solver", "matvecs/step", "of images", "error full", "mini", "overlap", "χ")
+    print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}{:>7s}".format(*head))
+    results = {}
+    for name, (solver, images, every) in _contestants().items():
+        if not any(part in name for part in wanted):
+            continue
+        found = path.follow(solver, images, every)
+        results[name] = found
+        print(
+            f"{name:36s}{found['matvecs']:14.2f}{images or path.size:11d}"
+            f"{found['full']:12.3f}{found['mini']:8.3f}{found['overlap']:9.3f}"
+            f"{found['alignment']:7.3f}",
+            flush=True,
+        )
+    for size in (100, 250, 500):
+        name = f"sample of {size}"
+        if any(part in name for part in wanted):
+            results[name] = path.sample(size)
+            print(name, {key: f"{x:.3g}" for key, x in results[name].items()})
+    facts = record.provenance()
+    print(f"{facts['device']}, jax {facts['versions']['jax']}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"results": results, **facts}, file, indent=2)
+
+
+def _contestants() -> dict:
+    """Solver, images per matvec (0: all) and steps per refresh, by the row's name."""
     lanczos, streaming = bulk_sgd.lanczos, bulk_sgd.streaming
     power, on_drift, adaptive = bulk_sgd.power, bulk_sgd.on_drift, bulk_sgd.adaptive
     krylov, blockwise = bulk_sgd.krylov_filter, bulk_sgd.blockwise
     update_pca, streaming_pca = bulk_sgd.update_pca, bulk_sgd.streaming_pca
     above = adaptive(power(), 1, learning_rate=_RATE)
-    contestants = {  # name: solver, images per matvec (0: all), steps per refresh
+    return {
         "lanczos, tol 1e-2": (lanczos(1e-2), 0, 1),
         "lanczos, tol 1e-3": (lanczos(), 0, 1),
         "lanczos, every 10 steps": (lanczos(), 0, 10),
@@ -90,31 +119,6 @@ def main():
         "streaming PCA, gain 0.05": (streaming_pca(0.05), 0, 1),
         "streaming PCA, gain 0.01": (streaming_pca(0.01), 0, 1),
     }
-    wanted = arguments.only.split(",")
-    head = ("solver", "matvecs/step", "of images", "error full", "mini", "overlap", "χ")
-    print("{:36s}{:>14s}{:>11s}{:>12s}{:>8s}{:>9s}{:>7s}".format(*head))
-    results = {}
-    for name, (solver, images, every) in contestants.items():
-        if not any(part in name for part in wanted):
-            continue
-        found = path.follow(solver, images, every)
-        results[name] = found
-        print(
-            f"{name:36s}{found['matvecs']:14.2f}{images or path.size:11d}"
-            f"{found['full']:12.3f}{found['mini']:8.3f}{found['overlap']:9.3f}"
-            f"{found['alignment']:7.3f}",
-            flush=True,
-        )
-    for size in (100, 250, 500):
-        name = f"sample of {size}"
-        if any(part in name for part in wanted):
-            results[name] = path.sample(size)
-            print(name, {key: f"{x:.3g}" for key, x in results[name].items()})
-    facts = record.provenance()
-    print(f"{facts['device']}, jax {facts['versions']['jax']}")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"results": results, **facts}, file, indent=2)
 
 
 class _Path:
