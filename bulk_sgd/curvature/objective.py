@@ -51,6 +51,8 @@ class Objective:
         refused, or NaN where the weights are traced.
 
     Raises:
+      TypeError: if `model_fn` or `loss_fn` does not take two arguments. Values,
+        gradients and products raise it if one fails or returns auxiliary outputs.
       ValueError: if the leading axes differ, there is no example, or
         `microbatch_size` or `num_groups` is less than 1. Values, gradients and products
         raise it if `loss_fn` is no mean over examples, or if the weights have another
