@@ -52,6 +52,8 @@ class Objective:
         are NaN if the weights are traced.
 
     Raises:
+      TypeError: if `model_fn` or `loss_fn` does not take two arguments. Values,
+        gradients and products raise it if one fails or returns auxiliary outputs.
       ValueError: if the leading axes differ, if there is no example, or if
         `microbatch_size` or `num_groups` is less than 1. Values, gradients and products
         raise it if `loss_fn` is not a mean over examples, if weights and losses differ

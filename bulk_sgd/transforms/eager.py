@@ -69,10 +69,10 @@ class Watch:
 
 def _code(fn) -> types.CodeType | None:
     """What a function runs, inside of a partial, a `jit` or a method of an object."""
-    for name in ("__wrapped__", "__func__"):
-        fn = getattr(fn, name, fn)
     if isinstance(fn, functools.partial):
         return _code(fn.func)
+    if not hasattr(fn, "__code__"):
+        fn = getattr(fn, "__wrapped__", fn)
     found = fn if hasattr(fn, "__code__") else type(fn).__call__
     return getattr(found, "__code__", None)
 
