@@ -8,6 +8,8 @@ from helpers import operator, symmetric
 
 import bulk_sgd
 from bulk_sgd.solvers import subspace
+from bulk_sgd.spectra import energies
+from bulk_sgd.spectra.energies import Estimate
 
 SIZE, REPEATS = 100, 300
 RNG = np.random.default_rng(0)
@@ -84,13 +86,21 @@ def test_shares_and_their_errors_are_honest(clear):
     assert np.all(np.abs(values.mean(0) / truth - 1) < 0.04)
 
 
-def test_the_share_of_a_trace_that_may_be_zero_is_unknown():
-    matrix = symmetric([1e-3, *np.linspace(-1, 1, SIZE - 1)])
-    pairs = bulk_sgd.top_eigenpairs(operator(matrix, jnp.float32), jnp.ones(SIZE), 1)
-    found = bulk_sgd.energies(operator(matrix - np.eye(SIZE) / SIZE), pairs)
-    assert abs(found.trace) > 0
-    unknown = abs(found.trace) <= found.trace_error
-    assert np.isinf(found.trace_share_error) == unknown
+@pytest.mark.parametrize("unit", [1.0, *SCALES])
+def test_the_share_of_a_total_that_may_be_zero_is_unknown(unit):
+    def share(*numbers):
+        part, total, error = (jnp.float32(unit * x) for x in numbers)
+        return [float(x) for x in energies._share(part, Estimate(total, error))]
+
+    assert share(2, 3, 1) == pytest.approx([0.6, 0.25])  # 2 / 2 and 2 / 4 are 0.5 apart
+    assert share(-2, -3, 1) == pytest.approx([0.6, 0.25])
+    assert share(2, 1, 1) == [1, np.inf]
+    assert share(2, 0, 1) == [0, np.inf]
+    assert share(2, 4, 0) == [0.5, 0]
+    assert np.isnan(share(2, 0, 0)).all()
+    value, error = share(2, 4, np.nan)  # of one probe
+    assert value == 0.5
+    assert np.isnan(error)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -101,18 +111,18 @@ def test_measures_are_the_same_in_all_units(scale):
     def measures(scale):
         matvec = operator(scale * matrix, jnp.float32)
         pairs = bulk_sgd.top_eigenpairs(matvec, like, 2, tol=1e-5)
-        energies = bulk_sgd.energies(matvec, pairs)
+        found = bulk_sgd.energies(matvec, pairs)
         density = bulk_sgd.spectral_density(matvec, like, 5, 6)
         points = jnp.linspace(-1, 5, 7) * scale
         plain = density.distribution(points), density.weights, pairs.eigenvectors**2
         scaled = (
-            *(pairs.eigenvalues, density.nodes, energies.rayleigh),
-            *(energies.trace, energies.trace_error, energies.trace_dominant),
+            *(pairs.eigenvalues, density.nodes, found.rayleigh),
+            *(found.trace, found.trace_error, found.trace_dominant),
             *(density.trace, density.quantile(jnp.array([0.3, 0.9]))),
             *(bulk_sgd.trace(matvec, like), bulk_sgd.trace(matvec, like, sketch=0)),
             1 / density.density(points).value,
         )
-        shares = energies[-6:]
+        shares = found[-6:]
         return [*plain, *shares], jax.tree.map(lambda x: x / scale, scaled)
 
     for got, right in zip(measures(scale), measures(1.0)):

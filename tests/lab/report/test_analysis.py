@@ -138,7 +138,9 @@ def test_any_loss_and_pairs():
     assert "slices" not in first
     assert "update" not in first["alignment"]
     assert (second["step"], second["change"]["since"]) == (1, "p0")
-    assert second["change"]["overlap"] == pytest.approx(1)
+    assert second["change"]["overlap"] == pytest.approx(
+        1, abs=1e-5
+    )  # rounding of float32
 
 
 def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
