@@ -47,7 +47,7 @@ class Watch:
                 "every step compiles it anew: jit the step, or pass one function, with "
                 "what changes as the data of a jax.tree_util.Partial or a "
                 "bulk_sgd.Objective.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def subspace(self, state: Any):
@@ -63,7 +63,7 @@ class Watch:
                 "scaled by bulk_scale as a whole. While the state has as many "
                 "failed_refreshes as refreshes, this remains so: give the solver more "
                 "max_matvecs or a wider tol, and see whether the loss is finite.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

@@ -183,29 +183,8 @@ def scale_by_subspace(
     def init(params):
         return _init(options, params)
 
-    def update(
-        updates,
-        state,
-        params=None,
-        *,
-        value_fn=None,
-        matvec=None,
-        preconditioner=None,
-        **extra_args,
-    ):
-        _check_params(params)
-        _check_state(state, rank)
-        if matvec is None:
-            value_fn = bind(value_fn, extra_args)
-            watch.loss(value_fn, params)
-        else:
-            functions.check("matvec", matvec, "vector")
-        curved = value_fn, matvec, preconditioner
-        selected = step.select(options, updates, state, params, *curved)
-        state = step.refresh(options, state, selected)
-        watch.subspace(state)
-        scaled, state = step.scale(options, state, selected)
-        return masking.merge(scaled, updates), state
+    def update(updates, state, params=None, **arguments):
+        return _update(options, watch, updates, state, params, **arguments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -232,6 +211,33 @@ def _init(options: step.Options, params) -> ScaleBySubspaceState:
         refreshes=jnp.zeros((), jnp.int32),
         failed_refreshes=jnp.zeros((), jnp.int32),
     )
+
+
+def _update(
+    options: step.Options,
+    watch: Watch,
+    updates,
+    state,
+    params,
+    *,
+    value_fn=None,
+    matvec=None,
+    preconditioner=None,
+    **extra_args,
+):
+    _check_params(params)
+    _check_state(state, options.rank)
+    if matvec is None:
+        value_fn = bind(value_fn, extra_args)
+        watch.loss(value_fn, params)
+    else:
+        functions.check("matvec", matvec, "vector")
+    curved = value_fn, matvec, preconditioner
+    selected = step.select(options, updates, state, params, *curved)
+    state = step.refresh(options, state, selected)
+    watch.subspace(state)
+    scaled, state = step.scale(options, state, selected)
+    return masking.merge(scaled, updates), state
 
 
 def _check_params(params):
