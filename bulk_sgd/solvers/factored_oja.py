@@ -63,7 +63,7 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     # The rows that change: those of the window, and the one to rotate with.
     places = jnp.append(start + jnp.arange(width), partner)[: min(width + 1, rank)]
     before = jax.tree.map(lambda x: x[places], rows.stored)
-    stored, products = _seeded(rows, state.gram, window, updates, key)
+    stored, products, mixing = _seeded(rows, state.gram, window, updates, key)
     own = basis.take_rows(stored, start, width)
     vectors = basis.map_rows(operators.linearize(matvec), recut.expand(own))
     old = state.quotients, state.noise
@@ -71,9 +71,9 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     scaled = state.quotients / frame.unit, (state.noise / frame.unit) ** 2
 
     inside, squares = frame.gram[:width, width:], jnp.diag(frame.gram)[:width]
-    beyond = squares - jnp.sum(inside**2, axis=1)
+    beyond = squares - jnp.sum(_multiply(inside, mixing.T) ** 2, axis=1)
     averages, quotients, noise = oja.average(inside, beyond, window, *scaled)
-    weights = _mixtures(frame.gram, scaled[0], window)
+    weights = _mixtures(frame.gram, mixing, scaled[0], window)
     quotients, noise = oja.of_vectors(weights, window, quotients, noise)
     # What mixes like squares: noise, old losses, and the weights of the new ones.
     fresh = weight * (1 - window.outside(rank))
@@ -108,7 +108,7 @@ def _losses(weights, squares, kept):
 
 
 def _seeded(rows, products, window: oja.Window, updates, key):
-    """The stored rows, none of those in the window zero, and their Gram matrix."""
+    """The stored rows with none of the window missing, their Gram matrix, a mixing."""
     start, width = window.start, window.width
     own = basis.take_rows(rows.stored, start, width)
     squares = jax.lax.dynamic_slice_in_dim(jnp.diag(products), start, width)
@@ -125,13 +125,14 @@ def _seeded(rows, products, window: oja.Window, updates, key):
         places = start + jnp.arange(width)
         stored = _replaced(rows.stored, places, filled)
         new = _bordered(products, places, factors.gram(filled, stored))
-        asked = branches.own_lane(missing.any())
-        return basis.where(asked, (stored, new), (rows.stored, products))
+        new = stored, new, factors.orthonormalizing(new)
+        return basis.where(branches.own_lane(missing.any()), new, old)
 
-    return branches.cond(missing.any(), fill, lambda: (rows.stored, products))
+    old = rows.stored, products, rows.mixing
+    return branches.cond(missing.any(), fill, lambda: old)
 
 
-def _mixtures(products, quotients, window: oja.Window):
+def _mixtures(products, mixing, quotients, window: oja.Window):
     """Weights `(w, w + k)` of Oja's mixtures, apart from the rows and orthonormal."""
     start, width, _, weight = window
     lengths = jnp.sqrt(jnp.diag(products)[:width])
@@ -140,11 +141,26 @@ def _mixtures(products, quotients, window: oja.Window):
     others = jnp.zeros((width, len(quotients)), products.dtype)
     others = jax.lax.dynamic_update_slice_in_dim(others, stays, start, 1)
     mixed = jnp.append(weight * jnp.eye(width, dtype=products.dtype), others, axis=1)
-    apart = jnp.append(jnp.zeros(width, bool), window.outside(len(quotients)))
-    for _ in range(2):  # the rows are nearly orthogonal: then twice is enough
-        mixed -= jnp.where(apart, _multiply(mixed, products), 0)
+    along = _multiply(mixed, products[:, width:])
+    along = _multiply(along, _inverse_outside(mixing, window))
+    mixed -= jnp.pad(along, [(0, 0), (width, 0)])
     squares = _multiply(_multiply(mixed, products), mixed.T)
     return _multiply(factors.orthonormalizing(squares), mixed)
+
+
+def _inverse_outside(mixing, window: oja.Window):
+    """The inverse of the Gram matrix of the rows outside of the window, else zeros.
+
+    It is a Schur complement in the inverse for all rows. Without it, what two rows have
+    in common would be removed twice.
+    """
+    start, width = window.start, window.width
+    whole = _multiply(mixing.T, mixing)
+    own = jax.lax.dynamic_slice_in_dim(whole, start, width)
+    core = jax.lax.dynamic_slice_in_dim(own, start, width, axis=1)
+    half = _multiply(factors.orthonormalizing(core), own)
+    outside = window.outside(len(mixing))
+    return jnp.where(outside, whole - _multiply(half.T, half), 0)
 
 
 def _rotated(weights, window: oja.Window, partner, quotients, noise):
