@@ -55,9 +55,10 @@ def cond(predicate, change, otherwise):
     """`change()` if `predicate` holds in any lane, else `otherwise()`.
 
     Under `vmap` a lane that only joins in takes what `change` returns, too: `change`
-    gives each lane its own by `own_lane(predicate)` or by the predicate itself. The
-    constant True makes no conditional at all, so that XLA can share work between
-    `change` and what is around it.
+    gives each lane its own by `own_lane(predicate)` or by the predicate itself. So
+    `change` is right for every lane; `otherwise` need not be. The constant True makes
+    no conditional at all, so that XLA can share work between `change` and what is
+    around it.
     """
     if predicate is True:
         return change()

@@ -56,7 +56,7 @@ def frame(vectors, stored, products, beside=()) -> Frame:
         return *_products(scaled, stored), unit
 
     plain = lambda: (halves, own, inner, one)
-    halves, own, inner, unit = branches.cond(right, plain, in_units)
+    halves, own, inner, unit = branches.cond(~right, in_units, plain)
     whole = jnp.block([[own, inner], [inner.T, products]])
     return Frame(vectors, stored, halves, whole, unit)
 

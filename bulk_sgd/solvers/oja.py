@@ -116,7 +116,7 @@ def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
     values = jax.lax.dynamic_slice(jnp.diag(quotients) / unit, (start,), (width,))
     keep = stays(values, lengths, weight)
     kept = basis.scale_rows(keep, own)
-    mixed = jax.tree.map(lambda x, y: x + weight / unit * y, kept, vectors)
+    mixed = jax.tree.map(lambda x, y: x + weight * (y / unit), kept, vectors)
     # Of the mixture, not of the products alone: what rounding left of the vectors along
     # other rows is removed as well, or it would grow where a quotient is negative.
     overlap = basis.gram(mixed, own)

@@ -193,3 +193,24 @@ def test_value_that_is_not_finite_leaves_everything_as_it_was():
     jax.tree.map(np.testing.assert_array_equal, after.eigenvectors, found.eigenvectors)
     jax.tree.map(np.testing.assert_array_equal, later[1:], state[1:])
     assert again.converged
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fewer_outliers_than_rows_leave_rows_apart(seed):
+    # Nearly parallel rows must not be taken for orthogonal ones and become one row.
+    bulk = 0.1 * np.random.default_rng(seed).standard_normal(SIZE - 1)
+    matrix = helpers.symmetric([10.0, *bulk], seed)
+    found, _, error = follow(1, 2, [matrix], steps=400)
+    assert int(found.kept) == RANK
+    assert error < 1e-5
+    largest = np.max(found.eigenvalues)
+    # The cut vectors are no eigenvectors: a quotient is at most the largest eigenvalue.
+    assert 5 < largest < 10.001
+
+
+def test_lanes_of_other_units_are_as_alone():
+    matrix = np.resize(helpers.symmetric(SPECTRUM), (9, SIZE, SIZE)).astype(np.float32)
+    run = lambda scale: _follow(1, 2, RANK, 0.1, scale * matrix, 0.0, 60)[0]
+    scales = np.float32([1, 1e-30, 1e30])
+    values = jax.vmap(run)(scales).eigenvalues
+    np.testing.assert_allclose(values / scales[:, None], values[:1].repeat(3, 0), 1e-4)

@@ -212,3 +212,12 @@ def test_the_window_is_laid_out_like_a_basis():
 def test_wrong_arguments_are_named(build, match):
     with pytest.raises(ValueError, match=match):
         build()
+
+
+def test_an_update_of_zeros_is_in_no_unit():
+    updates = 1e-25 * draw(6)
+    updates[2] = 0
+    found = follow(bulk_sgd.update_pca(6), updates)[-1]
+    values, expected = components(updates[:-1])  # those before the last call
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=1e-4)
+    assert_spans(found, expected, atol=1e-4)

@@ -18,6 +18,7 @@ import jax
 
 # Seconds and probes after which a host that vanished counts as gone.
 _KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+_KEEPALIVE["TCP_USER_TIMEOUT"] = 10_000  # milliseconds, while data are under way
 
 
 class Relay(threading.Thread):
@@ -48,7 +49,7 @@ class Relay(threading.Thread):
     def _accept(self):
         near, (host, *_) = self._listener.accept()
         try:
-            far = socket.create_connection(self._address)
+            far = socket.create_connection(self._address, timeout=10)
         except OSError:  # process 0 is not there yet, and JAX tries again
             near.close()
             return
@@ -56,6 +57,7 @@ class Relay(threading.Thread):
         ends = (near, far, None if self._far else host), (
             far, near, self._address[0] if self._far else None
         )  # fmt: skip
+        far.settimeout(None)
         for one, other, host in ends:
             _keep_alive(one)
             self._selector.register(one, selectors.EVENT_READ, (other, host))

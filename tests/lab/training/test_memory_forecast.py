@@ -186,8 +186,9 @@ def test_what_certainly_does_not_fit_is_refused_before_anything_is_made(
 
 
 def test_what_the_compiler_finds_too_large_is_refused_before_the_first_step(
-    monkeypatch, tmp_path, caplog
+    monkeypatch, tmp_path, caplog, shared_programs
 ):
+    shared_programs.clear()
     arrays = memory_forecast.of_arrays(Experiment(quick()))
     monkeypatch.setattr(memory_forecast, "capacity", lambda device: arrays.total)
     experiment = Experiment(quick())  # the arrays fit
@@ -203,8 +204,9 @@ def test_what_the_compiler_finds_too_large_is_refused_before_the_first_step(
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_the_program_that_is_analysed_is_the_one_that_runs(
-    monkeypatch, tmp_path, caplog, checked
+    monkeypatch, tmp_path, caplog, checked, shared_programs
 ):
+    shared_programs.clear()
     analysed, of_program = [], memory_forecast.of_program
     monkeypatch.setattr(
         memory_forecast,

@@ -199,7 +199,8 @@ def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
     assert [row["step"] for row in rows_of(tmp_path, "prefix")] == [0, 3]
 
 
-def test_programs_compile_once_for_all_arms(tmp_path, caplog):
+def test_programs_compile_once_for_all_arms(tmp_path, caplog, shared_programs):
+    shared_programs.clear()
     config = tiny(num_steps=10, arms=("sgd", "dom_sgd", "bulk_sgd"))
     with jax.log_compiles():
         train.train_and_evaluate(config, tmp_path)
