@@ -70,9 +70,10 @@ def streaming(
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
-    With `factors` the basis takes a small part of the memory of the parameters, and a
-    step reads little of it: each matrix of parameters in a vector is a sum of r outer
-    products (see `bulk_sgd.Subspace.factored`). Vectors are cut to this form after each
+    With `factors` each m × n matrix of parameters in a vector is a sum of r outer
+    products (see `bulk_sgd.Subspace.factored`): r (m + n) numbers instead of m·n. Where
+    matrices are large, the basis takes a small part of the memory of the parameters,
+    and a step reads little of it. Vectors are cut to this form after each
     step, and are not quite orthogonal then; `eigenvalues` belong to the vectors before
     they are made so. P remains an exact projector.
 

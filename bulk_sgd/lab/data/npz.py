@@ -25,6 +25,7 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
     path = _MNIST if config.name == "mnist5k" else config.name
     if not pathlib.Path(path).exists():
         known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
+        known += ", the import path of your own, module:name,"
         raise wrong(config, "name", f"must be {known} or an existing .npz")
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")

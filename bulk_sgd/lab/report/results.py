@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from bulk_sgd import checks
+
 PREFIX = "prefix"
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 _METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
@@ -137,7 +139,11 @@ class RunResults:
         return _number(self.info.get("stability_threshold", 2.0))
 
     def eigenvalues(self, arm: str) -> np.ndarray:
-        """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null or missing."""
+        """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null or missing.
+
+        Raises ValueError if the run has no such arm.
+        """
+        checks.one_of("arm", arm, (PREFIX, *self.arms))
         rows = [row.get("eigenvalues") or [] for row in self.rows.get(arm, [])]
         table = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
         for i, row in enumerate(rows):
