@@ -58,6 +58,11 @@ def workdir(stopped, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """None are: tests edit the code that a program is made of."""
+
+
 def edit(what, patch):
     """Changes the data in place, or the code."""
     if what == "data":
