@@ -40,8 +40,11 @@ class FactoredStreamingState(NamedTuple):
 
 def init(rank: int, dtype) -> FactoredStreamingState:
     """The state before the first call."""
-    square, row = jnp.zeros((rank, rank), dtype), jnp.zeros(rank, dtype)
-    return FactoredStreamingState(jnp.zeros((), jnp.int32), square, row, square, row)
+    # Each field has a buffer of its own: a step may be given them to write into.
+    square, row = (functools.partial(jnp.zeros, x, dtype) for x in ((rank, rank), rank))
+    return FactoredStreamingState(
+        jnp.zeros((), jnp.int32), square(), row(), square(), row()
+    )
 
 
 def step(matvec, rows, state: FactoredStreamingState, window, updates, key, acts):

@@ -140,3 +140,9 @@ def test_wrong_axes_are_named_at_init():
     tx = bulk_sgd.project_bulk(2, solver=bulk_sgd.streaming(factors=1, axes=axes))
     with pytest.raises(ValueError, match=r"axes is .*must name different axes"):
         tx.init(network())
+
+
+def test_no_two_fields_of_a_state_share_a_buffer():
+    # A step that is given them to write into would be given one twice.
+    leaves = jax.tree.leaves(start(stepper()[0]))
+    assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
