@@ -47,9 +47,10 @@ def dense(matvec, like):
     return np.asarray(_columns(as_pytree(matvec), like), np.float64).T
 
 
-def largest(matrix):
-    """The largest eigenvalue of a matrix with thousands of rows, by ARPACK."""
-    return scipy.sparse.linalg.eigsh(matrix, 1, which="LA")[0][0]
+def largest(matrix, count=1):
+    """The largest eigenvalues of a matrix with thousands of rows, by ARPACK."""
+    values = scipy.sparse.linalg.eigsh(matrix, count, which="LA")[0]
+    return np.sort(values)[::-1]
 
 
 def flat(vector):

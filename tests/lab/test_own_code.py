@@ -238,6 +238,7 @@ def test_float_targets_are_for_a_loss_of_ones_own(monkeypatch):
         Experiment(config)
 
 
+@pytest.mark.slow
 def test_example_runs_from_the_command_line(tmp_path):
     words = ["num_steps=20", "switch.step=10", "eval_every=10", "arms=sgd,scales(0,1)"]
     command = ["main", "--config=configs/own.py", f"--workdir={tmp_path}"]

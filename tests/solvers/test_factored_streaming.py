@@ -23,6 +23,10 @@ AXES = {"bias": None, "kernel": MUON(), "stack": MUON(1, 2)}
 SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def solver_of(columns, factors, **options):
     if factors is None:
         return bulk_sgd.streaming(columns, **options)
@@ -92,7 +96,7 @@ def eigenvectors(count, weights):
     return helpers.rows(whole) / length, helpers.rows(cut) / length
 
 
-@pytest.mark.parametrize("columns", [0, 1, 2])
+@pytest.mark.parametrize("columns", [1, *(slow(c) for c in (0, 2))])
 def test_at_full_rank_it_is_the_dense_tracker(x64, columns):
     matrices = [helpers.symmetric(SPECTRUM, seed) for seed in range(3)]
     (found, state, _), (expected, dense, _) = (
@@ -108,7 +112,9 @@ def test_at_full_rank_it_is_the_dense_tracker(x64, columns):
     close(state.gram, np.eye(RANK), atol=1e-12)
 
 
-@pytest.mark.parametrize(("columns", "factors"), [(0, 1), (1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("columns", "factors"), [(1, 2), slow(0, 1), slow(1, 1), slow(2, 1)]
+)
 def test_p_projects_onto_its_span_over_many_noisy_steps(columns, factors):
     matrices = [helpers.symmetric(SPECTRUM)]
     found, state, error = follow(columns, factors, matrices, noise=0.3, steps=1000)
@@ -208,6 +214,7 @@ def test_fewer_outliers_than_rows_leave_rows_apart(seed):
     assert 5 < largest < 10.001
 
 
+@pytest.mark.slow
 def test_lanes_of_other_units_are_as_alone():
     matrix = np.resize(helpers.symmetric(SPECTRUM), (9, SIZE, SIZE)).astype(np.float32)
     run = lambda scale: _follow(1, 2, RANK, 0.1, scale * matrix, 0.0, 60)[0]

@@ -81,6 +81,7 @@ def test_a_restored_state_goes_on_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, restored, straight)
 
 
+@pytest.mark.slow
 def test_lanes_are_as_alone():
     tx, step = stepper()
     lanes = jax.vmap(jax.random.key)(jnp.arange(2))

@@ -218,6 +218,7 @@ def test_a_subset_of_data_that_are_read_misses_as_much_as_in_memory(monkeypatch)
         assert found[True][name] == found[False][name]
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
     config = on_subset(
         data__streaming=True, checkpoint__every=5, num_steps=200, switch__step=100
@@ -243,6 +244,7 @@ def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
     assert strip_times(rows_of(killed)) == strip_times(rows_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_lanes_read_too(tmp_path):
     config = on_subset(data__streaming=True, arms=("sgd", "bulk_sgd"))
     experiment = Experiment(config)
