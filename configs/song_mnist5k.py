@@ -6,9 +6,13 @@ summed over the classes, rate 0.01, batch 50, k = 10. SGD until the average alig
 (0.9 old + 0.1 new) of the full gradient exceeds 0.95, then SGD, Dom-SGD and Bulk-SGD
 from there.
 
-Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does.
+Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does. With
+`--config.switch.measure_every=10 --config.subspace.refresh_every=50` (seed 0, jax
+0.10.2, CPU) the rule forks at step 1,071, at a training loss of 0.234. At step 3,000
+it is 0.127 for SGD, 0.233 for Dom-SGD and 0.127 for Bulk-SGD, and λ_1 is 109, 87 and
+125.
 
-A step of an arm takes 17 matvecs over 5,000 images. At the 0.02 seconds that one takes
+A step of an arm takes some 20 matvecs over 5,000 images. At the 0.02 seconds that one takes
 on two idle CPU cores (`scripts/benchmark.py`), the 40,000 steps of prefix and arms with
 the latest switch are some 4 hours; `configs/mnist_mlp.py` shows the same in minutes.
 
