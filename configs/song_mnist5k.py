@@ -12,9 +12,10 @@ Expected: Dom-SGD stops improving at the fork, Bulk-SGD goes on as SGD does. Wit
 it is 0.127 for SGD, 0.233 for Dom-SGD and 0.127 for Bulk-SGD, and λ_1 is 109, 87 and
 125.
 
-A step of an arm takes some 20 matvecs over 5,000 images. At the 0.02 seconds that one takes
-on two idle CPU cores (`scripts/benchmark.py`), the 40,000 steps of prefix and arms with
-the latest switch are some 4 hours; `configs/mnist_mlp.py` shows the same in minutes.
+A step of an arm takes some 20 matvecs over 5,000 images. At the 0.02 seconds that one
+takes on two idle CPU cores (`scripts/benchmark.py`), the 40,000 steps of prefix and
+arms with the latest switch are some 4½ hours; `configs/mnist_mlp.py` shows the same in
+minutes.
 
   python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
 
