@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from bulk_sgd import checks
 from bulk_sgd.lab.files import parameters
 from bulk_sgd.lab.report.results import PREFIX, RunResults, read_run
-from bulk_sgd.lab.report.run_report import FIGURES
+from bulk_sgd.lab.report.run_report import figures_of
 from bulk_sgd.lab.training.train import train_and_evaluate
 
 
@@ -34,11 +34,13 @@ class Result(RunResults):
     def axes(self, figure: str = "loss") -> list[Axes]:
         """The axes of a figure of the report, to restyle and save: its `.figure` too.
 
-        `figure` is "loss", "alignment", "eigenvalues", "cost" or, with measurements of
-        your own, "own".
+        `figure` is "loss", "alignment", "eigenvalues", "cost", with a basis in factors
+        "cut", or with measurements of your own "own".
         """
-        checks.one_of("figure", figure, [x for x in FIGURES if x != "own" or self.own])
-        return FIGURES[figure][0](self).axes
+        figures = figures_of(self)
+        checks.one_of("figure", figure, figures)
+        draw, _ = figures[figure]
+        return draw(self).axes
 
 
 def run(config, workdir) -> Result:

@@ -90,8 +90,12 @@ class Factors:
 
     def inner(self, x):
         """Inner products of the stored rows with a leaf, shape `(s,)`."""
-        products = self.halves(x[None])[0] * self.ends[0][0]
-        return jnp.sum(products, axis=range(1, products.ndim))
+        return self.inner_of(self.halves(x[None]))[0]
+
+    def inner_of(self, halves):
+        """Inner products of dense rows, by their `halves`, with the stored rows."""
+        terms = halves * self.ends[0][0][None]
+        return jnp.sum(terms, axis=range(2, terms.ndim))
 
     def combine(self, weights):
         """The leaf of a linear combination of the stored rows, with weights `(s,)`."""

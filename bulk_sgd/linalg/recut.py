@@ -44,7 +44,6 @@ def frame(vectors, stored, products, beside=()) -> Frame:
 
     Numbers of the size of the vectors, `beside`, are to have squares in its unit too.
     """
-
     halves, own, inner = _products(vectors, stored)
     one = jnp.ones((), products.dtype)
     size = units.largest((units.root(jnp.diag(own)), beside))
@@ -66,12 +65,9 @@ def _products(vectors, stored):
     leaves, treedef = jax.tree.flatten(stored, is_factors)
     halves, inner = [], []
     for rows, leaf in zip(treedef.flatten_up_to(vectors), leaves):
-        halves.append(leaf.halves(rows) if is_factors(leaf) else None)
-        if is_factors(leaf):
-            terms = halves[-1] * leaf.ends[0][0]
-            inner.append(jnp.sum(terms, axis=range(2, terms.ndim)))
-        else:
-            inner.append(basis.gram(rows, leaf))
+        half = leaf.halves(rows) if is_factors(leaf) else None
+        halves.append(half)
+        inner.append(basis.gram(rows, leaf) if half is None else leaf.inner_of(half))
     return halves, basis.gram(vectors, vectors), functools.reduce(jnp.add, inner)
 
 

@@ -1,9 +1,9 @@
 """One step of Oja's rule on a basis in factors, for the solver `streaming`.
 
-The step is that of `oja`, but no new vector is ever formed: all that happens to one is
-linear, so that it is known by its weights, w on the products of the step and k on the
-stored rows. The inner products of those make lengths, angles and rotations of weights
-those of vectors. `recut` then turns weights into factors, in one power step.
+It takes the same step as `oja` without forming a new vector. Every new vector is a
+combination of the w products of the step and the k stored rows, and only its weights
+are kept. The inner products of products and rows give the lengths and angles of such
+vectors. `recut` then turns the weights into factors, in one power step.
 """
 
 import functools

@@ -103,9 +103,10 @@ def update_pca(window: int = 50, *, every: int = 1) -> Solver:
         previous = subspace.eigenvalues, subspace.eigenvectors
         values, vectors = branches.cond(due, components, lambda: previous)
         slot = count % window
-        # The unit of an update of zeros is 0, so that it is larger than no other.
-        unit = jnp.where(length == 0, 0, power_of_two(length))
-        update = basis.scale(1 / power_of_two(length), basis.widen(updates))
+        unit = power_of_two(length)
+        update = basis.scale(1 / unit, basis.widen(updates))
+        # Kept as 0 for an update of zeros, so that it is larger than no other.
+        unit = jnp.where(length == 0, 0, unit)
         written = jax.tree.map(lambda x: x[None], update)
         rows = basis.put(rows, slot, written, finite)
         column = basis.inner(rows, update)

@@ -145,9 +145,7 @@ def scale(options: Options, state, selected: Selected):
 
 def _watch(switch: Switch, state, alignment):
     """The state after the step, with the switch thrown if it is time."""
-    average = switch.decay * state.alignment_average
-    average = (average + (1 - switch.decay) * alignment).astype(alignment.dtype)
-    average = jnp.where(jnp.isfinite(alignment), average, state.alignment_average)
+    average = switch.averaged(state.alignment_average, alignment)
     switched = state.switched | switch.acts(state.count, average)
     first = switched & ~state.switched
     return state._replace(

@@ -48,6 +48,11 @@ class Switch:
         """First step that needs a subspace."""
         return 0 if self.alignment is not None or self.step is None else self.step
 
+    def averaged(self, average, alignment):
+        """The average after one more χ_k; one that is not finite does not count."""
+        new = self.decay * average + (1 - self.decay) * alignment
+        return jnp.where(jnp.isfinite(alignment), new, average).astype(average.dtype)
+
     def acts(self, count, average):
         """Whether to act at step `count`, given the average alignment so far."""
         acts = jnp.zeros((), bool)

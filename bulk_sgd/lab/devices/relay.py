@@ -16,9 +16,14 @@ from collections.abc import Callable
 
 import jax
 
-# Seconds and probes after which a host that vanished counts as gone.
-_KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
-_KEEPALIVE["TCP_USER_TIMEOUT"] = 10_000  # milliseconds, while data are under way
+# After these seconds and probes, or milliseconds with data under way, a host that
+# vanished counts as gone.
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 4,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,
+}
 
 
 class Relay(threading.Thread):

@@ -21,6 +21,7 @@ ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
 # Fields that change no result, so that a run may go on with other values.
 _IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", "tensorboard")
+PREFIX = "prefix"  # the name of the stretch before the fork
 CHECKPOINTS = "checkpoints"  # the folder of a run's states
 FORK = f"{CHECKPOINTS}/fork/0"  # where its arms start
 
@@ -139,13 +140,18 @@ def write(workdir, record: dict):
         _replace(workdir, record)
 
 
+def entries(record: dict) -> dict[str, dict]:
+    """What a record says of the prefix and of each arm, by name."""
+    return {PREFIX: record["prefix"], **record["arms"]}
+
+
 def end(record: dict, status: str):
     """Changes a record to say how the run has ended, and what of it was under way."""
-    entries = [record["prefix"], *record["arms"].values()]
-    for entry in entries:
+    found = entries(record).values()
+    for entry in found:
         if entry["status"] == RUNNING:
             entry["status"] = status
-    seconds = sum(entry.get("seconds", 0.0) for entry in entries)
+    seconds = sum(entry.get("seconds", 0.0) for entry in found)
     record |= {"status": status, "ended": now(), "seconds": seconds}
 
 

@@ -13,7 +13,7 @@ from bulk_sgd.lab.report.narrative import happened, state
 from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
 from bulk_sgd.lab.report.style import save
 
-FIGURES = {
+_FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
@@ -23,6 +23,13 @@ FIGURES = {
 }
 
 
+def figures_of(run) -> dict:
+    """The functions that draw what a run has, with their headings, by name."""
+    cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
+    has = {"cut": cut, "own": bool(run.own)}
+    return {name: x for name, x in _FIGURES.items() if has.get(name, True)}
+
+
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     """Writes the report of a run, see `write.write_report`."""
     run = read_run(workdir)
@@ -30,11 +37,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
-    cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
-    drawn = {"cut": cut, "own": bool(run.own)}
-    for name, (draw, heading) in FIGURES.items():
-        if not drawn.get(name, True):
-            continue
+    for name, (draw, heading) in figures_of(run).items():
         image = save(draw(run), folder / name)
         alt = f"{heading} of {', '.join(arms) or 'the prefix'}; numbers in the table."
         figures.append(f"<h2>{heading}</h2>\n")

@@ -17,7 +17,7 @@ from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
-PREFIX = "prefix"
+PREFIX = record.PREFIX
 
 
 class Entry(NamedTuple):
@@ -147,7 +147,7 @@ class Run(contextlib.AbstractContextManager):
         self._save()
 
     def _entry(self, name) -> dict:
-        return _entries(self.record)[name]
+        return record.entries(self.record)[name]
 
     def _save(self):
         record.write(self.workdir, self.record)
@@ -155,7 +155,8 @@ class Run(contextlib.AbstractContextManager):
     def _take_rows(self):
         """Keeps the rows of metrics that the record knows of."""
         last = {
-            name: x.get("last_step", -1) for name, x in _entries(self.record).items()
+            name: x.get("last_step", -1)
+            for name, x in record.entries(self.record).items()
         }
         for row in distributed.on_first(lambda: metrics.cut(self.workdir, last)):
             self.rows.setdefault(row["arm"], []).append(row)
@@ -173,14 +174,14 @@ class Run(contextlib.AbstractContextManager):
         renewed = _RENEWED if fork else (*_RENEWED, "prefix", "switch")
         taken = _fresh_record(self.experiment)
         taken |= {name: known[name] for name in known.keys() - {*renewed}}
-        entries, states = _entries(taken), {}
+        entries, states = record.entries(taken), {}
         for name in taken["arms"] if fork else (PREFIX,):
-            before = _entries(known).get(name)
+            before = record.entries(known).get(name)
             if fork and before and _is_final(before, known, taken):
                 entries[name].update(before)
             elif found := checkpoints.load_newest(blank, name):
                 states[name], story = found
-                entries[name].update(_entries(story["record"])[name])
+                entries[name].update(record.entries(story["record"])[name])
         if fork is None and not states:
             return None
         if distributed.is_first():
@@ -192,11 +193,6 @@ class Run(contextlib.AbstractContextManager):
 
 # What a record says of the run that goes on, and not of the one before.
 _RENEWED = ("status", "name", "config", "ended", "seconds", "arms")
-
-
-def _entries(of: dict) -> dict[str, dict]:
-    """The entries of a record, of the prefix and of the arms."""
-    return {PREFIX: of["prefix"], **of["arms"]}
 
 
 def _is_final(entry: dict, known: dict, now: dict) -> bool:

@@ -34,6 +34,7 @@ class Programs:
         self._config = config
         self._layout = layout or Layout.of(config)
         self._solver = solvers.build(config.subspace)
+        self._switch = Switch(decay=config.switch.decay)
         self._executables = {}
         self.init = jax.jit(self._init)
         self.train = jax.jit(
@@ -79,7 +80,7 @@ class Programs:
             refresh_every=scalars.refresh_every,
             solver=solver,
             curvature=functools.partial(CURVATURES[space.curvature], mode=space.mode),
-            switch=Switch(decay=self._config.switch.decay),
+            switch=self._switch,
             sharding=self._layout.parameters,
             seed=scalars.seed,
         )
@@ -190,14 +191,14 @@ class Programs:
 
     def _full_average(self, scalars, task, state, projection, inner):
         """The switch rule's average for the full gradient, over measured steps."""
-        known, decay = state.projection.alignment_average, self._config.switch.decay
+        known = state.projection.alignment_average
 
         def measure():
             gradient = jax.grad(task.train)(state.params)
             chi = evaluation.gradient_alignment(
                 self._config, projection.subspace, inner, gradient
             )
-            return (decay * known + (1 - decay) * chi).astype(known.dtype)
+            return self._switch.averaged(known, chi)
 
         ends = jnp.isfinite(scalars.threshold)  # only a prefix does
         due = state.step % scalars.refresh_every == 0
