@@ -228,20 +228,6 @@ def test_basis_is_written_in_place():
     assert not copies
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"columns": -1}, "columns is -1"),
-        ({"every": 0}, "every is 0"),
-        ({"gain": 0.0}, "gain is 0"),
-        ({"gain": 1.5}, r"gain is 1\.5"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        bulk_sgd.streaming(**arguments)
-
-
 @pytest.mark.parametrize("columns", [1, 2])
 def test_rows_that_come_and_go_stay_orthonormal(columns):
     """Batches see one direction in seven, so that blocks are found in part."""
@@ -280,9 +266,3 @@ def test_rows_of_zeros_and_others_change_places_exactly(columns):
     found, _, path = run(40, [0 * sharpness, sharpness], columns=columns)
     assert path.converged.all()
     assert int(found.kept) > 0
-
-
-def test_columns_must_divide_the_rank():
-    tx = bulk_sgd.project_bulk(rank=4, solver=bulk_sgd.streaming(columns=3))
-    with pytest.raises(ValueError, match=r"columns is 3; it must divide the rank, 4"):
-        tx.init(jnp.zeros(9))

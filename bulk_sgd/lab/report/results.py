@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from bulk_sgd import checks
+from bulk_sgd.lab.files.record import PREFIX
 
-PREFIX = "prefix"
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 _METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
 
