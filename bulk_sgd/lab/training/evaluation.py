@@ -14,6 +14,7 @@ from bulk_sgd.curvature.hessian import hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.lab import plugins
+from bulk_sgd.lab.from_config import optimizers
 from bulk_sgd.lab.from_config.losses import accuracy
 from bulk_sgd.lab.training import measures
 from bulk_sgd.lab.training.state import Task, TrainState
@@ -33,12 +34,10 @@ class Evaluation(NamedTuple):
 
 
 def preconditioner(config, inner):
-    """The diagonal of P in the last update of the optimizer; None without one."""
+    """P of the last update of the optimizer; None where the subspace is H's own."""
     if not config.subspace.preconditioned:
         return None
-    fields = config.optimizer
-    constants = fields.b1, fields.b2, fields.eps
-    return preconditioning.adam_preconditioner(inner, *constants)
+    return optimizers.preconditioner(config.optimizer, inner)
 
 
 def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
@@ -60,11 +59,8 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
 
 def gradient_alignment(config, subspace, inner, gradient):
     """χ_k of a gradient in the coordinates P^½ θ of the subspace."""
-    scale = preconditioner(config, inner)
-    if scale is not None:
-        scale = preconditioning.root(scale)
-        gradient = jax.tree.map(jnp.divide, gradient, scale)
-    return subspace.alignment(gradient)
+    root = preconditioning.root(preconditioner(config, inner))
+    return subspace.alignment(preconditioning.divide(root, gradient))
 
 
 def own(config, state: TrainState, task: Task) -> dict:
@@ -83,10 +79,9 @@ def own(config, state: TrainState, task: Task) -> dict:
 def sharpness(config, layout, state: TrainState, task: Task):
     """λ_1 of the (preconditioned) Hessian of the training loss to 1 %, or NaN."""
     matvec = hessian(task.train, state.params, mode=config.subspace.mode)
-    scale, known = preconditioner(config, state.inner), True
-    if scale is not None:
-        matvec = preconditioning.preconditioned(matvec, scale)
-        known = state.step > 0
+    scale = preconditioner(config, state.inner)
+    known = scale is None or state.step > 0
+    matvec = preconditioning.preconditioned(matvec, scale)
     matvec = sharded(matvec, layout.parameters(state.params))
     # The start is the whole subspace, because eigenvalues change places.
     found = top_eigenpairs(matvec, state.projection.subspace, 1, tol=1e-2)
