@@ -33,6 +33,7 @@ from optimizer_runs import (
 
 import bulk_sgd
 from bulk_sgd.curvature import preconditioning
+from bulk_sgd.curvature.hessian import CURVATURES
 
 NUMBERS = contrib.MuonDimensionNumbers
 SHAPES = {  # of a parameter, with the axes that are rows and columns for Muon
@@ -267,6 +268,39 @@ def test_sharpness_and_alignment_are_those_of_muons_metric(ran):
     chi = np.linalg.norm(frame @ gradient) / np.linalg.norm(gradient)
     found = made.programs.evaluate(state, made.task).alignment_gradient
     assert float(found) == pytest.approx(chi, rel=1e-3)
+
+
+def test_energies_are_those_of_muons_metric(ran):
+    made, state, _ = ran
+    task, params, indices = made.task, state.params, made.indices(0)[:2]
+    inverse = np.linalg.inv(root_of_muon(state.inner))
+    key = jax.random.key(0)
+    found, facts = made.programs.measure(state, task, indices, key)
+    frame = rows(state.projection.subspace.eigenvectors)
+    gradient = inverse @ flat(jax.grad(task.train)(params))
+    inside = frame.T @ (frame @ gradient)
+    for name, make in CURVATURES.items():
+        matrix = inverse @ dense(make(task.train, params), params) @ inverse
+        measured = found.curvatures[name]
+        # Float32 products with a matrix whose entries are up to its largest.
+        near = functools.partial(pytest.approx, rel=1e-3, abs=1e-4 * abs(matrix).max())
+        expected = np.diag(frame @ matrix @ frame.T)
+        assert measured.energies.rayleigh.tolist() == near(expected.tolist())
+        form = inside @ matrix @ inside / (gradient @ gradient)
+        assert float(measured.form_dominant) == near(form)
+    assert found.sum_rule_error < 1e-4
+    matrix = inverse @ dense(bulk_sgd.hessian(task.train, params), params) @ inverse
+    _, exact = top(matrix, len(frame))
+    chi = np.linalg.norm(exact @ gradient) / np.linalg.norm(gradient)
+    # A solve to 1e-4.
+    assert float(facts["exact_alignment"]) == pytest.approx(chi, rel=1e-2)
+    quotients = []
+    for index in indices:
+        batch = task.train.take(index)
+        g = inverse @ flat(jax.grad(batch)(params))
+        curved = inverse @ dense(bulk_sgd.hessian(batch, params), params) @ inverse
+        quotients.append(g @ curved @ g / (g @ g))
+    assert float(found.batch_sharpness) == pytest.approx(np.mean(quotients), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -275,12 +275,3 @@ def test_preconditioned_is_refused_without_a_preconditioner(changes, message):
     start = r"^config\.subspace\.preconditioned is True; it must be False with config"
     with pytest.raises(ValueError, match=rf"{start}\.optimizer\.{message}"):
         config_lib.validate(config)
-
-
-def test_energies_are_of_the_subspace_of_the_hessian():
-    config = config_lib.default()
-    config.optimizer.name, config.subspace.preconditioned = "adam", True
-    config_lib.validate(config)
-    config.measures.every = config.eval_every
-    with pytest.raises(ValueError, match=r"preconditioned is True; .*must be False, "):
-        config_lib.validate(config)

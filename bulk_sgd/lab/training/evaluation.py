@@ -99,6 +99,7 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
         config.measures.num_probes,
         mode=config.subspace.mode,
         sharding=layout.parameters(state.params),
+        preconditioner=preconditioner(config, state.inner),
     )
     return found, fidelity(config, layout, state, task)
 
@@ -112,9 +113,11 @@ def fidelity(config, layout, state: TrainState, task: Task) -> dict:
     """
     space, params = config.subspace, state.params
     objective = task.curvature or task.train
+    scale, places = preconditioner(config, state.inner), layout.parameters(params)
     gradient = jax.grad(task.train)(params)
-    places = layout.parameters(params)
-    matvec = sharded(hessian(objective, params, mode=space.mode), places)
+    gradient = preconditioning.divide(preconditioning.root(scale), gradient)
+    matvec = hessian(objective, params, mode=space.mode)
+    matvec = sharded(preconditioning.preconditioned(matvec, scale), places)
     # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
     exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
     overlap = state.projection.subspace.overlap(exact)
@@ -125,7 +128,7 @@ def fidelity(config, layout, state: TrainState, task: Task) -> dict:
     }
     if space.data == "subset":
         total = task.num_train or task.train.num_examples
-        ways = {"mode": space.mode, "sharding": places}
+        ways = {"mode": space.mode, "sharding": places, "preconditioner": scale}
         missed = subsampling_error(
             objective, params, gradient, space.rank, total, **ways
         )
