@@ -114,7 +114,7 @@ def default() -> ConfigDict:
     config.subspace = ConfigDict({"options": {}})
     config.subspace.rank = 10
     config.subspace.curvature = "hessian"  # or "gauss_newton", "functional_hessian"
-    # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
+    # adam, adamw, muon: the subspace of P^-1/2 H P^-1/2, with P the matrix that the
     # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
     config.subspace.preconditioned = False
     # How products differentiate twice: "forward_over_reverse", "reverse_over_reverse",

@@ -243,11 +243,10 @@ def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"name 'sgd', not 'adam' or 'adamw', .*: SGD has none"),
+        ({}, r"name 'sgd', not 'adam', 'adamw' or 'muon', .*: SGD has none"),
         ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
-        ({"name": "muon"}, "name 'muon', .*: Muon's is no diagonal"),
         ({"name": "sam"}, "name 'sam', .*: SAM has none"),
-        ({"name": "adam", "projection": "gradient"}, "projection 'gradient': Adam's p"),
+        ({"name": "adam", "projection": "gradient"}, "projection 'gradient': the op"),
     ],
 )
 def test_preconditioned_is_refused_without_a_preconditioner(changes, message):
@@ -256,13 +255,4 @@ def test_preconditioned_is_refused_without_a_preconditioner(changes, message):
     config.optimizer.update(changes)
     start = r"^config\.subspace\.preconditioned is True; it must be False with config"
     with pytest.raises(ValueError, match=rf"{start}\.optimizer\.{message}"):
-        config_lib.validate(config)
-
-
-def test_energies_are_of_the_subspace_of_the_hessian():
-    config = config_lib.default()
-    config.optimizer.name, config.subspace.preconditioned = "adam", True
-    config_lib.validate(config)
-    config.measures.every = config.eval_every
-    with pytest.raises(ValueError, match=r"preconditioned is True; .*must be False, "):
         config_lib.validate(config)

@@ -19,9 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.curvature.preconditioning import preconditioned
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.solvers.subspace import Subspace
@@ -70,19 +72,27 @@ def measure(
     *,
     mode: str = "auto",
     sharding=None,
+    preconditioner=None,
 ) -> Measures:
     """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
 
     It sends m = `num_probes` random vectors through each operator. `batches` holds a
     function from the index of a mini-batch to its `Objective`, and their number; `mode`
-    is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`.
+    is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`. With a
+    `preconditioner` P all is measured in the coordinates P^½ θ: P^{−½} M P^{−½} and
+    P^{−½} g take the places of M and g.
     """
+    root = preconditioning.root(preconditioner)
+    scaled = lambda matvec: preconditioned(matvec, preconditioner)
+    gradient_of = lambda loss: preconditioning.divide(
+        root, basis.widen(jax.grad(loss)(params))
+    )
     probe_key, vector_key, solve_key = jax.random.split(key, 3)
     operators = {
-        name: sharded(make(objective, params, mode=mode), sharding)
+        name: sharded(scaled(make(objective, params, mode=mode)), sharding)
         for name, make in CURVATURES.items()
     }
-    gradient = basis.widen(jax.grad(objective)(params))
+    gradient = gradient_of(objective)
     inside = subspace.project(gradient)
     outside = basis.subtract(gradient, inside)
     length = basis.norm(gradient)
@@ -95,6 +105,13 @@ def measure(
         found = measure_energies(operator, subspace, num_probes, key=probe_key)
         return Curvatures(found, form(inside), form(outside))
 
+    def along_gradient(index):
+        loss = batch(index)
+        direction = basis.unit(gradient_of(loss))
+        matvec = scaled(hessian(loss, params, mode=mode))
+        return basis.dot(direction, matvec.linearize()(direction))
+
+    batch, num_batches = batches
     vector = basis.random_normal(vector_key, gradient)
     whole, first, second = (
         operators[name](vector)
@@ -112,15 +129,5 @@ def measure(
         curvatures={name: examine(operator) for name, operator in operators.items()},
         eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
         sum_rule_error=basis.norm(gap) / basis.norm(whole),
-        batch_sharpness=_batch_sharpness(params, *batches, mode),
+        batch_sharpness=jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches))),
     )
-
-
-def _batch_sharpness(params, batch, num_batches, mode):
-    def along_gradient(index):
-        loss = batch(index)
-        direction = basis.unit(basis.widen(jax.grad(loss)(params)))
-        image = hessian(loss, params, mode=mode).linearize()(direction)
-        return basis.dot(direction, image)
-
-    return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))

@@ -216,6 +216,9 @@ def _fresh_record(experiment: Experiment) -> dict:
         "stability_threshold": optimizers.stability_threshold(
             config.optimizer, config.subspace.preconditioned
         ),
+        "batch_stability_threshold": optimizers.batch_stability_threshold(
+            config.optimizer
+        ),
         "rank": config.subspace.rank,
         "loss_label": losses.label(config.loss),
         "switch": None,
