@@ -12,6 +12,11 @@ and the Hessian of a mini-batch B.
   sum rule            ‖H z − G z − F z‖ / ‖H z‖ for a random z, zero but for rounding
 
 To these come the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
+
+With momentum β, SGD brings the batch sharpness to 2 (1 − β) / η in small batches and to
+2 (1 + β) / η in large ones (Andreyev et al., *Momentum Further Constrains Sharpness at
+the Edge of Stochastic Stability*, arXiv 2604.14108). `batch_sharpness` also takes it
+along the update that the optimizer makes of g_B, which is this project's own variant.
 """
 
 from typing import NamedTuple
@@ -21,10 +26,11 @@ import jax.numpy as jnp
 
 from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.curvature.operators import linearize, sharded
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.spectra.along_step import directional_sharpness
 from bulk_sgd.spectra.energies import Energies
 from bulk_sgd.spectra.energies import energies as measure_energies
 
@@ -112,15 +118,25 @@ def measure(
         curvatures={name: examine(operator) for name, operator in operators.items()},
         eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
         sum_rule_error=basis.norm(gap) / basis.norm(whole),
-        batch_sharpness=_batch_sharpness(params, *batches, mode),
+        batch_sharpness=batch_sharpness(
+            *batches,
+            lambda loss: hessian(loss, params, mode=mode),
+            lambda loss: [jax.grad(loss)(params)],
+        )[0],
     )
 
 
-def _batch_sharpness(params, batch, num_batches, mode):
-    def along_gradient(index):
-        loss = batch(index)
-        direction = basis.unit(basis.widen(jax.grad(loss)(params)))
-        image = hessian(loss, params, mode=mode).linearize()(direction)
-        return basis.dot(direction, image)
+@jax.default_matmul_precision("highest")
+def batch_sharpness(batch, num_batches: int, operator, directions):
+    """The mean over mini-batches of vᵀ H_B v / ‖v‖², for each direction v.
 
-    return jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches)))
+    `batch` makes a loss of an index, `operator` an operator H_B of this loss, and
+    `directions` a list of m vectors v of it. Returns an array `(m,)`.
+    """
+
+    def along(index):
+        loss = batch(index)
+        matvec = linearize(operator(loss))
+        return jnp.stack([directional_sharpness(matvec, v) for v in directions(loss)])
+
+    return jnp.mean(jax.lax.map(along, jnp.arange(num_batches)), axis=0)
