@@ -87,6 +87,15 @@ def test_critical_scale_is_where_the_loss_is_that_of_the_start(x64, point):
     assert np.isfinite(upward[:-1]).all()
 
 
+def test_a_step_over_a_barrier_is_no_descent(x64):
+    loss = lambda x: x - 2 * x**2 + x**4 / 4  # rises at 0, and is lower at 1
+    x, step = jnp.zeros(()), jnp.ones(())
+    pairs = bulk_sgd.top_eigenpairs(bulk_sgd.hessian(loss, x), x, 1)
+    found = bulk_sgd.step_measures(loss, x, step, pairs)
+    assert found.measured_whole == pytest.approx(-0.75)
+    assert np.isnan(found.critical_scale)
+
+
 @pytest.mark.parametrize("factor", [0.01, 0.4, 1.0, 30.0])
 def test_critical_sharpness_of_a_quadratic_is_directional(x64, factor):
     matrix = helpers.symmetric(np.linspace(-1, 40, 9))
