@@ -225,6 +225,8 @@ def test_rows_say_what_the_next_step_does(tmp_path):
             )
             # What a second order leaves of a small step.
             assert row["step/measured_whole"] == pytest.approx(whole, rel=0.3)
+            scales = row["step/critical_scale"] * row["step/critical_sharpness"]
+            assert scales == pytest.approx(2 / RATE)
             assert min(row["inverse_participation"]) > 0.3
             assert 0 < row["step/sharpness_update"] < 1.1 * row["eigenvalues"][0]
             # With momentum the two directions differ.
