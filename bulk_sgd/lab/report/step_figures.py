@@ -76,7 +76,7 @@ def rank_figure(run: RunResults) -> Figure:
     for rank, values, shade in zip(RANKS, 100 * shares.T, shades[::-1]):
         axes.plot(values, range(len(names)), "o", color=shade, label=f"rank {rank}")
     axes.set_yticks(range(len(names)), map(style.plain, names))
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("energy of the eigenvectors within the rank (%)")
     figure.legend(loc="outside upper left", ncols=len(RANKS))
     return figure
@@ -114,7 +114,7 @@ def _draw_pale(axes, run, key):
 
 def _draw_threshold(axes, run, constant, dashes):
     """A constant over the learning rate, in the colour of text."""
-    for arm in run.rows:
+    for arm in run.arms:
         rates = run.rates(arm)
         known = rates > 0
         thresholds = constant / rates[known]

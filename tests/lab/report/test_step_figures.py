@@ -90,3 +90,12 @@ def test_ranks_are_those_of_the_last_row(run):
     ]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [60, 80])
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [80, np.nan])
+
+
+def test_labels_of_stacked_panels_stand_apart(run):
+    axes = step_figures.step_sharpness_figure(run).axes[0]
+    labels = {run.summary(arm).label for arm in run.arms}
+    texts = [text for text in axes.texts if text.get_text() in labels]
+    heights = sorted(text.get_position()[1] for text in texts)
+    # All lines end at 90. A line of text in a panel of at most 3 inches:
+    assert np.diff(heights).min() > texts[0].get_fontsize() / 72 / 3

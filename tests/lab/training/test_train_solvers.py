@@ -209,7 +209,7 @@ def test_a_solved_subspace_is_the_exact_one():
 def test_rows_say_what_the_next_step_does(tmp_path):
     changes = {"optimizer__momentum": 0.5, "subspace__refresh_every": 2}
     config = on_subset(measures__every=10, measures__step_every=5, **changes)
-    config.measures.num_probes, config.arms = 2, ("sgd", "bulk_sgd")
+    config.measures.num_probes, config.switch.step = 2, 5
     train.train_and_evaluate(config, tmp_path)
     assert all("displacement" not in row for row in rows_of(tmp_path, "prefix"))
     for arm in config.arms:
