@@ -38,8 +38,18 @@ from bulk_sgd.solvers.streaming import StreamingState, streaming
 from bulk_sgd.solvers.streaming_pca import StreamingPCAState, streaming_pca
 from bulk_sgd.solvers.subspace import Rows, Subspace
 from bulk_sgd.solvers.update_pca import UpdatePCAState, update_pca
+from bulk_sgd.spectra.along_step import (
+    StepMeasures,
+    critical_sharpness,
+    step_measures,
+)
 from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
 from bulk_sgd.spectra.density import SpectralDensity, spectral_density
+from bulk_sgd.spectra.eigenvectors import (
+    Displacement,
+    displacement,
+    inverse_participation,
+)
 from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
 from bulk_sgd.spectra.loss_slice import loss_slice
 from bulk_sgd.spectra.rank_profile import RankProfile, rank_profile
@@ -63,6 +73,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveState",
+    "Displacement",
     "Energies",
     "Estimate",
     "Factored",
@@ -75,6 +86,7 @@ __all__ = [
     "ScaleBySubspaceState",
     "Solver",
     "SpectralDensity",
+    "StepMeasures",
     "StreamingPCAState",
     "StreamingState",
     "SubsamplingError",
@@ -87,6 +99,8 @@ __all__ = [
     "blockwise",
     "bulk_sgd",
     "check_deterministic",
+    "critical_sharpness",
+    "displacement",
     "dom_sgd",
     "eigenbasis_preconditioner",
     "energies",
@@ -94,6 +108,7 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "interpolated_sgd",
+    "inverse_participation",
     "kronecker_preconditioner",
     "krylov_filter",
     "lanczos",
@@ -110,6 +125,7 @@ __all__ = [
     "sharded",
     "spectral_density",
     "spectral_filter",
+    "step_measures",
     "streaming",
     "streaming_pca",
     "subsampling_error",

@@ -188,6 +188,10 @@ def default() -> ConfigDict:
     # the last row of an arm always has it.
     config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
+    # Likewise, for what the next step does to the loss, in the subspace and in the
+    # bulk, how far the eigenvectors turn and where they live: three matvecs and some 20
+    # losses, and a second copy of the basis (docs/experiments.md).
+    config.measures.step_every = 0
     # Import paths of functions of `params`, `subspace` and `objective`, or of some of
     # them: each row of metrics has their values.
     config.measures.own = ()

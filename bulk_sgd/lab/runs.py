@@ -35,7 +35,9 @@ class Result(RunResults):
         """The axes of a figure of the report, to restyle and save: its `.figure` too.
 
         `figure` is "loss", "alignment", "eigenvalues", "cost", with a basis in factors
-        "cut", or with measurements of your own "own".
+        "cut", with measurements of your own "own", with `config.measures.step_every`
+        "changes", "step_sharpness" and "eigenvectors", with `config.measures.every`
+        "ranks".
         """
         figures = figures_of(self)
         checks.one_of("figure", figure, figures)

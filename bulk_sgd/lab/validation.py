@@ -100,6 +100,7 @@ _RANGES = {
         "switch.measure_every": (1,),
         "measures.every": (0,),
         "measures.sharpness_every": (0,),
+        "measures.step_every": (0,),
         "measures.num_probes": (2,),
         "checkpoint.every": (0,),
         "checkpoint.keep": (0,),
@@ -185,12 +186,18 @@ def _check_measures(config):
         raise ValueError(
             f"config.measures.own is {measures.own!r}; it must name each function once."
         )
-    for name in ("every", "sharpness_every"):
+    for name in ("every", "sharpness_every", "step_every"):
         if measures[name] % config.eval_every:
             raise ValueError(
                 f"config.measures.{name} is {measures[name]}; it must be a multiple of "
                 f"config.eval_every, {config.eval_every}, or 0."
             )
+    if measures.step_every and space.preconditioned:
+        raise ValueError(
+            "config.subspace.preconditioned is True; where config.measures.step_every "
+            "is not 0 it must be False, because the parts of an update in other "
+            "coordinates are not orthogonal."
+        )
     if not measures.every:
         return
     if space.curvature != "hessian":

@@ -96,6 +96,18 @@ def test_halves_of_a_subset_need_an_example_each():
     config.validate(fields)
 
 
+def test_steps_are_measured_in_rows_and_in_the_coordinates_of_the_parameters():
+    fields = config.default()
+    fields.measures.step_every = 2 * fields.eval_every
+    config.validate(fields)
+    fields.optimizer.name, fields.subspace.preconditioned = "adam", True
+    with pytest.raises(ValueError, match=r"preconditioned is True; .*step_every is no"):
+        config.validate(fields)
+    fields.measures.step_every += 1
+    with pytest.raises(ValueError, match=r"step_every is 101; it must be a multiple"):
+        config.validate(fields)
+
+
 def test_stable_rates_need_a_constant_schedule():
     fields = config.default()
     fields.optimizer.update(schedule="cosine", decay_steps=100)

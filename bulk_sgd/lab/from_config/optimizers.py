@@ -185,7 +185,7 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
       seed: of random vectors in the state that `init` returns, maybe traced.
 
     Returns:
-      An optimizer whose `update` takes what `extra_args` returns.
+      An optimizer; `update` calls it with what it needs.
     """
     key = jax.random.PRNGKey(seed)  # not a typed one, for the sake of checkpoints
     return optax.with_extra_args_support(
@@ -193,9 +193,13 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
     )
 
 
-def extra_args(config, loss) -> dict:
-    """Keyword arguments of the update of an optimizer, given the loss of the batch."""
-    return _kind(config).extra_args(config, loss)
+def update(config, learning_rate, loss, state, params, gradient):
+    """The update that the optimizer makes of a gradient, and its new state.
+
+    `loss` is that of the batch.
+    """
+    optimizer, more = build(config, learning_rate), _kind(config).extra_args
+    return optimizer.update(gradient, state, params, **more(config, loss))
 
 
 def rate_at(config, learning_rate, step):

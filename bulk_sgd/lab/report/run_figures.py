@@ -67,10 +67,16 @@ def own_figure(run: RunResults) -> Figure:
     """A panel for each measurement by a function of the user."""
     figure, panels = style.new_figure(len(run.own), 1, (10.4, 4 * len(run.own)))
     for key, axes in zip(run.own, panels):
-        _draw_arms(axes, run, key)
-        axes.set_ylabel(style.plain(key.removeprefix("own/")))
-        _finish(axes, run, key, fork="fork")
+        panel(axes, run, key, style.plain(key.removeprefix("own/")))
     return figure
+
+
+def panel(axes: Axes, run: RunResults, key: str, label: str, limits=(None, None)):
+    """Draws a column of all arms; lines that are there already count for the axes."""
+    _draw_arms(axes, run, key)
+    axes.set_ylim(*limits)
+    axes.set_ylabel(label)
+    _finish(axes, run, key, fork="fork")
 
 
 @matplotlib.rc_context(style.STYLE)

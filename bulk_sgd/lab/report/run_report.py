@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from bulk_sgd.lab.from_config import solvers
-from bulk_sgd.lab.report import page, run_figures
+from bulk_sgd.lab.report import page, run_figures, step_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
 from bulk_sgd.lab.report.formatting import chi, number, percent
 from bulk_sgd.lab.report.narrative import happened, state
@@ -18,15 +18,24 @@ _FIGURES = {
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
     "cut": (run_figures.cut_figure, "Energy lost by the cut"),
+    "changes": (step_figures.change_figure, "What the next step does to the loss"),
+    "step_sharpness": (step_figures.step_sharpness_figure, "Sharpness along the step"),
+    "eigenvectors": (step_figures.eigenvector_figure, "How the eigenvectors turn"),
+    "ranks": (step_figures.rank_figure, "Ranks of the eigenvectors by matrix"),
     "own": (run_figures.own_figure, "Measured by your own functions"),
     "cost": (run_figures.cost_figure, "Cost"),
 }
 
 
+_OF_STEPS = "changes", "step_sharpness", "eigenvectors"
+
+
 def figures_of(run) -> dict:
     """The functions that draw what a run has, with their headings, by name."""
-    cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
-    has = {"cut": cut, "own": bool(run.own)}
+    logs = lambda key: any(run.logged(arm, key)[0].size for arm in run.rows)
+    stepped = dict.fromkeys(_OF_STEPS, logs("step/measured_whole"))
+    ranks = step_figures.profiled(run) is not None
+    has = {"cut": logs("energy_lost"), "own": bool(run.own), "ranks": ranks} | stepped
     return {name: x for name, x in _FIGURES.items() if has.get(name, True)}
 
 
@@ -127,11 +136,36 @@ def _captions(run):
         "parameters. The curve is the share of the squared length of curvature "
         "products that the cut takes: a running average over steps, a mean over "
         "vectors.",
+        "changes": "The change of the loss if the next update, not scaled, keeps only "
+        "its dominant part (left) or only its bulk part (right): measured (lines) and "
+        "predicted to second order (pale). Below 0 it lowers the loss.",
+        "step_sharpness": "Critical sharpness 2/η_c, with η_c the rate from which on "
+        "the step raises the loss (pale: gᵀHg/‖g‖² of the gradient); uᵀHu/‖u‖² of the "
+        "update; and its mean over mini-batches and their own updates (pale: over "
+        "their gradients). Dashed: the stability threshold of the optimizer; dotted: "
+        "that of small batches, where known.",
+        "eigenvectors": "Left: 1 − ‖U₁ᵀU₂‖²/k between the subspaces of a row and the "
+        "row before (pale: 1 − |⟨uᵢ, uᵢ′⟩| of single eigenvectors, mean), 0 if nothing "
+        "turns. Right: n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 for random vectors, "
+        "n/3 for a single parameter.",
+        "ranks": _profiled(run),
         "own": "One panel per number, along training.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",
     }
+
+
+def _profiled(run):
+    found = step_figures.profiled(run)
+    if found is None:
+        return ""
+    arm, row = found
+    return (
+        f"{run.summary(arm).label}, step {row['step']:,}: the share of the squared "
+        "length of the eigenvectors that remains if a matrix is cut to a low rank, "
+        "mean over the eigenvectors."
+    )
 
 
 def _threshold(run):

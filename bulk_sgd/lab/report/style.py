@@ -168,7 +168,8 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
     line = 1.45 * matplotlib.rcParams["font.size"]
-    gap = line / (72 * 0.8 * axes.figure.get_size_inches()[1])
+    rows = axes.get_subplotspec().get_gridspec().nrows
+    gap = line * rows / (72 * 0.8 * axes.figure.get_size_inches()[1])
     # The top stays free for the text above the axes.
     places = 0.95 * spread(np.clip(heights / 0.95, 0, 1), gap / 0.95)
     for (_, text, style), y in zip(ends, places):

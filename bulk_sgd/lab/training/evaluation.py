@@ -19,7 +19,12 @@ from bulk_sgd.lab.from_config.losses import accuracy
 from bulk_sgd.lab.training import measures
 from bulk_sgd.lab.training.state import Task, TrainState
 from bulk_sgd.solvers.lanczos import top_eigenpairs
+from bulk_sgd.spectra.along_step import step_measures
+from bulk_sgd.spectra.eigenvectors import inverse_participation
+from bulk_sgd.spectra.rank_profile import rank_profile
 from bulk_sgd.spectra.subsampling import subsampling_error
+
+RANKS = 1, 2, 4, 8  # of the columns `rank_profile`
 
 
 class Evaluation(NamedTuple):
@@ -89,7 +94,7 @@ def sharpness(config, layout, state: TrainState, task: Task):
 
 
 def measure(config, layout, state: TrainState, task: Task, feed, key):
-    """`measures.measure` on the data of the curvature, and `fidelity`."""
+    """`measures.measure` on the data of the curvature, and further columns."""
     found = measures.measure(
         state.params,
         state.projection.subspace,
@@ -101,7 +106,55 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
         sharding=layout.parameters(state.params),
         preconditioner=preconditioner(config, state.inner),
     )
-    return found, fidelity(config, layout, state, task)
+    shares = rank_shares(state.params, state.projection.subspace)
+    return found, fidelity(config, layout, state, task) | shares
+
+
+def rank_shares(params, subspace) -> dict:
+    """The `rank_profile` of the eigenvectors, on average, whole and by matrix."""
+    found = rank_profile(subspace, RANKS)
+    columns = {"rank_profile": found.whole}
+    leaves = jax.tree.leaves_with_path(params)
+    for (path, leaf), shares in zip(leaves, jax.tree.leaves(found.leaves)):
+        if leaf.ndim > 1:  # vectors and scalars are of rank 1
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            columns[f"rank_profile/{name}"] = shares
+    return {name: jnp.nanmean(x, axis=0) for name, x in columns.items()}
+
+
+def along_step(config, layout, state: TrainState, task: Task, feed, rate) -> dict:
+    """Columns about the next step, whose mini-batch is the first of a feed.
+
+    They are `step_measures` of the update before it is scaled, at this learning rate
+    and on the data of the curvature; the batch sharpness over the feed, along gradients
+    and along updates; and the participation of the eigenvectors.
+    """
+    params, mode = state.params, config.subspace.mode
+    subspace, batch = state.projection.subspace, functools.partial(task.batch, feed)
+
+    def directions(loss):
+        gradient = jax.grad(loss)(params)
+        given = config.optimizer, rate, loss, state.inner, params, gradient
+        return [gradient, optimizers.update(*given)[0]]
+
+    found = step_measures(
+        task.curvature or task.train,
+        params,
+        directions(batch(0))[1],
+        subspace,
+        mode=mode,
+        sharding=layout.parameters(params),
+    )
+    count = len(jax.tree.leaves(feed)[0])
+    operator = functools.partial(hessian, params=params, mode=mode)
+    sharpness = measures.batch_sharpness(batch, count, operator, directions)
+    columns = {f"step/{name}": value for name, value in found._asdict().items()}
+    return columns | {
+        "step/critical_sharpness": 2 / (rate * found.critical_scale),
+        "batch_sharpness": sharpness[0],
+        "batch_sharpness_update": sharpness[1],
+        "inverse_participation": inverse_participation(subspace),
+    }
 
 
 def fidelity(config, layout, state: TrainState, task: Task) -> dict:

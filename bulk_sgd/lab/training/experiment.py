@@ -38,6 +38,7 @@ _AFTER_STEP = (
     *_AFTER_ALIGNMENT,
     "measures.every",
     "measures.num_probes",
+    "measures.step_every",
     "optimizer.projection",
     "stability",
     "switch.alignment",

@@ -63,9 +63,8 @@ def of_program(build, loss_fn, fields, inputs, targets, sources=None) -> str:
     def step(number, params, inner, inputs, targets, rate):
         batch = Objective(model_fn, loss_fn, inputs, targets)
         loss, grads = jax.value_and_grad(batch)(params)
-        optimizer = optimizers.build(fields, optimizers.rate_at(fields, rate, number))
-        more = optimizers.extra_args(fields, batch)
-        return loss, optimizer.update(grads, inner, params, **more)
+        rate = optimizers.rate_at(fields, rate, number)
+        return loss, optimizers.update(fields, rate, batch, inner, params, grads)
 
     born, params = jax.make_jaxpr(initial, return_shape=True)()
     inner = jax.eval_shape(lambda p: optimizers.build(fields, 0.0).init(p), params)

@@ -12,6 +12,11 @@ and the Hessian of a mini-batch B.
   sum rule            ‖H z − G z − F z‖ / ‖H z‖ for a random z, zero but for rounding
 
 To these come the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
+
+With momentum β, SGD brings the batch sharpness to 2 (1 − β) / η in small batches and to
+2 (1 + β) / η in large ones (Andreyev et al., *Momentum Further Constrains Sharpness at
+the Edge of Stochastic Stability*, arXiv 2604.14108). `batch_sharpness` also takes it
+along the update that the optimizer makes of g_B, which is this project's own variant.
 """
 
 from typing import NamedTuple
@@ -22,11 +27,12 @@ import jax.numpy as jnp
 from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
-from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.curvature.operators import linearize, sharded
 from bulk_sgd.curvature.preconditioning import preconditioned
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.spectra.along_step import directional_sharpness
 from bulk_sgd.spectra.energies import Energies
 from bulk_sgd.spectra.energies import energies as measure_energies
 
@@ -105,13 +111,6 @@ def measure(
         found = measure_energies(operator, subspace, num_probes, key=probe_key)
         return Curvatures(found, form(inside), form(outside))
 
-    def along_gradient(index):
-        loss = batch(index)
-        direction = basis.unit(gradient_of(loss))
-        matvec = scaled(hessian(loss, params, mode=mode))
-        return basis.dot(direction, matvec.linearize()(direction))
-
-    batch, num_batches = batches
     vector = basis.random_normal(vector_key, gradient)
     whole, first, second = (
         operators[name](vector)
@@ -129,5 +128,25 @@ def measure(
         curvatures={name: examine(operator) for name, operator in operators.items()},
         eigenspace_overlap=jnp.where(other.converged, subspace.overlap(other), jnp.nan),
         sum_rule_error=basis.norm(gap) / basis.norm(whole),
-        batch_sharpness=jnp.mean(jax.lax.map(along_gradient, jnp.arange(num_batches))),
+        batch_sharpness=batch_sharpness(
+            *batches,
+            lambda loss: scaled(hessian(loss, params, mode=mode)),
+            lambda loss: [gradient_of(loss)],
+        )[0],
     )
+
+
+@jax.default_matmul_precision("highest")
+def batch_sharpness(batch, num_batches: int, operator, directions):
+    """The mean over mini-batches of vᵀ H_B v / ‖v‖², for each direction v.
+
+    `batch` makes a loss of an index, `operator` an operator H_B of this loss, and
+    `directions` a list of m vectors v of it. Returns an array `(m,)`.
+    """
+
+    def along(index):
+        loss = batch(index)
+        matvec = linearize(operator(loss))
+        return jnp.stack([directional_sharpness(matvec, v) for v in directions(loss)])
+
+    return jnp.mean(jax.lax.map(along, jnp.arange(num_batches)), axis=0)

@@ -56,6 +56,7 @@ def measure(
             row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
             row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))
         row |= _eigenvalues(experiment, state) | _measures(experiment, state)
+        row |= _along_step(experiment, state, trace)
     return row | _sharpness(experiment, name, state, rate)
 
 
@@ -90,7 +91,7 @@ def _measures(experiment, state) -> dict:
     config, step = experiment.config, int(state.step)
     if not config.measures.every or step % config.measures.every:
         return {}
-    found, fidelity = experiment.programs.measure(
+    found, more = experiment.programs.measure(
         state,
         experiment.task,
         experiment.feed(step),
@@ -101,7 +102,7 @@ def _measures(experiment, state) -> dict:
         "sum_rule_error": float(found.sum_rule_error),
         "batch_sharpness": float(found.batch_sharpness),
     }
-    row |= {name: float(value) for name, value in fidelity.items()}
+    row |= {name: np.asarray(value) for name, value in more.items()}
     for operator in CURVATURES:
         curvature = found.curvatures[operator]
         values = curvature.energies._asdict() | {
@@ -110,3 +111,17 @@ def _measures(experiment, state) -> dict:
         }
         row |= {f"{operator}/{k}": np.asarray(v) for k, v in values.items()}
     return row
+
+
+def _along_step(experiment, state, trace) -> dict:
+    config, step = experiment.config, int(state.step)
+    if not config.measures.step_every or step % config.measures.step_every:
+        return {}
+    fields = config.optimizer
+    rate = optimizers.rate_at(fields, fields.learning_rate, step)
+    given = experiment.task, experiment.feed(step), rate
+    found = experiment.programs.along_step(state, *given)
+    if trace is not None and trace.displacement is not None:
+        found["displacement"] = trace.displacement.vectors
+        found["displacement_subspace"] = trace.displacement.subspace
+    return {name: np.asarray(value) for name, value in found.items()}

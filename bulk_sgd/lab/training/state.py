@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab.data.reader import Batches
+from bulk_sgd.spectra.eigenvectors import Displacement
 from bulk_sgd.transforms.scale_by_subspace import ScaleBySubspaceState
 
 
@@ -37,13 +38,15 @@ class Trace(NamedTuple):
 
     The descent ratio is ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming and v
     the scaled update: to first order, the share of the decrease of the batch loss that
-    the scales leave.
+    the scales leave. The displacement of the subspace is that over the whole dispatch,
+    with `config.measures.step_every`; it keeps a second copy of the basis meanwhile.
     """
 
     num_steps: jax.Array  # int32
     batch_losses: jax.Array
     alignments: jax.Array  # χ_k of the incoming updates
     descent_ratios: jax.Array
+    displacement: Displacement | None = None
 
     @classmethod
     def blank(cls, feed) -> "Trace":

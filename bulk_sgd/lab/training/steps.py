@@ -20,14 +20,16 @@ from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training import evaluation
 from bulk_sgd.lab.training.state import Scalars, Task, Trace, TrainState
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.spectra.eigenvectors import displacement
 from bulk_sgd.transforms.scale_by_subspace import Switch, scale_by_subspace
 
 
 class Programs:
     """The compiled programs of a validated config.
 
-    `evaluate`, `sharpness` and `measure` are the functions of `training.evaluation`.
-    The layout is by default what the config asks for on this machine.
+    `evaluate`, `sharpness`, `measure` and `along_step` are the functions of
+    `training.evaluation`. The layout is by default what the config asks for on this
+    machine.
     """
 
     def __init__(self, config, layout: Layout | None = None):
@@ -47,6 +49,7 @@ class Programs:
         self.evaluate = bind(evaluation.evaluate)
         self.sharpness = bind(evaluation.sharpness)
         self.measure = bind(evaluation.measure)
+        self.along_step = bind(evaluation.along_step)
 
     def compiled(self, *arguments, projected: bool, lanes: int = 1):
         """The executable of `train` or `train_lanes`, compiled on the first call."""
@@ -96,7 +99,11 @@ class Programs:
         scalars = scalars or Scalars(self._config.optimizer.learning_rate)
         unfinished = functools.partial(_unfinished, num_steps, scalars.threshold)
         step = functools.partial(self._step, task, feed, scalars, projected)
-        return jax.lax.while_loop(unfinished, step, (state, Trace.blank(feed)))
+        end, trace = jax.lax.while_loop(unfinished, step, (state, Trace.blank(feed)))
+        if projected and self._config.measures.step_every:
+            turned = displacement(*(x.projection.subspace for x in (state, end)))
+            trace = trace._replace(displacement=turned)
+        return end, trace
 
     def _train_lanes(
         self, states, task: Task, curvatures, feeds, num_steps, scalars, *, projected
@@ -124,7 +131,8 @@ class Programs:
         curved = self._curved(task, batch)
         shares = projected and curved is batch
         loss, grads, matvec = self._derivatives(batch, state.params, shares)
-        optimize = functools.partial(self._optimize, rate, batch, state)
+        given = fields, rate, batch, state.inner, state.params
+        optimize = functools.partial(optimizers.update, *given)
         project = functools.partial(
             self._project, scalars, rate, task, curved, matvec, state
         )
@@ -162,13 +170,6 @@ class Programs:
         if shares and space.curvature == "hessian":
             return value_grad_and_matvec(batch, params, mode=space.mode)
         return *jax.value_and_grad(batch)(params), None
-
-    def _optimize(self, rate, batch: Objective, state: TrainState, updates):
-        """What the inner optimizer makes of a gradient, and its new state."""
-        fields = self._config.optimizer
-        more = optimizers.extra_args(fields, batch)
-        optimizer = optimizers.build(fields, rate)
-        return optimizer.update(updates, state.inner, state.params, **more)
 
     def _project(
         self, scalars, rate, task, curved, matvec, state, grads, updates, inner

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from helpers import dense, largest
-from tiny_runs import RANK, RATE, STEPS, SWITCH, rows_of, tiny
+from tiny_runs import RANK, RATE, STEPS, SWITCH, on_subset, rows_of, tiny
 
 import bulk_sgd
 from bulk_sgd.lab.report.write import write_report
@@ -204,3 +204,34 @@ def test_a_solved_subspace_is_the_exact_one():
     assert float(facts["exact_overlap"]) == pytest.approx(1, abs=1e-4)
     assert set(facts) == {"exact_overlap", "exact_alignment"}
     assert np.isfinite(float(facts["exact_alignment"]))
+
+
+def test_rows_say_what_the_next_step_does(tmp_path):
+    changes = {"optimizer__momentum": 0.5, "subspace__refresh_every": 2}
+    config = on_subset(measures__every=10, measures__step_every=5, **changes)
+    config.measures.num_probes, config.switch.step = 2, 5
+    train.train_and_evaluate(config, tmp_path)
+    assert all("displacement" not in row for row in rows_of(tmp_path, "prefix"))
+    for arm in config.arms:
+        start, first, *rows = rows_of(tmp_path, arm)
+        assert "step/measured_whole" not in start  # there is no subspace yet
+        assert first["displacement_subspace"] is None  # nor one before the first rows
+        for row in rows:
+            assert 0 < row["displacement_subspace"] < 1
+            assert len(row["displacement"]) == RANK
+        for row in [first, *rows]:
+            whole = sum(
+                row[f"step/predicted_{x}"] for x in ("dominant", "bulk", "cross")
+            )
+            # What a second order leaves of a small step.
+            assert row["step/measured_whole"] == pytest.approx(whole, rel=0.3)
+            scales = row["step/critical_scale"] * row["step/critical_sharpness"]
+            assert scales == pytest.approx(2 / RATE)
+            assert min(row["inverse_participation"]) > 0.3
+            assert 0 < row["step/sharpness_update"] < 1.1 * row["eigenvalues"][0]
+            # With momentum the two directions differ.
+            assert row["batch_sharpness"] != row["batch_sharpness_update"]
+        profile = rows[-1]["rank_profile"]
+        assert 0.5 < profile[0] < profile[1] < profile[3] <= 1 + 1e-5
+        assert rows[-1]["rank_profile/dense_0/kernel"][3] == pytest.approx(1)
+        assert "rank_profile/dense_0/bias" not in rows[-1]

@@ -1,0 +1,109 @@
+"""How far eigenvectors turn, and on how few parameters they live.
+
+Marjankowska, Modugno and Barucca, *Characterizing Optimizer-Dependent Training Dynamics
+Through Hessian Eigenvector Displacement and Localization*, arXiv 2606.30226, follow
+both along training. Only their abstract was at hand: the formulas are the usual ones,
+and the null here is a random vector, where theirs is a random Hessian of the network.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Subspace, check_subspace
+
+
+class Displacement(NamedTuple):
+    """How far a subspace and its vectors have turned: 0 not at all, 1 at right angles.
+
+    Attributes:
+      vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| in the order of descending eigenvalues; NaN
+        where a vector is missing. Eigenvectors of close eigenvalues change places and
+        rotate among themselves: then these are large and `subspace` is small.
+      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k; NaN where a subspace is empty.
+    """
+
+    vectors: jax.Array
+    subspace: jax.Array
+
+
+def displacement(before: Subspace, after: Subspace) -> Displacement:
+    """Returns how far a subspace and its vectors have turned.
+
+    Args:
+      before: a subspace, dense or in factors.
+      after: another one of as many rows.
+
+    Returns:
+      The `Displacement`, in the dtype of the basis.
+
+    Raises:
+      ValueError: if the arguments are no subspaces of vectors of one form.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bulk_sgd
+      >>> top = lambda *diagonal: bulk_sgd.top_eigenpairs(
+      ...     jax.tree_util.Partial(jnp.multiply, jnp.array(diagonal)), jnp.ones(3), 2)
+      >>> found = bulk_sgd.displacement(top(3.0, 2.0, 0.0), top(2.0, 3.0, 0.0))
+      >>> print(found.vectors.round(3), found.subspace.round(3))
+      [1. 1.] 0.0
+    """
+    check_subspace("before", before)
+    overlap = before.overlap(after)
+    (first, one), (second, other) = map(_order, (before, after))
+    cosines = basis.gram(before.eigenvectors, after.eigenvectors)[first, second]
+    known = one[first] & other[second]
+    # Rounding can leave a cosine an ulp above 1.
+    turned = jnp.maximum(1 - jnp.abs(cosines), 0)
+    return Displacement(
+        vectors=jnp.where(known, turned, jnp.nan),
+        subspace=jnp.where(
+            jnp.any(one) & jnp.any(other), jnp.maximum(1 - overlap, 0), jnp.nan
+        ),
+    )
+
+
+def inverse_participation(subspace: Subspace):
+    """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
+
+    Σ_j v_j⁴ is the inverse participation ratio of a unit vector: about 1 / m if it
+    lives on m parameters alone. Its mean over random directions is 3 / (n + 2), so the
+    result is close to 1 for a vector that looks random, and n / 3 for one on a single
+    parameter. Rows in factors are written out one at a time.
+
+    Args:
+      subspace: the eigenvectors, dense or in factors.
+
+    Returns:
+      `(k,)` in the order of descending eigenvalues and the dtype of the basis; NaN
+      where a vector is missing.
+
+    Raises:
+      ValueError: if the argument is no `Subspace`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bulk_sgd
+      >>> matvec = jax.tree_util.Partial(jnp.multiply, jnp.array([5.0, 1.0, 1.0]))
+      >>> pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones(3), rank=1, tol=1e-5)
+      >>> print(bulk_sgd.inverse_participation(pairs).round(3))
+      [1.]
+    """
+    check_subspace("subspace", subspace)
+    rows = subspace.eigenvectors
+    size = basis.size(basis.like(rows))
+
+    def fourth_power(row):
+        squares = jax.tree.map(jnp.square, row)
+        return basis.dot(squares, squares)
+
+    order, known = _order(subspace)
+    found = size / 3 * basis.map_in_turn(fourth_power, rows)
+    return jnp.where(known, found, jnp.nan)[order]
+
+
+def _order(subspace):
+    """Rows by descending eigenvalues, missing ones last, and which are not missing."""
+    known = basis.squared_norms(subspace.eigenvectors) > 0
+    return jnp.argsort(jnp.where(known, -subspace.eigenvalues, jnp.inf)), known
