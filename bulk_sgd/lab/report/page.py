@@ -103,7 +103,13 @@ def definitions(entries: dict) -> str:
 def details(summary: str, value) -> str:
     """A value as JSON, folded away under its summary."""
     shown = text(json.dumps(value, indent=2, ensure_ascii=False))
-    return f"<details><summary>{summary}</summary>\n<pre>{shown}</pre></details>\n"
+    return fold(summary, f"<pre>{shown}</pre>")
+
+
+def fold(summary: str, content: str) -> str:
+    """HTML folded away under its summary."""
+    head = f"<summary>{text(summary)}</summary>"
+    return f"<details>{head}\n{content}</details>\n"
 
 
 def figure(heading: str, caption: str, alt: str, image: bytes) -> str:

@@ -10,8 +10,18 @@ from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report import scale_figures, study_panels
 from bulk_sgd.lab.report.energies import energy_figure, has_energies
-from bulk_sgd.lab.report.study import Axis, short_name
-from bulk_sgd.lab.report.style import STYLE, arm_styles, new_figure, plain, shorten
+from bulk_sgd.lab.report.study import Axis, one_arm_each, short_name
+from bulk_sgd.lab.report.style import (
+    STYLE,
+    arm_styles,
+    log_axis,
+    new_figure,
+    plain,
+    series_styles,
+    shorten,
+)
+
+MOST_COLUMNS = 4  # of methods, side by side
 
 
 def figures_of(axis: Axis) -> dict[str, Figure]:
@@ -25,6 +35,8 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
     elif any(len(points) > 2 for points in scale_figures.path_points(axis).values()):
         name, draw = "families", scale_figures.family_figure
     begun = any(cell.run for cell in axis.cells)
+    if begun and name == "settings":
+        found["curves"] = curves_figure(axis)
     if begun if name == "training" else study_panels.measured_panels(axis):
         found[name] = draw(axis)
     if has_energies(axis):
@@ -77,6 +89,34 @@ def training_figure(axis: Axis) -> Figure:
         study_panels.finish_panel(axes, axis, panel)
         axes.set_xlabel("step")
     _name_arms(figure, axis, styles)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def curves_figure(axis: Axis) -> Figure:
+    """Loss and alignment along training, a column per method, a line per setting."""
+    columns = {arm: (arm,) for arm in [*axis.summaries][:MOST_COLUMNS]}
+    if one_arm_each(axis.groups):
+        columns = {"": tuple(axis.summaries)}
+    figure, panels = new_figure(2, len(columns), (10.4, 6), share="row")
+    styles = series_styles([*axis.groups], ordered=axis.values is not None)
+    keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
+    for row, (key, name) in enumerate(keys):
+        for column, (title, arms) in enumerate(columns.items()):
+            axes = panels[row * len(columns) + column]
+            for label, cells in axis.groups.items():
+                for arm in arms:
+                    study_panels.draw_band(axes, cells, arm, key, styles[label])
+            if row == 0:
+                label = axis.summaries[title].label if title else ""
+                axes.set_title(plain(shorten(label)), loc="left")
+            else:
+                axes.set_xlabel("step")
+        panels[row * len(columns)].set_ylabel(name)
+    log_axis(panels[0])
+    field = f"{study_panels.field_label(axis)} " if axis.values else ""
+    entries = [(plain(field + label), style) for label, style in styles.items()]
+    study_panels.legend(figure, entries)
     return figure
 
 

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from bulk_sgd.lab.report.study import Axis, short_name
 from bulk_sgd.lab.report.style import MUTED, LineStyle, log_axis
+from bulk_sgd.lab.sweep.grid import LABEL
 
 # What a panel shows: key of `Cell.outcome`, label, log scale, line of reference.
 PANELS = (
@@ -66,11 +67,16 @@ def finish_panel(axes: Axes, axis: Axis, panel: tuple) -> None:
 
 
 def legend(figure: Figure, entries) -> None:
-    """One legend for all panels, from pairs (label, style)."""
+    """One legend for all panels, from pairs (label, style), in as few lines as fit."""
     handles = [Line2D([], [], label=label, **vars(style)) for label, style in entries]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    # A letter takes about a fourteenth of an inch, the line beside a label five.
+    width = 14 * figure.get_size_inches()[0]
+    longest = max((len(label) for label, _ in entries), default=0)
+    columns = max(1, min(len(handles), int(width / (longest + 7))))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 def field_label(axis: Axis) -> str:
-    """The fields that an axis varies, in words."""
-    return ", ".join(map(short_name, axis.fields))
+    """The fields that an axis varies, in words; nothing where labels stand for them."""
+    labelled = any(LABEL in cell.settings for cell in axis.cells)
+    return "" if labelled else ", ".join(map(short_name, axis.fields))

@@ -1,29 +1,41 @@
 """The report of a study: claims, then one figure and one table per axis."""
 
 import collections
-import functools
 import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
-from bulk_sgd.lab.report import page, study_tables
+from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
 from bulk_sgd.lab.report.energies import energy_table, has_energies
 from bulk_sgd.lab.report.outcomes import TARGET
-from bulk_sgd.lab.report.study import Axis, read_study
+from bulk_sgd.lab.report.study import Axis, read_study, short_name
 from bulk_sgd.lab.report.study_figures import figures_of
 from bulk_sgd.lab.report.study_tables import show
 from bulk_sgd.lab.report.style import save
-from bulk_sgd.lab.report.verdicts import Claim
+from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
-# Fields that describe the setting of an axis.
-_SETTING = (
-    *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
-    *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
-    *("optimizer.momentum", "optimizer.projection"),
-    *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
-    *("subspace.solver", "subspace.refresh_every"),
-)
+# Fields that describe the setting of an axis, each with the names that use it: of the
+# field `name` (or `solver`) of its group. A plug-in uses its own `options`.
+_SETTING = {
+    "data.name": None,
+    "data.num_train": None,
+    "model.name": None,
+    "model.hidden": ("mlp",),
+    "model.activation": ("mlp", "cnn", "transformer", "vit", "decoder"),
+    "loss.name": None,
+    "loss.reduction": ("mse",),
+    "optimizer.name": None,
+    "optimizer.learning_rate": None,
+    "optimizer.momentum": ("sgd", "sam", "muon"),
+    "optimizer.projection": ("adam", "adamw", "sam", "muon", "sophia"),
+    "batch_size": None,
+    "num_steps": None,
+    "subspace.rank": None,
+    "subspace.data": None,
+    "subspace.solver": None,
+    "subspace.refresh_every": None,
+}
 _HEADS = "claim", "holds if", "measured", "verdict"
 
 
@@ -36,9 +48,14 @@ def write_report(workdir) -> pathlib.Path:
     axes = read_study(workdir)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
-    table = claims(axes)
+    table = claims(list(map(tuned.winners, axes)))
     (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
     numbers = {"claims": [_plain_claim(c) for c in table], "axes": _numbers(axes)}
+    numbers["tuned"] = {
+        axis.name: tuned_section.numbers(axis, tuned.rows(axis))
+        for axis in axes
+        if axis.tune
+    }
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
     body = [_claims_section(table), *(_section(axis, folder) for axis in axes)]
@@ -86,8 +103,16 @@ many did.</p>
 
 
 def _claims_section(table):
-    heads, rows = [*_HEADS, "cells"], [[*_row(c), c.source] for c in table]
-    return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
+    """The claims that the runs decide, and folded away those that they do not."""
+    heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
+    show = lambda claims: page.table(
+        "Claims", heads, [[*_row(c), c.source] for c in claims], prose=True
+    )
+    decided = [claim for claim in table if claim.verdict in known]
+    others = [claim for claim in table if claim.verdict not in known]
+    folded = f"Claims of the paper that these runs do not decide: {len(others)}"
+    parts = ["<h2>Claims</h2>\n"] * bool(decided) + [show(decided)] * bool(decided)
+    return "".join([*parts, *[page.fold(folded, show(others))] * bool(others)])
 
 
 def _section(axis: Axis, folder):
@@ -96,8 +121,12 @@ def _section(axis: Axis, folder):
     parts.append(f"<p><em>{page.text(question)}</em></p>")
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
     parts.append(_setting(axis))
+    keep = lambda figure, name: save(figure, folder / f"{axis.name}-{name}")
+    if axis.tune:
+        parts.append(tuned_section.section(axis, tuned.rows(axis), keep))
+        axis = tuned.winners(axis)
     for name, figure in figures_of(axis).items():
-        image = save(figure, folder / f"{axis.name}-{name}")
+        image = keep(figure, name)
         caption = _caption(axis, name)
         parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
     parts.append(study_tables.of_axis(axis))
@@ -107,22 +136,34 @@ def _section(axis: Axis, folder):
 
 
 def _setting(axis):
-    """The fields that no cell sets, in a line, and the whole config of the first."""
+    """What all cells share in a line, and the whole config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
     config = runs[0].info.get("config") if runs else None
     if not config:
         return ""
-    shared = [field for field in _SETTING if field not in axis.fields]
-    values = [functools.reduce(dict.get, f.split("."), config) for f in shared]
-    texts = [json.dumps(value, ensure_ascii=False) for value in values]
-    facts = [f"{field} = {text}" for field, text in zip(shared, texts)]
+    facts = [
+        f"{short_name(field)} {study.show(value)}"
+        for field, value in shared_fields(config, axis.fields)
+    ]
     for name, found in (
         ("parameters", {run.info.get("num_params") for run in runs}),
-        ("step of the fork", {run.fork_step for run in runs}),
+        ("fork at step", {run.fork_step for run in runs}),
     ):
-        facts += [f"{name} = {found.pop()}"] if len(found) == 1 else []
+        facts += [f"{name} {found.pop()}"] if len(found) == 1 else []
     folded = page.details("The whole config of the first cell", config)
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
+
+
+def shared_fields(config: dict, varied) -> list[tuple[str, object]]:
+    """The fields of `_SETTING` that the run used and no cell sets, with values."""
+    found = []
+    for field, users in _SETTING.items():
+        group, _, last = field.rpartition(".")
+        value = (config.get(group) or {}).get(last) if group else config.get(last)
+        unused = users and config[group]["name"] not in users
+        if field not in varied and not unused and value not in (None, 0, "", []):
+            found.append((field, value))
+    return found
 
 
 def _caption(axis, name):
@@ -132,6 +173,8 @@ def _caption(axis, name):
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
+        "curves": f"Along training, a column per method, a line per setting; {over}. "
+        "χ is that of the updates before they are scaled.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "

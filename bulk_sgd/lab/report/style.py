@@ -99,6 +99,19 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
     return styles
 
 
+def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, LineStyle]:
+    """One style per name, for what is no arm; `ordered` names take shades in order."""
+    if ordered:
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
+        return {name: LineStyle(to_hex(c)) for name, c in zip(names, shades)}
+    hues = (METHOD_COLORS[BULK_SGD], METHOD_COLORS[DOM_SGD], *OTHER_COLORS)
+    dashes = ("-", *_DASHES)
+    return {
+        name: LineStyle(hues[i % len(hues)], dashes[i // len(hues) % len(dashes)])
+        for i, name in enumerate(names)
+    }
+
+
 def save(figure: Figure, path: pathlib.Path) -> bytes:
     """Saves a figure as `path`.png and .pdf; returns the bytes of the PNG file."""
     buffer = io.BytesIO()
@@ -112,12 +125,16 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 
 
 def new_figure(
-    rows: int, columns: int, size: tuple[float, float], share: bool = False
+    rows: int, columns: int, size: tuple[float, float], share: bool | str = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches, and its panels row by row; they may share ranges."""
+    """A figure of `size` inches, and its panels row by row; they may share ranges.
+
+    With `share` "row" the panels of a row have one y axis.
+    """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    sharex = False if share == "row" else share
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=share)
     return figure, list(axes.ravel())
 
 

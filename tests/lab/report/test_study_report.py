@@ -64,10 +64,11 @@ def test_page_of_a_real_run_and_a_failed_cell(studied):
     path = study_report.write_report(studied)
     text = path.read_text()
     images = {file.name for file in path.parent.glob("*.png")}
-    assert images == {"seeds-training.png", "seeds-energies.png", "batch-settings.png"}
+    names = "seeds-training", "seeds-energies", "batch-curves", "batch-settings"
+    assert images == {f"{name}.png" for name in names}
     for image in images:
         assert (path.parent / image).with_suffix(".pdf").stat().st_size > 1_000
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 4
     assert "batch: cell 2 ({&quot;batch_size&quot;: 20}) is failed." in text
     tables = json.loads((path.parent / "tables.json").read_text())
     outcome = tables["axes"]["seeds"][0]["arms"]["bulk_sgd"]
