@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.outcomes import outcome
 from bulk_sgd.lab.report.results import RunResults, Summary, read_run
 from bulk_sgd.lab.sweep import workdir as workdir_lib
@@ -87,6 +88,11 @@ class Axis:
         fields = dict.fromkeys(f for cell in self.cells for f in cell.settings)
         return tuple(field for field in fields if field not in ("seed", LABEL))
 
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Those of the fields that have several values."""
+        return _varied(self.fields, self.cells)
+
     @functools.cached_property
     def groups(self) -> dict[str, list[Cell]]:
         """The cells of each setting by label; they differ in their seeds alone."""
@@ -139,14 +145,18 @@ class Axis:
         """The label of a cell, and the fields that vary among cells of that label."""
         label, write = cell.settings.get(LABEL), write or show
         alike = [c for c in self.cells if c.settings.get(LABEL) == label]
-        values = lambda field: {json.dumps(c.settings.get(field)) for c in alike}
-        varied = [field for field in self.fields if len(values(field)) > 1]
+        varied = _varied(self.fields, alike)
         shown = {f: cell.settings[f] for f in varied if f in cell.settings}
         texts = [write(value) for value in shown.values()]
         # With its name where another field could be meant.
         if len(varied) > 1 and any(type(value) is not str for value in shown.values()):
             texts = [f"{short_name(f)} {text}" for f, text in zip(shown, texts)]
         return ", ".join([label, *texts] if label else texts) or "base"
+
+
+def _varied(fields, cells):
+    values = lambda field: {json.dumps(cell.settings.get(field)) for cell in cells}
+    return tuple(field for field in fields if len(values(field)) > 1)
 
 
 def read_study(workdir) -> list[Axis]:
@@ -212,7 +222,8 @@ def show(value) -> str:
     """A value, of a path its last part, of a long tuple its ends."""
     if isinstance(value, list):
         shown = value if len(value) <= 4 else [*value[:2], "…", value[-1]]
-        return "×".join(map(show, shown))
+        words = any(isinstance(item, str) for item in value)
+        return (", " if words else "×").join(map(show, shown))
     if isinstance(value, str):
         return re.split(r"[/:]", value.rstrip("/"))[-1] or value
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return exact(value) if type(value) in (int, float) else str(value)

@@ -13,6 +13,7 @@ from bulk_sgd.lab.report.energies import energy_figure, has_energies
 from bulk_sgd.lab.report.study import Axis, one_arm_each, short_name
 from bulk_sgd.lab.report.style import (
     STYLE,
+    LineStyle,
     arm_styles,
     log_axis,
     new_figure,
@@ -99,7 +100,7 @@ def curves_figure(axis: Axis) -> Figure:
     if one_arm_each(axis.groups):
         columns = {"": tuple(axis.summaries)}
     figure, panels = new_figure(2, len(columns), (10.4, 6), share="row")
-    styles = series_styles([*axis.groups], ordered=axis.values is not None)
+    styles = group_styles(axis)
     keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
     for row, (key, name) in enumerate(keys):
         for column, (title, arms) in enumerate(columns.items()):
@@ -113,11 +114,25 @@ def curves_figure(axis: Axis) -> Figure:
             else:
                 axes.set_xlabel("step")
         panels[row * len(columns)].set_ylabel(name)
+        if key == "alignment_update":  # bands of one deviation may leave its range
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
     log_axis(panels[0])
     field = f"{study_panels.field_label(axis)} " if axis.values else ""
-    entries = [(plain(field + label), style) for label, style in styles.items()]
-    study_panels.legend(figure, entries)
+    labels = [plain(field + tick) for tick in _tick_labels(axis)]
+    study_panels.legend(figure, [*zip(labels, styles.values())])
     return figure
+
+
+def group_styles(axis: Axis) -> dict[str, LineStyle]:
+    """One style per setting: that of its arm, where each setting has one of its own."""
+    arms = [
+        {arm for cell in cells for arm in cell.arms} for cells in axis.groups.values()
+    ]
+    if all(len(found) == 1 for found in arms) and len(axis.summaries) == len(arms):
+        styles = arm_styles(axis.summaries.values())
+        return {label: styles[arm] for label, (arm,) in zip(axis.groups, arms)}
+    return series_styles([*axis.groups], ordered=axis.values is not None)
 
 
 def _name_arms(figure, axis, styles):
@@ -128,8 +143,8 @@ def _name_arms(figure, axis, styles):
 def _tick_labels(axis):
     """The settings, without the names of fields where all of them set the same ones."""
     labels = list(axis.groups)
-    if not all(len(label.split(", ")) == len(axis.fields) for label in labels):
+    if not all(len(label.split(", ")) == len(axis.varied) for label in labels):
         return labels
-    names = [f"{short_name(field)} " for field in axis.fields]
+    names = [f"{short_name(field)} " for field in axis.varied]
     bare = lambda part, name: part.removeprefix(name)
     return [", ".join(map(bare, label.split(", "), names)) for label in labels]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bulk_sgd.lab.report.study import Axis, short_name
-from bulk_sgd.lab.report.style import MUTED, LineStyle, log_axis
+from bulk_sgd.lab.report.style import MUTED, LineStyle, legend_columns, log_axis
 from bulk_sgd.lab.sweep.grid import LABEL
 
 # What a panel shows: key of `Cell.outcome`, label, log scale, line of reference.
@@ -69,14 +69,12 @@ def finish_panel(axes: Axes, axis: Axis, panel: tuple) -> None:
 def legend(figure: Figure, entries) -> None:
     """One legend for all panels, from pairs (label, style), in as few lines as fit."""
     handles = [Line2D([], [], label=label, **vars(style)) for label, style in entries]
-    # A letter takes about a fourteenth of an inch, the line beside a label five.
-    width = 14 * figure.get_size_inches()[0]
-    longest = max((len(label) for label, _ in entries), default=0)
-    columns = max(1, min(len(handles), int(width / (longest + 7))))
+    labels = [label for label, _ in entries]
+    columns = legend_columns(labels, figure.get_size_inches()[0])
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 def field_label(axis: Axis) -> str:
     """The fields that an axis varies, in words; nothing where labels stand for them."""
     labelled = any(LABEL in cell.settings for cell in axis.cells)
-    return "" if labelled else ", ".join(map(short_name, axis.fields))
+    return "" if labelled else ", ".join(map(short_name, axis.varied or axis.fields))

@@ -1,18 +1,22 @@
 """The report of a study: claims, then one figure and one table per axis."""
 
 import collections
+import functools
 import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
+from bulk_sgd.lab.report.comparison import differences, read_comparison
 from bulk_sgd.lab.report.energies import energy_table, has_energies
+from bulk_sgd.lab.report.formatting import whole
 from bulk_sgd.lab.report.outcomes import TARGET
 from bulk_sgd.lab.report.study import Axis, read_study, short_name
 from bulk_sgd.lab.report.study_figures import figures_of
+from bulk_sgd.lab.report.study_panels import field_label
 from bulk_sgd.lab.report.study_tables import show
-from bulk_sgd.lab.report.style import save
+from bulk_sgd.lab.report.style import save, shorten
 from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
 # Fields that describe the setting of an axis, each with the names that use it: of the
@@ -50,17 +54,36 @@ def write_report(workdir) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
     table = claims(list(map(tuned.winners, axes)))
     (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
-    numbers = {"claims": [_plain_claim(c) for c in table], "axes": _numbers(axes)}
-    numbers["tuned"] = {
-        axis.name: tuned_section.numbers(axis, tuned.rows(axis))
-        for axis in axes
-        if axis.tune
+    title = axes[0].title if len(axes) == 1 else "Sharp and flat directions"
+    return _write(axes, folder, title, table)
+
+
+def write_comparison(workdirs, labels, folder) -> pathlib.Path:
+    """Writes a page that lays runs and sweeps side by side; returns its path.
+
+    Raises ValueError or FileNotFoundError as `read_comparison` does.
+    """
+    axis, folder = read_comparison(workdirs, labels), pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = shorten(", ".join(axis.groups), 80)
+    return _write([axis], folder, title, more=differences(axis))
+
+
+def _write(axes, folder, title, table=(), more=""):
+    numbers = {
+        "claims": [_plain_claim(claim) for claim in table],
+        "axes": _numbers(axes),
+        "tuned": {
+            axis.name: tuned_section.numbers(axis, tuned.rows(axis))
+            for axis in axes
+            if axis.tune
+        },
     }
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
-    body = [_claims_section(table), *(_section(axis, folder) for axis in axes)]
-    title = page.text(axes[0].title if len(axes) == 1 else "Sharp and flat directions")
-    return page.write(folder, title, _head(axes) + "".join(body) + _provenance(axes))
+    parts = [_head(axes), _claims_section(table) if table else "", more]
+    parts += [*(_section(axis, folder) for axis in axes), _provenance(axes)]
+    return page.write(folder, page.text(title), "".join(parts))
 
 
 def claims_markdown(table: list[Claim]) -> str:
@@ -95,30 +118,35 @@ ratio</em> is the part of the first-order decrease of the batch loss that the sc
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
-refreshes. A claim is undecided where the mean is within two standard errors of the
-threshold (with three seeds that is right in four cases of five), where a seed gave no
-number, and where there is one seed. Where fewer seeds gave a number than ran, n is how
-many did.</p>
+refreshes. Where fewer seeds gave a number than ran, n is how many did.</p>
 {notes}"""
 
 
 def _claims_section(table):
     """The claims that the runs decide, and folded away those that they do not."""
     heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
-    show = lambda claims: page.table(
-        "Claims", heads, [[*_row(c), c.source] for c in claims], prose=True
-    )
+
+    def show(claims):
+        rows = [[*_row(claim), claim.source] for claim in claims]
+        return page.table("Claims", heads, rows, prose=True)
+
     decided = [claim for claim in table if claim.verdict in known]
     others = [claim for claim in table if claim.verdict not in known]
+    head = "<h2>Claims</h2>\n" + show(decided) if decided else ""
+    if not others:
+        return head
+    rule = """<p>A claim is undecided where the mean is within two standard errors of
+the threshold (with three seeds that is right in four cases of five), where a seed gave
+no number, and where there is one seed.</p>
+"""
     folded = f"Claims of the paper that these runs do not decide: {len(others)}"
-    parts = ["<h2>Claims</h2>\n"] * bool(decided) + [show(decided)] * bool(decided)
-    return "".join([*parts, *[page.fold(folded, show(others))] * bool(others)])
+    return head + page.fold(folded, rule + show(others))
 
 
 def _section(axis: Axis, folder):
     question, *rest = axis.about.split("\n\n")
     parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
-    parts.append(f"<p><em>{page.text(question)}</em></p>")
+    parts += [f"<p><em>{page.text(question)}</em></p>"] if question else []
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
     parts.append(_setting(axis))
     keep = lambda figure, name: save(figure, folder / f"{axis.name}-{name}")
@@ -138,42 +166,44 @@ def _section(axis: Axis, folder):
 def _setting(axis):
     """What all cells share in a line, and the whole config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
-    config = runs[0].info.get("config") if runs else None
-    if not config:
+    configs = [run.info["config"] for run in runs if run.info.get("config")]
+    if not configs:
         return ""
-    facts = [
-        f"{short_name(field)} {study.show(value)}"
-        for field, value in shared_fields(config, axis.fields)
-    ]
+    facts = [f"{short_name(f)} {study.show(v)}" for f, v in shared_fields(configs)]
     for name, found in (
         ("parameters", {run.info.get("num_params") for run in runs}),
         ("fork at step", {run.fork_step for run in runs}),
     ):
-        facts += [f"{name} {found.pop()}"] if len(found) == 1 else []
-    folded = page.details("The whole config of the first cell", config)
+        facts += [f"{name} {whole(found.pop())}"] if len(found) == 1 else []
+    folded = page.details("The whole config of the first cell", configs[0])
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
 
 
-def shared_fields(config: dict, varied) -> list[tuple[str, object]]:
-    """The fields of `_SETTING` that the run used and no cell sets, with values."""
+def shared_fields(configs: list[dict]) -> list[tuple[str, object]]:
+    """The fields of `_SETTING` that the runs use, with the value that all have."""
     found = []
     for field, users in _SETTING.items():
-        group, _, last = field.rpartition(".")
-        value = (config.get(group) or {}).get(last) if group else config.get(last)
-        unused = users and config[group]["name"] not in users
-        if field not in varied and not unused and value not in (None, 0, "", []):
-            found.append((field, value))
+        *groups, last = field.split(".")
+        holders = [
+            functools.reduce(dict.get, groups, config) or {} for config in configs
+        ]
+        values = [holder.get(last) for holder in holders]
+        used = not users or any(holder.get("name") in users for holder in holders)
+        same = all(value == values[0] for value in values)
+        if used and same and values[0] not in (None, 0, "", []):
+            found.append((field, values[0]))
     return found
 
 
 def _caption(axis, name):
     seeds = max(map(len, axis.groups.values()), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = field_label(axis) or "settings"
     logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
-        "curves": f"Along training, a column per method, a line per setting; {over}. "
+        "curves": f"Along training, a column per method; lines: {lines}; {over}. "
         "χ is that of the updates before they are scaled.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",

@@ -17,11 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
 
 DPI = 160
+COLUMN, COLUMN_SCALE = 3.3, 0.75  # inches, and of text in a figure so wide
+FEW = 12  # points of a line that are marked
 INK, MUTED = "#222222", "#6b6b6b"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -113,15 +118,53 @@ def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, Line
 
 
 def save(figure: Figure, path: pathlib.Path) -> bytes:
-    """Saves a figure as `path`.png and .pdf; returns the bytes of the PNG file."""
+    """Saves a figure as `path`.png, .pdf and .svg; returns the bytes of the PNG.
+
+    Beside them, `path`-column.pdf is as wide as a column of a paper, see `fit_column`.
+    """
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    # Without a date or random names, so that the same run gives the same files.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
         figure.savefig(buffer, format="png", dpi=DPI)
-        # Without a date, so that the same run gives the same file.
-        metadata = {"CreationDate": None}
-        figure.savefig(path.with_suffix(".pdf"), format="pdf", metadata=metadata)
+        for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
+            file = path.with_suffix(f".{kind}")
+            figure.savefig(file, format=kind, metadata={date: None})
+        fit_column(figure)
+        file = path.with_name(f"{path.name}-column.pdf")
+        figure.savefig(file, metadata={"CreationDate": None})
     path.with_suffix(".png").write_bytes(buffer.getvalue())
     return buffer.getvalue()
+
+
+def fit_column(figure: Figure) -> None:
+    """Makes a drawn figure as wide as a column: panels below one another, smaller text.
+
+    More than three panels stand in two columns.
+    """
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+    height = figure.get_figheight() / panels[0].get_gridspec().nrows
+    columns = 1 if len(panels) <= 3 else 2
+    rows = math.ceil(len(panels) / columns)
+    places = figure.add_gridspec(rows, columns)
+    for place, axes in zip(places, panels):
+        axes.set_subplotspec(place)
+        axes.tick_params(labelleft=True, labelbottom=True)
+    figure.set_size_inches(COLUMN, COLUMN_SCALE * height * rows)
+    for text in figure.findobj(Text):
+        text.set_fontsize(COLUMN_SCALE * text.get_fontsize())
+    for line in figure.findobj(Line2D):
+        line.set_linewidth(COLUMN_SCALE * line.get_linewidth())
+        line.set_markersize(COLUMN_SCALE * line.get_markersize())
+    for legend in figure.legends:
+        labels = [text.get_text() for text in legend.get_texts()]
+        legend.set_ncols(legend_columns(labels, COLUMN / COLUMN_SCALE))
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend fit beside one another, in a figure so wide."""
+    # A letter takes about a fourteenth of an inch, the line beside a label five.
+    longest = max(map(len, labels), default=0)
+    return max(1, min(len(labels), int(14 * width / (longest + 7))))
 
 
 def new_figure(
@@ -151,14 +194,14 @@ def log_axis(axes: Axes) -> None:
     """A log y axis with plain numbers at its ticks, however short or long it is."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: exact(value))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
 
     def number(value, _):
         """Numbers also at the minor ticks of an axis that has few major ones."""
         low, high = axes.get_ylim()
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
+        return exact(value) if high < 5 * low and digit not in (1, 2, 5) else ""
 
     axes.yaxis.set_minor_formatter(number)
 
@@ -192,6 +235,11 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
         outside = {"transform": axes.transAxes, "clip_on": False}
         axes.plot([1.02, 1.075], [y, y], **style, **outside)
         axes.text(1.09, y, plain(text), va="center", **outside)
+
+
+def points(line: LineStyle, count: int) -> dict:
+    """Keywords of a line through `count` points, marked where they are few."""
+    return vars(line) | ({"marker": "o", "markersize": 3.5} if count <= FEW else {})
 
 
 def say(axes: Axes, text: str) -> None:

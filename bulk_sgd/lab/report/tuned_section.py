@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.report import page, style, tuned
-from bulk_sgd.lab.report.formatting import number
-from bulk_sgd.lab.report.run_figures import limit_above
+from bulk_sgd.lab.report.formatting import exact, number
 from bulk_sgd.lab.report.study import Axis, short_name
 from bulk_sgd.lab.report.study_panels import legend
 from bulk_sgd.lab.report.tuned import Row
@@ -31,8 +30,8 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     )
     notes = [
         page.note(
-            f"{row.name}: the best {name}, {row.best:g}, is at the edge of its grid; a "
-            "better one may lie beyond."
+            f"{row.name}: the best {name}, {exact(row.best)}, is at the edge of its "
+            "grid; a better one may lie beyond."
         )
         for row in rows
         if row.cells and row.at_edge
@@ -45,7 +44,8 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rates = (
         f"The {loss} at the end over the {name}; median over seeds, in a band from the "
         "lowest to the highest. The ring marks the best value. Values at which most "
-        "seeds diverged have no point. The axis ends at ten times the worst best loss."
+        "seeds diverged have no point. Losses above ten times the worst best one "
+        "are out of the figure."
     )
     return "".join(
         [
@@ -118,11 +118,13 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
             axes.plot(row.best, np.median(row.losses[row.best]), "o", **ring)
     axes.set_xscale("log")
     values = sorted({value for row in rows for value in row.losses})
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(values, [*map(exact, values)])
     axes.set_xticks([], minor=True)
     style.log_axis(axes)
+    medians = np.array([np.median(x) for row in rows for x in row.losses.values()])
     bests = [np.median(row.losses[row.best]) for row in rows if row.cells]
-    limit_above(axes, np.array(bests))
+    medians = medians[medians <= 10 * max(bests)]
+    axes.set_ylim(medians.min() / 1.3, medians.max() * 1.3)
     axes.set_xlabel(style.plain(short_name(axis.tune.field)))
     axes.set_ylabel(f"{_LOSS[axis.tune.by]} at the end")
     legend(figure, [(style.plain(row.name), styles[row.name]) for row in rows])
@@ -173,7 +175,7 @@ def _table(axis, rows, plain):
     styles, shown = _styles(axis, rows), []
     for row in rows:
         costs = _costs(axis, row, plain)
-        best = "all diverged" if row.best is None else f"{row.best:g}"
+        best = "all diverged" if row.best is None else exact(row.best)
         values = [middle([c[key] for c in costs]) for key in heads.values() if key]
         reached = sum(math.isfinite(c["steps"]) for c in costs)
         edge = " (at the edge)" if row.cells and row.at_edge else ""
@@ -201,4 +203,5 @@ def middle(values: list[float]) -> str:
     median, low, high = np.median(known), min(known), max(known)
     if low == high:
         return show(median)
-    return f"{show(median)} ({show(low)} – {show(high)})"
+    spread = f"({show(low)} – {show(high)})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{show(median)} {spread}"

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.study import Axis, Cell, Spread
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -43,7 +44,7 @@ def judge(
     sign, threshold = comparison
     values, spread = list(values), Spread.of_ratios if ratio else Spread.of
     measured, counted = spread(shown or values), spread(values).count
-    limit = f"{threshold:g}".replace("-", "−")
+    limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
     if not counted:

@@ -50,15 +50,15 @@ class Tuning:
 
 
 def check(tune: Tuning | str | None, cells: list[grid.Cell], configs) -> Tuning | None:
-    """A tuning that fits the cells.
+    """A tuning that fits the cells and, unless they are None, their configs.
 
     Raises:
       ValueError: if a cell does not set the field to a positive number, a setting has
         fewer than two values of it, or no row has the name of the reference.
 
-    >>> check("optimizer.momentum", [{"optimizer.momentum": 0.5}], None)
-    Traceback (most recent call last):
-    ValueError: optimizer.momentum is tuned, but has the single value 0.5 in cell 0; ...
+    >>> cells = grid.values("optimizer.learning_rate", (0.1, 0.2))
+    >>> check("optimizer.learning_rate", cells, None).widen
+    4
     """
     if isinstance(tune, str):
         tune = Tuning(tune)

@@ -112,6 +112,6 @@ def test_a_seed_of_the_reference_that_diverged_is_no_target(tmp_path):
 
 
 def test_median_and_range():
-    assert tuned_section.middle([0.5, 1.0, math.inf]) == "1.00 (0.500 – never)"
+    assert tuned_section.middle([0.5, 1.0, math.inf]) == "1.00 (0.500\xa0–\xa0never)"
     assert tuned_section.middle([2.0, 2.0]) == "2.00"
     assert tuned_section.middle([math.nan]) == "–"
