@@ -6,10 +6,10 @@ import math
 import pytest
 from written_runs import ENDS, KINDS, SCALES, SWITCH, edit_rows, write_run
 
+from bulk_sgd.lab.report import run_report
 from bulk_sgd.lab.report.formatting import exact, number, percent
 from bulk_sgd.lab.report.narrative import happened
 from bulk_sgd.lab.report.results import PREFIX, read_run
-from bulk_sgd.lab.report.write import write_report
 
 
 def story(workdir):
@@ -160,29 +160,31 @@ def test_chosen_numbers_keep_their_digits():
 
 
 def test_captions_describe_what_is_drawn(tmp_path):
-    text = write_report(write_run(tmp_path)).read_text()
-    assert "Thin lines" not in text  # each arm has 11 rows
-    assert "the prefix in grey" in text
-    assert "An × marks" not in text
-    edit_rows(
-        tmp_path,
-        lambda row: row | ({"eigenvalues": None} if row["arm"] == PREFIX else {}),
-    )
-    assert "the prefix in grey" not in write_report(tmp_path).read_text()
+    captions = lambda: " ".join(run_report._captions(read_run(tmp_path)).values())
+    write_run(tmp_path)
+    assert "Thin lines" not in captions()  # each arm has 11 rows
+    assert "the prefix in grey" in captions()
+    assert "An × marks" not in captions()
+    none = lambda row: {"eigenvalues": None} if row["arm"] == PREFIX else {}
+    edit_rows(tmp_path, lambda row: row | none(row))
+    assert "the prefix in grey" not in captions()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     more = [json.dumps(last | {"step": last["step"] + i}) for i in range(50)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, *more, ""]))
-    assert "Thin lines" in write_report(tmp_path).read_text()
+    assert "Thin lines" in captions()
+    write_run(tmp_path, **KINDS["diverged"])
+    assert "An × marks" in captions()
 
 
 def test_without_an_accuracy_the_test_loss_is_shown(tmp_path):
     write_run(tmp_path)
     edit_rows(tmp_path, lambda row: row | {"test_accuracy": None, "test_loss": 0.625})
-    text = write_report(tmp_path).read_text()
+    run = read_run(tmp_path)
+    text = run_report._table(run)
     assert '<th scope="col">test loss</th>' in text
     assert "<td>0.625</td>" in text
-    assert "on a log scale, and test loss" in text
+    assert "on a log scale, and test loss" in run_report._captions(run)["loss"]
 
 
 def test_shares_have_as_many_digits_as_numbers():
