@@ -11,7 +11,7 @@ from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_t
 from bulk_sgd.lab.report.formatting import chi, exact, number, percent
 from bulk_sgd.lab.report.narrative import happened, state
 from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
-from bulk_sgd.lab.report.style import save
+from bulk_sgd.lab.report.saving import save
 
 _FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),

@@ -99,9 +99,15 @@ def curves_figure(axis: Axis) -> Figure:
     columns = {arm: (arm,) for arm in [*axis.summaries][:MOST_COLUMNS]}
     if one_arm_each(axis.groups):
         columns = {"": tuple(axis.summaries)}
-    figure, panels = new_figure(2, len(columns), (10.4, 6), share="row")
-    styles = group_styles(axis)
     keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
+    runs = [cell.run for cell in axis.cells if cell.run]
+    has = lambda key: any(
+        run.logged(arm, key)[0].size for run in runs for arm in run.arms
+    )
+    keys = [keys[0], *(pair for pair in keys[1:] if has(pair[0]))]
+    size = 10.4, 0.6 + 2.7 * len(keys)
+    figure, panels = new_figure(len(keys), len(columns), size, share="row")
+    styles = group_styles(axis)
     for row, (key, name) in enumerate(keys):
         for column, (title, arms) in enumerate(columns.items()):
             axes = panels[row * len(columns) + column]
@@ -111,7 +117,7 @@ def curves_figure(axis: Axis) -> Figure:
             if row == 0:
                 label = axis.summaries[title].label if title else ""
                 axes.set_title(plain(shorten(label)), loc="left")
-            else:
+            if row == len(keys) - 1:
                 axes.set_xlabel("step")
         panels[row * len(columns)].set_ylabel(name)
         if key == "alignment_update":  # bands of one deviation may leave its range

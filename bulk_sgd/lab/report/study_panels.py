@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bulk_sgd.lab.report import style as style_lib
 from bulk_sgd.lab.report.study import Axis, short_name
-from bulk_sgd.lab.report.style import MUTED, LineStyle, legend_columns, log_axis
+from bulk_sgd.lab.report.style import MUTED, LineStyle, log_axis
 from bulk_sgd.lab.sweep.grid import LABEL
 
 # What a panel shows: key of `Cell.outcome`, label, log scale, line of reference.
@@ -67,11 +68,10 @@ def finish_panel(axes: Axes, axis: Axis, panel: tuple) -> None:
 
 
 def legend(figure: Figure, entries) -> None:
-    """One legend for all panels, from pairs (label, style), in as few lines as fit."""
-    handles = [Line2D([], [], label=label, **vars(style)) for label, style in entries]
+    """One legend for all panels, from pairs (label, style)."""
+    handles = [Line2D([], [], **vars(line)) for _, line in entries]
     labels = [label for label, _ in entries]
-    columns = legend_columns(labels, figure.get_size_inches()[0])
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+    style_lib.legend(figure, labels, handles)
 
 
 def field_label(axis: Axis) -> str:

@@ -12,11 +12,12 @@ from bulk_sgd.lab.report.comparison import differences, read_comparison
 from bulk_sgd.lab.report.energies import energy_table, has_energies
 from bulk_sgd.lab.report.formatting import whole
 from bulk_sgd.lab.report.outcomes import TARGET
+from bulk_sgd.lab.report.saving import save
 from bulk_sgd.lab.report.study import Axis, read_study, short_name
 from bulk_sgd.lab.report.study_figures import figures_of
 from bulk_sgd.lab.report.study_panels import field_label
 from bulk_sgd.lab.report.study_tables import show
-from bulk_sgd.lab.report.style import save, shorten
+from bulk_sgd.lab.report.style import shorten
 from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
 # Fields that describe the setting of an axis, each with the names that use it: of the

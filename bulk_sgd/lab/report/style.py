@@ -5,9 +5,7 @@ pyplot there is no global state, so figures can be drawn in threads.
 """
 
 import dataclasses
-import io
 import math
-import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -17,15 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 
 from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
 
-DPI = 160
-COLUMN, COLUMN_SCALE = 3.3, 0.75  # inches, and of text in a figure so wide
 FEW = 12  # points of a line that are marked
 INK, MUTED = "#222222", "#6b6b6b"
 STYLE = {
@@ -117,54 +111,15 @@ def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, Line
     }
 
 
-def save(figure: Figure, path: pathlib.Path) -> bytes:
-    """Saves a figure as `path`.png, .pdf and .svg; returns the bytes of the PNG.
-
-    Beside them, `path`-column.pdf is as wide as a column of a paper, see `fit_column`.
-    """
-    buffer = io.BytesIO()
-    # Without a date or random names, so that the same run gives the same files.
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
-        figure.savefig(buffer, format="png", dpi=DPI)
-        for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
-            file = path.with_suffix(f".{kind}")
-            figure.savefig(file, format=kind, metadata={date: None})
-        fit_column(figure)
-        file = path.with_name(f"{path.name}-column.pdf")
-        figure.savefig(file, metadata={"CreationDate": None})
-    path.with_suffix(".png").write_bytes(buffer.getvalue())
-    return buffer.getvalue()
-
-
-def fit_column(figure: Figure) -> None:
-    """Makes a drawn figure as wide as a column: panels below one another, smaller text.
-
-    More than three panels stand in two columns.
-    """
-    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
-    height = figure.get_figheight() / panels[0].get_gridspec().nrows
-    columns = 1 if len(panels) <= 3 else 2
-    rows = math.ceil(len(panels) / columns)
-    places = figure.add_gridspec(rows, columns)
-    for place, axes in zip(places, panels):
-        axes.set_subplotspec(place)
-        axes.tick_params(labelleft=True, labelbottom=True)
-    figure.set_size_inches(COLUMN, COLUMN_SCALE * height * rows)
-    for text in figure.findobj(Text):
-        text.set_fontsize(COLUMN_SCALE * text.get_fontsize())
-    for line in figure.findobj(Line2D):
-        line.set_linewidth(COLUMN_SCALE * line.get_linewidth())
-        line.set_markersize(COLUMN_SCALE * line.get_markersize())
-    for legend in figure.legends:
-        labels = [text.get_text() for text in legend.get_texts()]
-        legend.set_ncols(legend_columns(labels, COLUMN / COLUMN_SCALE))
-
-
-def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a legend fit beside one another, in a figure so wide."""
+def legend(figure: Figure, labels: Sequence[str], handles, scale: float = 1) -> None:
+    """A legend above all panels, in as few lines as fit, with text of a `scale`."""
     # A letter takes about a fourteenth of an inch, the line beside a label five.
+    width = figure.get_figwidth() / scale
     longest = max(map(len, labels), default=0)
-    return max(1, min(len(labels), int(14 * width / (longest + 7))))
+    columns = max(1, min(len(labels), int(14 * width / (longest + 7))))
+    place = {"loc": "outside upper left", "ncols": columns}
+    place["fontsize"] = scale * STYLE["font.size"]
+    figure.legend(handles=list(handles), labels=list(labels), **place)
 
 
 def new_figure(

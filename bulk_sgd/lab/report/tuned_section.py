@@ -44,8 +44,7 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rates = (
         f"The {loss} at the end over the {name}; median over seeds, in a band from the "
         "lowest to the highest. The ring marks the best value. Values at which most "
-        "seeds diverged have no point. Losses above ten times the worst best one "
-        "are out of the figure."
+        "seeds diverged, and losses above ten times the worst best one, have no point."
     )
     return "".join(
         [
@@ -103,11 +102,12 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
     """The loss at the end of each row over the tuned field."""
     figure, (axes,) = style.new_figure(1, 1, (10.4, 4.2))
     styles = _styles(axis, rows)
+    most = 10 * max(np.median(row.losses[row.best]) for row in rows if row.cells)
     for row in rows:
         line, values = vars(styles[row.name]), sorted(row.losses)
         found = [np.array(row.losses[value]) for value in values]
         middle = np.array([np.median(x) for x in found])
-        shown = np.isfinite(middle)
+        shown = np.isfinite(middle) & (middle <= most)
         axes.plot(np.array(values)[shown], middle[shown], marker="o", ms=4, **line)
         low = np.array([x.min() for x in found])[shown]
         high = np.array([np.max(x[np.isfinite(x)], initial=x.min()) for x in found])
@@ -122,8 +122,7 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
     axes.set_xticks([], minor=True)
     style.log_axis(axes)
     medians = np.array([np.median(x) for row in rows for x in row.losses.values()])
-    bests = [np.median(row.losses[row.best]) for row in rows if row.cells]
-    medians = medians[medians <= 10 * max(bests)]
+    medians = medians[medians <= most]
     axes.set_ylim(medians.min() / 1.3, medians.max() * 1.3)
     axes.set_xlabel(style.plain(short_name(axis.tune.field)))
     axes.set_ylabel(f"{_LOSS[axis.tune.by]} at the end")
