@@ -50,13 +50,11 @@ def _loops(problem, batch_size):
         targets=jnp.tile(train.targets, 10),
     )
 
-    def loop(optimizer, objective=train, gradient=_gradient, parts=1):
-        part = slice(max(1, batch_size // parts))
-        return _Loop(optimizer, problem.params, objective, batch_size, gradient, part)
+    def loop(optimizer, objective=train, gradient=_gradient):
+        return _Loop(optimizer, problem.params, objective, batch_size, gradient)
 
-    def bulk(solver, objective=train, parts=1):
-        optimizer = bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver)
-        return loop(optimizer, objective, parts=parts)
+    def bulk(solver, objective=train):
+        return loop(bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver), objective)
 
     return {
         _SGD: loop(optax.sgd(_RATE)),
@@ -67,13 +65,14 @@ def _loops(problem, batch_size):
         "Bulk-SGD, projection alone": bulk(_idle()),
         _STREAMING: bulk(bulk_sgd.streaming()),
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
-        "Bulk-SGD, streaming(every=2)": bulk(bulk_sgd.streaming(every=2)),
+        "Bulk-SGD, streaming(every=4)": bulk(bulk_sgd.streaming(every=4)),
         "Bulk-SGD, streaming(columns=0)": bulk(bulk_sgd.streaming(columns=0)),
         "Bulk-SGD, projection alone, factors=1": bulk(_idle(1)),
-        "Bulk-SGD, projection alone, factors=2": bulk(_idle(2)),
+        "Bulk-SGD, projection alone, factors=4": bulk(_idle(4)),
+        "Bulk-SGD, streaming(factors=4)": bulk(bulk_sgd.streaming(factors=4)),
         **{
-            f"Bulk-SGD, streaming(factors={r}), of a quarter of the batch": bulk(
-                bulk_sgd.streaming(factors=r), parts=4
+            f"Bulk-SGD, streaming(factors={r}, every=4)": bulk(
+                bulk_sgd.streaming(factors=r, every=4)
             )
             for r in (1, 2, 4)
         },
@@ -83,7 +82,7 @@ def _loops(problem, batch_size):
 class _Loop:
     """`_STEPS` steps of an optimizer in one program; each call continues."""
 
-    def __init__(self, optimizer, params, objective, batch_size, gradient, part):
+    def __init__(self, optimizer, params, objective, batch_size, gradient):
         optimizer = optax.with_extra_args_support(optimizer)
 
         def run(carry, objective, indices):
@@ -91,8 +90,7 @@ class _Loop:
                 params, state = carry
                 loss = objective.take(index)
                 grads = gradient(loss, params)
-                curved = loss if part.stop == batch_size else loss.take(part)
-                updates, state = optimizer.update(grads, state, params, value_fn=curved)
+                updates, state = optimizer.update(grads, state, params, value_fn=loss)
                 return (optax.apply_updates(params, updates), state), None
 
             return jax.lax.scan(step, carry, indices)[0]
