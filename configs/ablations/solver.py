@@ -30,6 +30,7 @@ def get_sweep(preset: str = "cpu"):
     """The cells of the axis."""
     is_small(preset)
     streaming = {"subspace.solver": "streaming", "subspace.data": "batch"}
+    seldom = {"subspace.every": 4, "subspace.gain": 0.2}
     cells = [
         {"subspace.solver": "lanczos"},
         {"subspace.solver": "lanczos", "subspace.refresh_every": 50},
@@ -37,7 +38,7 @@ def get_sweep(preset: str = "cpu"):
         {"subspace.solver": "power", "subspace.along": "update"},
         {"subspace.solver": "power", "subspace.drift": 0.1},
         streaming,
-        streaming | {"subspace.every": 4},
-        streaming | {"subspace.every": 4, "subspace.factors": 4},
+        streaming | seldom,
+        streaming | seldom | {"subspace.factors": 4},
     ]
     return grid.product(cells, SEEDS)
