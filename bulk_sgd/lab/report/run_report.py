@@ -95,6 +95,8 @@ def _subspace(space):
         what = f"{space['curvature'].replace('_', ' ')} of {data}"
     drift, threshold = space.get("drift"), space.get("threshold")
     every = space["refresh_every"] * (space["probe_every"] if drift else 1)
+    if space["solver"] == "streaming":
+        every *= space.get("every", 1)
     facts = [
         "preconditioned " * bool(space.get("preconditioned")) + what,
         space["solver"],
