@@ -144,7 +144,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    # streaming: steps per product once new products weigh no more than `gain`.
+    # streaming: act at one step in so many, after ten sweeps over the basis.
     config.subspace.every = 1
     # streaming: the rank of each matrix of parameters in a basis vector, which is then
     # stored in factors; 0: dense vectors.
