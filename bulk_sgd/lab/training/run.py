@@ -68,7 +68,7 @@ class Run(contextlib.AbstractContextManager):
         self._save()  # before rows go, so that no record says complete without them
         if self.resumed:
             self._take_rows()
-        self._writer = MetricWriter(workdir, config.tensorboard)
+        self._writer = MetricWriter(workdir, self.record["config"])
         distributed.runs.add(workdir)
 
     def __exit__(self, kind, error, trace):
@@ -85,6 +85,15 @@ class Run(contextlib.AbstractContextManager):
         """How far a stretch has come."""
         known = self._entry(name)
         return Entry(**{field: known[field] for field in Entry._fields})
+
+    @property
+    def steps_before(self) -> int:
+        """Steps that this run took before it was resumed."""
+        if not self.resumed:
+            return 0
+        steps = {name: x.get("last_step") for name, x in self.record["arms"].items()}
+        fork = self.record["prefix"]["last_step"]
+        return fork + sum(step - fork for step in steps.values() if step is not None)
 
     def update(self, name: str, **facts):
         """Adds to the entry of a stretch, and saves its start and its end."""
