@@ -26,7 +26,7 @@ _FIGURES = {
 def figures_of(run) -> dict:
     """The functions that draw what a run has, with their headings, by name."""
     cut = any(run.logged(arm, "energy_lost")[0].size for arm in run.rows)
-    has = {"cut": cut, "own": bool(run.own)}
+    has = {"cut": cut, "own": bool(run.own or run.own_lists)}
     return {name: x for name, x in _FIGURES.items() if has.get(name, True)}
 
 
@@ -127,7 +127,8 @@ def _captions(run):
         "parameters. The curve is the share of the squared length of curvature "
         "products that the cut takes: a running average over steps, a mean over "
         "vectors.",
-        "own": "One panel per number, along training.",
+        "own": "One panel per number or list, along training; the first entry of a "
+        "list is darkest.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",
