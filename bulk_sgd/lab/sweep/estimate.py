@@ -1,6 +1,7 @@
 """What a sweep will cost, from a few measured steps of each of its programs."""
 
 import collections
+import sys
 import time
 from typing import NamedTuple
 
@@ -50,7 +51,9 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
         ends = workdir_lib.statuses(workdir, left)
         left = [i for i, status in zip(left, ends) if status not in record.ENDED]
     found, like, known = [], None, set()
-    for group in sweep.groups(configs, left):
+    groups = sweep.groups(configs, left)
+    for number, group in enumerate(groups, 1):
+        print(f"measuring program {number} of {len(groups)}", file=sys.stderr)
         cost, like = _cost([configs[index] for index in group], like, known)
         found.append(cost)
     return found
@@ -79,9 +82,11 @@ def table(costs: list[Cost]) -> str:
 
 def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     """The cost of cells of one program; `known` are the prefixes that are trained."""
-    build, experiment = _timed(Experiment, configs[0], like)
+    seconds, experiment = _timed(Experiment, configs[0], like)
+    build, _ = _timed(Experiment, configs[0], experiment)  # which lends its data
     with Progress(None, enabled=False) as progress:
-        seconds, trainer = _timed(Trainer, experiment, progress)
+        compiling, trainer = _timed(Trainer, experiment, progress)
+    seconds += compiling
     plain, _, state = _steps(experiment, trainer, experiment.start(), 0)
     rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
     steps, matvecs, counts = 0, 0.0, collections.Counter()

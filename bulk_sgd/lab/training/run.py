@@ -91,9 +91,9 @@ class Run(contextlib.AbstractContextManager):
         """Steps that this run took before it was resumed."""
         if not self.resumed:
             return 0
-        steps = {name: x.get("last_step") for name, x in self.record["arms"].items()}
         fork = self.record["prefix"]["last_step"]
-        return fork + sum(step - fork for step in steps.values() if step is not None)
+        arms = self.record["arms"].values()
+        return fork + sum(arm.get("last_step", fork) - fork for arm in arms)
 
     def update(self, name: str, **facts):
         """Adds to the entry of a stretch, and saves its start and its end."""
