@@ -230,7 +230,11 @@ def default() -> ConfigDict:
 
     # Refuses a run that does not fit the memory of a device, before its first step.
     config.check_memory = True
+    # Loggers, each with the prefix and every arm as a run of its own, named
+    # WORKDIR/ARM. What they need to know beyond it is in their environment variables.
     config.tensorboard = True
+    config.wandb = ""  # Weights & Biases: PROJECT or ENTITY/PROJECT
+    config.mlflow = ""  # MLflow: the name of an experiment
     config.progress = True
     config.lock()
     for group in validation.OPEN:

@@ -113,7 +113,8 @@ def streaming(
     checks.integer("every", every, 1)
     checks.between("gain", gain, 1e-6, 1)
     if factors is not None:
-        checks.integer("factors", factors, 1)
+        why = "None keeps whole vectors"
+        checks.integer("factors", factors, 1, why=why)
     step = _step if factors is None else factored_oja.step
 
     def init(params, rank):
