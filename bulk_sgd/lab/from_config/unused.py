@@ -53,6 +53,7 @@ _USED_BY = {
         "subspace.along": ("power",),
         "subspace.columns": ("streaming",),
         "subspace.gain": ("streaming",),
+        "subspace.every": ("streaming",),
         "subspace.factors": ("streaming",),
         "subspace.length": ("krylov_filter",),
         "subspace.calibrate_every": ("krylov_filter",),
