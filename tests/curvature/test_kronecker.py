@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.linalg
+from dense_muon import by_formula, power
 from helpers import (
     dense,
     exact_solver,
@@ -15,25 +15,14 @@ from helpers import (
     mlp,
     objective,
     quadratic,
-    rows,
     squared_error,
     symmetric,
     top,
 )
-from jax.flatten_util import ravel_pytree
 from optax import contrib
-from optimizer_runs import (
-    OPTIMIZERS,
-    assert_equal_runs,
-    by_hand,
-    make_config,
-    run,
-    scale_parts,
-)
 
 import bulk_sgd
 from bulk_sgd.curvature import preconditioning
-from bulk_sgd.curvature.hessian import CURVATURES
 
 NUMBERS = contrib.MuonDimensionNumbers
 SHAPES = {  # of a parameter, with the axes that are rows and columns for Muon
@@ -51,11 +40,6 @@ def positive(size, seed):
     return symmetric(np.geomspace(0.1, 10, size), seed)
 
 
-def power(matrix, exponent):
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * values**exponent) @ vectors.T
-
-
 def as_matrix(preconditioner, like):
     """The dense P: its square root, twice."""
     root = preconditioning.root(preconditioner)
@@ -63,29 +47,6 @@ def as_matrix(preconditioner, like):
     back = dense(functools.partial(preconditioning.divide, root), like)
     np.testing.assert_allclose(half @ back, np.eye(len(half)), atol=1e-10)
     return half @ half
-
-
-def by_formula(momentum, numbers, gain, eps=1e-8):
-    """(M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c for each matrix of a parameter, in its entries."""
-    axes = [np.atleast_1d(numbers[i]) % momentum.ndim for i in (0, 1)]
-    size = momentum.size
-    others = [i for i in range(momentum.ndim) if i not in np.concatenate(axes)]
-    order = [*others, *axes[0], *axes[1]]
-    m, n = (int(np.prod([momentum.shape[i] for i in part])) for part in axes)
-    places = np.arange(size).reshape(momentum.shape).transpose(order).reshape(-1, m * n)
-    found = np.zeros((size, size))
-    for place in places:
-        matrix = momentum.ravel()[place].reshape(m, n)
-        left, values, right = np.linalg.svd(matrix)
-        floor = (np.linalg.norm(matrix) + eps) / gain
-        rows, columns = (
-            np.maximum(np.pad(values, (0, k - len(values))), floor) for k in (m, n)
-        )
-        a = (left * rows**0.5) @ left.T
-        b = (right.T * columns**0.5) @ right
-        factor = max(1, n / m) ** 0.5
-        found[np.ix_(place, place)] = np.kron(a, b) / factor
-    return found
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -215,92 +176,6 @@ def test_update_is_projected_in_its_coordinates(x64, dtype, mask, chosen):
     chi = np.linalg.norm(inside) / np.linalg.norm(w)
     assert float(state.alignment) == pytest.approx(chi, rel=10 * tolerance)
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-
-
-def root_of_muon(state):
-    """P^½ of Muon from its momentum and Adam's average of squares, as a matrix."""
-    muon, adam = (state.inner_states[name].inner_state[0] for name in ("muon", "adam"))
-    count = int(adam.count)
-    blocks = []
-    for layer in muon.mu:
-        squares = np.asarray(adam.nu[layer]["bias"], np.float64) / (1 - 0.9**count)
-        blocks.append(np.diag((1 - 0.8**count) * (np.sqrt(squares) + 1e-3)))
-        momentum = np.asarray(muon.mu[layer]["kernel"], np.float64)
-        blocks.append(by_formula(momentum, NUMBERS(), 3.4445**5, eps=1e-3))
-    return power(scipy.linalg.block_diag(*blocks), 0.5)
-
-
-def scale_parts_of_muon(vector, hessian, state):
-    """The parts in the coordinates P^½ θ of Muon."""
-    flat, unravel = ravel_pytree(vector)
-    root = root_of_muon(state)
-    inverse = np.linalg.inv(root)
-    matrix = inverse @ np.asarray(hessian, np.float64) @ inverse
-    scaled, chi = scale_parts(root @ np.asarray(flat, np.float64), matrix)
-    return unravel(jnp.asarray(inverse @ scaled, jnp.float32)), chi
-
-
-@pytest.fixture(scope="module")
-def ran(data_file):
-    """A run of Muon in its own metric, and its state at the end."""
-    config = make_config(data_file, **OPTIMIZERS["muon"][0])
-    config.subspace.preconditioned = True
-    return run(config)
-
-
-def test_a_run_of_muon_is_a_loop_of_optax(ran):
-    made, state, trace = ran
-    _, optimizer, extra = OPTIMIZERS["muon"]
-    expected = by_hand(made, optimizer, "update", extra, scale_parts_of_muon)
-    assert_equal_runs(made, state, trace, *expected)
-
-
-def test_sharpness_and_alignment_are_those_of_muons_metric(ran):
-    made, state, _ = ran
-    inverse = np.linalg.inv(root_of_muon(state.inner))
-    matrix = dense(bulk_sgd.hessian(made.task.train, state.params), state.params)
-    (exact,), _ = top(inverse @ matrix @ inverse, 1)
-    # Solved to residuals of 1e-2, which bound the error of the eigenvalue.
-    found = made.programs.sharpness(state, made.task)
-    assert float(found) == pytest.approx(exact, rel=1e-2)
-    gradient = inverse @ flat(jax.grad(made.task.train)(state.params))
-    frame = rows(state.projection.subspace.eigenvectors)
-    chi = np.linalg.norm(frame @ gradient) / np.linalg.norm(gradient)
-    found = made.programs.evaluate(state, made.task).alignment_gradient
-    assert float(found) == pytest.approx(chi, rel=1e-3)
-
-
-def test_energies_are_those_of_muons_metric(ran):
-    made, state, _ = ran
-    task, params, indices = made.task, state.params, made.indices(0)[:2]
-    inverse = np.linalg.inv(root_of_muon(state.inner))
-    key = jax.random.key(0)
-    found, facts = made.programs.measure(state, task, indices, key)
-    frame = rows(state.projection.subspace.eigenvectors)
-    gradient = inverse @ flat(jax.grad(task.train)(params))
-    inside = frame.T @ (frame @ gradient)
-    for name, make in CURVATURES.items():
-        matrix = inverse @ dense(make(task.train, params), params) @ inverse
-        measured = found.curvatures[name]
-        # Float32 products with a matrix whose entries are up to its largest.
-        near = functools.partial(pytest.approx, rel=1e-3, abs=1e-4 * abs(matrix).max())
-        expected = np.diag(frame @ matrix @ frame.T)
-        assert measured.energies.rayleigh.tolist() == near(expected.tolist())
-        form = inside @ matrix @ inside / (gradient @ gradient)
-        assert float(measured.form_dominant) == near(form)
-    assert found.sum_rule_error < 1e-4
-    matrix = inverse @ dense(bulk_sgd.hessian(task.train, params), params) @ inverse
-    _, exact = top(matrix, len(frame))
-    chi = np.linalg.norm(exact @ gradient) / np.linalg.norm(gradient)
-    # A solve to 1e-4.
-    assert float(facts["exact_alignment"]) == pytest.approx(chi, rel=1e-2)
-    quotients = []
-    for index in indices:
-        batch = task.train.take(index)
-        g = inverse @ flat(jax.grad(batch)(params))
-        curved = inverse @ dense(bulk_sgd.hessian(batch, params), params) @ inverse
-        quotients.append(g @ curved @ g / (g @ g))
-    assert float(found.batch_sharpness) == pytest.approx(np.mean(quotients), rel=1e-3)
 
 
 @pytest.mark.parametrize(

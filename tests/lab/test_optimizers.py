@@ -126,6 +126,37 @@ def test_sgd_is_stable_up_to_its_threshold(fields):
     assert grows("sgd", 1.03 * threshold, **fields)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_small_batches_are_stable_up_to_their_threshold(momentum):
+    """Curvature comes in rare batches, between which the momentum runs out."""
+    config = config_lib.default().optimizer
+    config.momentum = momentum
+    threshold = optimizers.batch_stability_threshold(config)
+
+    def ends_at(rate, times=8, between=200):
+        optimizer = optimizers.build(config, rate)
+
+        def step(carry, curvature):
+            params, state = carry
+            updates, state = optimizer.update(curvature * params, state, params)
+            return (params + updates, state), None
+
+        curvatures = (jnp.arange(times * between) % between == 0).astype(jnp.float32)
+        start = jnp.ones(1), optimizer.init(jnp.ones(1))
+        return abs(float(jax.lax.scan(step, start, curvatures)[0][0][0]))
+
+    assert ends_at(0.97 * threshold) < 1 < ends_at(1.03 * threshold)
+
+
+def test_thresholds_that_are_not_known_are_none():
+    config = config_lib.default().optimizer
+    config.update(momentum=0.9, nesterov=True)
+    assert optimizers.batch_stability_threshold(config) is None
+    config.name = "muon"
+    assert optimizers.batch_stability_threshold(config) is None
+    assert optimizers.stability_threshold(config, preconditioned=True) is None
+
+
 def test_adam_with_its_preconditioner_held_is_stable_up_to_its_threshold():
     config = config_lib.default().optimizer
     config.name = "adam"
