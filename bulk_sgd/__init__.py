@@ -12,9 +12,18 @@ arXiv 2505.11972. Where to start:
 
 from bulk_sgd.curvature.determinism import check_deterministic
 from bulk_sgd.curvature.hessian import functional_hessian, gauss_newton, hessian
+from bulk_sgd.curvature.kronecker import (
+    Kronecker,
+    eigenbasis_preconditioner,
+    kronecker_preconditioner,
+)
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
-from bulk_sgd.curvature.preconditioning import adam_preconditioner, preconditioned
+from bulk_sgd.curvature.optimizer_states import (
+    adam_preconditioner,
+    muon_preconditioner,
+)
+from bulk_sgd.curvature.preconditioning import preconditioned
 from bulk_sgd.curvature.shared_pass import value_grad_and_matvec
 from bulk_sgd.linalg.factors import Factored
 from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
@@ -69,6 +78,7 @@ __all__ = [
     "Estimate",
     "Factored",
     "FactoredStreamingState",
+    "Kronecker",
     "KrylovState",
     "Objective",
     "RankProfile",
@@ -92,15 +102,18 @@ __all__ = [
     "critical_sharpness",
     "displacement",
     "dom_sgd",
+    "eigenbasis_preconditioner",
     "energies",
     "functional_hessian",
     "gauss_newton",
     "hessian",
     "interpolated_sgd",
     "inverse_participation",
+    "kronecker_preconditioner",
     "krylov_filter",
     "lanczos",
     "loss_slice",
+    "muon_preconditioner",
     "on_drift",
     "path_scales",
     "power",

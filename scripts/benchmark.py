@@ -36,7 +36,7 @@ from benchmark_common import (
 
 import bulk_sgd
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.report import style
+from bulk_sgd.lab.report import saving
 from bulk_sgd.linalg import basis
 
 
@@ -59,7 +59,7 @@ def main(argv=None):
         pathlib.Path(arguments.json).write_text(text)
     if arguments.figure:
         drawing = benchmark_peers.figure(results["peers"])
-        style.save(drawing, pathlib.Path(arguments.figure))
+        saving.save(drawing, pathlib.Path(arguments.figure))
 
 
 def _arguments(argv):

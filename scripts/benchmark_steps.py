@@ -17,15 +17,17 @@ _SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"
 _MORE = "the same, 10 times the data"
 
 
-def measure(problem, batch_sizes, repeats: int) -> dict[str, dict]:
+def measure(problem, batch_sizes, repeats: int, only=None) -> dict[str, dict]:
     """One row per batch size and optimizer, with the ratio to SGD of that size.
 
-    Bulk-SGD gets the loss of the mini-batch as `value_fn`. Each call of a contestant
-    continues from the last one, in the same buffers.
+    Bulk-SGD gets the loss of the mini-batch, or products that share its pass. Each call
+    of a contestant continues from the last one, in the same buffers. `only` names some
+    contestants.
     """
     rows = {}
     for size in batch_sizes:
         loops = _loops(problem, size)
+        loops = {name: loops[name] for name in only or loops}
         first = {name: timed(loop)[1] for name, loop in loops.items()}
         for loop in loops.values():
             timed(loop)
@@ -50,30 +52,29 @@ def _loops(problem, batch_size):
         targets=jnp.tile(train.targets, 10),
     )
 
-    def loop(optimizer, objective=train, gradient=_gradient, parts=1):
-        part = slice(max(1, batch_size // parts))
-        return _Loop(optimizer, problem.params, objective, batch_size, gradient, part)
+    def loop(optimizer, objective=train, gradient=_gradient):
+        return _Loop(optimizer, problem.params, objective, batch_size, gradient)
 
-    def bulk(solver, objective=train, parts=1):
-        optimizer = bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver)
-        return loop(optimizer, objective, parts=parts)
+    def bulk(solver, objective=train):
+        return loop(bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver), objective, _shared)
 
     return {
         _SGD: loop(optax.sgd(_RATE)),
         "SGD with momentum": loop(optax.sgd(_RATE, momentum=0.9)),
         "Adam": loop(optax.adam(1e-3)),
         "SAM": loop(optax.sgd(_RATE), gradient=_sharpness_aware),
-        "SGD and one matvec": loop(optax.sgd(_RATE), gradient=gradient_and_matvec),
+        "SGD and one matvec": loop(optax.sgd(_RATE), gradient=_with_product),
         "Bulk-SGD, projection alone": bulk(_idle()),
         _STREAMING: bulk(bulk_sgd.streaming()),
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
-        "Bulk-SGD, streaming(every=2)": bulk(bulk_sgd.streaming(every=2)),
+        "Bulk-SGD, streaming(every=4)": bulk(bulk_sgd.streaming(every=4)),
         "Bulk-SGD, streaming(columns=0)": bulk(bulk_sgd.streaming(columns=0)),
         "Bulk-SGD, projection alone, factors=1": bulk(_idle(1)),
-        "Bulk-SGD, projection alone, factors=2": bulk(_idle(2)),
+        "Bulk-SGD, projection alone, factors=4": bulk(_idle(4)),
+        "Bulk-SGD, streaming(factors=4)": bulk(bulk_sgd.streaming(factors=4)),
         **{
-            f"Bulk-SGD, streaming(factors={r}), of a quarter of the batch": bulk(
-                bulk_sgd.streaming(factors=r), parts=4
+            f"Bulk-SGD, streaming(factors={r}, every=4)": bulk(
+                bulk_sgd.streaming(factors=r, every=4)
             )
             for r in (1, 2, 4)
         },
@@ -83,16 +84,15 @@ def _loops(problem, batch_size):
 class _Loop:
     """`_STEPS` steps of an optimizer in one program; each call continues."""
 
-    def __init__(self, optimizer, params, objective, batch_size, gradient, part):
+    def __init__(self, optimizer, params, objective, batch_size, gradient):
         optimizer = optax.with_extra_args_support(optimizer)
 
         def run(carry, objective, indices):
             def step(carry, index):
                 params, state = carry
                 loss = objective.take(index)
-                grads = gradient(loss, params)
-                curved = loss if part.stop == batch_size else loss.take(part)
-                updates, state = optimizer.update(grads, state, params, value_fn=curved)
+                grads, more = gradient(loss, params)
+                updates, state = optimizer.update(grads, state, params, **more)
                 return (optax.apply_updates(params, updates), state), None
 
             return jax.lax.scan(step, carry, indices)[0]
@@ -110,14 +110,24 @@ class _Loop:
 
 
 def _gradient(loss, params):
-    return jax.grad(loss)(params)
+    """The gradient, and the keywords of `update`."""
+    return jax.grad(loss)(params), {}
+
+
+def _shared(loss, params):
+    _, grads, matvec = bulk_sgd.value_grad_and_matvec(loss, params)
+    return grads, {"matvec": matvec}
+
+
+def _with_product(loss, params):
+    return gradient_and_matvec(loss, params), {}
 
 
 def _sharpness_aware(loss, params, radius=0.05):
     """The gradient of SAM (Foret et al., arXiv 2010.01412): of the loss uphill."""
     grads = jax.grad(loss)(params)
     uphill = basis.scale(radius / basis.norm(grads), grads)
-    return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill))
+    return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill)), {}
 
 
 def _idle(factors=None):

@@ -19,7 +19,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 if jax.__version_info__ < (0, 13):
     flags = (
         "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
-        "--xla_llvm_disable_expensive_passes=true"
+        "--xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_parallel_codegen_split_count=1"
     )
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))

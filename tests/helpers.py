@@ -55,7 +55,8 @@ def largest(matrix, count=1):
 
 def flat(vector):
     """A pytree vector as a float64 array, in the order of `ravel_pytree`."""
-    return np.asarray(ravel_pytree(vector)[0], np.float64)
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(vector)]
+    return np.concatenate(leaves)
 
 
 def rows(basis):

@@ -34,6 +34,29 @@ def network(fields, input_shape, num_classes, vocab_size=0):
     return made[0], jax.tree.map(draw, shapes)
 
 
+def dense(layer, x):
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def norm(layer, x):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    return x * layer["scale"] + layer["bias"]
+
+
+def block(layer, x, visible):
+    """A layer of a transformer of width 8, head by head; True where i sees j."""
+    mixed = dense(layer["attention_in"], norm(layer["norm_attention"], x))
+    seen = []
+    for head in range(2):
+        query, key, value = (mixed[:, 8 * i + 4 * head :][:, :4] for i in range(3))
+        weights = np.exp(query @ key.T / 2) * visible
+        seen.append(weights / weights.sum(1, keepdims=True) @ value)
+    x = x + dense(layer["attention_out"], np.concatenate(seen, axis=1))
+    hidden = np.maximum(dense(layer["dense_in"], norm(layer["norm_dense"], x)), 0)
+    return x + dense(layer["dense_out"], hidden)
+
+
 def exact(params):
     """Parameters in float64."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from helpers import flat
 from jax.flatten_util import ravel_pytree
 from optax import contrib
 
@@ -49,44 +50,57 @@ def run(config):
 
 def scale_parts(vector, hessian):
     """a P u + b (u − P u) by a dense decomposition in float64, and χ."""
-    flat, unravel = ravel_pytree(vector)
-    flat = np.asarray(flat, np.float64)
+    u = flat(vector)
     basis = np.linalg.eigh(np.asarray(hessian, np.float64))[1][:, -RANK:]
-    inside = basis @ (basis.T @ flat)
-    scaled = SCALES[0] * inside + SCALES[1] * (flat - inside)
-    chi = np.linalg.norm(inside) / np.linalg.norm(flat)
-    return unravel(jnp.asarray(scaled, jnp.float32)), chi
+    inside = basis @ (basis.T @ u)
+    scaled = SCALES[0] * inside + SCALES[1] * (u - inside)
+    chi = np.linalg.norm(inside) / np.linalg.norm(u)
+    return shaped(scaled, vector), chi
+
+
+def shaped(numbers, like):
+    """A flat vector as a pytree in float32."""
+    leaves, treedef = jax.tree.flatten(like)
+    parts = np.split(np.float32(numbers), np.cumsum([x.size for x in leaves])[:-1])
+    return treedef.unflatten([x.reshape(y.shape) for x, y in zip(parts, leaves)])
+
+
+def loss(params, x, y):
+    hidden = jnp.tanh(x @ params["dense_0"]["kernel"] + params["dense_0"]["bias"])
+    outputs = hidden @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
+    return jnp.mean(jnp.sum((outputs - jax.nn.one_hot(y, 3)) ** 2, axis=1))
+
+
+@jax.jit
+def derivatives(params, batch, data):
+    """The gradient of a batch, and the Hessian of all data."""
+    vector, unravel = ravel_pytree(params)
+    hessian = jax.hessian(lambda vector: loss(unravel(vector), *data))
+    return jax.grad(loss)(params, *batch), hessian(vector)
 
 
 def by_hand(made, optimizer, where, extra, scale=scale_parts):
     """Parameters at the end, and χ and the descent ratio of each step, spelt out."""
     params = jax.tree.map(jnp.asarray, made.params)
-    unravel = ravel_pytree(params)[1]
-
-    def loss(params, x, y):
-        hidden = jnp.tanh(x @ params["dense_0"]["kernel"] + params["dense_0"]["bias"])
-        outputs = hidden @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
-        return jnp.mean(jnp.sum((outputs - jax.nn.one_hot(y, 3)) ** 2, axis=1))
-
     data = made.dataset.train_inputs[:], made.dataset.train_targets
-    hessian = jax.jit(jax.hessian(lambda flat: loss(unravel(flat), *data)))
-    gradient = jax.jit(jax.grad(loss))
     state, facts = optimizer.init(params), []
+
+    @jax.jit
+    def update(grads, state, params, batch):
+        more = extra(lambda p: loss(p, *batch), params)
+        return optimizer.update(grads, state, params, **more)
 
     def scaled(grads, updates, *known):
         after, chi = scale(updates, *known)
-        promised, kept = (
-            np.vdot(*(ravel_pytree(x)[0] for x in (grads, v))) for v in (updates, after)
-        )
+        promised, kept = (flat(grads) @ flat(v) for v in (updates, after))
         facts.append((chi, kept / (promised or 1)))
         return after
 
     for index in made.indices(0):
         batch = data[0][index], data[1][index]
-        grads, curvature = gradient(params, *batch), hessian(ravel_pytree(params)[0])
+        grads, curvature = derivatives(params, batch, data)
         updates = scaled(grads, grads, curvature) if where == "gradient" else grads
-        more = extra(lambda p, batch=batch: loss(p, *batch), params)
-        updates, state = optimizer.update(updates, state, params, **more)
+        updates, state = update(updates, state, params, batch)
         if where == "update":
             known = () if scale is scale_parts else (state,)
             updates = scaled(grads, updates, curvature, *known)
@@ -95,9 +109,7 @@ def by_hand(made, optimizer, where, extra, scale=scale_parts):
 
 
 def assert_equal_runs(made, state, trace, params, facts):
-    start, ours, theirs = (
-        np.asarray(ravel_pytree(x)[0]) for x in (made.params, state.params, params)
-    )
+    start, ours, theirs = map(flat, (made.params, state.params, params))
     moved = np.linalg.norm(theirs - start)
     assert moved > 0.01
     # Solves to 1e-5, whose projectors err by that over the relative gap, about 0.01,

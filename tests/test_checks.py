@@ -68,12 +68,6 @@ def test_numpy_bools_are_a_mask():
     assert state.subspace.eigenvectors["w"] is None
 
 
-@pytest.mark.parametrize("tol", ["1e-3", [1e-3], np.ones(3)])
-def test_number_must_be_one(tol):
-    with pytest.raises(ValueError, match=r"^tol is .*; it must be a number"):
-        bulk_sgd.lanczos(tol=tol)
-
-
 # Params.
 
 NOT_FLOATS = [
@@ -199,25 +193,6 @@ def test_params_without_arrays(empty):
 
 
 # Solvers.
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_basis": 0}, "max_basis is 0; it must be at least 1"),
-        ({"max_basis": "all"}, "max_basis is 'all'; it must be an integer"),
-        ({"max_matvecs": 0}, "max_matvecs is 0; it must be at least 1"),
-    ],
-)
-def test_lanczos_bounds_are_refused_at_construction(options, message):
-    with pytest.raises(ValueError, match=message):
-        bulk_sgd.lanczos(**options)
-
-
-def test_lanczos_bounds_for_the_rank_are_refused_at_init():
-    tx = bulk_sgd.project_bulk(2, solver=bulk_sgd.lanczos(max_basis=3))
-    with pytest.raises(ValueError, match="max_basis is 3; it must be at least 4"):
-        tx.init(PARAMS)
 
 
 def changed(**fields):

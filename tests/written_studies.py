@@ -1,6 +1,7 @@
 """Cells and axes of studies written by hand, as files; shared by the tests."""
 
 import json
+import math
 
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 
@@ -69,7 +70,46 @@ def write_cell(
     (folder / "metrics.jsonl").write_text(lines)
 
 
-def write_axis(workdir, cells, name="Axis"):
+def write_axis(workdir, cells, name="Axis", tune=None):
     workdir.mkdir(parents=True, exist_ok=True)
-    content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells}
+    content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells, "tune": tune}
     (workdir / workdir_lib.FILE).write_text(json.dumps(content))
+
+
+def write_tuned(
+    workdir, settings, tune=None, field="optimizer.learning_rate", arm="sgd"
+):
+    """A sweep of one arm; `settings` holds the last losses, one per seed, by label and
+    value of the field. A NaN diverged.
+
+    Losses go geometrically from 4 at step 0 to the last one at step 40, in rows of 10
+    steps, of 2 matvecs and 0.1 s each; the test loss is twice the training loss.
+    """
+    cells = []
+    for label, by_value in settings.items():
+        for value, ends in by_value.items():
+            for seed, end in enumerate(ends):
+                folder = workdir_lib.cell_folder(workdir, len(cells))
+                cells.append({"label": label, field: value, "seed": seed})
+                write_straight(folder, end, arm)
+    write_axis(workdir, cells, tune=tune)
+    return cells
+
+
+def write_straight(folder, end, arm="sgd", start=4.0, num_steps=40):
+    folder.mkdir(parents=True)
+    a, b = SCALES[arm]
+    status = "diverged" if math.isnan(end) else "complete"
+    end = start if math.isnan(end) else end
+    rows = [{"arm": "prefix", "step": 0, "train_loss": start, "test_loss": 2 * start}]
+    for step in range(0, num_steps + 1, 10):
+        loss = start * (end / start) ** (step / num_steps)
+        row = {"arm": arm, "step": step, "train_loss": loss, "test_loss": 2 * loss}
+        row |= {"matvecs": 2 * step, "seconds": 0.1 * step, "alignment_update": 0.5}
+        rows.append(row | {"seconds_curvature": 0.04 * step, "sharpness_ratio": 1.0})
+    entry = {"label": arm, "dominant_scale": a, "bulk_scale": b, "status": status}
+    info = {"status": status, "learning_rate": 0.1, "switch": {"step": 0}}
+    info |= {"rank": 2, "arms": {arm: entry}}
+    (folder / "run.json").write_text(json.dumps(info))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)

@@ -4,6 +4,8 @@ Leaves outside the mask become None, an empty subtree to JAX, so that bases and 
 only ever see the selected leaves.
 """
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -12,18 +14,20 @@ from bulk_sgd import functions
 from bulk_sgd.curvature.objective import Objective
 
 
-def select(tree, mask):
+def select(tree, mask, is_leaf=None):
     """`tree` with None in place of the leaves outside the mask.
 
     The mask is None (all), a pytree of bools with the structure of `tree` or a prefix
-    of it, or a function from `tree` to one. It must select a leaf.
+    of it, or a function from `tree` to one. It must select a leaf. What `is_leaf`
+    holds for counts as one leaf.
     """
     refuse_hidden(tree)
     if mask is None:
         return tree
     flags = resolve(mask, tree, "mask")
     try:
-        selected = jax.tree.map(_select_branch, flags, tree)
+        choose = functools.partial(_select_branch, is_leaf=is_leaf)
+        selected = jax.tree.map(choose, flags, tree)
     except (TypeError, ValueError):  # a leaf that is no bool, or another structure
         raise ValueError(
             f"mask is {flags!r}; it must be a pytree of bools with the structure of "
@@ -81,10 +85,10 @@ def restrict(value_fn, params, mask):
     return lambda block: value_fn(merge(block, params)), block
 
 
-def _select_branch(flag, branch):
+def _select_branch(flag, branch, is_leaf):
     if not isinstance(flag, bool | np.bool_):
         raise TypeError
-    return branch if flag else jax.tree.map(lambda _: None, branch)
+    return branch if flag else jax.tree.map(lambda _: None, branch, is_leaf=is_leaf)
 
 
 def _is_masked_node(leaf):

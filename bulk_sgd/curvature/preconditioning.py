@@ -1,10 +1,11 @@
 r"""The Hessian in the coordinates of an adaptive optimizer.
 
-Adam steps by θ ← θ − η P⁻¹ m, with m an average of gradients and P a positive diagonal
-matrix. (`scale_by_subspace` calls it D, since P is its projector.) In the coordinates
-w = P^½ θ this is plain momentum on a loss with the Hessian P^{−½} H P^{−½}. Adam brings
-the largest eigenvalue of this *preconditioned Hessian*, not of H, to the edge of
-stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
+Such an optimizer steps by θ ← θ − η P⁻¹ m, with m an average of gradients and P a
+positive matrix (`scale_by_subspace` calls it D, since P is its projector): diagonal for
+Adam, a `Kronecker` for each matrix of parameters for Shampoo, SOAP and Muon. In the
+coordinates w = P^½ θ this is plain momentum on a loss with the Hessian P^{−½} H P^{−½}.
+Adam brings the largest eigenvalue of this *preconditioned Hessian*, not of H, to the
+edge of stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
 arXiv 2207.14484).
 
 The eigenvectors of P^{−½} H P^{−½} are orthonormal in w. A transform therefore projects
@@ -14,9 +15,9 @@ but a basis kept over several steps belongs to the P of its own step.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bulk_sgd import checks, functions
+from bulk_sgd.curvature.kronecker import Kronecker
 from bulk_sgd.curvature.operators import Wrapped, apply, as_pytree
 from bulk_sgd.linalg import basis
 
@@ -26,7 +27,8 @@ def preconditioned(matvec, preconditioner):
 
     Args:
       matvec: a callable that multiplies vectors by M.
-      preconditioner: the diagonal of P, a pytree of positive arrays like the params.
+      preconditioner: P, a pytree like the params. Each leaf is a positive array, a
+        diagonal, or a `Kronecker`. None is the identity and returns `matvec` itself.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -42,68 +44,62 @@ def preconditioned(matvec, preconditioner):
       [[0.0, 4.0], [4.0, 0.0]]
     """
     functions.check("matvec", matvec, "vector")
-    scale = root(preconditioner)
-    return Wrapped(_between_divisions, as_pytree(matvec), arrays=(scale,))
-
-
-def adam_preconditioner(
-    state, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
-):
-    """Returns the diagonal of P in Adam's last step θ ← θ − η P⁻¹ m.
-
-    After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
-    Here m is the average of the gradients without bias correction, and v̂ is the average
-    of their squares with it. The formula does not hold for `optax.nadam`, which
-    replaces m. In float32 the squares hold gradients from 10⁻¹⁹ to 10¹⁹.
-
-    Args:
-      state: state of the optimizer after its update, alone or inside other states.
-      b1: as given to the optimizer.
-      b2: as given to the optimizer.
-      eps: as given to the optimizer.
-      eps_root: as given to the optimizer.
-
-    Returns:
-      A pytree like the parameters, in their dtypes.
-
-    Raises:
-      ValueError: unless `state` contains exactly one state of Adam, or if a number is
-        out of its range.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, bulk_sgd
-      >>> adam, params = optax.adam(0.1), jnp.zeros(2)
-      >>> grads = jnp.array([2.0, -4.0])
-      >>> updates, state = adam.update(grads, adam.init(params))
-      >>> print(bulk_sgd.adam_preconditioner(state).round(3))
-      [0.2 0.4]
-    """
-    for name, value in (("b1", b1), ("b2", b2)):
-        checks.between(name, value, 0, 1, below=True)
-    for name, value in (("eps", eps), ("eps_root", eps_root)):
-        checks.at_least(name, value, 0)
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
-    if len(found) != 1:
-        raise ValueError(
-            f"state has {len(found)} states of Adam in it; it must have exactly one, "
-            "from optax.adam or optax.adamw."
-        )
-    count = jnp.maximum(found[0].count, 1)  # 0 before the first step
-    corrected = optax.tree.bias_correction(found[0].nu, b2, count)
-    average = 1 - b1**count
-    return jax.tree.map(
-        lambda v: (average * (jnp.sqrt(v + eps_root) + eps)).astype(v.dtype), corrected
-    )
+    if preconditioner is None:
+        return matvec
+    arrays = (root(preconditioner),)
+    return Wrapped(_between_divisions, as_pytree(matvec), arrays=arrays)
 
 
 def root(preconditioner):
-    """P^½ as a vector in float32, or in float64 if a leaf is float64."""
+    """P^½ in float32, or in float64 if a leaf is float64; None stands for P = 1."""
+    if preconditioner is None:
+        return None
     checks.floating("preconditioner", preconditioner)
-    return jax.tree.map(jnp.sqrt, basis.widen(preconditioner))
+    return _map_values(jnp.sqrt, basis.widen(preconditioner))
 
 
-def _between_divisions(matvec, vector, scale):
-    checks.vector("vector", vector, scale, "the preconditioner")
-    divide = lambda x: jax.tree.map(lambda a, s: (a / s).astype(a.dtype), x, scale)
-    return divide(apply(matvec, divide(vector)))
+def multiply(root, vector):
+    """P^½ v, given P^½."""
+    if root is None:
+        return vector
+
+    def multiply(root, x):
+        return root.multiply(x) if is_kronecker(root) else root * x
+
+    return jax.tree.map(multiply, root, vector, is_leaf=is_kronecker)
+
+
+def divide(root, vector):
+    """P^{−½} v, given P^½."""
+    if root is None:
+        return vector
+
+    def divide(root, x):
+        if is_kronecker(root):
+            return root.map_values(jnp.reciprocal).multiply(x)
+        return x / root
+
+    return jax.tree.map(divide, root, vector, is_leaf=is_kronecker)
+
+
+def shapes(preconditioner):
+    """The shapes of the vectors that P multiplies, as a pytree like them."""
+    of = lambda x: x.shape if is_kronecker(x) else jnp.shape(x)
+    like = lambda x: jax.ShapeDtypeStruct(of(x), jnp.float32)
+    return jax.tree.map(like, preconditioner, is_leaf=is_kronecker)
+
+
+def is_kronecker(leaf) -> bool:
+    """Whether a leaf of a preconditioner is a `Kronecker`, not a diagonal."""
+    return isinstance(leaf, Kronecker)
+
+
+def _map_values(fn, preconditioner):
+    apply = lambda x: x.map_values(fn) if is_kronecker(x) else fn(x)
+    return jax.tree.map(apply, preconditioner, is_leaf=is_kronecker)
+
+
+def _between_divisions(matvec, vector, root):
+    checks.vector("vector", vector, shapes(root), "the preconditioner")
+    scaled = lambda x: basis.cast_like(divide(root, x), x)
+    return scaled(apply(matvec, scaled(vector)))

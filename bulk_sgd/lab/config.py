@@ -114,7 +114,7 @@ def default() -> ConfigDict:
     config.subspace = ConfigDict({"options": {}})
     config.subspace.rank = 10
     config.subspace.curvature = "hessian"  # or "gauss_newton", "functional_hessian"
-    # adam, adamw: the subspace of P^-1/2 H P^-1/2, with P the diagonal matrix that the
+    # adam, adamw, muon: the subspace of P^-1/2 H P^-1/2, with P the matrix that the
     # optimizer divides by, and the update projected in the coordinates P^1/2 θ.
     config.subspace.preconditioned = False
     # How products differentiate twice: "forward_over_reverse", "reverse_over_reverse",
@@ -144,6 +144,8 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
+    # streaming: steps per product once new products weigh no more than `gain`.
+    config.subspace.every = 1
     # streaming: the rank of each matrix of parameters in a basis vector, which is then
     # stored in factors; 0: dense vectors.
     config.subspace.factors = 0

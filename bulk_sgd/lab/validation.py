@@ -200,13 +200,12 @@ def _check_measures(config):
         )
     if not measures.every:
         return
-    for name, needed in {"curvature": "hessian", "preconditioned": False}.items():
-        if space[name] != needed:
-            raise ValueError(
-                f"config.subspace.{name} is {space[name]!r}; where "
-                f"config.measures.every is not 0 it must be {needed!r}, because the "
-                "energies are measured in the subspace of the Hessian."
-            )
+    if space.curvature != "hessian":
+        raise ValueError(
+            f"config.subspace.curvature is {space.curvature!r}; where "
+            "config.measures.every is not 0 it must be 'hessian', because the energies "
+            "are measured in the subspace of the Hessian."
+        )
     if space.data == "subset":
         why = "config.measures.every compares halves of the subset"
         checks.integer("config.subspace.subset_size", space.subset_size, 2, why=why)

@@ -21,12 +21,23 @@ class Sides(NamedTuple):
 
     def matrices(self, leaves):
         """Leaves `(k, *shape)` as matrices `(k, number, m, n)`."""
-        ndim = leaves.ndim - 1
-        parts = self.without((*self.rows, *self.columns), ndim), self.rows, self.columns
+        parts = self._parts(leaves.ndim - 1)
         order = [axis for part in parts for axis in part]
         lengths = [math.prod(leaves.shape[1 + x] for x in part) for part in parts]
         turned = leaves.transpose(0, *(1 + axis for axis in order))
         return turned.reshape(len(leaves), *lengths)
+
+    def fold(self, matrices, shape):
+        """Matrices `(k, number, m, n)` as leaves `(k, *shape)` again."""
+        order = [axis for part in self._parts(len(shape)) for axis in part]
+        turned = matrices.reshape(len(matrices), *(shape[axis] for axis in order))
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return turned.transpose(0, *(1 + place for place in places))
+
+    def _parts(self, ndim):
+        """The axes of a leaf: those that number its matrices, its rows, its columns."""
+        others = self.without((*self.rows, *self.columns), ndim)
+        return others, self.rows, self.columns
 
     def unfold(self, vectors, shape, side):
         """Vectors `(k, r, number, m)` along a `side` with the axes of a leaf again.

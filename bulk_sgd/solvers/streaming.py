@@ -81,7 +81,8 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: act on one call in `every`; the other calls cost nothing.
+      every: once ρ has fallen to `gain`, act on one call in `every`; the other calls
+        cost nothing. The sweeps before act on every call.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
       factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
@@ -132,10 +133,14 @@ def streaming(
     def solve(matvec, subspace, state, updates, key):
         rank = subspace.rank
         width = columns or rank
-        turn, per_sweep = state.count // every, rank // width
+        per_sweep = rank // width
+        # The sweeps that weigh more than `gain`, but for rounding, act on every call.
+        early = per_sweep * jnp.ceil(1 / jnp.float32(gain) - 1.001).astype(jnp.int32)
+        later = jnp.maximum(state.count - early, 0)
+        turn = jnp.minimum(state.count, early) + later // every
         start, sweep = (turn % per_sweep) * width, turn // per_sweep
         weight = jnp.maximum(gain, 1 / (1 + sweep)).astype(state.noise.dtype)
-        acts = every == 1 or state.count % every == 0
+        acts = every == 1 or later % every == 0
         window = oja.Window(start, width, start + sweep % width, weight)
         known = subspace.eigenvectors, state, window, updates, key, acts
         rows, after, usable = step(matvec, *known)

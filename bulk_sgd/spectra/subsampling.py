@@ -23,6 +23,7 @@ from bulk_sgd import checks
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import sharded
+from bulk_sgd.curvature.preconditioning import preconditioned
 from bulk_sgd.linalg import basis, units
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 
@@ -57,6 +58,7 @@ def subsampling_error(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     sharding=None,
+    preconditioner=None,
 ) -> SubsamplingError:
     """Estimates the error of a sample's eigenpairs from the sample alone.
 
@@ -78,6 +80,7 @@ def subsampling_error(
       tol: as in `top_eigenpairs`.
       max_matvecs: as in `top_eigenpairs`.
       sharding: layout of the solves over devices, as in `sharded`.
+      preconditioner: P as in `preconditioned`, for eigenpairs of P^{−½} H P^{−½}.
 
     Returns:
       A `SubsamplingError`.
@@ -115,7 +118,8 @@ def subsampling_error(
         # Groups that split the sample evenly may not split a half evenly.
         half = dataclasses.replace(half, num_groups=1)
         start = basis.random_normal(jax.random.key(first), params)
-        matvec = sharded(CURVATURES[curvature](half, params, mode=mode), sharding)
+        matvec = CURVATURES[curvature](half, params, mode=mode)
+        matvec = sharded(preconditioned(matvec, preconditioner), sharding)
         return top_eigenpairs(matvec, start, rank, tol, max_matvecs)
 
     one, other = solve(0), solve(1)

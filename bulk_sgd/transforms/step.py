@@ -60,6 +60,7 @@ class Selected(NamedTuple):
     params: Any
     matvec: Callable | None  # instead of products with the curvature of `value_fn`
     preconditioner: Any  # D, or None
+    root: Any  # D^½, or None
     layout: Any  # the `NamedSharding`s of the parameters, or None
 
 
@@ -75,14 +76,17 @@ def select(
         layout = masking.select(layout, flags)
     vector = jax.tree.map(lambda x: x.astype(state.alignment.dtype), selected)
     if preconditioner is not None:
-        checks.like("preconditioner", preconditioner, updates, "the params")
-        preconditioner = masking.select(preconditioner, flags)
-        root = preconditioning.root(preconditioner)
-        vector = jax.tree.map(jnp.multiply, root, vector)
+        shapes = preconditioning.shapes(preconditioner)
+        checks.like("preconditioner", shapes, updates, "the params")
+        is_leaf = preconditioning.is_kronecker
+        preconditioner = masking.select(preconditioner, flags, is_leaf)
+    root = preconditioning.root(preconditioner)
+    vector = preconditioning.multiply(root, vector)
     restricted = masking.restrict(value_fn, params, flags)
     if matvec is not None and flags is not None:
         matvec = blocks.diagonal_block(matvec, params, flags)
-    return Selected(selected, vector, *restricted, matvec, preconditioner, layout)
+    curved = *restricted, matvec, preconditioner, root
+    return Selected(selected, vector, *curved, layout)
 
 
 def refresh(options: Options, state, selected: Selected):
@@ -96,8 +100,7 @@ def refresh(options: Options, state, selected: Selected):
             matvec = functions.call("curvature", options.curvature, *curved)
             functions.check("the value of curvature", matvec, "vector")
         matvec = replicas.agreeing(matvec)
-        if selected.preconditioner is not None:
-            matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
+        matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
         matvec = sharded(matvec, selected.layout)
         key = jax.random.fold_in(jax.random.key(options.seed), state.count)
         known = state.subspace, state.solver_state
@@ -131,9 +134,7 @@ def scale(options: Options, state, selected: Selected):
     inert = (factors == 0) | (coefficients == 0)
     weights = jnp.where(inert, 0, factors * coefficients)
     correction = basis.combine(weights, state.subspace.eigenvectors)
-    if selected.preconditioner is not None:
-        root = preconditioning.root(selected.preconditioner)
-        correction = jax.tree.map(jnp.divide, correction, root)
+    correction = preconditioning.divide(selected.root, correction)
 
     def scaled(u, c):
         wide = bulk * u.astype(c.dtype)

@@ -29,12 +29,16 @@ def get_config(preset: str = "cpu"):
 def get_sweep(preset: str = "cpu"):
     """The cells of the axis."""
     is_small(preset)
+    streaming = {"subspace.solver": "streaming", "subspace.data": "batch"}
+    seldom = {"subspace.every": 4, "subspace.gain": 0.2}
     cells = [
         {"subspace.solver": "lanczos"},
         {"subspace.solver": "lanczos", "subspace.refresh_every": 50},
         {"subspace.solver": "power"},
         {"subspace.solver": "power", "subspace.along": "update"},
         {"subspace.solver": "power", "subspace.drift": 0.1},
-        {"subspace.solver": "streaming", "subspace.data": "batch"},
+        streaming,
+        streaming | seldom,
+        streaming | seldom | {"subspace.factors": 4},
     ]
     return grid.product(cells, SEEDS)

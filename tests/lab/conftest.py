@@ -5,21 +5,22 @@ import pytest
 from bulk_sgd.lab.training import experiment
 from bulk_sgd.lab.training.steps import Programs
 
+_KEPT = {}  # from one module to the next: they are few, and slow to trace
+
 
 @pytest.fixture(autouse=True, scope="module")
 def shared_programs():
-    """Runs of one module share programs where the cells of a sweep would.
+    """Runs share programs where the cells of a sweep would.
 
     A test that counts or replaces them clears this dict first.
     """
-    made = {}
 
     def programs(config, layout):
         key = experiment.program_of(config), layout
-        if key not in made:
-            made[key] = Programs(config, layout)
-        return made[key]
+        if key not in _KEPT:
+            _KEPT[key] = Programs(config, layout)
+        return _KEPT[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "Programs", programs)
-        yield made
+        yield _KEPT

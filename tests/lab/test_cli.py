@@ -1,5 +1,6 @@
 """What the command line programs refuse and say, each in one sentence."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
 
+DEFAULT = "from bulk_sgd.lab.config import default as get_config\n"
 PRINTS = dict.fromkeys(("data", "program", "tracer"), "x")
 CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
 
@@ -94,9 +96,8 @@ def test_missing_flag_is_named(name):
     assert done.stderr in ("--workdir is missing.\n", "--config is missing.\n")
 
 
-@pytest.mark.parametrize("name", ["main", "sweep"])
-def test_help_needs_no_config_and_shows_what_programs_share(name):
-    done = program(name, "--help")
+def test_help_needs_no_config_and_shows_what_programs_share():
+    done = program("sweep", "--help")
     assert "--config" in done.stdout
     assert "--distributed" in done.stdout
     assert not done.stderr
@@ -109,16 +110,28 @@ def test_help_needs_no_config_and_shows_what_programs_share(name):
         ("--config.optimizer.learning_rate=a=b", "rate is 'a=b'; it must be a number."),
         ("--config.progress=maybe", "progress is 'maybe'; it must be true or false."),
         ("--steps=many", "--steps is 'many'; it must be an integer."),
-        ("--config.subspace.rang=3", 'mean "rank" instead of "rang"?'),
     ],
 )
 def test_value_of_another_type_is_refused_with_its_field(refusal, word, sentence):
-    content = "from bulk_sgd.lab.config import default as get_config"
-    told = refusal(content, flag=word)
-    absent = "--config has no field 'subspace.rang'"
-    given = word.partition("=")[0]
-    assert told.startswith(absent if "rang=" in word else f"{given} is ")
+    told = refusal(DEFAULT, flag=word)
+    assert told.startswith(f"{word.partition('=')[0]} is ")
     assert told.endswith(sentence + "\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("--config.rang=3", "--config has no field 'rang'"),
+        (
+            "--config.subspace.rang=3",
+            '--config has no field \'subspace.rang\'.*mean "rank" instead of "rang"?',
+        ),
+        ("--config.subspace.every=3", "--config has no field 'subspace.every'"),
+        ("extra", r"Unexpected arguments \['extra'\]"),
+    ],
+)
+def test_words_that_name_no_field_are_refused(refusal, word, sentence):
+    assert re.match(sentence, refusal(DEFAULT, flag=word))
 
 
 @pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from networks import assert_product_is_difference, hessian_product, network
+from networks import assert_product_is_difference, dense, hessian_product, network
 
 from bulk_sgd.lab.models import layers
 from bulk_sgd.lab.models.build import build_model
@@ -14,15 +14,8 @@ IMAGE = (8, 9, 3)
 
 
 def fields(**changes):
-    config = {
-        "name": "cnn",
-        "hidden": (6, 5),
-        "channels": (4, 5),
-        "pool": "average",
-        "activation": "tanh",
-        "init": "lecun_normal",
-    }
-    return config | changes
+    config = {"name": "cnn", "hidden": (6, 5), "channels": (4, 5), "pool": "average"}
+    return config | {"activation": "tanh", "init": "lecun_normal"} | changes
 
 
 def build(input_shape=IMAGE, seed=0, **changes):
@@ -46,22 +39,18 @@ def test_default_mlp_has_the_parameters_of_the_paper():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 199_210
 
 
-def affine(layer, x):
-    return x @ layer["kernel"] + layer["bias"]
-
-
 def test_mlp_is_dense_layers_with_activations_between():
     model_fn, params = random(name="mlp")
     x = inputs().reshape(2, -1)
     for layer in ("dense_0", "dense_1"):
-        x = np.tanh(affine(params[layer], x))
-    expected = affine(params["dense_2"], x)
+        x = np.tanh(dense(params[layer], x))
+    expected = dense(params["dense_2"], x)
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
-def test_mlp_without_hidden_layers_is_affine():
+def test_mlp_without_hidden_layers_is_dense():
     model_fn, params = random(name="mlp", hidden=())
-    expected = affine(params["dense_0"], inputs().reshape(2, -1))
+    expected = dense(params["dense_0"], inputs().reshape(2, -1))
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
@@ -74,7 +63,7 @@ def test_cnn_convolves_activates_pools_and_is_dense_at_the_end(pool):
     x = np.maximum(np.einsum("nhwcij,ijcd->nhwd", windows, kernel) + bias, 0)
     x = x[:, :, :8].reshape(2, 4, 2, 4, 2, 4)  # the ninth column is dropped
     x = x.mean(axis=(2, 4)) if pool == "average" else x.max(axis=(2, 4))
-    expected = affine(params["dense"], x.reshape(2, -1))
+    expected = dense(params["dense"], x.reshape(2, -1))
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
@@ -82,8 +71,8 @@ def test_cnn_convolves_activates_pools_and_is_dense_at_the_end(pool):
 def test_activations_are_those_of_jax(activation):
     model_fn, params = random(name="mlp", hidden=(6,), activation=activation)
     function = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}[activation]
-    hidden = function(affine(params["dense_0"], inputs().reshape(2, -1)))
-    expected = affine(params["dense_1"], hidden)
+    hidden = function(dense(params["dense_0"], inputs().reshape(2, -1)))
+    expected = dense(params["dense_1"], hidden)
     np.testing.assert_allclose(model_fn(params, inputs()), expected, atol=1e-5)
 
 
@@ -153,45 +142,25 @@ def test_hessian_products_agree_with_finite_differences(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"name": "vat"},
-            r"^config\.model\.name is 'vat'; .*cnn, decoder, mlp, res",
-        ),
-        (
-            {"activation": "elu"},
-            r"^config\.model\.activation is 'elu'; .*gelu, relu, tanh",
-        ),
-        (
-            {"init": "zeros"},
-            r"^config\.model\.init is 'zeros'; .*lecun_normal, torch",
-        ),
-        ({"pool": "min"}, r"^config\.model\.pool is 'min'; .*average, max"),
-        (
-            {"channels": (4, 0)},
-            r"^config\.model\.channels is \(4, 0\).*positive integers",
-        ),
-        (
-            {"name": "mlp", "hidden": 9},
-            r"^config\.model\.hidden is 9.*positive integers",
-        ),
-        (
-            {"name": "mlp", "hidden": (2.5,)},
-            r"^config\.model\.hidden is \(2\.5,\).*positive",
-        ),
-        (
-            {"channels": (4,) * 4},
-            r"^config\.model\.channels is .*16×16 pixels.*\(8, 9, 3\)",
-        ),
-        (
-            {"input_shape": (64,)},
-            r"^config\.model\.channels is .*inputs have shape \(64,\)",
-        ),
-        ({"seed": -1}, r"seed is -1"),
+        ({"name": "vat"}, r"name is 'vat'; .*cnn, decoder, mlp, res"),
+        ({"activation": "elu"}, r"activation is 'elu'; .*gelu, relu, tanh"),
+        ({"init": "zeros"}, r"init is 'zeros'; .*lecun_normal, torch"),
+        ({"pool": "min"}, r"pool is 'min'; .*average, max"),
+        ({"channels": (4, 0)}, r"channels is \(4, 0\).*positive integers"),
+        ({"name": "mlp", "hidden": 9}, r"hidden is 9.*positive integers"),
+        ({"name": "mlp", "hidden": (2.5,)}, r"hidden is \(2\.5,\).*positive"),
+        ({"channels": (4,) * 4}, r"channels is .*16×16 pixels.*\(8, 9, 3\)"),
+        ({"input_shape": (64,)}, r"channels is .*inputs have shape \(64,\)"),
     ],
 )
 def test_wrong_fields_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^config\.model\.{message}"):
         build(**changes)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed is -1"):
+        build(seed=-1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

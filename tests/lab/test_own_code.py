@@ -141,11 +141,7 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
         ("subspace.solver", "own_things:number", "is 1; it must be a bulk_sgd.Solver"),
         ("data.name", "own_things:number", "fails with TypeError"),
         ("measures.own", ("norm",), "config.measures.own is 'norm'; it must be the im"),
-        (
-            "measures.own",
-            ("own_things:train_loss",) * 2,
-            "must name each function once",
-        ),
+        ("measures.own", ("own_things:train_loss",) * 2, "must name each function onc"),
         ("measures.own", ("own_things:wants",), "config.measures.own is 'own_things:w"),
     ],
 )

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from networks import assert_product_is_difference, exact, hessian_product, network
+from networks import (
+    assert_product_is_difference,
+    block,
+    dense,
+    exact,
+    hessian_product,
+    network,
+    norm,
+)
 
 from bulk_sgd.lab.models.build import build_model
 
@@ -14,13 +22,8 @@ IMAGE = (6, 4, 3)
 
 def fields(**changes):
     config = {"name": "vit", "width": 8, "num_layers": 1, "num_heads": 2, "patch": 2}
-    config |= {
-        "activation": "relu",
-        "init": "lecun_normal",
-        "scan_layers": False,
-        "remat": False,
-    }
-    return config | changes
+    config |= {"activation": "relu", "init": "lecun_normal"}
+    return config | {"scan_layers": False, "remat": False} | changes
 
 
 def build(input_shape=IMAGE, seed=0, **changes):
@@ -32,32 +35,12 @@ def images(n=2):
 
 
 def by_hand(params, image):
-    """Outputs of one image, patch by patch and head by head, in float64."""
-
-    def dense(layer, x):
-        return x @ layer["kernel"] + layer["bias"]
-
-    def norm(layer, x):
-        x = x - x.mean(-1, keepdims=True)
-        return (
-            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer["scale"]
-            + layer["bias"]
-        )
-
+    """Outputs of one image, patch by patch, in float64."""
     patches = [
         image[i : i + 2, j : j + 2].ravel() for i in range(0, 6, 2) for j in (0, 2)
     ]
     x = dense(params["patches"], np.array(patches)) + params["positions"]["embedding"]
-    block = params["block_0"]
-    mixed = dense(block["attention_in"], norm(block["norm_attention"], x))
-    seen = []
-    for head in range(2):
-        query, key, value = (mixed[:, 8 * i + 4 * head :][:, :4] for i in range(3))
-        weights = np.exp(query @ key.T / 2)
-        seen.append(weights / weights.sum(1, keepdims=True) @ value)
-    x = x + dense(block["attention_out"], np.concatenate(seen, axis=1))
-    hidden = np.maximum(dense(block["dense_in"], norm(block["norm_dense"], x)), 0)
-    x = norm(params["norm"], x + dense(block["dense_out"], hidden))
+    x = norm(params["norm"], block(params["block_0"], x, visible=True))
     return dense(params["dense"], x.mean(0))
 
 

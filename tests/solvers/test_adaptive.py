@@ -194,29 +194,3 @@ def test_wrong_fields_are_named(field, value, match):
     fields.subspace[field] = value
     with pytest.raises(ValueError, match=match):
         config.validate(fields)
-
-
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: bulk_sgd.adaptive("lanczos"), "solver is 'lanczos'; it must be a bu"),
-        (lambda: bulk_sgd.adaptive(EXACT, -1), "threshold is -1; it must be a number"),
-        (
-            lambda: bulk_sgd.adaptive(EXACT, 1.0, learning_rate=-1),
-            "learning_rate is -1; it must be a number, at least 0",
-        ),
-        (
-            lambda: bulk_sgd.adaptive(EXACT, learning_rate=0.1),
-            "learning_rate is 0.1; it must be 1 where",
-        ),
-        (
-            lambda: bulk_sgd.project_bulk(1, solver=bulk_sgd.adaptive(EXACT)).init(
-                jnp.ones(3)
-            ),
-            r"rank is 1; it must be at least 2 \(threshold is None",
-        ),
-    ],
-)
-def test_wrong_arguments_are_named(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()

@@ -174,26 +174,3 @@ def test_mask_of_the_transform_leaves_blocks_of_the_rest():
     np.testing.assert_allclose(
         helpers.flat(updates), UPDATE - projector @ UPDATE, atol=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: bulk_sgd.blockwise("lanczos"), "solver is 'lanczos'; it must be a bu"),
-        (
-            lambda: bulk_sgd.blockwise(EXACT).init(shaped(UPDATE), 1),
-            r"rank is 1; it must be at least 2 \(one for each of the blocks 'enc",
-        ),
-        (
-            lambda: bulk_sgd.blockwise(EXACT, ".*").init(shaped(UPDATE), 12),
-            r"'encoder/bias' in the rank is 4; it must be from 1 to 3 \(its number of",
-        ),
-        (
-            lambda: bulk_sgd.blockwise(EXACT, "tail").init(shaped(UPDATE), 2),
-            "by is 'tail', which puts no parameter in a block",
-        ),
-    ],
-)
-def test_wrong_arguments_are_named(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()

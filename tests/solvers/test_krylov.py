@@ -148,20 +148,3 @@ def test_negative_spectrum_and_all_vectors():
     update = np.ones(3)
     found = calls(bulk_sgd.krylov_filter(10), [small] * 2, 3, update)[1]
     np.testing.assert_allclose(projected(found, update), update, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: bulk_sgd.krylov_filter(1), "length is 1; it must be at least 2"),
-        (lambda: bulk_sgd.krylov_filter(calibrate_every=0), "calibrate_every is 0"),
-        (lambda: bulk_sgd.krylov_filter(max_matvecs=0), "max_matvecs is 0"),
-        (
-            lambda: bulk_sgd.krylov_filter(max_matvecs=4).init(jnp.ones(9), 4),
-            r"max_matvecs is 4; it must be at least 5 \(the rank and the next eig",
-        ),
-    ],
-)
-def test_wrong_arguments_are_named(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()

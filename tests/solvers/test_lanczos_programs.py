@@ -147,19 +147,6 @@ def test_arguments_out_of_range(options, message):
         bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tol": -1}, "tol is -1; it must be a number from 0 to 1"),
-        ({"max_matvecs": 0}, "max_matvecs is 0; it must be at least 1"),
-        ({"which": "top"}, "which is 'top'; it must be one of"),
-    ],
-)
-def test_solver_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        bulk_sgd.lanczos(**options)
-
-
 def test_traced_rank_names_the_remedy():
     solve_at = lambda rank: bulk_sgd.top_eigenpairs(lambda v: v, jnp.ones(8), rank)
     with pytest.raises(ValueError, match=r"rank is a traced array.*static_args"):

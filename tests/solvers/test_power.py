@@ -252,25 +252,3 @@ def test_direction_that_enters_orthogonally_is_seen_after_so_many_calls(solver):
 def test_probe_that_is_not_finite_calls_the_solver():
     found = call(bulk_sgd.on_drift(bulk_sgd.lanczos()), MATRIX * np.nan)
     assert not found.converged
-
-
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: bulk_sgd.power("rows"), "along is 'rows'; it must be one of basis"),
-        (lambda: bulk_sgd.power(tol=1), "tol is 1; it must be a number from 0 below 1"),
-        (lambda: bulk_sgd.power(max_matvecs=0), "max_matvecs is 0"),
-        (lambda: bulk_sgd.on_drift("lanczos"), "solver is 'lanczos'"),
-        (lambda: bulk_sgd.on_drift(bulk_sgd.power(), -1), "tol is -1"),
-        (lambda: bulk_sgd.on_drift(bulk_sgd.power(), every=0), "every is 0"),
-    ],
-)
-def test_wrong_arguments_are_named(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()
-
-
-def test_max_matvecs_below_the_rank_is_named():
-    tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.power(max_matvecs=2))
-    with pytest.raises(ValueError, match="max_matvecs is 2; it must be at least 4"):
-        tx.init(jnp.zeros(9))

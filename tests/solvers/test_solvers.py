@@ -88,11 +88,12 @@ def test_types_stay_and_nothing_recompiles(name):
     after = run(name, [MATRIX] * 3)[-1][1]
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert types(after) == types(before)
+    assert after.subspace.eigenvectors["a"].dtype == jnp.float32
     assert program(name, RANK)[1]._cache_size() == 1
 
 
 @ALL
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_state_is_in_the_working_dtype(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         tx = bulk_sgd.project_bulk(RANK, solver=SOLVERS[name])
@@ -170,9 +171,9 @@ def test_what_is_due_by_a_count_stays_a_branch_under_vmap(name):
             carry = jax.jit(call)(*carry, update)
         lanes.append((*carry, updates[count % 2]))
     batch = jax.tree.map(lambda *x: jnp.stack(x), *lanes)
-    jaxpr = jax.make_jaxpr(jax.vmap(call))(*batch)
-    assert sum(e.primitive.name == "cond" for e in jaxpr.eqns) == branches
-    found, state = jax.jit(jax.vmap(call))(*batch)
+    traced = jax.jit(jax.vmap(call)).trace(*batch)
+    assert sum(e.primitive.name == "cond" for e in traced.jaxpr.eqns) == branches
+    found, state = traced.lower().compile()(*batch)
     if name == "krylov_filter":  # a full solve of one is one of all
         assert (found.num_matvecs > 6).all()
         return

@@ -194,26 +194,6 @@ def test_the_window_is_laid_out_like_a_basis():
     assert placed.products == layout.replicated
 
 
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: bulk_sgd.update_pca(0), "window is 0; it must be at least 1"),
-        (
-            lambda: bulk_sgd.streaming_pca(0),
-            "gain is 0; it must be a number from",
-        ),
-        (lambda: bulk_sgd.update_pca(every=0), "every is 0; it must be at least 1"),
-        (
-            lambda: bulk_sgd.update_pca(3).init(jnp.ones(9), 4),
-            r"window is 3; it must be at least 4 \(the rank\)",
-        ),
-    ],
-)
-def test_wrong_arguments_are_named(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()
-
-
 def test_an_update_of_zeros_is_in_no_unit():
     updates = 1e-25 * draw(6)
     updates[2] = 0

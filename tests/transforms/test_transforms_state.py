@@ -115,22 +115,13 @@ def test_refresh_stays_a_branch_under_vmap():
     [
         (lambda: exact(0), "rank is 0; it must be at least 1"),
         (lambda: exact(2.5), r"rank is 2\.5; it must be an integer"),
-        (
-            lambda: exact(1, refresh_every=0),
-            "refresh_every is 0; it must be at least 1",
-        ),
+        (lambda: exact(1, refresh_every=0), "refresh_every is 0; it must be at least"),
         (lambda: exact(1, refresh_every=1.5), r"refresh_every is 1\.5; .*an integer"),
         (lambda: exact(1, curvature="fisher"), "curvature is 'fisher'; .*gauss_newton"),
         (lambda: exact(1, switch=-1), r"switch\.step is -1; it must be at least 0"),
         (lambda: exact(1, switch=0.5), r"switch\.step is 0\.5; it must be an integer"),
-        (
-            lambda: bulk_sgd.Switch(alignment=1.5),
-            r"switch\.alignment is 1\.5; .*from 0 to 1",
-        ),
-        (
-            lambda: bulk_sgd.Switch(alignment="high"),
-            r"switch\.alignment is 'high'; it must be a number",
-        ),
+        (lambda: bulk_sgd.Switch(alignment=1.5), r"\.alignment is 1\.5; .*from 0 to 1"),
+        (lambda: bulk_sgd.Switch(alignment="high"), r"switch\.alignment is 'high'; it"),
         (lambda: bulk_sgd.Switch(decay=1.0), r"from 0 below 1"),
         (lambda: bulk_sgd.Switch(decay=-0.1), r"switch\.decay is -0\.1; it must be"),
         (
@@ -148,10 +139,7 @@ def test_arguments_out_of_range(make, message):
     ("tx", "message"),
     [
         (exact(12), r"rank is 12; it must be from 1 to 11 \(the number of \(masked\)"),
-        (
-            exact(5, mask={"b": True, "v": False, "w": False}),
-            "rank is 5; .*from 1 to 1",
-        ),
+        (exact(5, mask={"b": True, "v": False, "w": False}), "is 5; .*from 1 to 1"),
         (exact(1, mask={"b": False, "v": False, "w": False}), "mask selects no param"),
         (
             optax.masked(exact(1), {"b": True, "v": True, "w": False}),

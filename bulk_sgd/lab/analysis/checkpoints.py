@@ -13,9 +13,9 @@ from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.analysis.point import Point
 from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.run import PREFIX
 from bulk_sgd.linalg import basis
 
 FORK = "fork"
@@ -62,6 +62,7 @@ class RunPoints:
         other, self._doubt = record.other_fingerprints(known, prints)
         if other:
             raise ValueError(f"workdir {str(workdir)!r} holds a run of {other}.")
+        self._workdir = workdir
         self._checkpoints = Checkpoints(workdir, read_only=True)
         task = self._experiment.task
         self.objective = task.curvature or task.train
@@ -108,10 +109,10 @@ class RunPoints:
         found = []
         for position, story in self._checkpoints.stories().items():
             path = story["name"]
-            entries = {PREFIX: story["record"]["prefix"], **story["record"]["arms"]}
-            found.append(Saved(path, entries[path]["last_step"], position))
+            entry = record.entries(story["record"])[path]
+            found.append(Saved(path, entry["last_step"], position))
         fork = (self.record["switch"] or {}).get("step")
-        if fork is not None and self._checkpoints.has_fork():
+        if fork is not None and record.has_fork(self._workdir):
             found.append(Saved(PREFIX, fork, None))
         order = [PREFIX, *self.record["arms"]]
         chosen = [saved for saved in found if saved.path in (PREFIX, *(arms or order))]

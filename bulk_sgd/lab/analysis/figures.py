@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.report import style
-from bulk_sgd.lab.training.run import PREFIX
 from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn

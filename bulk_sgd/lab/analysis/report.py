@@ -5,7 +5,7 @@ import pathlib
 from bulk_sgd.lab.analysis import figures, store
 from bulk_sgd.lab.report import page
 from bulk_sgd.lab.report.formatting import number, percent
-from bulk_sgd.lab.report.style import save
+from bulk_sgd.lab.report.saving import save
 
 _FIGURES = {
     "eigenvalues": (figures.eigenvalue_figure, "Sharpness and alignment",

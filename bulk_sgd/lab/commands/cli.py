@@ -18,12 +18,16 @@ flags.disclaim_key_flags()  # the --help of a program shows flags defined here
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
-def run(main, *required: str):
-    """Parses the flags and calls `main`; the flags `required` must be set."""
-    app.run(main, flags_parser=functools.partial(parse, required=required))
+def run(main, *required: str, positional: bool = False):
+    """Parses the flags and calls `main`; the flags `required` must be set.
+
+    `main` takes words that are no flags where they are `positional`.
+    """
+    options = {"required": required, "positional": positional}
+    app.run(main, flags_parser=functools.partial(parse, **options))
 
 
-def parse(argv, required=()):
+def parse(argv, required=(), positional=False):
     """Parses the flags; wrong ones end the process as `refuse` does."""
     _check_config_file(argv)
     try:
@@ -40,7 +44,7 @@ def parse(argv, required=()):
     for name in required:
         if flags.FLAGS[name].value is None:
             refuse(f"--{name} is missing.")
-    if len(rest) > 1:
+    if len(rest) > 1 and not positional:
         refuse(f"Unexpected arguments {rest[1:]}; flags are set as --name=value.")
     return rest
 

@@ -1,4 +1,7 @@
-"""The command `python -m bulk_sgd.report --workdir=FOLDER`."""
+"""The command `python -m bulk_sgd.report --workdir=FOLDER`.
+
+`--workdir A B C --labels=a,b,c` writes a page that compares the three.
+"""
 
 import sys
 
@@ -12,9 +15,10 @@ flags.disclaim_key_flags()
 
 def main(argv: list[str]) -> int:
     """Writes the report of `--workdir`; 1 with one sentence if there is no run."""
-    del argv
+    values = flags.FLAGS
     try:
-        print(write_report(flags.FLAGS.workdir))
+        others, labels = argv[1:], values.labels or ()
+        print(write_report(values.workdir, *others, labels=labels, out=values.out))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -24,4 +28,6 @@ def main(argv: list[str]) -> int:
 def run():
     """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run or study to report on.")
-    cli.run(main, "workdir")
+    flags.DEFINE_list("labels", None, "What a comparison calls each, with commas.")
+    flags.DEFINE_string("out", None, "Folder of a comparison, WORKDIR/comparison.")
+    cli.run(main, "workdir", positional=True)

@@ -1,7 +1,8 @@
 """Runs the cells of a sweep: `python -m bulk_sgd.sweep --config=FILE --workdir=FOLDER`.
 
 FILE has `get_config(preset)`, the base config, and `get_sweep(preset)`, a list of cells
-made with `bulk_sgd.lab.sweep.grid`; FILE:PRESET passes both a string.
+made with `bulk_sgd.lab.sweep.grid`; FILE:PRESET passes both a string. It may have
+`tune`, the name of a field or a `bulk_sgd.lab.sweep.tuning.Tuning`.
 """
 
 import json
@@ -15,7 +16,7 @@ from ml_collections import config_flags
 from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.sweep import grid, sweep
+from bulk_sgd.lab.sweep import grid, sweep, tuning
 
 flags.disclaim_key_flags()
 
@@ -54,8 +55,10 @@ def _run(values):
         raise ValueError(f"{path} has no get_sweep; it is a config, not a sweep.")
     cells = _call(module["get_sweep"], [preset] if colon else [], path)
     _check_overrides(config_flags.get_override_values(values["config"]), cells)
+    tune = module.get("tune")
     if values.list_cells:
-        sweep.configs_of(values.config, cells)  # raises if one is wrong
+        configs = sweep.configs_of(values.config, cells)  # raises if one is wrong
+        tuning.check(tune, cells, configs)
         for index, cell in enumerate(cells):
             print(index, json.dumps(cell))
         return
@@ -69,6 +72,7 @@ def _run(values):
         lanes=values.lanes,
         prefixes=values.prefixes,
         about=(module.get("__doc__") or "").strip(),
+        tune=tune,
     )
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     ends = ", ".join(f"{count} {status}" for status, count in counts.items())

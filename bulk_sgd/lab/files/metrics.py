@@ -25,6 +25,40 @@ def cut(workdir, last_steps: dict[str, int]) -> list[dict]:
     return list(kept.values())
 
 
+def read(workdir) -> tuple[dict[str, list[dict]], int]:
+    """The rows of each arm by step, and how many lines are unreadable.
+
+    Of a step written twice, by a resumed run, the last row counts. A torn last line is
+    ignored.
+    """
+    by_step: dict[str, dict[int, dict]] = {}
+    text = (pathlib.Path(workdir) / FILE).read_text("utf-8", "replace")
+    *lines, last = text.split("\n")
+    lines = [line for line in lines if line.strip()]
+    # A last line without its line end may be torn; that is no damage to report.
+    lines += [last] if json_object(last) else []
+    unreadable = 0
+    for row in map(json_object, lines):
+        step = row and row.get("step")
+        is_step = isinstance(step, int) and not isinstance(step, bool)
+        if is_step and isinstance(row.get("arm"), str):
+            by_step.setdefault(row["arm"], {})[step] = row
+        else:
+            unreadable += 1
+    return {
+        a: [r for _, r in sorted(s.items())] for a, s in by_step.items()
+    }, unreadable
+
+
+def json_object(text: str) -> dict | None:
+    """The JSON object that a text is; None where it is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def count(workdir) -> int:
     """Number of rows in the file, 0 where there is none."""
     path = pathlib.Path(workdir) / FILE

@@ -23,7 +23,6 @@ ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 _IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", "tensorboard")
 PREFIX = "prefix"  # the name of the stretch before the fork
 CHECKPOINTS = "checkpoints"  # the folder of a run's states
-FORK = f"{CHECKPOINTS}/fork/0"  # where its arms start
 
 _OTHER = {
     "data": "other data than config.data names now",
@@ -193,6 +192,11 @@ def begun(workdir) -> dict | None:
     return None if failed_at_once(workdir) else read(workdir)
 
 
+def has_fork(workdir) -> bool:
+    """Whether the state from which the arms start is there."""
+    return (pathlib.Path(workdir) / CHECKPOINTS / "fork" / "0").is_dir()
+
+
 def claim(workdir, identity: Identity) -> dict | None:
     """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
 
@@ -214,7 +218,7 @@ def claim(workdir, identity: Identity) -> dict | None:
     if earlier["status"] not in ENDED:
         return None
     if earlier["status"] == COMPLETE and changes(earlier["config"], identity.config):
-        if (workdir / FORK).is_dir():
+        if has_fork(workdir):
             return None
         raise ValueError(
             f"workdir {str(workdir)!r} holds a finished run without the checkpoint at "

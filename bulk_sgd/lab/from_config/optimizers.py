@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from bulk_sgd import checks
+from bulk_sgd.curvature import optimizer_states
 from bulk_sgd.lab import plugins
 
 
@@ -16,7 +17,8 @@ class _Kind(NamedTuple):
     """One optimizer."""
 
     build: Callable  # from `config.optimizer`, the learning rate and a PRNG key
-    not_preconditioned: str = ""  # why it has no diagonal preconditioner
+    # From `config.optimizer` and the state, or why it has none.
+    preconditioner: Callable | str
     extra_args: Callable = lambda c, loss: {}  # of its update, from the batch loss
 
 
@@ -76,16 +78,26 @@ def _sophia(config, rate, key):
     )
 
 
+def _of_adam(config, state):
+    return optimizer_states.adam_preconditioner(state, config.b1, config.b2, config.eps)
+
+
+def _of_muon(config, state):
+    return optimizer_states.muon_preconditioner(
+        state, eps=config.eps, adam_b1=config.b1, adam_b2=config.b2
+    )
+
+
 _OPTIMIZERS = {
     "sgd": _Kind(_decayed(_sgd), "SGD has none"),
-    "adam": _Kind(lambda c, rate, _: optax.adam(rate, c.b1, c.b2, c.eps)),
-    "adamw": _Kind(_adamw),
+    "adam": _Kind(lambda c, rate, _: optax.adam(rate, c.b1, c.b2, c.eps), _of_adam),
+    "adamw": _Kind(_adamw, _of_adam),
     "sam": _Kind(
         _decayed(_sam),
         "SAM has none",
         lambda c, loss: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
     ),
-    "muon": _Kind(_muon, "Muon's is no diagonal matrix"),
+    "muon": _Kind(_muon, _of_muon),
     "sophia": _Kind(
         _sophia,
         "Sophia clips its steps, so that most coordinates do not follow theirs",
@@ -144,19 +156,24 @@ def validate(config):
 
 
 def validate_preconditioned(config):
-    """Raises ValueError unless the optimizer has a diagonal preconditioner."""
+    """Raises ValueError unless the optimizer has a preconditioner."""
     field = "config.subspace.preconditioned is True; it must be False with"
-    reason = _kind(config).not_preconditioned
-    if reason:
+    reason = _kind(config).preconditioner
+    if isinstance(reason, str):
         raise ValueError(
-            f"{field} config.optimizer.name {config.name!r}, not 'adam' or 'adamw', "
-            f"because it needs a preconditioner: {reason}."
+            f"{field} config.optimizer.name {config.name!r}, not 'adam', 'adamw' or "
+            f"'muon', because it needs a preconditioner: {reason}."
         )
     if config.projection == "gradient":
         raise ValueError(
-            f"{field} config.optimizer.projection 'gradient': Adam's preconditioner "
-            "is known only once it has seen the gradient."
+            f"{field} config.optimizer.projection 'gradient': the optimizer's "
+            "preconditioner is known only once it has seen the gradient."
         )
+
+
+def preconditioner(config, state):
+    """P of the last update θ ← θ − η P⁻¹ m, for an optimizer that has one."""
+    return _kind(config).preconditioner(config, state)
 
 
 def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArgs:
@@ -198,17 +215,32 @@ def rate_at(config, learning_rate, step):
 def stability_threshold(config, preconditioned: bool) -> float | None:
     """The largest ηλ_1 at which full-batch steps on a quadratic do not diverge.
 
-    It is None where unknown; where `preconditioned`, λ_1 belongs to the preconditioned
-    Hessian. SGD's with (Nesterov) momentum is from Cohen et al., *Gradient Descent on
-    Neural Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065, Adam's
-    from their *Adaptive Gradient Methods at the Edge of Stability*, arXiv 2207.14484.
+    It is None where unknown, as for Muon, whose P grows with its momentum; where
+    `preconditioned`, λ_1 belongs to the preconditioned Hessian. SGD's with (Nesterov)
+    momentum is from Cohen et al., *Gradient Descent on Neural Networks Typically Occurs
+    at the Edge of Stability*, arXiv 2103.00065, Adam's from their *Adaptive Gradient
+    Methods at the Edge of Stability*, arXiv 2207.14484.
     """
     if preconditioned:
-        return (2 + 2 * config.b1) / (1 - config.b1)
+        known = config.name in ("adam", "adamw")
+        return (2 + 2 * config.b1) / (1 - config.b1) if known else None
     if config.name != "sgd":
         return None
     threshold = 2 + 2 * config.momentum
     return threshold / (1 + 2 * config.momentum) if config.nesterov else threshold
+
+
+def batch_stability_threshold(config) -> float | None:
+    """Where η times the batch sharpness of small batches levels off; None if unknown.
+
+    For SGD it is 2 (Andreyev and Beneventano, *Edge of Stochastic Stability*,
+    arXiv 2412.20553), and with momentum β 2 (1 − β). That of large batches is
+    `stability_threshold` (Andreyev et al., *Momentum Further Constrains Sharpness at
+    the Edge of Stochastic Stability*, arXiv 2604.14108).
+    """
+    if config.name != "sgd" or config.nesterov:
+        return None
+    return 2 - 2 * config.momentum
 
 
 def _schedule(config) -> optax.Schedule:

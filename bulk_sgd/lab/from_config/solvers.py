@@ -122,6 +122,7 @@ def _check_streaming(config):
             f"config.subspace.rank, {config.rank}, or be 0 for all columns."
         )
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
+    checks.integer("config.subspace.every", config.every, 1)
     checks.integer("config.subspace.factors", config.factors, 0)
     if config.factors and config.blocks:
         raise ValueError(
@@ -178,7 +179,9 @@ _SOLVERS = {
         lambda c, n: _solve_rows(c, c.rank, n),
     ),
     "streaming": _Kind(
-        lambda c: streaming(c.columns, gain=c.gain, factors=c.factors or None),
+        lambda c: streaming(
+            c.columns, every=c.every, gain=c.gain, factors=c.factors or None
+        ),
         _check_streaming,
         lambda c, n: c.columns or c.rank,
         every_step="averages over steps",

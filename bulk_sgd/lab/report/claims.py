@@ -85,11 +85,12 @@ def _sharper(axis):
 def _governors(axes):
     """For each axis, how far its settings move the stable rate of Bulk-SGD.
 
-    Each seed gives the ratio of its stable rates in two settings: those where the rate
-    is largest and smallest on average over the other seeds. Settings chosen by the
-    seed's own numbers would turn noise into an effect.
+    The table has each seed's ratio between the two settings where the rate is largest
+    and smallest on average, which it names. The verdict takes, for each seed, those
+    that are extreme on average over the other seeds: settings chosen by the seed's own
+    numbers would turn noise into an effect.
     """
-    quantity, rows = "largest over smallest ratio of stable rates along the axis", []
+    rows = []
     for axis in axes:
         cells = [c for c in axis.cells if BULK_SGD in c.arms and _searched(c)]
         if len(axis.groups) < 2 or not cells:
@@ -103,8 +104,13 @@ def _governors(axes):
                 logs.setdefault(seed, {})[label] = log(ratio)
         name = _SUBJECTS.get(axis.name, f"{axis.title[0].lower()}{axis.title[1:]}")
         text = f"Governs the stability of Bulk-SGD against SGD: {name}"
-        found, cells = [_factor(seed, logs) for seed in logs], source(axis, cells)
-        rows.append(judge(text, quantity, (">", 1.5), found, cells, ratio=True))
+        others = {s: [x for t, x in logs.items() if t != s] or [logs[s]] for s in logs}
+        found = [_factor(logs[seed], _extremes(others[seed])) for seed in logs]
+        high, low = extremes = _extremes(list(logs.values())) or ("one", "another")
+        shown = [_factor(logs[seed], extremes) for seed in logs]
+        quantity = f"ratio of stable rates, {high} over {low}"
+        arguments = text, quantity, (">", 1.5), found, source(axis, cells)
+        rows.append(judge(*arguments, ratio=True, shown=shown))
     return rows
 
 
@@ -114,16 +120,25 @@ def _searched(cell):
     return (config.get("stability") or {}).get("rounds", 1) > 0
 
 
-def _factor(seed, logs) -> float:
-    """A seed's ratio between the settings that are extreme for the other seeds."""
-    others = [found for other, found in logs.items() if other != seed] or [logs[seed]]
-    mean = lambda label: np.mean([found.get(label, math.nan) for found in others])
-    average = {label: mean(label) for label in logs[seed]}
+def _extremes(logs) -> tuple[str, str] | None:
+    """The settings with the largest and the smallest mean over seeds, if two have one.
+
+    `logs` holds for each seed the logarithm by setting.
+    """
+    mean = lambda label: np.mean([found.get(label, math.nan) for found in logs])
+    average = {
+        label: mean(label) for label in dict.fromkeys(x for f in logs for x in f)
+    }
     average = {label: x for label, x in average.items() if math.isfinite(x)}
     if len(average) < 2:
-        return math.nan
-    high, low = (f(average, key=average.get) for f in (max, min))
-    return math.exp(logs[seed][high] - logs[seed][low])
+        return None
+    return max(average, key=average.get), min(average, key=average.get)
+
+
+def _factor(logs, extremes) -> float:
+    """A seed's ratio between two settings."""
+    high, low = extremes or (None, None)
+    return math.exp(logs.get(high, math.nan) - logs.get(low, math.nan))
 
 
 def _along_path(axis, trend, quantity, key, comparison):

@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report import style
+from bulk_sgd.lab.report.formatting import exact, number
 from bulk_sgd.lab.report.results import PREFIX, RunResults
 from bulk_sgd.lab.report.run_figures import calm, limit_above, mark_fork, run_styles
 
 
 @matplotlib.rc_context(style.STYLE)
 def eigenvalue_figure(run: RunResults) -> Figure:
-    """λ_1 … λ_k along training, one panel per arm, the prefix before it in grey."""
+    """λ_1 … λ_k along training, a panel per arm, the prefix in grey if it has any."""
     tables = {arm: run.eigenvalues(arm) for arm in (PREFIX, *run.arms)}
     shown = [arm for arm in run.arms if np.isfinite(tables[arm]).any()] or [PREFIX]
     columns = min(len(shown), 3)
@@ -48,7 +49,7 @@ def eigenvalue_figure(run: RunResults) -> Figure:
     for i, (axes, arm) in enumerate(zip(panels, shown)):
         _label(axes, tables[arm])
         if readable:
-            text = rf"${run.stability:.4g}/\eta$ = {threshold:.4g}"
+            text = rf"${exact(run.stability)}/\eta$ = {number(threshold)}"
             # On white, for lines may run under it.
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             axes.annotate(text, (0.02, threshold), (0, 3.5), **style.OUTSIDE, bbox=box)
@@ -75,7 +76,8 @@ def stability_threshold(run: RunResults) -> float:
 def _draw(axes, steps, table, line):
     logged = np.isfinite(table).any(axis=1)
     for values, color in zip(table[logged].T, line.shades(table.shape[1])):
-        axes.plot(steps[logged], values, color=color, linewidth=1.2)
+        thin = style.LineStyle(color, linewidth=1.2)
+        axes.plot(steps[logged], values, **style.points(thin, logged.sum()))
 
 
 def _label(axes, table):

@@ -1,6 +1,7 @@
 """Where the curvature of a study lies: energies of H, G and F along SGD."""
 
 import math
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -63,7 +64,8 @@ def energy_figure(axis: Axis) -> Figure:
             axes.axhline(1, color=MUTED, linewidth=0.7)
             axes.set_ylabel(name if column == 0 else "")
         field = f"{field_label(axis)} " if axis.values else ""
-        panels[column].set_title(plain(field + label), loc="left")
+        title = textwrap.fill(field + label, 90 // len(groups))
+        panels[column].set_title(plain(title), loc="left")
         panels[len(groups) + column].set_xlabel("step")
     legend(figure, [*OPERATOR_STYLES.values()])
     return figure

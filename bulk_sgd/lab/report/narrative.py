@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from bulk_sgd.lab.report.formatting import chi, number, percent
+from bulk_sgd.lab.report.formatting import chi, exact, number, percent
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, PREFIX, SGD, RunResults
 
 _LEVEL = 0.05  # a relative decrease of the loss that counts as none
@@ -123,7 +123,9 @@ def _sharpness(run, arms):
     known = [arm for arm in arms if math.isfinite(arm.sharpness_ratio)]
     if not known:
         return ""
-    stable = f", stable below {run.stability:g}" if math.isfinite(run.stability) else ""
+    stable = (
+        f", stable below {exact(run.stability)}" if math.isfinite(run.stability) else ""
+    )
     listed = ", ".join(f"{number(a.sharpness_ratio)} ({a.label})" for a in known)
     return f"Last sharpness ηλ₁{stable}: {listed}."
 

@@ -81,10 +81,14 @@ def _speed_up(run, arm, target, unit):
 
 
 def _first_reach(run, arm, target, unit):
-    """Steps (or matvecs) from the fork to a loss, linear between rows; or NaN."""
-    losses = run.series(arm, "train_loss")
+    """Steps (or matvecs) from the fork to a loss; or NaN."""
     counts = run.series(arm, "matvecs") if unit == "matvecs" else run.steps(arm)
     counts = np.asarray(counts, float) - counts[0] if len(counts) else counts
+    return reach(run.series(arm, "train_loss"), counts, target)
+
+
+def reach(losses: np.ndarray, counts: np.ndarray, target: float) -> float:
+    """The count at the first loss of at most `target`, linear between rows; or NaN."""
     below = np.flatnonzero(losses <= target)
     if not below.size:
         return math.nan

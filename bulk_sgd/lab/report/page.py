@@ -9,7 +9,7 @@ _CSS = """
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #222; line-height: 1.55;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p, figcaption, ul { max-width: 46rem; }
@@ -24,13 +24,13 @@ table { border-collapse: collapse; font-size: .84rem; width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .4rem; text-align: right; border-bottom: 1px solid #ddd; }
 thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1.25; }
-th:first-child, td:nth-child(-n+3), thead th:nth-child(-n+3) { text-align: left; }
-tbody th, td:nth-child(2) { white-space: nowrap; font-weight: 600; }
-td:nth-child(2) { font-weight: 400; }
+th:first-child, td:nth-child(2), thead th:nth-child(-n+2) { text-align: left; }
+tbody th { white-space: nowrap; font-weight: 600; }
 .prose tbody th, .prose td { white-space: normal; text-align: left;
   vertical-align: top; }
 .prose thead th { text-align: left; }
 .prose td:nth-child(3), .prose td:nth-child(4) { white-space: nowrap; }
+tbody th.group { padding-top: 1rem; white-space: normal; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
@@ -42,7 +42,8 @@ summary { cursor: pointer; }
   .wide { overflow: visible; } .wide img { min-width: 0; }
   table { font-size: 6.5pt; } th, td { padding: .15rem .2rem; }
   figure, tr, .note { break-inside: avoid; } h2 { break-after: avoid; }
-  .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  tbody th.group { padding-top: 1rem; white-space: normal; }
+.swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 
@@ -103,7 +104,13 @@ def definitions(entries: dict) -> str:
 def details(summary: str, value) -> str:
     """A value as JSON, folded away under its summary."""
     shown = text(json.dumps(value, indent=2, ensure_ascii=False))
-    return f"<details><summary>{summary}</summary>\n<pre>{shown}</pre></details>\n"
+    return fold(summary, f"<pre>{shown}</pre>")
+
+
+def fold(summary: str, content: str) -> str:
+    """HTML folded away under its summary."""
+    head = f"<summary>{text(summary)}</summary>"
+    return f"<details>{head}\n{content}</details>\n"
 
 
 def figure(heading: str, caption: str, alt: str, image: bytes) -> str:
@@ -123,7 +130,8 @@ def table(
 ) -> str:
     """A table whose first column names the rows, each with its colour if there are any.
 
-    With `prose` the first two columns are sentences and the next two short.
+    A row of one entry is a heading of those below it. With `prose` the first two
+    columns are sentences and the next two short.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     body = []
@@ -131,6 +139,10 @@ def table(
         swatch = f'<span class="swatch" style="background:{color}"></span>'
         cells = "".join(f"<td>{text(cell)}</td>" for cell in rest)
         first = (swatch if color else "") + text(first)
+        if not rest:
+            span = f'<th class="group" scope="rowgroup" colspan="{len(heads)}">'
+            body.append(f"<tr>{span}{first}</th></tr>")
+            continue
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     body = "\n".join(body)
     return f"""<div class="wide" role="group" tabindex="0" aria-label="{text(label)}">

@@ -5,7 +5,6 @@ What is missing or not finite becomes NaN.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from bulk_sgd import checks
+from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.files.record import PREFIX
 
-PREFIX = "prefix"
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 _METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
 
@@ -198,8 +198,7 @@ class RunResults:
 def read_run(workdir: str | pathlib.Path) -> RunResults:
     """Reads `run.json` and `metrics.jsonl` of a run.
 
-    Rows come out sorted by step. Of a step written twice (by a resumed run) the last
-    row counts. A torn last line is ignored; other unreadable lines are counted.
+    Rows come out sorted by step, as `metrics.read` finds them.
 
     Raises:
       FileNotFoundError: run.json or metrics.jsonl is missing.
@@ -210,29 +209,17 @@ def read_run(workdir: str | pathlib.Path) -> RunResults:
     for name in ("run.json", "metrics.jsonl"):
         if not (workdir / name).is_file():
             raise FileNotFoundError(f"No {name} in {workdir}: {expected}.")
-    info = _json_object((workdir / "run.json").read_text("utf-8", "replace"))
+    info = metrics.json_object((workdir / "run.json").read_text("utf-8", "replace"))
     if info is None:
         raise ValueError(f"run.json in {workdir} is not a JSON object: {expected}.")
 
-    by_step: dict[str, dict[int, dict]] = {}
-    text = (workdir / "metrics.jsonl").read_text("utf-8", "replace")
-    *lines, last = text.split("\n")
-    lines = [line for line in lines if line.strip()]
-    # A last line without its line end may be torn; that is no damage to report.
-    lines += [last] if _json_object(last) else []
-    unreadable = 0
-    for row in map(_json_object, lines):
-        if row and isinstance(row.get("arm"), str) and _is_int(row.get("step")):
-            by_step.setdefault(row["arm"], {})[row["step"]] = row
-        else:
-            unreadable += 1
-    if not by_step:
+    rows, unreadable = metrics.read(workdir)
+    if not rows:
         raise ValueError(
             f"No metric row in metrics.jsonl in {workdir}: expected one JSON object "
             "per line with at least the keys arm and step."
         )
-    sorted_rows = {a: [r for _, r in sorted(s.items())] for a, s in by_step.items()}
-    return RunResults(workdir, info, sorted_rows, unreadable)
+    return RunResults(workdir, info, rows, unreadable)
 
 
 def last_finite(values: np.ndarray) -> float:
@@ -248,11 +235,3 @@ def _number(value) -> float:
 
 def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _json_object(text: str) -> dict | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

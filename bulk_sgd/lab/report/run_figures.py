@@ -1,5 +1,6 @@
 """Figures of one run: loss, alignment and cost. What is not logged is left out."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -9,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from bulk_sgd.lab.report import style
+from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.results import PREFIX, RunResults
 
 
 @matplotlib.rc_context(style.STYLE)
 def loss_figure(run: RunResults) -> Figure:
-    """Training loss on a log scale, and test accuracy, of the prefix and all arms."""
+    """Training loss on a log scale and test accuracy, or test loss where none is."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
     _draw_arms(left, run, "train_loss")
     losses = [run.series(arm, "train_loss") for arm in (PREFIX, *run.arms)]
@@ -24,15 +26,28 @@ def loss_figure(run: RunResults) -> Figure:
     left.set_ylabel(style.plain("training loss" + (f": {label}" if label else "")))
     _finish(left, run, "train_loss")
 
-    _draw_arms(right, run, "test_accuracy", 100)
-    arms = calm(run, lambda arm: 100 * run.series(arm, "test_accuracy"), run.arms)
+    key, scale, label = measured_on_test(run)
+    _draw_arms(right, run, key, scale)
+    arms = calm(run, lambda arm: scale * run.series(arm, key), run.arms)
     if arms.size:  # a long way up would squeeze them
-        room = max(np.ptp(arms), 2.0)
-        low, high = right.get_ylim()
-        right.set_ylim(max(low, arms.min() - room), min(high, arms.max() + room / 4))
-    right.set_ylabel("test accuracy (%)")
-    _finish(right, run, "test_accuracy", 100, fork="fork")
+        _limit_to(right, arms, 2.0 if key == "test_accuracy" else 0.1 * arms.min())
+    right.set_ylabel(label)
+    _finish(right, run, key, scale, fork="fork")
     return figure
+
+
+def measured_on_test(run: RunResults) -> tuple[str, float, str]:
+    """What is drawn of the test data: key, factor and label."""
+    if any(run.logged(arm, "test_accuracy")[0].size for arm in run.rows):
+        return "test_accuracy", 100, "test accuracy (%)"
+    return "test_loss", 1, "test loss"
+
+
+def _limit_to(axes, values, least):
+    """Limits the y axis to the values with some room, of at least `least`."""
+    room = max(np.ptp(values), least)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, values.min() - room), min(high, values.max() + room))
 
 
 @matplotlib.rc_context(style.STYLE)
@@ -45,7 +60,11 @@ def alignment_figure(run: RunResults) -> Figure:
         (right, "alignment_gradient", "the full gradient", "fork"),
     ):
         _draw_arms(axes, run, key, smooth=True)
-        axes.set_ylim(-0.02, 1.02)
+        values = calm(run, functools.partial(run.after_fork, key=key), run.arms)
+        if values.size:
+            room = max(0.05, 0.1 * np.ptp(values))
+            low, high = values.min() - room, values.max() + room
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
         axes.set_ylabel(f"{chi} of {name}")
         _finish(axes, run, key, fork=fork, smooth=True)
     return figure
@@ -97,7 +116,7 @@ def cost_figure(run: RunResults) -> Figure:
         axes.barh(y, total - inside, left=inside, color=light, height=0.62)
         note = f"{s.matvecs:,} matvecs"
         if s.name != PREFIX and plain_step and s.steps:
-            note += f", {s.seconds / s.steps / plain_step:.2g}× a plain SGD step"
+            note += f", {number(s.seconds / s.steps / plain_step, 2)}× a plain SGD step"
         axes.annotate(note, (1.01, y), (0, 0), **style.OUTSIDE, va="center")
     names = [style.plain(style.shorten(s.label)) for s in bars]
     axes.set_yticks(range(len(bars)), names)
@@ -154,21 +173,30 @@ def limit_above(axes: Axes, values: np.ndarray) -> None:
         axes.set_ylim(low, min(high, 10 * values.max()))
 
 
+def is_smoothed(run: RunResults, key: str) -> bool:
+    """Whether an arm has so many rows that their running mean differs from them."""
+    return any(_window(run.logged(arm, key)[1]) > 1 for arm in run.rows)
+
+
 def _draw_arms(axes, run, key, scale=1.0, smooth=False):
     """One line per arm; `smooth` adds a running mean and pales the line itself."""
     for arm, line in run_styles(run).items():
         steps, values = run.logged(arm, key)
-        if smooth:
+        if smooth and _window(values) > 1:
             axes.plot(steps, values, color=line.color, linewidth=0.6, alpha=0.35)
             values = _smooth(values)
-        axes.plot(steps, scale * values, **vars(line), label=arm)
+        axes.plot(steps, scale * values, **style.points(line, len(steps)), label=arm)
+
+
+def _window(values):
+    return 1 + 2 * (len(values) // 50)
 
 
 def _smooth(values):
     """Centred mean over a twenty-fifth of the entries, over fewer at both ends."""
     if not values.size:
         return values
-    window = np.ones(min(1 + 2 * (len(values) // 50), len(values)))
+    window = np.ones(_window(values))
     total = np.convolve(values, window, "same")
     return total / np.convolve(np.ones(len(values)), window, "same")
 

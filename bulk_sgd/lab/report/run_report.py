@@ -8,10 +8,10 @@ import numpy as np
 from bulk_sgd.lab.from_config import solvers
 from bulk_sgd.lab.report import page, run_figures, step_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
-from bulk_sgd.lab.report.formatting import chi, number, percent
+from bulk_sgd.lab.report.formatting import chi, exact, number, percent
 from bulk_sgd.lab.report.narrative import happened, state
 from bulk_sgd.lab.report.results import PREFIX, last_finite, read_run
-from bulk_sgd.lab.report.style import save
+from bulk_sgd.lab.report.saving import save
 
 _FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
@@ -71,7 +71,9 @@ def _facts(run):
         f"{info['num_params']:,} parameters" if info.get("num_params") else "",
         f"{info['num_train']:,} training examples" if info.get("num_train") else "",
         f"k = {run.rank}" if run.rank else "",
-        f"learning rate {info['learning_rate']:g}" if info.get("learning_rate") else "",
+        f"learning rate {exact(info['learning_rate'])}"
+        if info.get("learning_rate")
+        else "",
         f"loss: {info['loss_label']}" if info.get("loss_label") else "",
         _subspace((info.get("config") or {}).get("subspace")),
     ]
@@ -93,13 +95,15 @@ def _subspace(space):
         what = f"{space['curvature'].replace('_', ' ')} of {data}"
     drift, threshold = space.get("drift"), space.get("threshold")
     every = space["refresh_every"] * (space["probe_every"] if drift else 1)
+    if space["solver"] == "streaming":
+        every *= space.get("every", 1)
     facts = [
         "preconditioned " * bool(space.get("preconditioned")) + what,
         space["solver"],
         space.get("along") == "update" and "along the update",
         space.get("factors") and f"factors of rank {space['factors']}",
         space.get("blocks") and f"blocks {space['blocks']}",
-        drift and f"on drift above {drift:g}, probed",
+        drift and f"on drift above {exact(drift)}, probed",
         f"every {every:,} steps" if every > 1 else "every step",
         {
             "gap": "up to the largest gap",
@@ -123,15 +127,23 @@ differ in (a, b) alone.</p>"""
 
 
 def _captions(run):
+    measured = "alignment_update", "alignment_gradient"
+    smoothed = any(run_figures.is_smoothed(run, key) for key in measured)
+    before = bool(np.isfinite(run.eigenvalues(PREFIX)).any())
+    right = run_figures.measured_on_test(run)[2].partition(" (")[0]
+    diverged = any(run.summary(arm).status == "diverged" for arm in run.arms)
     return {
-        "loss": "Training loss over the whole training set, on a log scale, and test "
-        "accuracy, on an axis that fits the arms. An × marks the last finite point of "
-        "an arm that diverged, or where it leaves the figure.",
+        "loss": "Training loss over the whole training set, on a log scale, and "
+        f"{right}, on an axis that fits the arms."
+        + " An × marks the last finite point of an arm that diverged, or where it "
+        "leaves the figure." * diverged,
         "alignment": f"{chi(run.rank)} of the update before it is projected (left) and "
-        "of the gradient over the whole training set (right). Thin lines: as logged; "
-        "thick lines: running mean over about a twenty-fifth of the rows.",
+        "of the gradient over the whole training set (right)."
+        + " Thin lines: as logged; thick lines: running mean over about a twenty-fifth "
+        "of the rows." * smoothed,
         "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "
-        f"training, λ₁ darkest, the prefix in grey.{_threshold(run)}",
+        f"training, λ₁ darkest{', the prefix in grey' * before}.{_threshold(run)}"
+        f"{_data(run)}",
         "cut": "Basis vectors are stored in factors, cut to a low rank per matrix of "
         "parameters. The curve is the share of the squared length of curvature "
         "products that the cut takes: a running average over steps, a mean over "
@@ -168,13 +180,24 @@ def _profiled(run):
     )
 
 
+def _data(run):
+    """What the eigenvalues are of, where the table's λ₁ is of something else."""
+    space = (run.info.get("config") or {}).get("subspace") or {}
+    of = {"subset": "a subset of the training set", "batch": "mini-batches"}
+    of = of.get(space.get("data"), "the training set as of the last refresh")
+    return (
+        f" They are those of {of}; λ₁ in the table is solved for the whole training "
+        "loss at the last step."
+    )
+
+
 def _threshold(run):
-    c, threshold = f"{run.stability:g}", stability_threshold(run)
+    c, threshold = exact(run.stability), stability_threshold(run)
     if math.isfinite(threshold):
         return (
             f" Dashed, where it is in range: the stability threshold {c}/η = "
-            f"{threshold:.4g} of the optimizer. An arm that scales the dominant part "
-            f"by a has its own at {c}/(aη)."
+            f"{number(threshold)} of the optimizer. An arm that scales the dominant "
+            f"part by a has its own at {c}/(aη)."
         )
     changes = any(np.ptp(run.rates(name)) > 0 for name in run.rows)
     if changes and math.isfinite(run.stability):
@@ -190,13 +213,13 @@ def _table(run):
         "steps": lambda s: f"{s.steps:,}",
         "training loss": lambda s: number(s.train_loss),
         "loss / loss at fork": lambda s: number(s.loss_ratio),
-        "test accuracy": lambda s: percent(s.test_accuracy, 4),
+        **_test_column(run),
         f"mean {chi(run.rank)}": lambda s: number(s.alignment),
         "λ₁": lambda s: number(s.sharpness),
         "ηλ₁": lambda s: number(s.sharpness_ratio),
         "matvecs": lambda s: f"{s.matvecs:,}",
         "failed refreshes": lambda s: f"{s.failed_refreshes:,}",
-        "seconds": lambda s: f"{s.seconds:,.1f}",
+        "seconds": lambda s: number(s.seconds),
         "curvature share": lambda s: percent(
             s.seconds_curvature / (s.seconds or math.nan)
         ),
@@ -215,11 +238,18 @@ the fork, before they are projected. A refresh that failed kept the previous
 subspace.</p>"""
 
 
+def _test_column(run):
+    if run_figures.measured_on_test(run)[0] == "test_accuracy":
+        return {"test accuracy": lambda s: percent(s.test_accuracy, 4)}
+    last = lambda s: last_finite(run.series(s.name, "test_loss"))
+    return {"test loss": lambda s: number(last(s))}
+
+
 def _provenance(info):
     names = "status", "command", "git", "device", "started", "ended"
     entries = {name: info.get(name) for name in names}
     entries["versions"] = page.versions(info)
     if isinstance(info.get("seconds"), (int, float)):
-        entries["seconds"] = f"{info['seconds']:,.1f}"
+        entries["seconds"] = number(info["seconds"])
     shown = page.details("Configuration", info.get("config"))
     return page.definitions(entries) + shown

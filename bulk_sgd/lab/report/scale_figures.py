@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report import study_panels
+from bulk_sgd.lab.report.formatting import exact, number
 from bulk_sgd.lab.report.study import Axis
 from bulk_sgd.lab.report.style import INK, STYLE, LineStyle, new_figure
 from bulk_sgd.transforms.aliases import PATHS, path_scales
@@ -53,8 +54,8 @@ def plane_figure(axis: Axis) -> Figure:
         shown = np.where(values > 0, values, np.nan)  # on a log scale
         image = axes.imshow(shown, origin="lower", cmap="cividis", norm="log")
         _annotate(axes, axis, label, places, values)
-        axes.set_xticks(range(len(dominant)), [f"{a:g}" for a in dominant])
-        axes.set_yticks(range(len(bulk)), [f"{b:g}" for b in bulk])
+        axes.set_xticks(range(len(dominant)), [exact(a) for a in dominant])
+        axes.set_yticks(range(len(bulk)), [exact(b) for b in bulk])
         axes.set_xlabel("a, factor of the dominant part")
         axes.set_ylabel("b, factor of the bulk part")
         axes.grid(visible=False)
@@ -70,7 +71,7 @@ def _annotate(axes, axis, label, places, values):
         value = values[y, x]
         diverged = np.nansum(axis.over_seeds(label, arm, "diverged"))
         known = math.isfinite(value)
-        text = f"{value:.2g}" if known else "–"
+        text = number(value, 2)
         if diverged and axes.get_subplotspec().is_first_col():
             text = f"{text}\n({diverged:.0f} ×)" if known else "×"
         dark = value > 0 and math.log10(value) < middle

@@ -10,12 +10,17 @@ import functools
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.outcomes import outcome
 from bulk_sgd.lab.report.results import RunResults, Summary, read_run
+from bulk_sgd.lab.sweep import workdir as workdir_lib
+from bulk_sgd.lab.sweep.grid import LABEL
+from bulk_sgd.lab.sweep.tuning import Tuning
 from bulk_sgd.lab.sweep.workdir import FILE, cell_folder
 
 
@@ -75,12 +80,18 @@ class Axis:
     title: str
     about: str
     cells: list[Cell]
+    tune: Tuning | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that cells set, but for the seed."""
         fields = dict.fromkeys(f for cell in self.cells for f in cell.settings)
-        return tuple(field for field in fields if field != "seed")
+        return tuple(field for field in fields if field not in ("seed", LABEL))
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Those of the fields that have several values."""
+        return _varied(self.fields, self.cells)
 
     @functools.cached_property
     def groups(self) -> dict[str, list[Cell]]:
@@ -90,7 +101,11 @@ class Axis:
             without_seed = {k: v for k, v in cell.settings.items() if k != "seed"}
             key = json.dumps(without_seed, sort_keys=True)
             settings.setdefault(key, []).append(cell)
-        return {self._label(cells[0]): cells for cells in settings.values()}
+        groups = list(settings.values())
+        labels = [self._label(cells[0]) for cells in groups]
+        if len({*labels}) < len(labels):
+            labels = [self._label(cells[0], str) for cells in groups]
+        return dict(zip(labels, groups))
 
     @property
     def values(self) -> list[float] | None:
@@ -126,15 +141,22 @@ class Axis:
         spread = Spread.of_ratios if log else Spread.of
         return spread(self.over_seeds(label, arm, key))
 
-    def _label(self, cell):
-        values = lambda field: {json.dumps(c.settings.get(field)) for c in self.cells}
-        varied = [field for field in self.fields if len(values(field)) > 1]
+    def _label(self, cell, write=None):
+        """The label of a cell, and the fields that vary among cells of that label."""
+        label, write = cell.settings.get(LABEL), write or show
+        alike = [c for c in self.cells if c.settings.get(LABEL) == label]
+        varied = _varied(self.fields, alike)
         shown = {f: cell.settings[f] for f in varied if f in cell.settings}
-        texts = [_show(value) for value in shown.values()]
+        texts = [write(value) for value in shown.values()]
         # With its name where another field could be meant.
         if len(varied) > 1 and any(type(value) is not str for value in shown.values()):
             texts = [f"{short_name(f)} {text}" for f, text in zip(shown, texts)]
-        return ", ".join(texts) or "base"
+        return ", ".join([label, *texts] if label else texts) or "base"
+
+
+def _varied(fields, cells):
+    values = lambda field: {json.dumps(cell.settings.get(field)) for cell in cells}
+    return tuple(field for field in fields if len(values(field)) > 1)
 
 
 def read_study(workdir) -> list[Axis]:
@@ -157,9 +179,8 @@ def is_study(workdir) -> bool:
 
 
 def _read_axis(folder):
-    content = json.loads((folder / FILE).read_text())
-    cells = []
-    for index, settings in enumerate(content["cells"]):
+    content, cells = workdir_lib.read(folder), []
+    for index, settings in enumerate(content["cells"] + content["added"]):
         run, workdir = None, cell_folder(folder, index)
         status = "failed" if (workdir / "error.txt").exists() else "pending"
         # Not begun, or failed before its first row.
@@ -167,15 +188,42 @@ def _read_axis(folder):
             run = read_run(workdir)
             status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
-    return Axis(folder.name, content["name"], content["about"], cells)
+    tune = content["tune"] and Tuning(**content["tune"])
+    return Axis(folder.name, content["name"], content["about"], cells, tune)
+
+
+def one_arm_each(groups: dict[str, list[Cell]]) -> bool:
+    """Whether no setting has several arms, so that its label says which one."""
+    return all(len({a for c in cells for a in c.arms}) < 2 for cells in groups.values())
 
 
 def short_name(field: str) -> str:
-    """The last part of a dotted field, in words."""
-    return field.split(".")[-1].replace("_", " ")
+    """A dotted field in words."""
+    group, _, last = field.rpartition(".")
+    name = _WORDS.get(field) or (group if last == "name" and group else last)
+    return name.replace("_", " ")
 
 
-def _show(value):
+# Fields whose last part says too little.
+_WORDS = {
+    "num_steps": "steps",
+    "data.num_train": "training examples",
+    "data.name": "data set",
+    "model.hidden": "hidden widths",
+    "subspace.data": "curvature data",
+    "subspace.refresh_every": "refresh interval",
+    "subspace.keep": "what is kept",
+    "switch.step": "fork at step",
+    "switch.alignment": "fork at alignment",
+}
+
+
+def show(value) -> str:
+    """A value, of a path its last part, of a long tuple its ends."""
     if isinstance(value, list):
-        return "×".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        shown = value if len(value) <= 4 else [*value[:2], "…", value[-1]]
+        words = any(isinstance(item, str) for item in value)
+        return (", " if words else "×").join(map(show, shown))
+    if isinstance(value, str):
+        return re.split(r"[/:]", value.rstrip("/"))[-1] or value
+    return exact(value) if type(value) in (int, float) else str(value)

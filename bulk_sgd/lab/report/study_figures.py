@@ -10,8 +10,19 @@ from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report import scale_figures, study_panels
 from bulk_sgd.lab.report.energies import energy_figure, has_energies
-from bulk_sgd.lab.report.study import Axis, short_name
-from bulk_sgd.lab.report.style import STYLE, arm_styles, new_figure, plain, shorten
+from bulk_sgd.lab.report.study import Axis, one_arm_each, short_name
+from bulk_sgd.lab.report.style import (
+    STYLE,
+    LineStyle,
+    arm_styles,
+    log_axis,
+    new_figure,
+    plain,
+    series_styles,
+    shorten,
+)
+
+MOST_COLUMNS = 4  # of methods, side by side
 
 
 def figures_of(axis: Axis) -> dict[str, Figure]:
@@ -25,6 +36,8 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
     elif any(len(points) > 2 for points in scale_figures.path_points(axis).values()):
         name, draw = "families", scale_figures.family_figure
     begun = any(cell.run for cell in axis.cells)
+    if begun and name == "settings":
+        found["curves"] = curves_figure(axis)
     if begun if name == "training" else study_panels.measured_panels(axis):
         found[name] = draw(axis)
     if has_energies(axis):
@@ -80,6 +93,54 @@ def training_figure(axis: Axis) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def curves_figure(axis: Axis) -> Figure:
+    """Loss and alignment along training, a column per method, a line per setting."""
+    columns = {arm: (arm,) for arm in [*axis.summaries][:MOST_COLUMNS]}
+    if one_arm_each(axis.groups):
+        columns = {"": tuple(axis.summaries)}
+    keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
+    runs = [cell.run for cell in axis.cells if cell.run]
+    has = lambda key: any(
+        run.logged(arm, key)[0].size for run in runs for arm in run.arms
+    )
+    keys = [keys[0], *(pair for pair in keys[1:] if has(pair[0]))]
+    size = 10.4, 0.6 + 2.7 * len(keys)
+    figure, panels = new_figure(len(keys), len(columns), size, share="row")
+    styles = group_styles(axis)
+    for row, (key, name) in enumerate(keys):
+        for column, (title, arms) in enumerate(columns.items()):
+            axes = panels[row * len(columns) + column]
+            for label, cells in axis.groups.items():
+                for arm in arms:
+                    study_panels.draw_band(axes, cells, arm, key, styles[label])
+            if row == 0:
+                label = axis.summaries[title].label if title else ""
+                axes.set_title(plain(shorten(label)), loc="left")
+            if row == len(keys) - 1:
+                axes.set_xlabel("step")
+        panels[row * len(columns)].set_ylabel(name)
+        if key == "alignment_update":  # bands of one deviation may leave its range
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    log_axis(panels[0])
+    field = f"{study_panels.field_label(axis)} " if axis.values else ""
+    labels = [plain(field + tick) for tick in _tick_labels(axis)]
+    study_panels.legend(figure, [*zip(labels, styles.values())])
+    return figure
+
+
+def group_styles(axis: Axis) -> dict[str, LineStyle]:
+    """One style per setting: that of its arm, where each setting has one of its own."""
+    arms = [
+        {arm for cell in cells for arm in cell.arms} for cells in axis.groups.values()
+    ]
+    if all(len(found) == 1 for found in arms) and len(axis.summaries) == len(arms):
+        styles = arm_styles(axis.summaries.values())
+        return {label: styles[arm] for label, (arm,) in zip(axis.groups, arms)}
+    return series_styles([*axis.groups], ordered=axis.values is not None)
+
+
 def _name_arms(figure, axis, styles):
     labels = [plain(axis.summaries[arm].label) for arm in styles]
     study_panels.legend(figure, [*zip(labels, styles.values())])
@@ -88,8 +149,8 @@ def _name_arms(figure, axis, styles):
 def _tick_labels(axis):
     """The settings, without the names of fields where all of them set the same ones."""
     labels = list(axis.groups)
-    if not all(len(label.split(", ")) == len(axis.fields) for label in labels):
+    if not all(len(label.split(", ")) == len(axis.varied) for label in labels):
         return labels
-    names = [f"{short_name(field)} " for field in axis.fields]
+    names = [f"{short_name(field)} " for field in axis.varied]
     bare = lambda part, name: part.removeprefix(name)
     return [", ".join(map(bare, label.split(", "), names)) for label in labels]

@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bulk_sgd.lab.report import style as style_lib
 from bulk_sgd.lab.report.study import Axis, short_name
 from bulk_sgd.lab.report.style import MUTED, LineStyle, log_axis
+from bulk_sgd.lab.sweep.grid import LABEL
 
 # What a panel shows: key of `Cell.outcome`, label, log scale, line of reference.
 PANELS = (
@@ -67,10 +69,12 @@ def finish_panel(axes: Axes, axis: Axis, panel: tuple) -> None:
 
 def legend(figure: Figure, entries) -> None:
     """One legend for all panels, from pairs (label, style)."""
-    handles = [Line2D([], [], label=label, **vars(style)) for label, style in entries]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    handles = [Line2D([], [], **vars(line)) for _, line in entries]
+    labels = [label for label, _ in entries]
+    style_lib.legend(figure, labels, handles)
 
 
 def field_label(axis: Axis) -> str:
-    """The fields that an axis varies, in words."""
-    return ", ".join(map(short_name, axis.fields))
+    """The fields that an axis varies, in words; nothing where labels stand for them."""
+    labelled = any(LABEL in cell.settings for cell in axis.cells)
+    return "" if labelled else ", ".join(map(short_name, axis.varied or axis.fields))

@@ -6,24 +6,41 @@ import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
-from bulk_sgd.lab.report import page, study_tables
+from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
+from bulk_sgd.lab.report.comparison import differences, read_comparison
 from bulk_sgd.lab.report.energies import energy_table, has_energies
+from bulk_sgd.lab.report.formatting import whole
 from bulk_sgd.lab.report.outcomes import TARGET
-from bulk_sgd.lab.report.study import Axis, read_study
+from bulk_sgd.lab.report.saving import save
+from bulk_sgd.lab.report.study import Axis, read_study, short_name
 from bulk_sgd.lab.report.study_figures import figures_of
+from bulk_sgd.lab.report.study_panels import field_label
 from bulk_sgd.lab.report.study_tables import show
-from bulk_sgd.lab.report.style import save
-from bulk_sgd.lab.report.verdicts import Claim
+from bulk_sgd.lab.report.style import shorten
+from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
-# Fields that describe the setting of an axis.
-_SETTING = (
-    *("data.name", "data.num_train", "model.name", "model.hidden", "model.activation"),
-    *("loss.name", "loss.reduction", "optimizer.name", "optimizer.learning_rate"),
-    *("optimizer.momentum", "optimizer.projection"),
-    *("batch_size", "num_steps", "subspace.rank", "subspace.data"),
-    *("subspace.solver", "subspace.refresh_every"),
-)
+# Fields that describe the setting of an axis, each with the names that use it: of the
+# field `name` (or `solver`) of its group. A plug-in uses its own `options`.
+_SETTING = {
+    "data.name": None,
+    "data.num_train": None,
+    "model.name": None,
+    "model.hidden": ("mlp",),
+    "model.activation": ("mlp", "cnn", "transformer", "vit", "decoder"),
+    "loss.name": None,
+    "loss.reduction": ("mse",),
+    "optimizer.name": None,
+    "optimizer.learning_rate": None,
+    "optimizer.momentum": ("sgd", "sam", "muon"),
+    "optimizer.projection": ("adam", "adamw", "sam", "muon", "sophia"),
+    "batch_size": None,
+    "num_steps": None,
+    "subspace.rank": None,
+    "subspace.data": None,
+    "subspace.solver": None,
+    "subspace.refresh_every": None,
+}
 _HEADS = "claim", "holds if", "measured", "verdict"
 
 
@@ -36,14 +53,38 @@ def write_report(workdir) -> pathlib.Path:
     axes = read_study(workdir)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
-    table = claims(axes)
+    table = claims(list(map(tuned.winners, axes)))
     (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
-    numbers = {"claims": [_plain_claim(c) for c in table], "axes": _numbers(axes)}
+    title = axes[0].title if len(axes) == 1 else "Sharp and flat directions"
+    return _write(axes, folder, title, table)
+
+
+def write_comparison(workdirs, labels, folder) -> pathlib.Path:
+    """Writes a page that lays runs and sweeps side by side; returns its path.
+
+    Raises ValueError or FileNotFoundError as `read_comparison` does.
+    """
+    axis, folder = read_comparison(workdirs, labels), pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = shorten(", ".join(axis.groups), 80)
+    return _write([axis], folder, title, more=differences(axis))
+
+
+def _write(axes, folder, title, table=(), more=""):
+    numbers = {
+        "claims": [_plain_claim(claim) for claim in table],
+        "axes": _numbers(axes),
+        "tuned": {
+            axis.name: tuned_section.numbers(axis, tuned.rows(axis))
+            for axis in axes
+            if axis.tune
+        },
+    }
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
-    body = [_claims_section(table), *(_section(axis, folder) for axis in axes)]
-    title = page.text(axes[0].title if len(axes) == 1 else "Sharp and flat directions")
-    return page.write(folder, title, _head(axes) + "".join(body) + _provenance(axes))
+    parts = [_head(axes), _claims_section(table) if table else "", more]
+    parts += [*(_section(axis, folder) for axis in axes), _provenance(axes)]
+    return page.write(folder, page.text(title), "".join(parts))
 
 
 def claims_markdown(table: list[Claim]) -> str:
@@ -78,26 +119,43 @@ ratio</em> is the part of the first-order decrease of the batch loss that the sc
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
-refreshes. A claim is undecided where the mean is within two standard errors of the
-threshold (with three seeds that is right in four cases of five), where a seed gave no
-number, and where there is one seed. Where fewer seeds gave a number than ran, n is how
-many did.</p>
+refreshes. Where fewer seeds gave a number than ran, n is how many did.</p>
 {notes}"""
 
 
 def _claims_section(table):
-    heads, rows = [*_HEADS, "cells"], [[*_row(c), c.source] for c in table]
-    return "<h2>Claims</h2>\n" + page.table("Claims", heads, rows, prose=True)
+    """The claims that the runs decide, and folded away those that they do not."""
+    heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
+
+    def show(claims):
+        rows = [[*_row(claim), claim.source] for claim in claims]
+        return page.table("Claims", heads, rows, prose=True)
+
+    decided = [claim for claim in table if claim.verdict in known]
+    others = [claim for claim in table if claim.verdict not in known]
+    head = "<h2>Claims</h2>\n" + show(decided) if decided else ""
+    if not others:
+        return head
+    rule = """<p>A claim is undecided where the mean is within two standard errors of
+the threshold (with three seeds that is right in four cases of five), where a seed gave
+no number, and where there is one seed.</p>
+"""
+    folded = f"Claims of the paper that these runs do not decide: {len(others)}"
+    return head + page.fold(folded, rule + show(others))
 
 
 def _section(axis: Axis, folder):
     question, *rest = axis.about.split("\n\n")
     parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
-    parts.append(f"<p><em>{page.text(question)}</em></p>")
+    parts += [f"<p><em>{page.text(question)}</em></p>"] if question else []
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
     parts.append(_setting(axis))
+    keep = lambda figure, name: save(figure, folder / f"{axis.name}-{name}")
+    if axis.tune:
+        parts.append(tuned_section.section(axis, tuned.rows(axis), keep))
+        axis = tuned.winners(axis)
     for name, figure in figures_of(axis).items():
-        image = save(figure, folder / f"{axis.name}-{name}")
+        image = keep(figure, name)
         caption = _caption(axis, name)
         parts.append(page.figure(f"{axis.title}: {name}", caption, caption, image))
     parts.append(study_tables.of_axis(axis))
@@ -107,31 +165,47 @@ def _section(axis: Axis, folder):
 
 
 def _setting(axis):
-    """The fields that no cell sets, in a line, and the whole config of the first."""
+    """What all cells share in a line, and the whole config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
-    config = runs[0].info.get("config") if runs else None
-    if not config:
+    configs = [run.info["config"] for run in runs if run.info.get("config")]
+    if not configs:
         return ""
-    shared = [field for field in _SETTING if field not in axis.fields]
-    values = [functools.reduce(dict.get, f.split("."), config) for f in shared]
-    texts = [json.dumps(value, ensure_ascii=False) for value in values]
-    facts = [f"{field} = {text}" for field, text in zip(shared, texts)]
+    facts = [f"{short_name(f)} {study.show(v)}" for f, v in shared_fields(configs)]
     for name, found in (
         ("parameters", {run.info.get("num_params") for run in runs}),
-        ("step of the fork", {run.fork_step for run in runs}),
+        ("fork at step", {run.fork_step for run in runs}),
     ):
-        facts += [f"{name} = {found.pop()}"] if len(found) == 1 else []
-    folded = page.details("The whole config of the first cell", config)
+        facts += [f"{name} {whole(found.pop())}"] if len(found) == 1 else []
+    folded = page.details("The whole config of the first cell", configs[0])
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
+
+
+def shared_fields(configs: list[dict]) -> list[tuple[str, object]]:
+    """The fields of `_SETTING` that the runs use, with the value that all have."""
+    found = []
+    for field, users in _SETTING.items():
+        *groups, last = field.split(".")
+        holders = [
+            functools.reduce(dict.get, groups, config) or {} for config in configs
+        ]
+        values = [holder.get(last) for holder in holders]
+        used = not users or any(holder.get("name") in users for holder in holders)
+        same = all(value == values[0] for value in values)
+        if used and same and values[0] not in (None, 0, "", []):
+            found.append((field, values[0]))
+    return found
 
 
 def _caption(axis, name):
     seeds = max(map(len, axis.groups.values()), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = field_label(axis) or "settings"
     logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
+        "curves": f"Along training, a column per method; lines: {lines}; {over}. "
+        "χ is that of the updates before they are scaled.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "

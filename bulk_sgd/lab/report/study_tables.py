@@ -24,13 +24,16 @@ _COLUMNS = (
 
 
 def of_axis(axis: Axis) -> str:
-    """Every number of an axis, a row per method and setting."""
+    """Every number of an axis, a row per method under each setting."""
     if not axis.summaries:
         return page.note("No cell has begun.")
     shown = {key: head for head, key in _COLUMNS if axis.measured(key)}
     styles = arm_styles(axis.summaries.values())
     rows, colors = [], []
     for label in axis.groups:
+        if len(axis.groups) > 1:
+            rows.append([label])
+            colors.append(None)
         for arm, summary in axis.summaries.items():
             diverged = axis.over_seeds(label, arm, "diverged")
             if not diverged:
@@ -38,9 +41,9 @@ def of_axis(axis: Axis) -> str:
             known = f"{np.nansum(diverged):.0f} of {np.isfinite(diverged).sum()}"
             spreads = {key: axis.spread(label, arm, key) for key in shown}
             numbers = [_cell(spreads[key], key, len(diverged)) for key in shown]
-            rows.append([summary.label, label, known, *numbers])
+            rows.append([summary.label, known, *numbers])
             colors.append(styles[arm].color)
-    heads = ["method", "setting", "diverged", *shown.values()]
+    heads = ["method", "diverged", *shown.values()]
     return page.table(f"{axis.title}: all numbers", heads, rows, colors)
 
 
@@ -67,4 +70,5 @@ def _cell(spread, key, count):
     if key == "test_accuracy":
         return percent(spread.mean)
     known = f" (n = {spread.count})" if spread.count < count else ""
-    return plus_minus(spread) + known
+    # So that a narrow column breaks it into two lines, not three.
+    return plus_minus(spread).replace("± ", "±\N{NO-BREAK SPACE}") + known

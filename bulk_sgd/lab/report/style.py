@@ -5,9 +5,7 @@ pyplot there is no global state, so figures can be drawn in threads.
 """
 
 import dataclasses
-import io
 import math
-import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -19,9 +17,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
 
-DPI = 160
+FEW = 12  # points of a line that are marked
 INK, MUTED = "#222222", "#6b6b6b"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -99,25 +98,41 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
     return styles
 
 
-def save(figure: Figure, path: pathlib.Path) -> bytes:
-    """Saves a figure as `path`.png and .pdf; returns the bytes of the PNG file."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=DPI)
-        # Without a date, so that the same run gives the same file.
-        metadata = {"CreationDate": None}
-        figure.savefig(path.with_suffix(".pdf"), format="pdf", metadata=metadata)
-    path.with_suffix(".png").write_bytes(buffer.getvalue())
-    return buffer.getvalue()
+def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, LineStyle]:
+    """One style per name, for what is no arm; `ordered` names take shades in order."""
+    if ordered:
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
+        return {name: LineStyle(to_hex(c)) for name, c in zip(names, shades)}
+    hues = (METHOD_COLORS[BULK_SGD], METHOD_COLORS[DOM_SGD], *OTHER_COLORS)
+    dashes = ("-", *_DASHES)
+    return {
+        name: LineStyle(hues[i % len(hues)], dashes[i // len(hues) % len(dashes)])
+        for i, name in enumerate(names)
+    }
+
+
+def legend(figure: Figure, labels: Sequence[str], handles, scale: float = 1) -> None:
+    """A legend above all panels, in as few lines as fit, with text of a `scale`."""
+    # A letter takes about a fourteenth of an inch, the line beside a label five.
+    width = figure.get_figwidth() / scale
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(14 * width / (longest + 7))))
+    place = {"loc": "outside upper left", "ncols": columns}
+    place["fontsize"] = scale * STYLE["font.size"]
+    figure.legend(handles=list(handles), labels=list(labels), **place)
 
 
 def new_figure(
-    rows: int, columns: int, size: tuple[float, float], share: bool = False
+    rows: int, columns: int, size: tuple[float, float], share: bool | str = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches, and its panels row by row; they may share ranges."""
+    """A figure of `size` inches, and its panels row by row; they may share ranges.
+
+    With `share` "row" the panels of a row have one y axis.
+    """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    sharex = False if share == "row" else share
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=share)
     return figure, list(axes.ravel())
 
 
@@ -134,14 +149,14 @@ def log_axis(axes: Axes) -> None:
     """A log y axis with plain numbers at its ticks, however short or long it is."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: exact(value))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
 
     def number(value, _):
         """Numbers also at the minor ticks of an axis that has few major ones."""
         low, high = axes.get_ylim()
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        return f"{value:g}" if high < 5 * low and digit not in (1, 2, 5) else ""
+        return exact(value) if high < 5 * low and digit not in (1, 2, 5) else ""
 
     axes.yaxis.set_minor_formatter(number)
 
@@ -176,6 +191,11 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
         outside = {"transform": axes.transAxes, "clip_on": False}
         axes.plot([1.02, 1.075], [y, y], **style, **outside)
         axes.text(1.09, y, plain(text), va="center", **outside)
+
+
+def points(line: LineStyle, count: int) -> dict:
+    """Keywords of a line through `count` points, marked where they are few."""
+    return vars(line) | ({"marker": "o", "markersize": 3.5} if count <= FEW else {})
 
 
 def say(axes: Axes, text: str) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.study import Axis, Cell, Spread
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -25,27 +26,34 @@ class Claim:
 
 
 def judge(
-    text: str, quantity: str, comparison: tuple[str, float], values, source, ratio=False
+    text: str,
+    quantity: str,
+    comparison: tuple[str, float],
+    values,
+    source,
+    ratio=False,
+    shown=None,
 ) -> Claim:
     """The row of a claim that holds where `values`, one per seed, compare so.
 
     It is undecided where the mean over seeds is within two of its standard errors of
     the threshold, where a seed gave no number (NaN), and where there is a single seed.
-    With `ratio` means are taken on a log scale.
+    With `ratio` means are taken on a log scale. `shown`, one number per seed, may
+    stand in the table in place of `values`.
     """
     sign, threshold = comparison
-    shown = f"{threshold:g}".replace("-", "−")
-    values = list(values)
-    measured = Spread.of_ratios(values) if ratio else Spread.of(values)
-    criterion = f"{quantity} {sign} {shown}"
+    values, spread = list(values), Spread.of_ratios if ratio else Spread.of
+    measured, counted = spread(shown or values), spread(values).count
+    limit = exact(threshold)
+    criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
-    if not measured.count:
+    if not counted:
         return row(UNKNOWN, source)
-    compared = Spread.of(map(log, values)) if ratio else measured
+    compared = Spread.of(map(log, values) if ratio else values)
     limit = math.log(threshold) if ratio else threshold
     margin = compared.mean - limit if sign == ">" else limit - compared.mean
     error = compared.deviation / math.sqrt(compared.count)  # NaN of a single seed
-    if measured.count < len(values) or not abs(margin) > 2 * error:
+    if counted < len(values) or not abs(margin) > 2 * error:
         return row(UNDECIDED, source)
     return row(HOLDS if margin > 0 else FAILS, source)
 

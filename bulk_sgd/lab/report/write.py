@@ -1,4 +1,4 @@
-"""Writes the report of a run or of a study."""
+"""Writes the report of a run, of a study, or of several side by side."""
 
 import pathlib
 
@@ -6,25 +6,33 @@ from bulk_sgd.lab.report import run_report, study_report
 from bulk_sgd.lab.report.study import is_study
 
 
-def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+def write_report(workdir, *others, labels=(), out=None) -> pathlib.Path:
     """Writes the report of a run or of a study, finished or not, into `workdir/report`.
 
-    The page is self-contained. Beside it lie its figures as PNG and PDF and, for a
-    study, the claims table as `claims.md` and every number as `tables.json`.
+    The page is self-contained. Beside it lie its figures as PNG, PDF and SVG and, for
+    a study, the claims table as `claims.md` and every number as `tables.json`.
 
     Args:
       workdir: folder of a run, of a sweep, or of several sweeps.
+      *others: more of them, for a page that compares them all.
+      labels: what the page calls each of them, by default their folders' names. Those
+        of the same label count as seeds.
+      out: folder of a page that compares, by default `workdir/comparison`.
 
     Returns:
       The path of the page.
 
     Raises:
-      FileNotFoundError: `workdir` holds none of them.
-      ValueError: a file of a run is damaged, or a run has no metric row.
+      FileNotFoundError: a folder holds none of them.
+      ValueError: a file of a run is damaged, a run has no metric row, or there is not
+        one label for each folder.
 
     Example:
       >>> write_report("runs/mnist")  # doctest: +SKIP
       PosixPath('runs/mnist/report/index.html')
     """
+    if others or labels:
+        folder = out or pathlib.Path(workdir) / "comparison"
+        return study_report.write_comparison([workdir, *others], labels, folder)
     kind = study_report if is_study(workdir) else run_report
     return kind.write_report(workdir)

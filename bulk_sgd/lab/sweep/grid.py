@@ -1,6 +1,7 @@
 """Cells of a sweep: lists of overrides of config fields, and how they combine.
 
-A cell is a dict from dotted field to value, `{"optimizer.learning_rate": 0.1}`.
+A cell is a dict from dotted field to value, `{"optimizer.learning_rate": 0.1}`. Its
+`label`, which is no field, names it in the report.
 """
 
 import itertools
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from bulk_sgd.lab import config as config_lib
 
 Cell = dict[str, object]
+LABEL = "label"
 
 
 def values(field: str, choices) -> list[Cell]:
@@ -57,6 +59,15 @@ def chain(*parts: list[Cell]) -> list[Cell]:
     return [cell for part in parts for cell in part]
 
 
+def labelled(label: str, cells: list[Cell]) -> list[Cell]:
+    """The cells with a label in place of their values in the report.
+
+    >>> labelled("plain", values("seed", (0, 1)))
+    [{'label': 'plain', 'seed': 0}, {'label': 'plain', 'seed': 1}]
+    """
+    return [{LABEL: label} | cell for cell in cells]
+
+
 def check(cells) -> list[Cell]:
     """Cells as JSON can hold them: numbers of numpy and JAX become Python's.
 
@@ -72,6 +83,10 @@ def check(cells) -> list[Cell]:
             raise ValueError(
                 f"cell {index} is {cell!r}; it must be a dict of fields, such as "
                 "{'optimizer.learning_rate': 0.1}."
+            )
+        if not isinstance(cell.get(LABEL, ""), str):
+            raise ValueError(
+                f"cell {index}: label is {cell[LABEL]!r}; it must be a string."
             )
     return [
         {field: _plain(index, field, value) for field, value in cell.items()}
@@ -91,6 +106,8 @@ def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
     """
     plain = base.to_dict()
     for field, value in cell.items():
+        if field == LABEL:
+            continue
         *groups, name = field.split(".")
         holder = plain
         for group in groups:

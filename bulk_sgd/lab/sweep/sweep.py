@@ -5,6 +5,7 @@ in numbers (learning rate, arms, seed, refresh interval) share their compiled pr
 and runs with the same prefix train it once.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.sweep import grid
+from bulk_sgd.lab.sweep import grid, tuning
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.workdir import cell_folder
 from bulk_sgd.lab.training.experiment import Experiment, program_of
@@ -35,6 +36,7 @@ def run_sweep(
     lanes: int = 1,
     prefixes=None,
     about: str = "",
+    tune: tuning.Tuning | str | None = None,
     say=None,
 ) -> list[str]:
     """Runs the cells that have not ended, and returns the status of every cell.
@@ -48,6 +50,9 @@ def run_sweep(
         accelerators. With 1 every cell equals its run alone, bit for bit.
       prefixes: folder of trained prefixes that sweeps may share, WORKDIR/prefixes.
       about: what the sweep asks, for its report.
+      tune: the field that is tuned, or how. Cells are then added, and run, until the
+        best value of no row is at the edge of its grid, see `tuning.widened`; a job
+        with `only` adds none.
       say: takes lines of progress, by default to stderr.
 
     Raises:
@@ -58,28 +63,57 @@ def run_sweep(
     workdir, say = pathlib.Path(workdir), say or _say
     cells = grid.check(cells)
     configs = configs_of(base, cells)
+    tune = tuning.check(tune, cells, configs)
+    checks.integer("lanes", lanes, 1)
+    count = len(cells)
+    claim = functools.partial(
+        workdir_lib.claim, workdir, record.plain(base), cells, about, tune
+    )
+    cells = cells + grid.check(
+        distributed.on_first(lambda: workdir_lib.added(workdir, cells[:count]))
+    )
     if only is not None:
         checks.integer("cell", only, 0, len(cells) - 1)
-    checks.integer("lanes", lanes, 1)
+    chosen = list(range(len(cells))) if only is None else [only]
+    while chosen:
+        configs = configs_of(base, cells)
+        arguments = configs, chosen, workdir, prefixes, say, claim
+        like, todo, store = _prepare(*arguments)
+        _Runner(cells, configs, workdir, lanes, store, say, like).run(todo)
+        more = []
+        if tune and only is None:
+            arguments = workdir, cells, count, tune, base
+            more = distributed.on_first(functools.partial(tuning.widened, *arguments))
+        if more:
+            distributed.on_first(functools.partial(workdir_lib.add, workdir, more))
+            values = sorted({cell[tune.field] for cell in more})
+            say(f"The best {tune.field} is at the edge of a grid: trying {values} too.")
+        chosen = list(range(len(cells), len(cells) + len(more)))
+        cells = cells + grid.check(more)
+    return workdir_lib.statuses(workdir, range(len(cells)))
+
+
+def _prepare(configs, chosen, workdir, prefixes, say, claim):
+    """Checks and claims the cells that are `chosen`.
+
+    Returns an experiment, the cells that have not ended, and the store of prefixes.
+    """
     plain = list(map(record.plain, configs))
     for fields in plain:
         distributed.check_agreement(fields)
-    chosen = list(range(len(cells))) if only is None else [only]
     before = workdir_lib.statuses(workdir, chosen)
     left = [i for i, status in zip(chosen, before) if status not in record.ENDED]
     like, prints = _check_data(configs, chosen, left)
-    wanted = workdir, record.plain(base), cells, about
-    distributed.on_first(lambda: workdir_lib.claim(*wanted))
+    distributed.on_first(claim)
     identity = {i: record.Identity(plain[i], prints[i]) for i in chosen}
-    claim = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
-    todo = [index for index in chosen if claim(index) is None]
+    claim_cell = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
+    todo = [index for index in chosen if claim_cell(index) is None]
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
     store = PrefixStore(prefixes or workdir / "prefixes")
     for index in todo:
         store.check(configs[index], prints[index])
-    _Runner(cells, configs, workdir, lanes, store, say, like).run(todo)
-    return workdir_lib.statuses(workdir, range(len(cells)))
+    return like, todo, store
 
 
 def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:

@@ -1,5 +1,6 @@
 """The workdir of a sweep: `sweep.json`, and a run's workdir per cell in `cells/NNN`."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -24,26 +25,57 @@ def statuses(workdir, indices) -> list[str]:
     return distributed.on_first(lambda: list(map(status, indices)))
 
 
-def claim(workdir, base: dict, cells: list[dict], about: str):
+def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
     """Writes `sweep.json`, if need be over a sweep that failed before a first row."""
     workdir = record.make_folder(workdir)
-    path = workdir / FILE
     content = {
         "name": base["name"],
         "about": about,
         "config": base,
-        "cells": json.loads(json.dumps(cells)),
+        "cells": cells,
+        "added": [],
+        "tune": tune and dataclasses.asdict(tune),
     }
-    if path.exists():
-        earlier = json.loads(path.read_text())
+    content = json.loads(json.dumps(content))
+    if (workdir / FILE).exists():
+        earlier = read(workdir)
         changed = _change(earlier, content)
         if changed is None:
+            content["added"] = earlier["added"]
+            if earlier["tune"] != content["tune"]:
+                _write(workdir, content)
             return
         if not _came_to_nothing(workdir, len(earlier["cells"])):
             raise ValueError(
                 f"workdir {str(workdir)!r} holds {changed}; choose another workdir."
             )
-    atomic.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    _write(workdir, content)
+
+
+def added(workdir, cells: list[dict]) -> list[dict]:
+    """The cells that a tuned sweep has added to `cells`."""
+    if not (pathlib.Path(workdir) / FILE).exists():
+        return []
+    content = read(workdir)
+    same = content["cells"] == json.loads(json.dumps(cells))
+    return content["added"] if same else []
+
+
+def read(workdir) -> dict:
+    """What `sweep.json` holds: `name`, `about`, `cells`, those `added`, and `tune`."""
+    content = json.loads((pathlib.Path(workdir) / FILE).read_text())
+    return {"added": [], "tune": None} | content  # early versions lack them
+
+
+def add(workdir, cells: list[dict]):
+    """Adds cells to `sweep.json`, after all others."""
+    content = read(workdir)
+    _write(workdir, content | {"added": content["added"] + cells})
+
+
+def _write(workdir, content):
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic.write_text(pathlib.Path(workdir) / FILE, text)
 
 
 def _change(earlier, content) -> str | None:

@@ -90,10 +90,6 @@ class Checkpoints:
         ]
         return max(filter(None, found), key=lambda x: int(x[0].step), default=None)
 
-    def has_fork(self) -> bool:
-        """Whether the state at the fork is there."""
-        return (self._folder / "fork" / "0").is_dir()
-
     def load_fork(self, blank: TrainState) -> TrainState | None:
         """The state at the fork, or None."""
         found = self._load("fork", blank)

@@ -39,12 +39,10 @@ class Evaluation(NamedTuple):
 
 
 def preconditioner(config, inner):
-    """The diagonal of P in the last update of the optimizer; None without one."""
+    """P of the last update of the optimizer; None where the subspace is H's own."""
     if not config.subspace.preconditioned:
         return None
-    fields = config.optimizer
-    constants = fields.b1, fields.b2, fields.eps
-    return preconditioning.adam_preconditioner(inner, *constants)
+    return optimizers.preconditioner(config.optimizer, inner)
 
 
 def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
@@ -66,11 +64,8 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
 
 def gradient_alignment(config, subspace, inner, gradient):
     """χ_k of a gradient in the coordinates P^½ θ of the subspace."""
-    scale = preconditioner(config, inner)
-    if scale is not None:
-        scale = preconditioning.root(scale)
-        gradient = jax.tree.map(jnp.divide, gradient, scale)
-    return subspace.alignment(gradient)
+    root = preconditioning.root(preconditioner(config, inner))
+    return subspace.alignment(preconditioning.divide(root, gradient))
 
 
 def own(config, state: TrainState, task: Task) -> dict:
@@ -89,10 +84,9 @@ def own(config, state: TrainState, task: Task) -> dict:
 def sharpness(config, layout, state: TrainState, task: Task):
     """λ_1 of the (preconditioned) Hessian of the training loss to 1 %, or NaN."""
     matvec = hessian(task.train, state.params, mode=config.subspace.mode)
-    scale, known = preconditioner(config, state.inner), True
-    if scale is not None:
-        matvec = preconditioning.preconditioned(matvec, scale)
-        known = state.step > 0
+    scale = preconditioner(config, state.inner)
+    known = scale is None or state.step > 0
+    matvec = preconditioning.preconditioned(matvec, scale)
     matvec = sharded(matvec, layout.parameters(state.params))
     # The start is the whole subspace, because eigenvalues change places.
     found = top_eigenpairs(matvec, state.projection.subspace, 1, tol=1e-2)
@@ -110,6 +104,7 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
         config.measures.num_probes,
         mode=config.subspace.mode,
         sharding=layout.parameters(state.params),
+        preconditioner=preconditioner(config, state.inner),
     )
     shares = rank_shares(state.params, state.projection.subspace)
     return found, fidelity(config, layout, state, task) | shares
@@ -171,9 +166,11 @@ def fidelity(config, layout, state: TrainState, task: Task) -> dict:
     """
     space, params = config.subspace, state.params
     objective = task.curvature or task.train
+    scale, places = preconditioner(config, state.inner), layout.parameters(params)
     gradient = jax.grad(task.train)(params)
-    places = layout.parameters(params)
-    matvec = sharded(hessian(objective, params, mode=space.mode), places)
+    gradient = preconditioning.divide(preconditioning.root(scale), gradient)
+    matvec = hessian(objective, params, mode=space.mode)
+    matvec = sharded(preconditioning.preconditioned(matvec, scale), places)
     # The overlap errs by the tolerance over the gap to λ_{k+1}, squared.
     exact = top_eigenpairs(matvec, gradient, space.rank, tol=1e-4)
     overlap = state.projection.subspace.overlap(exact)
@@ -184,7 +181,7 @@ def fidelity(config, layout, state: TrainState, task: Task) -> dict:
     }
     if space.data == "subset":
         total = task.num_train or task.train.num_examples
-        ways = {"mode": space.mode, "sharding": places}
+        ways = {"mode": space.mode, "sharding": places, "preconditioner": scale}
         missed = subsampling_error(
             objective, params, gradient, space.rank, total, **ways
         )

@@ -1,10 +1,11 @@
 """The prefixes of runs, and their forks into arms."""
 
 from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.training.experiment import prefix_of
 from bulk_sgd.lab.training.loop import Stretch, Trainer
 from bulk_sgd.lab.training.prefixes import PrefixStore
-from bulk_sgd.lab.training.run import PREFIX, Run
+from bulk_sgd.lab.training.run import Run
 from bulk_sgd.lab.training.state import TrainState
 
 

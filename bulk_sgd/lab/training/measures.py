@@ -24,9 +24,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import linearize, sharded
+from bulk_sgd.curvature.preconditioning import preconditioned
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.solvers.subspace import Subspace
@@ -76,19 +78,27 @@ def measure(
     *,
     mode: str = "auto",
     sharding=None,
+    preconditioner=None,
 ) -> Measures:
     """Takes all measurements; about 3 (k + m + 3) products and a solve on G.
 
     It sends m = `num_probes` random vectors through each operator. `batches` holds a
     function from the index of a mini-batch to its `Objective`, and their number; `mode`
-    is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`.
+    is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`. With a
+    `preconditioner` P all is measured in the coordinates P^½ θ: P^{−½} M P^{−½} and
+    P^{−½} g take the places of M and g.
     """
+    root = preconditioning.root(preconditioner)
+    scaled = lambda matvec: preconditioned(matvec, preconditioner)
+    gradient_of = lambda loss: preconditioning.divide(
+        root, basis.widen(jax.grad(loss)(params))
+    )
     probe_key, vector_key, solve_key = jax.random.split(key, 3)
     operators = {
-        name: sharded(make(objective, params, mode=mode), sharding)
+        name: sharded(scaled(make(objective, params, mode=mode)), sharding)
         for name, make in CURVATURES.items()
     }
-    gradient = basis.widen(jax.grad(objective)(params))
+    gradient = gradient_of(objective)
     inside = subspace.project(gradient)
     outside = basis.subtract(gradient, inside)
     length = basis.norm(gradient)
@@ -120,8 +130,8 @@ def measure(
         sum_rule_error=basis.norm(gap) / basis.norm(whole),
         batch_sharpness=batch_sharpness(
             *batches,
-            lambda loss: hessian(loss, params, mode=mode),
-            lambda loss: [jax.grad(loss)(params)],
+            lambda loss: scaled(hessian(loss, params, mode=mode)),
+            lambda loss: [gradient_of(loss)],
         )[0],
     )
 

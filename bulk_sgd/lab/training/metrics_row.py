@@ -5,9 +5,10 @@ import numpy as np
 import optax
 
 from bulk_sgd.curvature.hessian import CURVATURES
+from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.from_config import optimizers, solvers
 from bulk_sgd.lab.training.experiment import Experiment
-from bulk_sgd.lab.training.run import PREFIX, Entry
+from bulk_sgd.lab.training.run import Entry
 from bulk_sgd.lab.training.state import TrainState
 
 # Fields that are None in a row without them.

@@ -10,14 +10,13 @@ from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import metrics, parameters, record
 from bulk_sgd.lab.files.metrics import MetricWriter
+from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.from_config import losses, optimizers
 from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
-
-PREFIX = record.PREFIX
 
 
 class Entry(NamedTuple):
@@ -216,6 +215,9 @@ def _fresh_record(experiment: Experiment) -> dict:
         "learning_rate": config.optimizer.learning_rate,
         "stability_threshold": optimizers.stability_threshold(
             config.optimizer, config.subspace.preconditioned
+        ),
+        "batch_stability_threshold": optimizers.batch_stability_threshold(
+            config.optimizer
         ),
         "rank": config.subspace.rank,
         "loss_label": losses.label(config.loss),

@@ -99,16 +99,10 @@ def test_standard_survives_a_constant_channel(npz):
         ({"x_train": ARRAYS["x_train"][:5]}, r"train labels have shape \(7,\) for 5"),
         ({"y_train": ARRAYS["y_train"][:, None]}, r"train labels have shape \(7, 1\)"),
         ({"x_test": np.zeros((2, 60), np.uint8)}, r"differ: \(\(4, 5, 3\), \(60,\)\)"),
-        (
-            {"x_test": np.zeros(2, np.uint8)},
-            r"test images have shape \(2,\), not \(N, h",
-        ),
+        ({"x_test": np.zeros(2, np.uint8)}, r"test images have shape \(2,\), not \(N,"),
         ({"x_test": np.uint8(3)}, r"test images have shape \(\)"),
         ({"x_test": np.zeros((2, 0))}, r"test images have shape \(2, 0\), which holds"),
-        (
-            {"x_train": np.array([{}] * 7)},
-            "x_train holds Python objects rather than nu",
-        ),
+        ({"x_train": np.array([{}] * 7)}, "x_train holds Python objects rather than n"),
         ({"y_test": np.array(["a", "b"])}, r"test labels \(<U1\) are not all"),
         ({"x_train": np.full((7, 4, 5, 3), np.nan)}, "train images are not all finite"),
         ({"x_test": np.full((2, 4, 5, 3), 1e300)}, "test images are not all finite"),
@@ -130,18 +124,9 @@ def test_unsound_npz_is_refused(npz, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"name": "minst5k"},
-            r"^config\.data\.name is 'minst5k', but must be mnist5k, sonnets, ",
-        ),
-        (
-            {"name": "absent.npz"},
-            r"^config\.data\.name is 'absent\.npz', but .*existing \.npz",
-        ),
-        (
-            {"normalization": "zscore"},
-            r"^config\.data\.normalization is 'zscore'.*'standard'",
-        ),
+        ({"name": "minst5k"}, r"name is 'minst5k', but must be mnist5k, sonnets, "),
+        ({"name": "absent.npz"}, r"data\.name is 'absent\.npz', but .*existing \.npz"),
+        ({"normalization": "zscore"}, r"normalization is 'zscore'.*'standard'"),
         ({"num_train": 5001}, r"^config\.data\.num_train is 5001, but there are 5000"),
         ({"num_test": 1001}, r"^config\.data\.num_test is 1001, but there are 1000"),
         ({"num_train": -1}, r"^config\.data\.num_train is -1"),

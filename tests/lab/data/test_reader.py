@@ -145,17 +145,6 @@ def test_array_records_of_tfds_are_read(prepared):
     np.testing.assert_array_equal(found.inputs[..., 1, 2, 0], 10 * found.targets)
 
 
-def test_grain_needs_no_tensorflow():
-    code = (
-        "import sys; sys.modules['tensorflow'] = None\n"  # cannot be imported
-        "import numpy as np\n"
-        "from bulk_sgd.lab.data.reader import Reader\n"
-        "x = np.arange(4); places = lambda step, steps: np.zeros((steps, 1), int)\n"
-        "Reader(x, x, places, 2).read(0)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 @pytest.mark.parametrize("curvature", ["subset", "batch"])
 def test_a_run_that_reads_equals_one_in_memory_bit_for_bit(tmp_path, curvature):
     ways = {}
@@ -179,8 +168,7 @@ def test_states_are_equal_bit_for_bit():
     found = {}
     for way in (False, True):
         experiment = Experiment(on_subset(data__streaming=way))
-        programs = Programs(experiment.config)
-        state = programs.init(experiment.params)
+        programs, state = experiment.programs, experiment.start()
         scalars = experiment.scalars(experiment.arms[1])
         for _ in range(3):
             state, _ = programs.train(

@@ -71,11 +71,7 @@ def test_random_tokens_are_as_many_as_asked_for():
     ("array", "changes", "message"),
     [
         (np.arange(20), {"vocab_size": 19}, r"vocab_size is 19, but the text has 20 t"),
-        (
-            np.arange(20.0),
-            {},
-            r"name is 'tokens:.*', but it holds float64 \(20,\), not",
-        ),
+        (np.arange(20.0), {}, r"name is 'tokens:.*', but it holds float64 \(20,\), no"),
         (np.ones((4, 5), int), {}, r"it holds int64 \(4, 5\), not integers"),
         (-np.arange(20), {}, r"it holds negative numbers"),
         (np.array([{}] * 20), {}, r"there is no such \.npy of numbers"),

@@ -57,10 +57,7 @@ def test_ends_of_lines_and_a_mark_at_the_start_do_not_matter(tables):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "text\tlabel\n",
-            r"its first line names \['text', 'label'\], not sentence and",
-        ),
+        ("text\tlabel\n", r"its first line names \['text', 'label'\], not sentence an"),
         ("", r"its first line names \[''\], not sentence and label"),
         ("sentence\tlabel\n", "it holds no sentences"),
         ("sentence\tlabel\na\t1\nb\n", "its line 3 has 1 columns, not 2"),

@@ -167,23 +167,34 @@ def layout_of(data, fsdp):
 
 
 @pytest.mark.parametrize(
-    ("field", "match"),
+    ("field", "value", "what"),
     [
-        ("batch_size=50", "config.batch_size gives 50 examples; it must be a multiple"),
-        ("data.num_train=4998", "config.data.num_train gives 4998 training examples"),
-        ("data.num_test=998", "config.data.num_test gives 998 test examples"),
-        ("subspace.subset_size=502", "config.subspace.subset_size gives 502 examples"),
-        ("microbatch_size=6", "config.microbatch_size gives 6 examples"),
-        ("sharding.fsdp=3", "config.sharding.data is 0 and config.sharding.fsdp is 3"),
+        ("batch_size", 50, "50 examples; it must be a multiple of 4"),
+        ("data.num_train", 4998, "4998 training examples"),
+        ("data.num_test", 998, "998 test examples"),
+        ("subspace.subset_size", 502, "502 examples"),
+        ("microbatch_size", 6, "6 examples"),
     ],
 )
-def test_binary_refuses_what_four_devices_cannot_share(tmp_path, field, match):
+def test_what_four_devices_cannot_share_is_named(field, value, what):
+    fields, targets = config.default(), np.zeros(5000)
+    fields.batch_size, fields.subspace.data = 52, "subset"
+    fields.update_from_flattened_dict({field: value})
+    dataset = SimpleNamespace(
+        train_targets=targets[: fields.data.num_train],
+        test_targets=targets[: fields.data.num_test],
+    )
+    with pytest.raises(ValueError, match=f"^config.{field} gives {what}"):
+        validation.check_data(fields, dataset, abstract_mesh(2, 2))
+
+
+def test_binary_refuses_what_four_devices_cannot_share(tmp_path):
     result = python(
         *("-m", "bulk_sgd.main", "--config=configs/mnist_mlp.py:quick"),
-        *(f"--workdir={tmp_path}/run", "--config.batch_size=52", f"--config.{field}"),
+        *(f"--workdir={tmp_path}/run", "--config.batch_size=50"),
     )
     assert result.returncode == 2
-    assert match in result.stderr
+    assert "config.batch_size gives 50 examples; it must be a mul" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

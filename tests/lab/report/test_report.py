@@ -260,9 +260,8 @@ def test_folders_without_a_run_are_refused_in_one_sentence(
 
 def test_main_prints_the_path_or_the_error(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "run", ends={})
-    monkeypatch.setattr(
-        command.flags, "FLAGS", types.SimpleNamespace(workdir=str(tmp_path / "run"))
-    )
+    flags = types.SimpleNamespace(workdir=str(tmp_path / "run"), labels=None, out=None)
+    monkeypatch.setattr(command.flags, "FLAGS", flags)
     assert not command.main(["report"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "run/report/index.html")
 

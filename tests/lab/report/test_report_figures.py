@@ -133,7 +133,24 @@ def test_cost_is_stacked_and_compared_per_step(tmp_path):
     assert (inside.get_width(), outside.get_width()) == (20, 130)
     assert outside.get_x() == 20
     # 150 s over 50 steps, against 0.6 s for a step without curvature.
-    assert axes.texts[-1].get_text() == "600 matvecs, 5× a plain SGD step"
+    assert axes.texts[-1].get_text() == "600 matvecs, 5.0× a plain SGD step"
+
+
+def test_axis_of_alignments_shows_their_differences_and_few_points_are_marked(tmp_path):
+    run = read_run(write_run(tmp_path))
+    left, right = run_figures.alignment_figure(run).axes
+    # After the fork 0.8 and 0.9; the row at the fork, at 0.2, is out of the figure.
+    np.testing.assert_allclose(left.get_ylim(), (0.75, 0.95))
+    np.testing.assert_allclose(right.get_ylim(), (0.85, 0.95))
+    drawn = {line.get_label(): line for line in left.lines}
+    assert drawn["sgd"].get_marker() == "o"
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    edit_rows(tmp_path, lambda row: row | {"step": row["step"] + 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(lines)
+    left = run_figures.alignment_figure(read_run(tmp_path)).axes[0]
+    drawn = {line.get_label(): line for line in left.lines}
+    assert drawn["sgd"].get_marker() == "None"  # of 22 points
 
 
 @pytest.mark.parametrize("high", [3e-2, 1, 1e11])

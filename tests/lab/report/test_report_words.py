@@ -6,7 +6,8 @@ import math
 import pytest
 from written_runs import ENDS, KINDS, SCALES, SWITCH, edit_rows, write_run
 
-from bulk_sgd.lab.report.formatting import number, percent
+from bulk_sgd.lab.report import run_report
+from bulk_sgd.lab.report.formatting import exact, number, percent
 from bulk_sgd.lab.report.narrative import happened
 from bulk_sgd.lab.report.results import PREFIX, read_run
 
@@ -56,7 +57,7 @@ def test_no_verdict_when_sgd_itself_stands_still(tmp_path):
 def test_a_diverged_arm_is_never_compared(tmp_path):
     text = story(write_run(tmp_path, **KINDS["diverged"]))
     assert (
-        "Bulk-SGD (diverged) took the training loss to 7.07e+14 at step 150, 1.41e+15 "
+        "Bulk-SGD (diverged) took the training loss to 7.07e14 at step 150, 1.41e15 "
         "times the loss at the fork." in text
     )
     assert "times SGD's" not in text
@@ -143,11 +144,47 @@ def test_a_diverged_prefix_is_named(tmp_path):
         (-0.49, "−0.490"),
         (170.0, "170"),
         (1234.5, "1,234"),
+        (1.5e7, "1.50e7"),
+        (-2e-10, "−2.00e-10"),
         (math.nan, "–"),
     ],
 )
 def test_numbers_read_well(value, text):
     assert number(value) == text
+
+
+def test_chosen_numbers_keep_their_digits():
+    values = 0.05, 1e-5, 1000, 0.0, -0.5, 2e9, 199_210
+    shown = ["0.05", "1e-5", "1,000", "0", "−0.5", "2e9", "199,210"]
+    assert [exact(value) for value in values] == shown
+
+
+def test_captions_describe_what_is_drawn(tmp_path):
+    captions = lambda: " ".join(run_report._captions(read_run(tmp_path)).values())
+    write_run(tmp_path)
+    assert "Thin lines" not in captions()  # each arm has 11 rows
+    assert "the prefix in grey" in captions()
+    assert "An × marks" not in captions()
+    none = lambda row: {"eigenvalues": None} if row["arm"] == PREFIX else {}
+    edit_rows(tmp_path, lambda row: row | none(row))
+    assert "the prefix in grey" not in captions()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    more = [json.dumps(last | {"step": last["step"] + i}) for i in range(50)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, *more, ""]))
+    assert "Thin lines" in captions()
+    write_run(tmp_path, **KINDS["diverged"])
+    assert "An × marks" in captions()
+
+
+def test_without_an_accuracy_the_test_loss_is_shown(tmp_path):
+    write_run(tmp_path)
+    edit_rows(tmp_path, lambda row: row | {"test_accuracy": None, "test_loss": 0.625})
+    run = read_run(tmp_path)
+    text = run_report._table(run)
+    assert '<th scope="col">test loss</th>' in text
+    assert "<td>0.625</td>" in text
+    assert "on a log scale, and test loss" in run_report._captions(run)["loss"]
 
 
 def test_shares_have_as_many_digits_as_numbers():

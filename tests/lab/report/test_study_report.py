@@ -11,6 +11,7 @@ from written_studies import LOSSES, SCALES, write_axis, write_cell
 from bulk_sgd.lab.report import scale_figures, study, study_figures, study_report
 from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.page import text as page_text
+from bulk_sgd.lab.report.saving import fit_column
 from bulk_sgd.lab.sweep import grid, sweep
 
 
@@ -64,10 +65,11 @@ def test_page_of_a_real_run_and_a_failed_cell(studied):
     path = study_report.write_report(studied)
     text = path.read_text()
     images = {file.name for file in path.parent.glob("*.png")}
-    assert images == {"seeds-training.png", "seeds-energies.png", "batch-settings.png"}
+    names = "seeds-training", "seeds-energies", "batch-curves", "batch-settings"
+    assert images == {f"{name}.png" for name in names}
     for image in images:
         assert (path.parent / image).with_suffix(".pdf").stat().st_size > 1_000
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 4
     assert "batch: cell 2 ({&quot;batch_size&quot;: 20}) is failed." in text
     tables = json.loads((path.parent / "tables.json").read_text())
     outcome = tables["axes"]["seeds"][0]["arms"]["bulk_sgd"]
@@ -158,3 +160,72 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
         (1.0, "sgd"),
     ]
     assert "families" in study_figures.figures_of(axis)
+
+
+def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
+    cells = grid.product(grid.values("rank", (1, 5)), grid.values("seed", (0, 1)))
+    write_axis(tmp_path, cells)
+    for index in range(4):
+        write_cell(tmp_path, index, arms=("sgd", "bulk_sgd"))
+    (axis,) = study.read_study(tmp_path)
+    figure = study_figures.curves_figure(axis)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == [
+        "sgd",
+        "bulk_sgd",
+    ]
+    first = figure.axes[0]
+    assert len(first.lines) == len(first.collections) == 2
+    np.testing.assert_allclose(first.lines[0].get_ydata(), LOSSES["sgd"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["rank 1", "rank 5"]
+
+
+def test_figures_fit_a_column(tmp_path):
+    write_axis(tmp_path, grid.values("rank", (1, 5)))
+    for index in range(2):
+        write_cell(tmp_path, index)
+    (axis,) = study.read_study(tmp_path)
+    figure = study_figures.setting_figure(axis)
+    before = figure.axes[0].yaxis.label.get_fontsize()
+    fit_column(figure)
+    assert figure.get_figwidth() == 3.3
+    assert figure.axes[0].yaxis.label.get_fontsize() == 0.75 * before >= 7
+    tops = [axes.get_subplotspec().get_position(figure) for axes in figure.axes]
+    assert [top.x0 for top in tops] == [tops[0].x0] * 3
+    assert tops[0].y0 > tops[1].y1 > tops[1].y0 > tops[2].y1
+
+
+def test_only_fields_that_the_runs_use_and_share_describe_them():
+    def config(optimizer, rank):
+        return {
+            "model": {"name": "transformer", "hidden": [200], "activation": "gelu"},
+            "loss": {"name": "cross_entropy", "reduction": "sum"},
+            "optimizer": {"name": optimizer, "momentum": 0.9, "projection": "update"},
+            "data": {"name": "mnist5k", "num_train": 0},
+            "batch_size": 50,
+            "subspace": {"rank": rank, "solver": "lanczos"},
+        }
+
+    used = dict(study_report.shared_fields([config("adam", 3), config("adam", 5)]))
+    assert used == {
+        "data.name": "mnist5k",
+        "model.name": "transformer",
+        "model.activation": "gelu",
+        "loss.name": "cross_entropy",
+        "optimizer.name": "adam",
+        "optimizer.projection": "update",
+        "batch_size": 50,
+        "subspace.solver": "lanczos",
+    }
+    assert dict(study_report.shared_fields([config("sgd", 3)]))["optimizer.momentum"]
+
+
+def test_claims_that_the_runs_do_not_decide_are_folded_away(tmp_path):
+    write_axis(tmp_path, [{"seed": 0}, {"seed": 1}])
+    for index in range(2):
+        write_cell(tmp_path, index)
+    text = study_report.write_report(tmp_path).read_text()
+    shown, folded = text.split("Claims of the paper that these runs do not decide", 1)
+    assert "Dom-SGD stalls" in shown
+    assert "Interpolation trades" in folded.split("</details>")[0]
+    assert "not measured" not in shown

@@ -15,7 +15,7 @@ import pytest
 from four_devices import devices
 from interruptions import Killed, config, interrupt_after, kill_at, without_times
 from paths import ROOT
-from tiny_runs import numbers, rows_of, tiny
+from tiny_runs import numbers, rows_of
 
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.training import checkpoint, train
@@ -94,7 +94,7 @@ def test_killed_run_goes_on_from_the_last_checkpoint(
 
 
 def test_without_checkpoints_a_run_starts_again(tmp_path, monkeypatch):
-    plain = tiny(eval_every=2, checkpoint__every=0)
+    plain = config(checkpoint__every=0)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 5)
         with pytest.raises(SystemExit):

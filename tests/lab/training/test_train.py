@@ -1,5 +1,6 @@
 """The experiment end to end, on a tiny task, against loops written by hand."""
 
+import itertools
 import json
 
 import jax
@@ -26,6 +27,7 @@ from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 
 MOMENTUM = 0.3
+SOLVER = bulk_sgd.lanczos(1e-5, 200)
 
 
 def with_momentum(**changes):
@@ -49,9 +51,7 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, scales):
     workdir, _ = finished
     method = optax.chain(
         optax.sgd(RATE, MOMENTUM),
-        bulk_sgd.scale_by_subspace(
-            RANK, *scales, switch=SWITCH, solver=bulk_sgd.lanczos(1e-5, 200)
-        ),
+        bulk_sgd.scale_by_subspace(RANK, *scales, switch=SWITCH, solver=SOLVER),
     )
     trace = by_hand(with_momentum(), method, STEPS)
     rows = rows_of(workdir, arm)
@@ -132,16 +132,22 @@ def test_another_config_is_refused_and_nothing_lost(finished):
     assert (workdir / metrics.FILE).read_bytes() == before
 
 
-def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
-    solver = bulk_sgd.lanczos(1e-5, 200)
-    method = optax.chain(
-        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
-    )
-    trace = by_hand(tiny(), method, STEPS)
-    averages, average = [], 0.0
-    for _, alignment, _ in trace:
-        average = 0.5 * average + 0.5 * alignment
-        averages.append(average)
+def running(numbers, decay):
+    """Their moving averages from zero."""
+    step = lambda average, x: decay * average + (1 - decay) * x
+    return list(itertools.accumulate(numbers, step, initial=0.0))[1:]
+
+
+@pytest.fixture(scope="module")
+def alignments():
+    """χ of the updates of a prefix."""
+    subspace = bulk_sgd.scale_by_subspace(RANK, solver=SOLVER)
+    trace = by_hand(tiny(), optax.chain(subspace, optax.sgd(RATE)), 3)
+    return [alignment for _, alignment, _ in trace]
+
+
+def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(alignments, tmp_path):
+    averages = running(alignments, 0.5)
     # A threshold between two values, reached at neither an evaluation nor the end.
     expected = 3
     assert averages[expected - 1] > max(averages[: expected - 1])
@@ -160,17 +166,9 @@ def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(tmp_path):
 
 
 def test_switch_by_the_full_gradient_counts_measured_steps_alone(tmp_path):
-    method = optax.chain(
-        bulk_sgd.scale_by_subspace(
-            RANK, solver=bulk_sgd.lanczos(1e-5, 200), refresh_every=2
-        ),
-        optax.sgd(RATE),
-    )
-    averages, average = [], 0.0
-    for index, (_, _, chi) in enumerate(by_hand(tiny(), method, 7)):
-        if index % 2 == 0:
-            average = 0.5 * average + 0.5 * chi
-            averages.append(average)
+    subspace = bulk_sgd.scale_by_subspace(RANK, solver=SOLVER, refresh_every=2)
+    trace = by_hand(tiny(), optax.chain(subspace, optax.sgd(RATE)), 7)
+    averages = running([chi for _, _, chi in trace[::2]], 0.5)
     threshold = (max(averages[:3]) + averages[3]) / 2
     assert max(averages[:3]) < threshold - 1e-3
     changes = {"switch__gradient": "full", "switch__measure_every": 2}
@@ -180,16 +178,9 @@ def test_switch_by_the_full_gradient_counts_measured_steps_alone(tmp_path):
     assert "of the full gradient" in result["switch"]["reason"]
 
 
-def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(tmp_path):
+def test_switch_on_the_last_step_of_a_dispatch_is_no_divergence(alignments, tmp_path):
     # The average still rises over the first steps: put the threshold under the third.
-    solver = bulk_sgd.lanczos(1e-5, 200)
-    method = optax.chain(
-        bulk_sgd.scale_by_subspace(RANK, solver=solver), optax.sgd(RATE)
-    )
-    averages, average = [], 0.0
-    for _, alignment, _ in by_hand(tiny(), method, 3):
-        average = 0.9 * average + 0.1 * alignment
-        averages.append(average)
+    averages = running(alignments, 0.9)
     assert averages == sorted(averages)
     threshold = float(np.mean(averages[-2:]))
     config = tiny(switch__step=15, switch__alignment=threshold, eval_every=3)
@@ -236,9 +227,12 @@ def test_curvature_data(finished, tmp_path, data_name):
     train.train_and_evaluate(config, tmp_path)
     other, full = rows_of(tmp_path, "bulk_sgd")[1], rows_of(workdir, "bulk_sgd")[1]
     assert abs(other["eigenvalues"][0] / full["eigenvalues"][0] - 1) > 1e-3
-    whole = with_momentum(subspace__data="subset", subspace__subset_size=60)
-    train.train_and_evaluate(whole, tmp_path / "whole")
-    same = rows_of(tmp_path / "whole", "bulk_sgd")[1]
+
+
+def test_the_whole_set_as_a_subset(finished, tmp_path):
+    config = with_momentum(subspace__data="subset", subspace__subset_size=60)
+    train.train_and_evaluate(config, tmp_path)
+    same, full = (rows_of(at, "bulk_sgd")[1] for at in (tmp_path, finished[0]))
     assert same["eigenvalues"] == pytest.approx(full["eigenvalues"], rel=1e-4)
 
 
@@ -256,20 +250,6 @@ def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
         rel = 1e-3 if split["arm"] == "bulk_sgd" else 1e-5
         for name in ("train_loss", "test_loss", "test_accuracy"):
             assert split[name] == pytest.approx(full[name], rel=rel)
-
-
-def test_projection_of_the_gradient_and_of_the_update_differ_for_adam(tmp_path):
-    last = {}
-    for where in ("gradient", "update"):
-        config = tiny(
-            optimizer__name="adam",
-            optimizer__projection=where,
-            optimizer__learning_rate=1e-3,
-            arms=("bulk_sgd",),
-        )
-        train.train_and_evaluate(config, tmp_path / where)
-        last[where] = rows_of(tmp_path / where)[-1]["train_loss"]
-    assert last["gradient"] != last["update"]
 
 
 def test_training_loop_does_not_stop_at_a_step_that_is_not_due():

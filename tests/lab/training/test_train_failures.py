@@ -78,22 +78,11 @@ def command(workdir, *more):
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (["--config.rang=3"], "no field 'rang'"),
-        (["--config.subspace.every=3"], "no field 'subspace.every'"),
-        (["--config.batch_size=x"], "batch_size is 'x'; it must be an integer."),
-        (["--config.subspace.rank=0"], "config.subspace.rank is 0"),
-        (["extra"], "Unexpected arguments"),
-    ],
-)
-def test_binary_refuses_with_one_sentence(tmp_path, arguments, match):
-    result = subprocess.run(
-        command(tmp_path / "run", *arguments), capture_output=True, text=True
-    )
+def test_binary_refuses_with_one_sentence(tmp_path):
+    wrong = command(tmp_path / "run", "--config.subspace.rank=0")
+    result = subprocess.run(wrong, capture_output=True, text=True)
     assert result.returncode == 2
-    assert match in result.stderr
+    assert "config.subspace.rank is 0" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

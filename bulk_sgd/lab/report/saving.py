@@ -1,0 +1,70 @@
+"""How figures are saved: for a page, and as wide as a column of a paper."""
+
+import io
+import math
+import pathlib
+import textwrap
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from bulk_sgd.lab.report.style import STYLE, legend
+
+DPI = 160
+COLUMN, COLUMN_SCALE = 3.3, 0.75  # inches, and of text in a figure so wide
+
+
+def save(figure: Figure, path: pathlib.Path) -> bytes:
+    """Saves a figure as `path`.png, .pdf and .svg; returns the bytes of the PNG.
+
+    Beside them, `path`-column.pdf is as wide as a column of a paper, see `fit_column`.
+    """
+    buffer = io.BytesIO()
+    # Without a date or random names, so that the same run gives the same files.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
+        figure.savefig(buffer, format="png", dpi=DPI)
+        for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
+            file = path.with_suffix(f".{kind}")
+            figure.savefig(file, format=kind, metadata={date: None})
+        fit_column(figure)
+        file = path.with_name(f"{path.stem}-column.pdf")
+        figure.savefig(file, metadata={"CreationDate": None})
+    path.with_suffix(".png").write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def fit_column(figure: Figure) -> None:
+    """Makes a drawn figure as wide as a column: panels below one another, smaller text.
+
+    More than three panels stand in two columns.
+    """
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+    height = figure.get_figheight() / panels[0].get_gridspec().nrows
+    columns = 1 if len(panels) <= 3 else 2
+    rows = math.ceil(len(panels) / columns)
+    places = figure.add_gridspec(rows, columns)
+    labelsize = COLUMN_SCALE * STYLE["font.size"]  # also of ticks not yet there
+    for place, axes in zip(places, panels):
+        axes.set_subplotspec(place)
+        axes.tick_params(which="both", labelsize=labelsize)
+        axes.tick_params(labelleft=True, labelbottom=True)
+        title = textwrap.fill(axes.get_title(loc="left"), 40 // columns)
+        axes.set_title(title, loc="left")
+    figure.set_size_inches(COLUMN, COLUMN_SCALE * height * rows)
+    ticks = {x for axes in figure.axes for x in _tick_texts(axes)}
+    for text in {*figure.findobj(Text)} - ticks:
+        text.set_fontsize(COLUMN_SCALE * text.get_fontsize())
+    for line in figure.findobj(Line2D):
+        line.set_linewidth(COLUMN_SCALE * line.get_linewidth())
+        line.set_markersize(COLUMN_SCALE * line.get_markersize())
+    for old in list(figure.legends):
+        labels = [text.get_text() for text in old.get_texts()]
+        legend(figure, labels, old.legend_handles, COLUMN_SCALE)
+        old.remove()
+
+
+def _tick_texts(axes):
+    axis = axes.xaxis, axes.yaxis
+    return [text for x in axis for text in x.get_ticklabels(which="both")]

@@ -1,0 +1,169 @@
+"""Tuned sweeps: rows at their best values, and what they cost against a reference.
+
+A row is an arm in a setting. Costs count from the first step, the prefix included. Of
+SGD, which needs no subspace, and of the prefix, what only measures is left out.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from bulk_sgd.lab.report.outcomes import reach
+from bulk_sgd.lab.report.results import PREFIX, SGD
+from bulk_sgd.lab.report.study import Axis, Cell, one_arm_each
+from bulk_sgd.lab.sweep import tuning
+from bulk_sgd.lab.sweep.grid import LABEL
+
+UNITS = "steps", "matvecs", "seconds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: the losses that its value is chosen by, and the cells of the best one.
+
+    `losses` holds one loss per seed by value, infinite where the run diverged.
+    """
+
+    name: str
+    arm: str
+    losses: dict[float, list[float]]
+    best: float | None
+    cells: list[Cell]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best value is the first or last of the grid."""
+        return self.best in (min(self.losses), max(self.losses))
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A run of a row from its first step: losses and costs, each of shape (n,)."""
+
+    train_loss: np.ndarray
+    test_loss: np.ndarray
+    steps: np.ndarray
+    matvecs: np.ndarray
+    seconds: np.ndarray
+
+    @classmethod
+    def of(cls, cell: Cell, arm: str) -> "Curve":
+        """The prefix up to the fork, then the arm."""
+        run, free = cell.run, cell.run.summary(arm).method == SGD
+        before = run.steps(PREFIX) < (run.fork_step or 0)
+        join = lambda first, then: np.concatenate([first[before], then])
+        whole = lambda key: join(run.series(PREFIX, key), run.series(arm, key))
+        idle = lambda name: run.series(name, "seconds_curvature")
+        spent = run.series(PREFIX, "seconds") - idle(PREFIX)
+        seconds = run.series(arm, "seconds") - (idle(arm) if free else 0)
+        prefix = run.summary(PREFIX)
+        return cls(
+            whole("train_loss"),
+            whole("test_loss"),
+            join(run.steps(PREFIX), run.steps(arm)),
+            join(0 * spent, run.series(arm, "matvecs") * (not free)),
+            join(spent, prefix.seconds - prefix.seconds_curvature + seconds),
+        )
+
+    def cost(self, by: str, target: float) -> dict[str, float]:
+        """By unit what it took to a loss, infinite if never; the test loss there."""
+        losses = getattr(self, by)
+        found = {unit: reach(losses, getattr(self, unit), target) for unit in UNITS}
+        if math.isnan(found["steps"]):
+            return dict.fromkeys(UNITS, math.inf) | {"test_loss": math.nan}
+        test = np.interp(found["steps"], self.steps, self.test_loss)
+        return found | {"test_loss": float(test)}
+
+
+def rows(axis: Axis) -> list[Row]:
+    """The rows of a tuned sweep whose cells have all ended, as far as they were run."""
+    field, found = axis.tune.field, []
+    value = {cell.index: cell.settings[field] for cell in axis.cells}
+    settings = _without(axis, field).groups
+    arms, alone = list(axis.summaries), one_arm_each(settings)
+    for label, cells in settings.items():
+        ends = {
+            c.index: tuning.losses(c.run.workdir, axis.tune) for c in cells if c.run
+        }
+        for arm in arms:
+            losses, at = {}, {}
+            for cell in cells:
+                if arm in ends.get(cell.index, {}):
+                    losses.setdefault(value[cell.index], []).append(
+                        ends[cell.index][arm]
+                    )
+                    at.setdefault(value[cell.index], []).append(cell)
+            if losses:
+                best = axis.tune.best(losses)
+                names = [label] * (len(settings) > 1 or alone)
+                names += [axis.summaries[arm].label] * (not alone)
+                found.append(Row(": ".join(names), arm, losses, best, at.get(best, [])))
+    return found
+
+
+def reference(axis: Axis, found: list[Row]) -> Row | None:
+    """The row that the others are compared with: the one named, SGD, or the first."""
+    known = [row for row in found if row.cells]
+    label = lambda row: row.cells[0].settings.get(LABEL, "")
+    named = [row for row in known if axis.tune.is_reference(label(row), row.arm)]
+    plain = [row for row in known if axis.summaries[row.arm].method == SGD]
+    return next(iter([*named, *plain, *known]), None)
+
+
+def winners(axis: Axis) -> Axis:
+    """The axis without the tuned field: of each arm, the cells of its best value."""
+    if axis.tune is None:
+        return axis
+    best: dict[int, list[str]] = {}
+    for row in rows(axis):
+        for cell in row.cells:
+            best.setdefault(cell.index, []).append(row.arm)
+    bare = _without(axis, axis.tune.field)
+    cells = [_only(cell, best[cell.index]) for cell in bare.cells if cell.index in best]
+    return dataclasses.replace(bare, cells=cells)
+
+
+def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
+    """What the row took to the loss at the reference's end, over the reference's own.
+
+    A dict per seed: the ratio per unit, the number of `matvecs` itself as
+    `own_matvecs`, the `test_loss` there, and the `end`, the row's last loss. Seeds are
+    paired; without its twin, a seed meets the reference's median.
+    """
+    by = axis.tune.by
+    seed = lambda cell: cell.settings.get("seed")
+    ends = {seed(c): x for c, x in zip(plain.cells, plain.losses[plain.best])}
+    ends = {name: end for name, end in ends.items() if math.isfinite(end)}
+    middle = float(np.median([*ends.values()]))
+    own = {}
+    for cell in plain.cells:
+        if seed(cell) in ends:
+            cost = Curve.of(cell, plain.arm).cost(by, ends[seed(cell)])
+            own[seed(cell)] = cost
+    typical = {
+        unit: float(np.median([c[unit] for c in own.values()])) for unit in UNITS
+    }
+    found = []
+    for cell, end in zip(row.cells, row.losses[row.best]):
+        cost = Curve.of(cell, row.arm).cost(by, ends.get(seed(cell), middle))
+        theirs = own.get(seed(cell), typical)
+        ratios = {u: cost[u] / theirs[u] if theirs[u] else math.nan for u in UNITS}
+        more = {"own_matvecs": cost["matvecs"], "test_loss": cost["test_loss"]}
+        found.append(ratios | more | {"end": end})
+    return found
+
+
+def _without(axis, field):
+    bare = lambda cell: {k: v for k, v in cell.settings.items() if k != field}
+    cells = [dataclasses.replace(cell, settings=bare(cell)) for cell in axis.cells]
+    return dataclasses.replace(axis, cells=cells)
+
+
+def _only(cell, arms):
+    """The cell with some of its arms."""
+    run = cell.run
+    entries = {arm: run.info["arms"][arm] for arm in run.arms if arm in arms}
+    kept = {arm: run.rows[arm] for arm in (PREFIX, *entries) if arm in run.rows}
+    run = dataclasses.replace(run, info=run.info | {"arms": entries}, rows=kept)
+    return dataclasses.replace(cell, run=run)

@@ -1,0 +1,117 @@
+"""Reports of tuned sweeps: rows at their best values, and what they cost."""
+
+import json
+import math
+
+import pytest
+from written_studies import write_straight, write_tuned
+
+from bulk_sgd.lab.report import study, tuned, tuned_section
+from bulk_sgd.lab.report.write import write_report
+
+TUNE = {"field": "optimizer.learning_rate", "reference": "plain"}
+# Last losses over the rate, one per seed; a NaN diverged.
+SETTINGS = {
+    "fast": {0.1: (0.1, 0.2), 0.2: (0.02, 0.02), 0.4: (math.nan, 0.01)},
+    "plain": {0.1: (0.5, 0.6), 0.2: (0.25, 0.25), 0.4: (0.5, 0.5)},
+    "slow": {0.1: (2.0, 2.0), 0.2: (1.0, 1.0)},
+}
+
+
+@pytest.fixture
+def axis(tmp_path):
+    write_tuned(tmp_path / "rates", SETTINGS, TUNE)
+    (axis,) = study.read_study(tmp_path)
+    return axis
+
+
+def test_rows_take_their_best_value(axis):
+    rows = {row.name: row for row in tuned.rows(axis)}
+    assert {name: row.best for name, row in rows.items()} == dict.fromkeys(
+        SETTINGS, 0.2
+    )
+    assert {name: row.at_edge for name, row in rows.items()} == {
+        "fast": False,
+        "plain": False,
+        "slow": True,
+    }
+    assert rows["fast"].losses[0.4] == [math.inf, pytest.approx(0.01)]
+    reduced = tuned.winners(axis)
+    assert list(reduced.groups) == ["fast", "plain", "slow"]
+    assert [cell.index for cell in reduced.cells] == [2, 3, 8, 9, 14, 15]
+    assert reduced.spread("fast", "sgd", "loss_ratio").mean == pytest.approx(0.02 / 4)
+
+
+def test_costs_are_those_to_the_end_of_the_reference(axis):
+    rows = tuned.rows(axis)
+    plain = tuned.reference(axis, rows)
+    assert plain.name == "plain"
+    fast, own, slow = (tuned.costs(axis, row, plain) for row in rows)
+    assert [cost["steps"] for cost in own] == [1, 1]
+    # The loss 0.25 lies between the rows at 20 and 30 steps, linear between them.
+    left, right = (4 * (0.02 / 4) ** (step / 40) for step in (20, 30))
+    steps = 20 + 10 * (left - 0.25) / (left - right)
+    assert fast[0]["steps"] == pytest.approx(steps / 40)
+    # Of SGD what measures does not count: no matvecs, 0.06 s per step.
+    assert math.isnan(fast[0]["matvecs"])
+    assert fast[0]["own_matvecs"] == 0
+    assert fast[0]["seconds"] == pytest.approx(steps / 40)
+    assert fast[0]["test_loss"] == pytest.approx(0.5)
+    assert slow[0]["steps"] == math.inf
+
+
+def test_prefix_counts_and_an_arm_pays_for_its_subspace(axis, tmp_path):
+    folder = tmp_path / "one"
+    write_straight(folder, 0.25, "bulk_sgd")
+    record = json.loads((folder / "run.json").read_text())
+    record["switch"]["step"] = 10
+    (folder / "run.json").write_text(json.dumps(record))
+    prefix = {"arm": "prefix", "train_loss": 4.0, "test_loss": 4.0, "matvecs": 9}
+    rows = [
+        prefix | {"step": s, "seconds": s, "seconds_curvature": s / 2} for s in (0, 8)
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    cell = study.Cell(0, {}, "complete", study.read_run(folder))
+    curve = tuned.Curve.of(cell, "bulk_sgd")
+    assert curve.steps.tolist() == [0, 8, 0, 10, 20, 30, 40]
+    assert curve.seconds.tolist() == pytest.approx([0, 4, 4, 5, 6, 7, 8])
+    assert curve.matvecs.tolist() == [0, 0, 0, 20, 40, 60, 80]
+
+
+def test_report_of_a_tuned_sweep(axis, tmp_path):
+    page = write_report(tmp_path / "rates")
+    text = page.read_text()
+    for name in ("race", "tuning", "settings"):
+        assert page.with_name(f"rates-{name}.png").stat().st_size > 10_000
+    assert "slow: the best learning rate, 0.2, is at the edge of its grid" in text
+    assert "fast: the best" not in text
+    assert "<td>never</td>" in text
+    assert (
+        "Each row has the learning rate that gives it the lowest training loss" in text
+    )
+    found = json.loads(page.with_name("tables.json").read_text())["tuned"]["rates"]
+    assert [row["best"] for row in found] == [0.2] * 3
+    assert found[1]["costs"][0]["steps"] == 1
+
+
+def test_a_sweep_in_which_all_diverged_says_so(tmp_path):
+    lost = {0.1: (math.nan,), 0.2: (math.nan,)}
+    write_tuned(tmp_path, {"a": lost, "b": lost}, {"field": TUNE["field"]})
+    assert "nothing is compared" in write_report(tmp_path).read_text()
+
+
+def test_a_seed_of_the_reference_that_diverged_is_no_target(tmp_path):
+    settings = {"plain": {0.1: (0.5, math.nan, 0.5), 0.2: (1.0, 1.0, 1.0)}}
+    settings["other"] = {0.1: (0.5, 0.5, 0.5), 0.2: (1.0, 1.0, 1.0)}
+    write_tuned(tmp_path, settings, TUNE)
+    (axis,) = study.read_study(tmp_path)
+    plain, other = tuned.rows(axis)
+    costs = tuned.costs(axis, other, plain)
+    assert [cost["steps"] for cost in costs] == [1, 1, 1]
+
+
+def test_median_and_range():
+    assert tuned_section.middle([0.5, 1.0, math.inf]) == "1.00 (0.500\xa0–\xa0never)"
+    assert tuned_section.middle([2.0, 2.0]) == "2.00"
+    assert tuned_section.middle([math.nan]) == "–"
