@@ -22,10 +22,14 @@ _EXAMPLES = 4  # two halves of two, so that a mask can hide a part of a half
 _CUT, _LARGE = 8, 2**20  # an axis, and the entries above which axes are cut
 # Of the loss: above the rounding of bfloat16, below what any of the faults does.
 _TOL = 1e-2
+_ADVICE = (
+    " Masks are the weights= of an Objective; a loss that compares examples is a plain "
+    "function of the params, to be used without an Objective."
+)
 _RULE = "It must return one loss per example, or per example and token, or their mean."
 
 
-def check(loss_fn, outputs, targets, num_examples: int):
+def check(loss_fn, outputs, targets, num_examples: int, advice: str = _ADVICE):
     """Raises ArgumentError if `loss_fn` is not a mean over examples.
 
     A loss that fails on made-up examples, or is not finite there, passes.
@@ -46,8 +50,9 @@ def check(loss_fn, outputs, targets, num_examples: int):
     if not isinstance(loss_fn, Hashable):  # nor can it pass through jit
         return
     reading = Reading.of(loss_fn)
-    if problem := _problem(reading, structure, forms, split, num_outputs):
-        raise checks.ArgumentError("loss_fn", problem)
+    problem = _problem(reading, structure, forms, split, num_outputs)
+    if problem:
+        raise checks.ArgumentError("loss_fn", f"{problem}{advice}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,9 +91,7 @@ def _problem(reading, structure, forms, split, num_outputs):
         if abs(whole - halves) > _TOL * abs(found).max():  # False where NaN
             return (
                 f"is no mean over examples: made-up ones give {whole:.4g}, their "
-                f"halves {halves:.4g} on average. {_RULE} Masks are the weights= of an "
-                "Objective; a loss that compares examples is a plain function of the "
-                "params, to be used without an Objective."
+                f"halves {halves:.4g} on average. {_RULE}"
             )
     return None
 

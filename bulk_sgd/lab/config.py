@@ -144,7 +144,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    # streaming: steps per product once new products weigh no more than `gain`.
+    # streaming: act at one step in so many, after ten sweeps over the basis.
     config.subspace.every = 1
     # streaming: the rank of each matrix of parameters in a basis vector, which is then
     # stored in factors; 0: dense vectors.
@@ -230,7 +230,11 @@ def default() -> ConfigDict:
 
     # Refuses a run that does not fit the memory of a device, before its first step.
     config.check_memory = True
+    # Loggers, each with the prefix and every arm as a run of its own, named
+    # WORKDIR/ARM. What they need to know beyond it is in their environment variables.
     config.tensorboard = True
+    config.wandb = ""  # Weights & Biases: PROJECT or ENTITY/PROJECT
+    config.mlflow = ""  # MLflow: the name of an experiment
     config.progress = True
     config.lock()
     for group in validation.OPEN:

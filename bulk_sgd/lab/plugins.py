@@ -85,16 +85,28 @@ def call(field: str, path: str, options: Mapping, /, **offered):
     fn, options = load(field, path), dict(options)
     with telling(field, path):
         # The metaclasses of flax and Equinox hide the parameters of a class.
-        parameters = inspect.signature(
-            fn.__init__ if inspect.isclass(fn) else fn
-        ).parameters.values()
-    names = {x.name for x in parameters if x.kind is not x.VAR_POSITIONAL}
+        own = inspect.isclass(fn)
+        parameters = inspect.signature(fn.__init__ if own else fn).parameters
+    parameters = list(parameters.values())[own:]  # without self
+    named = [
+        x for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)
+    ]
+    names = {x.name for x in named}
+    group = field.rpartition(".")[0]
     takes_any = any(x.kind is x.VAR_KEYWORD for x in parameters)
     if unknown := not takes_any and sorted(options.keys() - names):
-        group = field.rpartition(".")[0]
         raise PluginError(
             f"{group}.options has {', '.join(unknown)}, which {path} does not take; it "
-            f"takes {', '.join(sorted(names - {'self'}))}."
+            f"takes {', '.join(sorted(names))}."
+        )
+    needed = {x.name for x in named if x.default is x.empty}
+    if missing := sorted(needed - offered.keys() - options.keys()):
+        known = [*offered] + [f"fields of {group}.options"] * (
+            group != "config.measures"
+        )
+        raise PluginError(
+            f"{field} is {path!r}, which needs {', '.join(missing)}; a run gives it "
+            f"{', '.join(known)}."
         )
     given = {name: value for name, value in offered.items() if name in names}
     with telling(field, path):

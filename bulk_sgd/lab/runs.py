@@ -19,9 +19,18 @@ class Result(RunResults):
 
     def frame(self):
         """The `records` as a pandas DataFrame, if pandas is installed."""
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "frame() needs pandas, which is not installed; records has the rows."
+            ) from error
         return pd.DataFrame(self.records)
+
+    def __repr__(self):
+        rows = len(self.records)
+        of = f"{self.info['status']}, {', '.join(self.arms)}, {rows} rows of metrics"
+        return f"Result({str(self.workdir)!r}: {of})"
 
     def parameters(self, arm: str) -> dict:
         """The last parameters of an arm, or of "prefix": nested dicts of NumPy arrays.

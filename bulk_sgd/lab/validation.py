@@ -17,6 +17,7 @@ from bulk_sgd.curvature import second_derivatives
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import sharding
+from bulk_sgd.lab.files import loggers
 from bulk_sgd.lab.from_config import arms, losses, optimizers, solvers
 from bulk_sgd.linalg import basis
 
@@ -75,6 +76,7 @@ def check_values(config: ConfigDict):
     optimizers.validate(config.optimizer)
     solvers.validate(config.subspace)
     arms.parse_all(config.arms)
+    loggers.check(config)
     sharding.validate(config.sharding)
     _check_pairs(config)
     _check_every_step(config)
@@ -181,6 +183,10 @@ def _check_measures(config):
     measures, space = config.measures, config.subspace
     for path in measures.own:
         field = "config.measures.own"
+        if not isinstance(path, str):
+            raise ValueError(
+                f"{field} has {path!r}; it must be import paths, 'module:name'."
+            )
         plugins.entry(field, path, {}, functools.partial(plugins.load, field))
     if len({path.rpartition(":")[2] for path in measures.own}) < len(measures.own):
         raise ValueError(
@@ -277,6 +283,7 @@ def check_network(config, dataset, model_fn, loss_fn, params):
         )
     with plugins.telling("config.loss.name", config.loss.name):
         jax.eval_shape(loss_fn, outputs, targets)
+    losses.check_mean(config.loss, loss_fn, outputs, targets)
     most = basis.size(params), "the number of parameters"
     checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
 

@@ -27,6 +27,8 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
+_EAGER = 10  # sweeps that act on every call: until then the basis is poor
+
 
 class StreamingState(NamedTuple):
     """State of `streaming`, with the basis V = [v_1 … v_k] and the batch Hessian H_b.
@@ -81,8 +83,7 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: once ρ has fallen to `gain`, act on one call in `every`; the other calls
-        cost nothing. The sweeps before act on every call.
+      every: after ten sweeps, act on one call in `every`; the other calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
       factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
@@ -112,7 +113,8 @@ def streaming(
     checks.integer("every", every, 1)
     checks.between("gain", gain, 1e-6, 1)
     if factors is not None:
-        checks.integer("factors", factors, 1)
+        why = "None keeps whole vectors"
+        checks.integer("factors", factors, 1, why=why)
     step = _step if factors is None else factored_oja.step
 
     def init(params, rank):
@@ -134,8 +136,7 @@ def streaming(
         rank = subspace.rank
         width = columns or rank
         per_sweep = rank // width
-        # The sweeps that weigh more than `gain`, but for rounding, act on every call.
-        early = per_sweep * jnp.ceil(1 / jnp.float32(gain) - 1.001).astype(jnp.int32)
+        early = _EAGER * per_sweep
         later = jnp.maximum(state.count - early, 0)
         turn = jnp.minimum(state.count, early) + later // every
         start, sweep = (turn % per_sweep) * width, turn // per_sweep

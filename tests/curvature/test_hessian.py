@@ -35,6 +35,7 @@ KINDS = ("hessian", "gauss_newton", "functional_hessian")
 EXACT = 1e-12
 
 
+@functools.cache
 def matrix(kind, problem, size=None):
     """The matrix of a matvec under test, in float64."""
     made, params = objective(*PROBLEMS[problem], size)

@@ -96,6 +96,16 @@ def test_missing_flag_is_named(name):
     assert done.stderr in ("--workdir is missing.\n", "--config is missing.\n")
 
 
+def test_field_that_does_nothing_is_refused(tmp_path):
+    flags = f"--workdir={tmp_path}/run", "--config.subspace.factors=2"
+    done = program("main", f"--config={ROOT}/configs/default.py", *flags)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "config.subspace.factors is 2, which config.subspace.solver = 'lanczos' does "
+        "not use, only streaming.\n"
+    )
+
+
 def test_help_needs_no_config_and_shows_what_programs_share():
     done = program("sweep", "--help")
     assert "--config" in done.stdout

@@ -16,7 +16,7 @@ from paths import ROOT
 from tiny_runs import numbers, rows_of, tiny
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import plugins
+from bulk_sgd.lab import load, plugins
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.files import record
@@ -108,6 +108,9 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
         assert chi == pytest.approx(row["alignment_gradient"] or 0, abs=1e-6)
         assert row.pop("own/in_subspace/sizes") == [1, 1]
     assert rows == numbers(tmp_path / "named")
+    numbers_, curve = load(tmp_path / "own").axes("own")[1:]
+    assert len(curve.get_lines()) > len(numbers_.get_lines())  # one per entry
+    assert curve.get_ylabel() == "in_subspace/sizes"
     assert result["config"]["model"]["options"] == {"width": 6}
     assert "def squared_error" in result["sources"]["own_things"]
     # An analysis takes the code from the record.
@@ -130,19 +133,37 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
         ("model.name", "absent:x", "there is no module absent; it must be a file besi"),
         ("model.name", "own_things:x", r"own_things.py has no x\."),
         ("model.name", "own_things:number", "TypeError.\n.*is of type int; it must be"),
-        ("model.name", "own_things:wants", "missing 1 required .*'more'"),
+        (
+            "model.name",
+            "own_things:wants",
+            "needs more; a run gives it input_shape, nu",
+        ),
         ("model.name", "own_things:with_dropout", "network holds Rng.*; it must do wi"),
         ("model.name", "own_things:with_averages", "network holds batch_stats beside"),
         ("model.options", {"depth": 3}, r"config.model.options has depth, which own_t"),
         ("model.options", {"width": np.ones(2)}, "holds what its record cannot"),
+        (
+            "loss.name",
+            "own_things:total",
+            "which is no mean over examples: (?!.*weigh)",
+        ),
         ("loss.name", "own_things:broken", "'own_things:broken', which fails with"),
         ("loss.name", "hinge", "cross_entropy, mse, or the import path of your own"),
         ("optimizer.name", "own_things:number", "'own_things:number', which returns"),
         ("subspace.solver", "own_things:number", "is 1; it must be a bulk_sgd.Solver"),
         ("data.name", "own_things:number", "fails with TypeError"),
         ("measures.own", ("norm",), "config.measures.own is 'norm'; it must be the im"),
-        ("measures.own", ("own_things:train_loss",) * 2, "must name each function onc"),
-        ("measures.own", ("own_things:wants",), "config.measures.own is 'own_things:w"),
+        (
+            "measures.own",
+            ("own_things:train_loss",) * 2,
+            "must name each function once",
+        ),
+        (
+            "measures.own",
+            ("own_things:wants",),
+            r"needs more; a run gives it params, subspace, objective\.",
+        ),
+        ("measures.own", (len,), "config.measures.own has <built-in .* must be import"),
     ],
 )
 def test_errors_of_own_code_are_one_sentence(field, value, sentence):

@@ -1,5 +1,7 @@
 """Runs from Python: what `run` and `load` return."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import matplotlib.axes
@@ -45,6 +47,20 @@ def test_figures_are_axes_to_restyle(result, tmp_path):
     assert len(left.get_lines()) >= 3
     with pytest.raises(ValueError, match="figure is 'own'; it must be one of align"):
         result.axes("own")
+
+
+def test_a_result_shows_itself_in_a_line(result):
+    rows = len(result.records)
+    told = f"{result.workdir!s:}': complete, sgd, bulk_sgd, {rows} rows of metrics)"
+    assert repr(result) == f"Result('{told}"
+
+
+def test_a_frame_needs_pandas(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^frame\(\) needs pandas, which is no"
+    ):
+        result.frame()
 
 
 def test_records_make_a_frame(result):

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from paths import ROOT
 
 DATA = {"NOTICE", "mnist_5k.npz", "sonnets.txt"}
-EXTRAS = {"lab", "dev", "docs", "bench", "tpu", "cuda"}
+EXTRAS = {"lab", "dev", "docs", "bench", "tpu", "cuda", "wandb", "mlflow"}
 # Neither this environment's packages nor the repository.
 CLEAN = {x: v for x, v in os.environ.items() if x not in ("PYTHONPATH", "PYTHONHOME")}
 

@@ -30,6 +30,13 @@ def shaped(frame):
     return {"w": np.float32(w), "b": np.float32(b), "empty": None}
 
 
+def without(space, *missing):
+    """A Subspace with rows of zeros in the place of some."""
+    frame = rows(space.eigenvectors)
+    frame[list(missing)] = 0
+    return space._replace(eigenvectors=shaped(frame))
+
+
 def vector(seed=1, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     return {
@@ -122,12 +129,7 @@ def test_overlap_is_between_zero_and_one():
 
 def test_overlap_goes_by_the_rows_that_are_kept():
     space = orthonormal()
-    drop = lambda *rows: space._replace(
-        eigenvectors=jax.tree.map(
-            lambda x: x.at[jnp.asarray(rows)].set(0), space.eigenvectors
-        )
-    )
-    two, one, none = drop(1), drop(0, 1), drop(0, 1, 2)
+    two, one, none = (without(space, *rows) for rows in ([1], [0, 1], [0, 1, 2]))
     assert [int(s.kept) for s in (space, two, one, none)] == [3, 2, 1, 0]
     np.testing.assert_allclose(overlap(two, two), 1, **CLOSE)
     # Equal spans alone give 1: what one of them lacks counts, whichever it is.
@@ -153,9 +155,7 @@ def test_empty_subspace_projects_everything_to_zero():
 
 def test_zero_rows_are_ignored():
     space, v = orthonormal(), vector()
-    fewer = space._replace(
-        eigenvectors=jax.tree.map(lambda x: x.at[1].set(0), space.eigenvectors)
-    )
+    fewer = without(space, 1)
     P = projector(rows(space.eigenvectors)[[0, 2]])
     np.testing.assert_allclose(flat(project(fewer, v)), P @ flat(v), **CLOSE)
 

@@ -81,8 +81,7 @@ def analyze(
             result = store and store.load(point, before)
             if result:
                 known[point.path] = point, None
-                for part in costs:
-                    tick(part)
+                bar.skip(sum(costs.values()))
             else:
                 if before and not subspace:
                     subspace = locate(before, value_fn, settings)

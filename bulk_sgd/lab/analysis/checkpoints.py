@@ -155,4 +155,5 @@ def _config(plain: dict) -> ConfigDict:
         fill(config, plain)
     config.sharding.data, config.sharding.fsdp = 0, 1
     config.check_memory = False
+    config.wandb = config.mlflow = ""
     return config

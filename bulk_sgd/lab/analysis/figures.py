@@ -12,6 +12,7 @@ from bulk_sgd.lab.report import style
 from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn
+SHOWN_MATRICES = 12  # as many names fit a legend
 
 
 def path_styles(points: list[dict]) -> dict[str, style.LineStyle]:
@@ -148,6 +149,29 @@ def block_figure(points: list[dict]) -> Figure:
     right.set_ylabel("share of the dominant eigenvectors")
     right.set_ylim(-0.02, 1.02)
     style.finish_steps(right, ends)
+    return figure
+
+
+@matplotlib.rc_context(style.STYLE)
+def rank_figure(points: list[dict]) -> Figure:
+    """How much of the eigenvectors a cut to low rank keeps, at the last point."""
+    figure, (left, right) = style.new_figure(1, 2, (10.4, 4), share=True)
+    found = points[-1]["rank_profile"]
+    ranks, matrices = found["ranks"], found["leaves"]
+    whole = _numbers(found["whole"])
+    for row, color in zip(whole, style.LineStyle("#0072B2").shades(len(whole))):
+        left.plot(ranks, row, ".-", color=color, linewidth=1.2)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(matrices)))
+    for (name, shares), color in zip(matrices.items(), colors):
+        label = style.shorten(name, 24)
+        right.plot(ranks, _numbers(shares).mean(axis=0), ".-", color=color, label=label)
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="rank of each matrix", ylim=(-0.02, 1.02))
+        axes.set_xticks(ranks, ranks)
+        axes.minorticks_off()
+    left.set_ylabel("share of each eigenvector")
+    if 0 < len(matrices) <= SHOWN_MATRICES:
+        right.legend(fontsize=8)
     return figure
 
 

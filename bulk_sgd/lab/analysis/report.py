@@ -27,6 +27,10 @@ _FIGURES = {
         "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
         "its share of the dominant eigenvectors' squared length. Dotted: paths after "
         "the first."),
+    "rank_profile": (figures.rank_figure, "Rank of the eigenvectors",
+        "At the last point: the share of squared length that remains if each matrix of "
+        "an eigenvector is cut to a rank. Left: the k eigenvectors, the first "
+        "darkest. Right: their parts in each matrix, mean over the eigenvectors."),
     "slices": (
         figures.slice_figure, "The loss along and across the dominant directions",
         "Around the last point, over distances in parameter space. To second order the "
@@ -54,7 +58,7 @@ def write_report(folder) -> pathlib.Path:
         raise ValueError(f"{folder / store.FILE} has no points to report on.")
     body = [_facts(found)]
     for name, (draw, heading, caption) in _FIGURES.items():
-        if name == "slices" and "slices" not in points[-1]:
+        if name in ("slices", "rank_profile") and name not in points[-1]:
             continue
         if name == "change" and not any(point["change"] for point in points):
             continue

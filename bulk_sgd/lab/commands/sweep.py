@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.sweep import grid, sweep, tuning
+from bulk_sgd.lab.sweep import estimate, grid, sweep, tuning
 
 flags.disclaim_key_flags()
 
@@ -26,6 +26,7 @@ def run():
     config_flags.DEFINE_config_file("config", None, "FILE with get_config, get_sweep.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep.")
     flags.DEFINE_bool("list_cells", False, "Print the cells and stop.")
+    flags.DEFINE_bool("estimate", False, "Measure some steps, print the cost and stop.")
     flags.DEFINE_integer("cell", None, "Run this cell alone, for job arrays.")
     flags.DEFINE_integer("lanes", 1, "Runs in lockstep under vmap (accelerators).")
     flags.DEFINE_string("prefixes", None, "Folder of trained prefixes to share.")
@@ -61,6 +62,9 @@ def _run(values):
         tuning.check(tune, cells, configs)
         for index, cell in enumerate(cells):
             print(index, json.dumps(cell))
+        return
+    if values.estimate:
+        print(estimate.table(estimate.estimate(values.config, cells, values.workdir)))
         return
     if values.workdir is None:
         raise ValueError("--workdir is missing; it is the folder of the sweep.")

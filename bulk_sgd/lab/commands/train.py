@@ -1,13 +1,15 @@
 """Trains: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`.
 
-Any field can be set on the command line, `--config.subspace.rank=5`.
+Any field that the run uses can be set on the command line, `--config.subspace.rank=5`.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
+from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import distributed
+from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.training import train
 
 flags.disclaim_key_flags()
@@ -33,6 +35,11 @@ def main(argv):
         cli.refusing(),
         cli.reporting(values.workdir),
     ):
+        overrides = config_flags.get_override_values(values["config"])
+        default = config_lib.default()
+        idle = unused.find(values.config, default) if overrides else {}
+        for field in idle.keys() & overrides.keys():
+            raise ValueError(idle[field])
         record = train.train_and_evaluate(values.config, values.workdir)
         if distributed.is_first():
             print(f"{record['status']}: {values.workdir}")

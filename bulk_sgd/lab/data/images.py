@@ -20,7 +20,7 @@ def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
     elif images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         problem = f"dtype {images.dtype}, neither uint8 nor float"
     if problem:
-        raise wrong(config, "name", f"its {part} images have {problem}")
+        raise wrong(config, "name", f"its {part} inputs have {problem}")
     shape = images.shape if images.ndim != 3 else (*images.shape, 1)
     is_scaled = images.dtype == np.uint8 and config.normalization != "none"
 
@@ -30,9 +30,9 @@ def as_inputs(config, part: str, images: LazyRows) -> LazyRows:
             inputs = np.divide(inputs, 255 if is_scaled else 1, dtype=np.float32)
         low, high = inputs.min(), inputs.max()
         if not np.isfinite(low + high):
-            raise wrong(config, "name", f"its {part} images are not all finite numbers")
+            raise wrong(config, "name", f"its {part} inputs are not all finite numbers")
         if config.normalization == "unit" and (low < 0 or high > 1):
-            problem = f"the {part} images are floats from {low:g} to {high:g}, not 0 "
+            problem = f"the {part} inputs are floats from {low:g} to {high:g}, not 0 "
             problem += "to 1: scale them, or take 'standard' or 'none'"
             raise wrong(config, "normalization", problem)
         return inputs

@@ -38,7 +38,7 @@ def checked(config, part: str, pixels, labels) -> tuple[LazyRows, np.ndarray, in
     inputs = images.as_inputs(config, part, rows)
     problem = None
     if labels.shape != pixels.shape[:1]:
-        problem = f"labels have shape {labels.shape} for {len(pixels)} images"
+        problem = f"labels have shape {labels.shape} for {len(pixels)} inputs"
     elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         problem = f"labels ({labels.dtype}) are not all non-negative integers"
     if problem:

@@ -46,7 +46,7 @@ def find(config) -> Dataset:
     (train, train_targets, train_classes), (test, test_targets, test_classes) = parts
     shapes = train.shape[1:], test.shape[1:]
     if shapes[0] != shapes[1]:
-        raise wrong(config, "name", f"its train and test images differ: {shapes}")
+        raise wrong(config, "name", f"its train and test inputs differ: {shapes}")
     if config.normalization == "standard":
         train, test = images.standardized(train, test)
     num_classes = max(train_classes, test_classes)

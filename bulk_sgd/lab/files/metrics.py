@@ -1,4 +1,4 @@
-"""Rows of metrics as JSON lines and for TensorBoard."""
+"""Rows of metrics as JSON lines, and for loggers."""
 
 import json
 import math
@@ -7,9 +7,8 @@ import pathlib
 
 import jax
 import numpy as np
-import tensorboardX
 
-from bulk_sgd.lab.files import atomic
+from bulk_sgd.lab.files import atomic, loggers
 
 FILE = "metrics.jsonl"
 
@@ -66,19 +65,17 @@ def count(workdir) -> int:
 
 
 class MetricWriter:
-    """Writes rows to `metrics.jsonl` and, one run per arm, to `tensorboard/`.
+    """Writes rows to `metrics.jsonl`, and to the loggers that a plain config asks for.
 
     Each row is one line, flushed at once, so a killed run loses at most the last.
     Numbers that are not finite become null. Only process 0 writes.
     """
 
-    def __init__(self, workdir, tensorboard: bool = True):
-        self._workdir = pathlib.Path(workdir)
+    def __init__(self, workdir, config: dict):
         writes = jax.process_index() == 0
-        path = self._workdir / FILE if writes else pathlib.Path(os.devnull)
+        path = pathlib.Path(workdir, FILE) if writes else pathlib.Path(os.devnull)
         self._file = path.open("a")
-        self._tensorboard = tensorboard and writes
-        self._boards = {}
+        self._loggers = loggers.Loggers(config, workdir) if writes else None
 
     def write(self, row: dict) -> dict:
         """Appends a row and returns it as written.
@@ -88,29 +85,15 @@ class MetricWriter:
         row = plain(row)
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        if self._tensorboard:
-            self._write_board(row)
+        if self._loggers:
+            self._loggers.write(row)
         return row
 
     def close(self):
         """Closes all files."""
         self._file.close()
-        for board in self._boards.values():
-            board.close()
-
-    def _write_board(self, row):
-        arm = row["arm"]
-        if arm not in self._boards:
-            folder = self._workdir / "tensorboard" / arm
-            self._boards[arm] = tensorboardX.SummaryWriter(str(folder))
-        board = self._boards[arm]
-        for name, value in row.items():
-            values = value if isinstance(value, list) else [value]
-            for index, number in enumerate(values):
-                if isinstance(number, (int, float)) and name != "step":
-                    tag = f"{name}/{index + 1}" if isinstance(value, list) else name
-                    board.add_scalar(tag, number, row["step"])
-        board.flush()
+        if self._loggers:
+            self._loggers.close()
 
 
 def plain(value):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 
 import jax
 import tqdm
@@ -14,6 +15,7 @@ class Progress(contextlib.AbstractContextManager):
     """
 
     def __init__(self, total: int | None, enabled: bool = True, unit: str = "step"):
+        self.count = 0  # steps so far
         self._bar = tqdm.tqdm(
             total=total,
             unit=unit,
@@ -28,8 +30,27 @@ class Progress(contextlib.AbstractContextManager):
 
     def advance(self, steps: int, **facts):
         """Counts steps and shows facts such as the arm and its loss."""
+        self.count += steps
         self._bar.update(steps)
         self._bar.set_postfix(facts, refresh=False)
+
+    def skip(self, steps: int):
+        """Counts steps that an earlier process took; no rate includes them."""
+        self.count += steps
+        if not self._bar.disable:
+            self._bar.initial += steps
+            self._bar.n += steps
+            self._bar.refresh()
+
+    @contextlib.contextmanager
+    def waiting(self, message: str, patience: float = 5.0):
+        """Prints a line if the body takes longer than so many seconds."""
+        timer = threading.Timer(patience, self.say, [message])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def say(self, message: str):
         """Prints a line above the bar."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from bulk_sgd.lab.files import atomic, metrics
+from bulk_sgd.lab.files import atomic, loggers, metrics
 
 FILE = "run.json"
 RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
@@ -20,7 +20,7 @@ DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
 ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
 # Fields that change no result, so that a run may go on with other values.
-_IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", "tensorboard")
+IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", *loggers.LOGGERS)
 PREFIX = "prefix"  # the name of the stretch before the fork
 CHECKPOINTS = "checkpoints"  # the folder of a run's states
 
@@ -60,7 +60,7 @@ def changes(earlier, config) -> list[str]:
     return [
         name
         for name in differences(earlier, config)
-        if name.split(".")[1] not in _IMMATERIAL
+        if name.split(".")[1] not in IMMATERIAL
     ]
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import checks
+from bulk_sgd.curvature import separable
 from bulk_sgd.lab import plugins
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -92,6 +93,16 @@ _LOSSES = {
     "mse": _squared_error,
     "cross_entropy": lambda *_: optax.softmax_cross_entropy_with_integer_labels,
 }
+
+
+def check_mean(config, loss_fn: LossFn, outputs, targets):
+    """Raises ValueError where the loss of shapes of one example is no mean."""
+    check = lambda *examples: separable.check(loss_fn, *examples, 1, advice="")
+    try:
+        jax.eval_shape(check, outputs, targets)
+    except checks.ArgumentError as error:
+        field = f"config.loss.name is {config.name!r}, which"
+        raise ValueError(f"{field} {error.problem}") from None
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:

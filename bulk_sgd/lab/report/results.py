@@ -74,9 +74,17 @@ class RunResults:
     @functools.cached_property
     def own(self) -> tuple[str, ...]:
         """Names of the numbers that functions of the user measured."""
+        return self._own(0)
+
+    @functools.cached_property
+    def own_lists(self) -> tuple[str, ...]:
+        """Names of the lists of numbers that functions of the user measured."""
+        return self._own(1)
+
+    def _own(self, ndim):
         first = next(row for rows in self.rows.values() for row in rows)
-        is_own = lambda key: key.startswith("own/")
-        return tuple(key for key in first if is_own(key) and np.ndim(first[key]) == 0)
+        own = (key for key in first if key.startswith("own/"))
+        return tuple(key for key in own if np.ndim(first[key]) == ndim)
 
     @property
     def rank(self) -> int | None:
@@ -144,7 +152,11 @@ class RunResults:
         Raises ValueError if the run has no such arm.
         """
         checks.one_of("arm", arm, (PREFIX, *self.arms))
-        rows = [row.get("eigenvalues") or [] for row in self.rows.get(arm, [])]
+        return self.lists(arm, "eigenvalues")
+
+    def lists(self, arm: str, key: str) -> np.ndarray:
+        """A list of numbers along `steps(arm)`, shape (n, m), NaN as in `series`."""
+        rows = [row.get(key) or [] for row in self.rows.get(arm, [])]
         table = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
         for i, row in enumerate(rows):
             table[i, : len(row)] = [_number(value) for value in row]

@@ -84,9 +84,24 @@ def cut_figure(run: RunResults) -> Figure:
 @matplotlib.rc_context(style.STYLE)
 def own_figure(run: RunResults) -> Figure:
     """A panel for each measurement by a function of the user."""
-    figure, panels = style.new_figure(len(run.own), 1, (10.4, 4 * len(run.own)))
-    for key, axes in zip(run.own, panels):
-        panel(axes, run, key, style.plain(key.removeprefix("own/")))
+    keys = (*run.own, *run.own_lists)
+    figure, panels = style.new_figure(len(keys), 1, (10.4, 4 * len(keys)))
+    for key, axes in zip(keys, panels):
+        label = style.plain(key.removeprefix("own/"))
+        if key in run.own:
+            panel(axes, run, key, label)
+            continue
+        axes.set_ylabel(label)
+        ends = []
+        for arm, line in run_styles(run).items():
+            values = run.lists(arm, key)
+            for column, color in zip(values.T, line.shades(values.shape[1])):
+                axes.plot(run.steps(arm), column, color=color, linewidth=1.2)
+            if values.size:
+                label = style.shorten(run.summary(arm).label)
+                ends.append((values[-1, 0], label, vars(line)))
+        mark_fork(axes, run, "fork")
+        style.finish_steps(axes, ends)
     return figure
 
 

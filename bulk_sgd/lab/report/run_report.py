@@ -35,7 +35,11 @@ def figures_of(run) -> dict:
     logs = lambda key: any(run.logged(arm, key)[0].size for arm in run.rows)
     stepped = dict.fromkeys(_OF_STEPS, logs("step/measured_whole"))
     ranks = step_figures.profiled(run) is not None
-    has = {"cut": logs("energy_lost"), "own": bool(run.own), "ranks": ranks} | stepped
+    has = {
+        "cut": logs("energy_lost"),
+        "own": bool(run.own or run.own_lists),
+        "ranks": ranks,
+    } | stepped
     return {name: x for name, x in _FIGURES.items() if has.get(name, True)}
 
 
@@ -161,7 +165,8 @@ def _captions(run):
         "turns. Right: n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 for random vectors, "
         "n/3 for a single parameter.",
         "ranks": _profiled(run),
-        "own": "One panel per number, along training.",
+        "own": "One panel per number or list, along training; the first entry of a "
+        "list is darkest.",
         "cost": "Wall time spent in curvature (dark: eigenpairs and what is measured "
         "with them) and in everything else (light). A matvec is one product of the "
         "Hessian with one vector.",

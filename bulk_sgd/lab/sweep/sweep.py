@@ -143,7 +143,7 @@ def _check_data(configs, chosen, left) -> tuple[Experiment | None, dict[int, dic
     that have all ended is none to train, and has no arrays.
     """
     like, prints = None, {}
-    for group in _groups(configs, chosen):
+    for group in groups(configs, chosen):
         devices = None if set(group) & set(left) else jax.devices()
         try:
             like = Experiment(configs[group[0]], like, devices=devices)
@@ -153,12 +153,12 @@ def _check_data(configs, chosen, left) -> tuple[Experiment | None, dict[int, dic
     return like, prints
 
 
-def _groups(configs, indices) -> list[list[int]]:
+def groups(configs, indices) -> list[list[int]]:
     """The cells that share their programs."""
-    groups: dict[str, list[int]] = {}
+    found: dict[str, list[int]] = {}
     for index in indices:
-        groups.setdefault(program_of(configs[index]), []).append(index)
-    return list(groups.values())
+        found.setdefault(program_of(configs[index]), []).append(index)
+    return list(found.values())
 
 
 class _Runner:
@@ -171,10 +171,10 @@ class _Runner:
 
     def run(self, todo):
         self._start, self._done, self._left = time.perf_counter(), 0, len(todo)
-        groups = _groups(self._configs, todo)
+        programs = groups(self._configs, todo)
         if todo:
-            self._say(f"cells to run: {len(todo)}; programs: {len(groups)}.")
-        for group in groups:
+            self._say(f"cells to run: {len(todo)}; programs: {len(programs)}.")
+        for group in programs:
             for first in range(0, len(group), self._lanes):
                 self._run_together(group[first : first + self._lanes])
 
@@ -212,12 +212,12 @@ class _Runner:
     def _tell(self, index, status, start, reason):
         now = time.perf_counter()
         self._left, self._done = self._left - 1, self._done + 1
-        line = f"cell {index} of {len(self._cells)} {status} ({_duration(now - start)})"
+        line = f"cell {index} of {len(self._cells)} {status} ({duration(now - start)})"
         fields = (f"{field}={value}" for field, value in self._cells[index].items())
         line += f": {', '.join(fields)}{reason}"
         if self._left:
             left = (now - self._start) / self._done * self._left
-            line += f"; {self._left} left, about {_duration(left)}"
+            line += f"; {self._left} left, about {duration(left)}"
         self._say(line)
 
 
@@ -226,7 +226,8 @@ def _say(message):
         print(message, file=sys.stderr, flush=True)
 
 
-def _duration(seconds) -> str:
+def duration(seconds) -> str:
+    """Seconds as text, in the unit that suits their number."""
     for unit, length, digits in (("h", 3600, 1), ("min", 60, 0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{digits}f} {unit}"

@@ -24,15 +24,7 @@ from bulk_sgd.lab.training.state import Scalars, Task, TrainState
 from bulk_sgd.lab.training.steps import Programs
 
 # Experiments that differ in nothing else share a prefix that an alignment can end.
-_AFTER_ALIGNMENT = (
-    "arms",
-    "check_memory",
-    "checkpoint",
-    "name",
-    "num_steps",
-    "progress",
-    "tensorboard",
-)
+_AFTER_ALIGNMENT = ("arms", "num_steps", *record.IMMATERIAL)
 # A prefix that ends at a step depends on none of these either.
 _AFTER_STEP = (
     *_AFTER_ALIGNMENT,

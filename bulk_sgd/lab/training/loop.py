@@ -45,6 +45,11 @@ class Stretch:
         left = self.last_step - self.entry.last_step
         return min(self.experiment.config.eval_every, left) if self.running else 0
 
+    @property
+    def steps_left(self) -> int:
+        """Steps to its end."""
+        return self.last_step - int(self.state.step)
+
     def begin(self):
         """Records the start with a row of metrics, unless the stretch was resumed."""
         if self.entry is not None:
@@ -111,10 +116,13 @@ class Trainer:
         start, feed = experiment.start(), experiment.feed(0)
         arguments = self._arguments([self._blank(start)], [start], [feed], [0])
         compiled = experiment.programs.compiled
-        self.executables = {
-            projected: compiled(*arguments, projected=projected, lanes=lanes)
-            for projected in (False, True)
-        }
+        leaves = jax.tree.leaves(start.params)
+        size = f"{len(leaves):,} arrays, {sum(x.size for x in leaves):,} parameters"
+        with progress.waiting(f"Compiling the step ({size})…"):
+            self.executables = {
+                projected: compiled(*arguments, projected=projected, lanes=lanes)
+                for projected in (False, True)
+            }
 
     def time_plain_step(self) -> float:
         """Runs all programs once; seconds of a step without curvature, a median."""

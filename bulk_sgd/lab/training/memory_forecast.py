@@ -57,8 +57,10 @@ class Forecast(NamedTuple):
         return sum(self.parts.values())
 
     def __str__(self):
-        sizes = ", ".join(f"{name} {_bytes(size)}" for name, size in self.parts.items())
-        return f"memory per device: {_bytes(self.total)} ({sizes})"
+        sizes = ", ".join(
+            f"{name} {as_text(size)}" for name, size in self.parts.items()
+        )
+        return f"memory per device: {as_text(self.total)} ({sizes})"
 
 
 def of_arrays(experiment, lanes: int = 1, runs: int = 1) -> Forecast:
@@ -107,11 +109,11 @@ def check(forecast: Forecast, device: jax.Device | None = None):
     largest = sorted(filter(parts.get, parts), key=parts.get, reverse=True)[:3]
     lower = dict.fromkeys(_REMEDIES[name][0] for name in largest)
     higher = dict.fromkeys(filter(None, (_REMEDIES[name][1] for name in largest)))
-    sizes = ", ".join(f"{name} {_bytes(parts[name])}" for name in largest)
+    sizes = ", ".join(f"{name} {as_text(parts[name])}" for name in largest)
     at_least = "at least " if forecast.step is None else ""
     raise ValueError(
-        f"The run needs {at_least}{_bytes(forecast.total)} on each device, which has "
-        f"{_bytes(limit)} ({sizes}, …): lower {', '.join(lower)}"
+        f"The run needs {at_least}{as_text(forecast.total)} on each device, which has "
+        f"{as_text(limit)} ({sizes}, …): lower {', '.join(lower)}"
         + (f", or raise {', '.join(higher)}" if higher else "")
         + " (config.check_memory = False runs it all the same)."
     )
@@ -138,9 +140,10 @@ def _share(tree) -> int:
     return num_bytes(tree, lambda x: x.sharding.shard_shape(x.shape))
 
 
-def _bytes(number: float) -> str:
-    """
-    >>> _bytes(1_234_567), _bytes(0)
+def as_text(number: float) -> str:
+    """Bytes as text.
+
+    >>> as_text(1_234_567), as_text(0)
     ('1.23 MB', '0 B')
     """
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -67,7 +67,7 @@ class Run(contextlib.AbstractContextManager):
         self._save()  # before rows go, so that no record says complete without them
         if self.resumed:
             self._take_rows()
-        self._writer = MetricWriter(workdir, config.tensorboard)
+        self._writer = MetricWriter(workdir, self.record["config"])
         distributed.runs.add(workdir)
 
     def __exit__(self, kind, error, trace):
@@ -84,6 +84,15 @@ class Run(contextlib.AbstractContextManager):
         """How far a stretch has come."""
         known = self._entry(name)
         return Entry(**{field: known[field] for field in Entry._fields})
+
+    @property
+    def steps_before(self) -> int:
+        """Steps that this run took before it was resumed."""
+        if not self.resumed:
+            return 0
+        fork = self.record["prefix"]["last_step"]
+        arms = self.record["arms"].values()
+        return fork + sum(arm.get("last_step", fork) - fork for arm in arms)
 
     def update(self, name: str, **facts):
         """Adds to the entry of a stretch, and saves its start and its end."""

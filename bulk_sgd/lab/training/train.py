@@ -8,6 +8,7 @@ from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.files.progress import Progress
+from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.training import fork, memory_forecast, stability
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.loop import Trainer
@@ -53,6 +54,9 @@ def train_and_evaluate(config, workdir) -> dict:
       'complete'
     """
     config_lib.validate(config)
+    if distributed.is_first():
+        for sentence in unused.find(config, config_lib.default()).values():
+            print(sentence, file=sys.stderr)
     experiment = Experiment(_joined(config, workdir))
     finished = distributed.claim(workdir, experiment.identity)
     steps, arms = experiment.config.num_steps, experiment.config.arms
@@ -94,8 +98,12 @@ def train_together(
             stack.enter_context(Run(experiment, workdir, seconds))
             for experiment, workdir in zip(experiments, workdirs)
         ]
+        progress.skip(sum(run.steps_before for run in runs))
         forks = fork.train_prefixes(trainer, runs, prefixes)
-        trainer.train([arm for run, state in forks for arm in fork.arms(run, state)])
+        arms = [arm for run, state in forks for arm in fork.arms(run, state)]
+        # A prefix may be shared or end early, and arms may have ended before.
+        progress.expect(progress.count + sum(arm.steps_left for arm in arms))
+        trainer.train(arms)
         for run, state in forks:
             stability.find_stable_rates(trainer, run, state)
             run.end(record.COMPLETE)

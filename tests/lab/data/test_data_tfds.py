@@ -67,7 +67,7 @@ def test_tfds_takes_splits_slices_and_counts(prepared):
             {"name": "tfds:ragged", "test_split": "train"},
             r"its images have shapes \(4, \d+, 1\), \(4, \d+, 1\)",
         ),
-        ({"name": "tfds:ragged"}, r"its train and test images differ: \(\(4, \d+, 1"),
+        ({"name": "tfds:ragged"}, r"its train and test inputs differ: \(\(4, \d+, 1"),
         (
             {"name": "tfds:unnamed"},
             r"it has \['label', 'picture'\], not image or sentence and",

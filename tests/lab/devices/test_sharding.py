@@ -179,6 +179,7 @@ def layout_of(data, fsdp):
 def test_what_four_devices_cannot_share_is_named(field, value, what):
     fields, targets = config.default(), np.zeros(5000)
     fields.batch_size, fields.subspace.data = 52, "subset"
+    fields.data.num_train, fields.data.num_test = 5000, 1000
     fields.update_from_flattened_dict({field: value})
     dataset = SimpleNamespace(
         train_targets=targets[: fields.data.num_train],

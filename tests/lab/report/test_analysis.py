@@ -58,6 +58,15 @@ def test_spectra_are_those_of_dense_matrices(x64, measured):
         block = top(matrix[:16, :16], 1)[0]
         np.testing.assert_allclose(layer["eigenvalues"], block, rtol=1e-6)
         assert layer["num_params"] == 16
+        found = result["rank_profile"]
+        whole, leaves = np.array(found["whole"]), found["leaves"]
+        assert leaves.keys() == {"hidden/w", "out/w"}
+        np.testing.assert_allclose(whole[:, found["ranks"].index(4) :], 1, rtol=1e-12)
+        vectors = np.linalg.eigh(matrix)[1][:, :-3:-1].T
+        parts = vectors[:, 4:16].reshape(2, 3, 4)  # after the biases
+        shares = np.linalg.svd(parts, compute_uv=False) ** 2
+        first = shares[:, 0] / shares.sum(axis=1)
+        np.testing.assert_allclose(np.array(leaves["hidden/w"])[:, 0], first, rtol=1e-5)
         mass = [block["mass"] for block in result["blocks"].values()]
         np.testing.assert_allclose(np.sum(mass, axis=0), 1, rtol=1e-9)
         for name, make in CURVATURES.items():

@@ -131,7 +131,7 @@ def test_array_job_answers_for_its_own_cell(tmp_path, monkeypatch, cell, status)
     ends = ["failed", "complete", "pending"]
     monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: ends)
     values = Values(config=tiny(), workdir="x", prefixes=None, lanes=1)
-    values.cell, values.list_cells = cell, False
+    values.cell, values.list_cells, values.estimate = cell, False, False
     try:
         sweep_command._run(values)
         ended = None
@@ -155,7 +155,7 @@ def test_study_of_an_unknown_preset_is_refused_before_anything_is_set_up():
 
 
 def test_durations():
-    assert [sweep._duration(s) for s in (1.2, 119, 121, 7100, 7200)] == [
+    assert [sweep.duration(s) for s in (1.2, 119, 121, 7100, 7200)] == [
         "1 s",
         "119 s",
         "2 min",

@@ -1,0 +1,152 @@
+"""Where rows of metrics go beside their file: TensorBoard, Weights & Biases, MLflow.
+
+The prefix and each arm are a series of their own, with the same names of metrics, so
+that they lie in one chart. A resumed run goes on in the same series, and repeats there
+the steps after its checkpoint.
+"""
+
+import importlib.util
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorboardX
+
+from bulk_sgd.lab.files import atomic
+
+FILE = "loggers.json"  # the names of the series in services outside of the workdir
+
+
+class Series(NamedTuple):
+    """The prefix or an arm in one logger."""
+
+    log: Callable  # numbers by name, and their step
+    close: Callable
+    id: str | None = None  # under which a resumed run finds it
+
+
+def _tensorboard(config, workdir, arm, known):
+    board = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / arm))
+
+    def log(numbers, step):
+        for name, number in numbers.items():
+            board.add_scalar(name, number, step)
+        board.flush()
+
+    return Series(log, board.close)
+
+
+def _wandb(config, workdir, arm, known):
+    import wandb
+
+    entity, _, project = config["wandb"].rpartition("/")
+    run = wandb.init(
+        project=project,
+        entity=entity or None,
+        group=str(workdir)[-128:],  # as long as it may be
+        name=f"{workdir.name}/{arm}",
+        id=known,
+        resume="allow",
+        config=config,
+        dir=workdir,
+        reinit="create_new",  # the series of a run are open side by side
+        settings=wandb.Settings(console="off"),
+    )
+    return Series(lambda numbers, step: run.log(numbers, step=step), run.finish, run.id)
+
+
+def _mlflow(config, workdir, arm, known):
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    if known is None:
+        found = client.get_experiment_by_name(config["mlflow"])
+        place = found and found.experiment_id
+        place = place or client.create_experiment(config["mlflow"])
+        run = client.create_run(
+            place, run_name=f"{workdir.name}/{arm}", tags={"workdir": str(workdir)}
+        )
+        known = run.info.run_id
+        client.log_dict(known, config, "config.json")
+    else:
+        client.update_run(known, "RUNNING")
+
+    def log(numbers, step):
+        now = int(1000 * time.time())
+        entities = [
+            mlflow.entities.Metric(name, number, now, step)
+            for name, number in numbers.items()
+        ]
+        client.log_batch(known, entities)
+
+    return Series(log, lambda: client.set_terminated(known), known)
+
+
+# By the field of the config that asks for it; the name of a package, too.
+LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+
+
+def check(config):
+    """Raises ValueError where the package of a logger is missing."""
+    for field in LOGGERS.keys() - {"tensorboard"}:  # which the lab needs anyhow
+        if config[field] and importlib.util.find_spec(field) is None:
+            raise ValueError(
+                f"config.{field} is {config[field]!r}, but the package {field} is "
+                f"missing; install it with pip install '.[{field}]' in a clone of "
+                "bulk_sgd, or set the field to ''."
+            )
+
+
+class Loggers:
+    """The loggers that a plain config asks for, open from the first row of each arm."""
+
+    def __init__(self, config: dict, workdir):
+        self._config, self._workdir = config, pathlib.Path(workdir)
+        self._path = self._workdir / FILE
+        self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._open = {}
+
+    def write(self, row: dict):
+        """Takes a row as `MetricWriter.write` returns it."""
+        arm, step = row["arm"], row["step"]
+        if arm not in self._open:
+            self._open[arm] = self._begin(arm)
+        numbers = _numbers(row)
+        for series in self._open[arm]:
+            series.log(numbers, step)
+
+    def close(self):
+        """Ends all series."""
+        for found in self._open.values():
+            for series in found:
+                series.close()
+
+    def _begin(self, arm) -> list[Series]:
+        wanted = [name for name in LOGGERS if self._config.get(name)]
+        known = self._known.setdefault(arm, {})
+        begin = lambda name: LOGGERS[name](
+            self._config, self._workdir, arm, known.get(name)
+        )
+        found = {name: begin(name) for name in wanted}
+        known |= {name: series.id for name, series in found.items() if series.id}
+        if known:
+            atomic.write_text(self._path, json.dumps(self._known) + "\n")
+        return list(found.values())
+
+
+def _numbers(row) -> dict[str, float]:
+    """The numbers of a row; those of a list by their place.
+
+    >>> _numbers({"arm": "sgd", "step": 5, "loss": 0.5, "own": [3, None], "kept": None})
+    {'loss': 0.5, 'own/1': 3}
+    """
+    found = {}
+    for name, value in row.items():
+        items = {name: value}
+        if isinstance(value, list):
+            items = {f"{name}/{place}": x for place, x in enumerate(value, 1)}
+        found |= {k: x for k, x in items.items() if isinstance(x, int | float)}
+    found.pop("step", None)
+    return found

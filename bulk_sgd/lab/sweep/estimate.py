@@ -1,0 +1,179 @@
+"""What a sweep will cost, from a few measured steps of each of its programs."""
+
+import collections
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files.progress import Progress
+from bulk_sgd.lab.sweep import sweep
+from bulk_sgd.lab.sweep import workdir as workdir_lib
+from bulk_sgd.lab.training import memory_forecast
+from bulk_sgd.lab.training.experiment import Experiment, prefix_of
+from bulk_sgd.lab.training.loop import Trainer
+
+_STEPS = 5  # to measure, or as many as lie between two refreshes
+
+
+class Cost(NamedTuple):
+    """What some cells cost."""
+
+    cells: int
+    steps: int
+    matvecs: float
+    seconds: float  # with the compilation
+    memory: int  # bytes on each device
+
+
+def estimate(base, cells, workdir=None) -> list[Cost]:
+    """The cost of the cells that have not ended, one entry per program.
+
+    It compiles each program and takes some steps, whose solves are those of the start
+    of training; later ones may take more matvecs or less. Cells run one after another,
+    share prefixes, and none diverges.
+
+    Args:
+      base: config that the cells override.
+      cells: from `bulk_sgd.lab.sweep.grid`.
+      workdir: folder of the sweep; None leaves no cell out.
+
+    Raises:
+      ValueError: a cell is wrong, or does not fit the data or the memory.
+    """
+    configs = sweep.configs_of(base, cells)
+    left = list(range(len(configs)))
+    if workdir is not None:
+        ends = workdir_lib.statuses(workdir, left)
+        left = [i for i, status in zip(left, ends) if status not in record.ENDED]
+    found, like, known = [], None, set()
+    groups = sweep.groups(configs, left)
+    for number, group in enumerate(groups, 1):
+        print(f"measuring program {number} of {len(groups)}", file=sys.stderr)
+        cost, like = _cost([configs[index] for index in group], like, known)
+        found.append(cost)
+    return found
+
+
+def table(costs: list[Cost]) -> str:
+    """The costs as lines of text, and their sum, which takes the largest memory.
+
+    >>> print(table([Cost(2, 4000, 1e5, 90.0, 10**9), Cost(1, 500, 20.0, 8.0, 10**6)]))
+    program  cells  steps  matvecs  time  memory
+          1      2  4,000  100,000  90 s    1 GB
+          2      1    500       20   8 s    1 MB
+      total      3  4,500  100,020  98 s    1 GB
+    """
+    sums = Cost(*(sum(column) for column in zip(*costs))) if costs else Cost(*[0] * 5)
+    total = sums._replace(memory=max([cost.memory for cost in costs], default=0))
+    lines = [("program", "cells", "steps", "matvecs", "time", "memory")]
+    for name, cost in [*enumerate(costs, 1), ("total", total)]:
+        counts = f"{cost.cells}", f"{cost.steps:,}", f"{cost.matvecs:,.0f}"
+        sizes = sweep.duration(cost.seconds), memory_forecast.as_text(cost.memory)
+        lines.append((str(name), *counts, *sizes))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    row = lambda line: "  ".join(x.rjust(width) for x, width in zip(line, widths))
+    return "\n".join(map(row, lines))
+
+
+def _cost(configs, like, known) -> tuple[Cost, Experiment]:
+    """The cost of cells of one program; `known` are the prefixes that are trained."""
+    seconds, experiment = _timed(Experiment, configs[0], like)
+    build, _ = _timed(Experiment, configs[0], experiment)  # which lends its data
+    with Progress(None, enabled=False) as progress:
+        compiling, trainer = _timed(Trainer, experiment, progress)
+    seconds += compiling
+    plain, _, state = _steps(experiment, trainer, experiment.start(), 0)
+    rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
+    steps, matvecs, counts = 0, 0.0, collections.Counter()
+    for config in configs:
+        seconds += build + 3 * config.eval_every * plain  # a run times plain steps
+        for length, every, rows in _stretches(config, known):
+            if every not in rates:
+                *rates[every], state = _steps(experiment, trainer, state, every)
+            steps += length
+            seconds += length * rates[every][0]
+            matvecs += length * rates[every][1]
+            counts.update(rows)
+    seconds += _measuring(experiment, state, counts)
+    arrays = memory_forecast.of_arrays(experiment)
+    forecast = memory_forecast.of_program(arrays, trainer.executables[True]) or arrays
+    return Cost(len(configs), steps, matvecs, seconds, forecast.total), experiment
+
+
+def _stretches(config, known):
+    """The stretches of a cell: steps, refresh interval (0: none), rows by program."""
+    switch, space = config.switch, config.subspace
+    if (name := prefix_of(config)) not in known:
+        known.add(name)
+        every = switch.measure_every if switch.alignment > 0 else 0
+        yield switch.step, every, _rows(config, switch.step, bool(every), ends=0)
+    for _ in config.arms:
+        length = config.num_steps - switch.step
+        yield length, space.refresh_every, _rows(config, length, True, ends=1)
+        if rounds := config.stability.rounds:
+            tries = rounds + 2  # with both ends of the interval
+            steps = tries * config.stability.num_steps
+            yield steps, space.refresh_every, {"evaluate": tries}
+
+
+def _rows(config, length, projected, ends) -> dict[str, int]:
+    """How often a stretch calls each program of its rows of metrics."""
+    often = lambda every: length // every if every else 0
+    return {
+        "evaluate": 1 + -(-length // config.eval_every),
+        "sharpness": ends + often(config.measures.sharpness_every),
+        "measure": often(config.measures.every) if projected else 0,
+    }
+
+
+def _steps(experiment, trainer, state, every):
+    """Seconds and matvecs of a step, and the state after some of them."""
+    program, length = trainer.executables[every > 0], experiment.config.eval_every
+
+    def take(state, count, every):
+        scalars = experiment.scalars()
+        scalars = scalars._replace(threshold=float(np.inf), refresh_every=every)
+        while count > 0:
+            feed = experiment.feed(int(state.step))
+            wanted = min(count, length)
+            state, _ = program(state, experiment.task, feed, wanted, scalars)
+            count -= wanted
+        return jax.block_until_ready(state)
+
+    # The program takes its own state. It solves from nothing once.
+    state = take(jax.tree.map(jnp.copy, state), 1, 1)
+    before = int(state.projection.total_matvecs)
+    interval = max(1, every)
+    count = interval * -(-_STEPS // interval)
+    seconds, state = _timed(take, state, count, interval)
+    matvecs = int(state.projection.total_matvecs) - before
+    return seconds / count, matvecs / count, state
+
+
+def _measuring(experiment, state, counts) -> float:
+    """Seconds of all rows of metrics, with the compilation of their programs."""
+    task = experiment.task
+    more = experiment.feed(0), jax.random.key(0)
+    arguments = {"evaluate": (), "sharpness": (), "measure": more}
+    total = 0.0
+    for name, count in counts.items():
+        if count:
+            fn = getattr(experiment.programs, name)
+            call = lambda fn=fn, name=name: jax.block_until_ready(
+                fn(state, task, *arguments[name])
+            )
+            first, again = _timed(call)[0], _timed(call)[0]
+            total += first + (count - 1) * again
+    return total
+
+
+def _timed(fn, *arguments):
+    """Seconds of a call, and its result."""
+    began = time.perf_counter()
+    result = fn(*arguments)
+    return time.perf_counter() - began, result

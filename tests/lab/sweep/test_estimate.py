@@ -1,0 +1,41 @@
+"""What a sweep is said to cost, and what it then costs."""
+
+from tiny_runs import quiet, tiny
+
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.sweep import estimate, sweep
+from bulk_sgd.lab.sweep.workdir import cell_folder
+
+# The first three share a prefix, the first two their programs.
+CELLS = [{"arms": ("sgd", "dom_sgd")}, {"arms": ("bulk_sgd",)}, {"subspace.rank": 2}]
+
+
+def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
+    base = tiny(subspace__solver="streaming", subspace__data="batch")
+    first, second = costs = estimate.estimate(base, CELLS)
+    assert (first.cells, second.cells) == (2, 1)
+    # A product at each of the 12 steps of an arm, none in the 8 of the prefix.
+    assert (first.steps, first.matvecs) == (8 + 3 * 12, 3 * 12)
+    assert (second.steps, second.matvecs) == (2 * 12, 2 * 12)
+    assert first.memory > second.memory > 10_000  # of a larger basis
+    assert min(cost.seconds for cost in costs) > 0
+    sweep.run_sweep(base, CELLS, tmp_path, say=quiet)
+    found = [record.read(cell_folder(tmp_path, index)) for index in range(3)]
+    matvecs = [arm["matvecs"] for run in found for arm in run["arms"].values()]
+    assert sum(matvecs) == first.matvecs + second.matvecs
+    assert estimate.estimate(base, CELLS, tmp_path) == []
+    assert estimate.table([]).splitlines()[-1].split()[:3] == ["total", "0", "0"]
+
+
+def test_rows_and_refreshes_that_a_cell_asks_for():
+    config = tiny(
+        measures__every=5, measures__sharpness_every=10, switch__alignment=0.5,
+        switch__measure_every=2, stability__rounds=3, arms=("sgd",), num_steps=38,
+    )  # fmt: skip
+    prefix, arm, trials = estimate._stretches(config, set())
+    assert prefix == (8, 2, {"evaluate": 3, "sharpness": 0, "measure": 1})
+    assert arm == (30, 1, {"evaluate": 7, "sharpness": 4, "measure": 6})
+    assert trials == (5 * 200, 1, {"evaluate": 5})
+    known = set()
+    assert len([*estimate._stretches(config, known)]) == 3
+    assert len([*estimate._stretches(config, known)]) == 2  # the prefix is there
