@@ -200,9 +200,8 @@ def _check_measures(config):
             )
     if measures.step_every and space.preconditioned:
         raise ValueError(
-            "config.subspace.preconditioned is True; where config.measures.step_every "
-            "is not 0 it must be False, because the parts of an update in other "
-            "coordinates are not orthogonal."
+            "config.subspace.preconditioned is True; with config.measures.step_every "
+            "it must be False, because the parts of an update must be orthogonal."
         )
     if not measures.every:
         return

@@ -94,7 +94,7 @@ def step_measures(
       >>> x = jnp.array([0.1, 1.0])
       >>> pairs = bulk_sgd.top_eigenpairs(bulk_sgd.hessian(loss, x), x, 1, tol=1e-5)
       >>> found = bulk_sgd.step_measures(loss, x, -0.015 * jax.grad(loss)(x), pairs)
-      >>> print(found.measured_dominant.round(3), found.measured_bulk.round(3))
+      >>> print(f"{found.measured_dominant:.3f} {found.measured_bulk:.3f}")
       -0.375 -0.015
     """
     matvec = sharded(hessian(value_fn, params, mode=mode), sharding)

@@ -101,7 +101,7 @@ def test_steps_are_measured_in_rows_and_in_the_coordinates_of_the_parameters():
     fields.measures.step_every = 2 * fields.eval_every
     config.validate(fields)
     fields.optimizer.name, fields.subspace.preconditioned = "adam", True
-    with pytest.raises(ValueError, match=r"preconditioned is True; .*step_every is no"):
+    with pytest.raises(ValueError, match=r"preconditioned is True; .*step_every i"):
         config.validate(fields)
     fields.measures.step_every += 1
     with pytest.raises(ValueError, match=r"step_every is 101; it must be a multiple"):

@@ -73,12 +73,12 @@ def rank_figure(run: RunResults) -> Figure:
     figure, (axes,) = style.new_figure(1, 1, (10.4, 1.4 + 0.3 * len(names)))
     shares = np.array([row[PROFILE + name] for name in names], float)
     shades = run_styles(run)[arm].shades(len(RANKS))
-    for rank, values, shade in zip(RANKS, 100 * shares.T, shades[::-1]):
-        axes.plot(values, range(len(names)), "o", color=shade, label=f"rank {rank}")
+    for values, shade in zip(100 * shares.T, shades[::-1]):
+        axes.plot(values, range(len(names)), "o", color=shade)
     axes.set_yticks(range(len(names)), map(style.plain, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("energy of the eigenvectors within the rank (%)")
-    figure.legend(loc="outside upper left", ncols=len(RANKS))
+    style.legend(figure, [f"rank {rank}" for rank in RANKS], axes.lines)
     return figure
 
 

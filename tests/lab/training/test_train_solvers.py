@@ -84,6 +84,7 @@ def test_factors_say_what_their_cut_takes(tmp_path):
         subspace__data="batch",
         subspace__batch_fraction=0.4,
         subspace__factors=1,
+        measures__step_every=5,
         arms=("bulk_sgd",),
     )
     train.train_and_evaluate(config, tmp_path)
@@ -91,6 +92,8 @@ def test_factors_say_what_their_cut_takes(tmp_path):
     assert row["failed_refreshes"] == 0
     assert row["kept"] == RANK
     assert 0 < row["energy_lost"] < 1
+    assert 0 < row["displacement_subspace"] < 1
+    assert len(row["inverse_participation"]) == RANK
     assert rows_of(tmp_path, "prefix")[-1]["energy_lost"] is None
     page = write_report(tmp_path).read_text("utf-8")
     assert "streaming, factors of rank 1" in page
