@@ -26,6 +26,7 @@ th, td { padding: .4rem .4rem; text-align: right; border-bottom: 1px solid #ddd;
 thead th { vertical-align: bottom; border-bottom: 2px solid #666; line-height: 1.25; }
 th:first-child, td:nth-child(2), thead th:nth-child(-n+2) { text-align: left; }
 tbody th { white-space: nowrap; font-weight: 600; }
+td:nth-child(2) { min-width: 7.4rem; }
 .prose tbody th, .prose td { white-space: normal; text-align: left;
   vertical-align: top; }
 .prose thead th { text-align: left; }

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from bulk_sgd.lab.report.style import STYLE, legend
 
 DPI = 160
+BESIDE = {"pdf": "CreationDate", "svg": "Date"}  # other files, and their metadata
 COLUMN, COLUMN_SCALE = 3.3, 0.75  # inches, and of text in a figure so wide
 
 
@@ -25,12 +26,14 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
     # Without a date or random names, so that the same run gives the same files.
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
         figure.savefig(buffer, format="png", dpi=DPI)
-        for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
-            file = path.with_suffix(f".{kind}")
-            figure.savefig(file, format=kind, metadata={date: None})
-        fit_column(figure)
-        file = path.with_name(f"{path.stem}-column.pdf")
-        figure.savefig(file, metadata={"CreationDate": None})
+        write = lambda end, date: figure.savefig(
+            path.with_name(path.stem + end), metadata={date: None}
+        )
+        for kind, date in BESIDE.items():
+            write(f".{kind}", date)
+        if BESIDE:
+            fit_column(figure)
+            write("-column.pdf", "CreationDate")
     path.with_suffix(".png").write_bytes(buffer.getvalue())
     return buffer.getvalue()
 
@@ -50,7 +53,7 @@ def fit_column(figure: Figure) -> None:
         axes.set_subplotspec(place)
         axes.tick_params(which="both", labelsize=labelsize)
         axes.tick_params(labelleft=True, labelbottom=True)
-        title = textwrap.fill(axes.get_title(loc="left"), 40 // columns)
+        title = textwrap.fill(axes.get_title(loc="left"), 44 // columns)
         axes.set_title(title, loc="left")
     figure.set_size_inches(COLUMN, COLUMN_SCALE * height * rows)
     ticks = {x for axes in figure.axes for x in _tick_texts(axes)}

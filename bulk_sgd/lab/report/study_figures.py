@@ -114,9 +114,8 @@ def curves_figure(axis: Axis) -> Figure:
             for label, cells in axis.groups.items():
                 for arm in arms:
                     study_panels.draw_band(axes, cells, arm, key, styles[label])
-            if row == 0:
-                label = axis.summaries[title].label if title else ""
-                axes.set_title(plain(shorten(label)), loc="left")
+            label = axis.summaries[title].label if title else ""
+            axes.set_title(plain(shorten(label)), loc="left")
             if row == len(keys) - 1:
                 axes.set_xlabel("step")
         panels[row * len(columns)].set_ylabel(name)

@@ -3,7 +3,16 @@
 import pytest
 from tiny_runs import tiny
 
+from bulk_sgd.lab.report import saving
 from bulk_sgd.lab.training import train
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_png():
+    """Figures are saved as PNG alone, which is faster; one test wants all kinds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "BESIDE", {})
+        yield
 
 
 @pytest.fixture(scope="session")
