@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import mlflow
 import pytest
@@ -36,6 +37,8 @@ def write(workdir, **fields):
         for row in rows:
             writer.write(row)
         writer.close()
+        if plain["wandb"]:  # its folders are named by the second
+            time.sleep(1.1)
     return plain
 
 

@@ -91,7 +91,9 @@ LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
 def check(config):
     """Raises ValueError where the package of a logger is missing."""
     for field in LOGGERS.keys() - {"tensorboard"}:  # which the lab needs anyhow
-        if config[field] and importlib.util.find_spec(field) is None:
+        found = importlib.util.find_spec(field) if config[field] else None
+        # A folder of that name, as W&B leaves it, has no origin.
+        if config[field] and getattr(found, "origin", None) is None:
             raise ValueError(
                 f"config.{field} is {config[field]!r}, but the package {field} is "
                 f"missing; install it with pip install '.[{field}]' in a clone of "

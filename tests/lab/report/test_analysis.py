@@ -239,9 +239,9 @@ def test_page_of_points(tmp_path, measured):
     page = report.write_report(tmp_path).read_text()
     assert "A &amp; B" in page
     assert "Of a part &lt; all." in page
-    assert page.count("data:image/png;base64") == 6
+    assert page.count("data:image/png;base64") == 7
     assert "http" not in page
-    for name in ("eigenvalues", "density", "energies", "change", "blocks", "slices"):
+    for name in report._FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     # One lone point of a plain loss, without slices.
     alone = {**results[0], "converged": False, "outliers": None}
@@ -250,6 +250,6 @@ def test_page_of_points(tmp_path, measured):
     store.Store(tmp_path, SMALL).finish([alone], {})
     page = report.write_report(tmp_path).read_text()
     assert "did not converge at a." in page
-    assert page.count("data:image/png;base64") == 4
+    assert page.count("data:image/png;base64") == 5
     with pytest.raises(FileNotFoundError, match=r"No analysis\.json"):
         report.write_report(tmp_path / "nowhere")

@@ -115,6 +115,10 @@ def test_what_does_not_fit_is_listed():
     )
     with pytest.raises(ValueError, match=sentence):
         fit(arrays, params, "x")
+    with pytest.raises(
+        ValueError, match=r"fit: of another shape c \(2,\), not \(1,\)\."
+    ):
+        fit({"c": np.ones(2)}, {"c": np.ones(1)}, "x")
     many = {f"l{i}": np.ones(1) for i in range(10)}
     with pytest.raises(ValueError, match=r"missing l0, .*, l7 and 2 more\.$"):
         fit({}, many, "x")
