@@ -2,8 +2,8 @@
 
 Marjankowska, Modugno and Barucca, *Characterizing Optimizer-Dependent Training Dynamics
 Through Hessian Eigenvector Displacement and Localization*, arXiv 2606.30226, follow
-both along training. Only their abstract was at hand: the formulas are the usual ones,
-and the null here is a random vector, where theirs is a random Hessian of the network.
+both along training. Only their abstract was available, so the formulas are the usual
+ones. The null here is a random vector; theirs is a random Hessian of the network.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,9 @@ class Displacement(NamedTuple):
 
     Attributes:
       vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| in the order of descending eigenvalues; NaN
-        where a vector is missing. Eigenvectors of close eigenvalues change places and
-        rotate among themselves: then these are large and `subspace` is small.
+        where a vector is missing. Eigenvectors with close eigenvalues change places
+        and rotate among themselves. Their entries are then large although `subspace`
+        is small.
       subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k; NaN where a subspace is empty.
     """
 
@@ -34,13 +35,13 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
 
     Args:
       before: a subspace, dense or in factors.
-      after: another one of as many rows.
+      after: another one with the same number of rows.
 
     Returns:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: if the arguments are no subspaces of vectors of one form.
+      ValueError: unless both are a `Subspace`, with vectors of the same form.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -69,9 +70,9 @@ def inverse_participation(subspace: Subspace):
     """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
 
     Σ_j v_j⁴ is the inverse participation ratio of a unit vector: about 1 / m if it
-    lives on m parameters alone. Its mean over random directions is 3 / (n + 2), so the
+    lives on only m parameters. Its mean over random directions is 3 / (n + 2), so the
     result is close to 1 for a vector that looks random, and n / 3 for one on a single
-    parameter. Rows in factors are written out one at a time.
+    parameter. Vectors in factors are expanded one at a time.
 
     Args:
       subspace: the eigenvectors, dense or in factors.
@@ -81,7 +82,7 @@ def inverse_participation(subspace: Subspace):
       where a vector is missing.
 
     Raises:
-      ValueError: if the argument is no `Subspace`.
+      ValueError: if the argument is not a `Subspace`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -104,6 +105,6 @@ def inverse_participation(subspace: Subspace):
 
 
 def _order(subspace):
-    """Rows by descending eigenvalues, missing ones last, and which are not missing."""
+    """Rows by descending eigenvalue, missing ones last, and a mask of known rows."""
     known = basis.squared_norms(subspace.eigenvectors) > 0
     return jnp.argsort(jnp.where(known, -subspace.eigenvalues, jnp.inf)), known
