@@ -12,7 +12,7 @@ from bulk_sgd.lab.report import style
 from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn
-SHOWN_MATRICES = 12  # as many names fit a legend
+SHOWN_MATRICES = 12  # names that fit in a legend
 
 
 def path_styles(points: list[dict]) -> dict[str, style.LineStyle]:

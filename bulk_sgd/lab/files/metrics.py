@@ -27,7 +27,7 @@ def cut(workdir, last_steps: dict[str, int]) -> list[dict]:
 def read(workdir) -> tuple[dict[str, list[dict]], int]:
     """The rows of each arm by step, and how many lines are unreadable.
 
-    Of a step written twice, by a resumed run, the last row counts. A torn last line is
+    If a resumed run wrote a step twice, the last row counts. A torn last line is
     ignored.
     """
     by_step: dict[str, dict[int, dict]] = {}
@@ -50,7 +50,7 @@ def read(workdir) -> tuple[dict[str, list[dict]], int]:
 
 
 def json_object(text: str) -> dict | None:
-    """The JSON object that a text is; None where it is none."""
+    """The JSON object in a text, or None if the text is anything else."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -14,18 +14,18 @@ def write_report(workdir, *others, labels=(), out=None) -> pathlib.Path:
 
     Args:
       workdir: folder of a run, of a sweep, or of several sweeps.
-      *others: more of them, for a page that compares them all.
-      labels: what the page calls each of them, by default their folders' names. Those
-        of the same label count as seeds.
-      out: folder of a page that compares, by default `workdir/comparison`.
+      *others: more such folders, for a page that compares them all.
+      labels: one label for each folder, by default its name. Folders with the same
+        label count as seeds of one setting.
+      out: folder of the comparison, by default `workdir/comparison`.
 
     Returns:
       The path of the page.
 
     Raises:
-      FileNotFoundError: a folder holds none of them.
-      ValueError: a file of a run is damaged, a run has no metric row, or there is not
-        one label for each folder.
+      FileNotFoundError: a folder holds neither a run nor a sweep.
+      ValueError: a file of a run is damaged, a run has no metric row, or there are
+        labels, but not one for each folder.
 
     Example:
       >>> write_report("runs/mnist")  # doctest: +SKIP
