@@ -25,11 +25,10 @@ _SHOWN = 8  # names of arrays in an error
 class PeerPoints:
     """Files of parameters as points, in order, read one at a time.
 
-    `read` takes each of the `paths`. `convert` is the import path of a function. It
+    `paths` are arguments of `read`. `convert` is the import path of a function. It
     takes what `read` returns, and returns the parameters of the network in
-    `config.model`, as a tree or as arrays by path. `objective` is the loss whose
-    curvature a run of the config takes. If that is the batch's, it is the loss of the
-    training set.
+    `config.model`, as a tree or as arrays by path. `objective` is the loss on the data
+    of the curvature or, if these are mini-batches, on the training set.
 
     Raises:
       ValueError: the config is wrong, a file cannot be read, or its arrays are not the
@@ -48,7 +47,7 @@ class PeerPoints:
         if used < all_:
             part = f"The loss is taken over {used:,} of the {all_:,} training examples"
             self.notes.append(f"{part}, a seeded subset.")
-        # An analysis goes on only over the same data and code.
+        # An analysis resumes only with the same data and code.
         fields = known.config | {"fingerprints": known.fingerprints}
         self.record = {"name": config.name, "config": fields}
         for path in self._paths:

@@ -92,7 +92,7 @@ def check(config):
     """Raises ValueError if the package of a logger is missing."""
     for field in LOGGERS.keys() - {"tensorboard"}:  # the lab always installs that one
         found = importlib.util.find_spec(field) if config[field] else None
-        # W&B leaves a folder of that name, which has no origin.
+        # A folder of that name, such as W&B leaves, has no origin.
         if config[field] and getattr(found, "origin", None) is None:
             raise ValueError(
                 f"config.{field} is {config[field]!r}, but the package {field} is "

@@ -34,7 +34,7 @@ def read(workdir) -> tuple[dict[str, list[dict]], int]:
     text = (pathlib.Path(workdir) / FILE).read_text("utf-8", "replace")
     *lines, last = text.split("\n")
     lines = [line for line in lines if line.strip()]
-    # A last line without its line end may be torn; that is no damage to report.
+    # A last line without a line end may be torn, which is not reported as damage.
     lines += [last] if json_object(last) else []
     unreadable = 0
     for row in map(json_object, lines):

@@ -67,7 +67,7 @@ def differences(axis: Axis) -> str:
 
 
 def _names(workdirs):
-    """The names of folders, with as much of their paths as tells them apart."""
+    """The names of folders, or enough of their paths to tell them apart."""
     resolved = [workdir.resolve() for workdir in workdirs]
     names = [path.name for path in resolved]
     if len({*names}) == len(names):

@@ -44,7 +44,7 @@ def measured_on_test(run: RunResults) -> tuple[str, float, str]:
 
 
 def _limit_to(axes, values, least):
-    """Limits the y axis to the values and a margin: their range, or else `least`."""
+    """Limits the y axis to the values and a margin, their range or at least `least`."""
     room = max(np.ptp(values), least)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, values.min() - room), min(high, values.max() + room))

@@ -186,7 +186,7 @@ def _profiled(run):
 
 
 def _data(run):
-    """Which data the eigenvalues belong to, because the table's λ₁ is of others."""
+    """A sentence on the data of the eigenvalues; those of the table's λ₁ differ."""
     space = (run.info.get("config") or {}).get("subspace") or {}
     of = {"subset": "a subset of the training set", "batch": "mini-batches"}
     of = of.get(space.get("data"), "the training set as of the last refresh")

@@ -125,7 +125,7 @@ def winners(axis: Axis) -> Axis:
 
 
 def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
-    """What the row took to reach the reference's last loss, over what that one took.
+    """What the row took to reach the reference's last loss, over the reference's own.
 
     A dict per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the
     `test_loss` at that point, and the row's last loss as `end`. Seeds are paired. A

@@ -9,8 +9,8 @@ from bulk_sgd.lab.report.study import is_study
 def write_report(workdir, *others, labels=(), out=None) -> pathlib.Path:
     """Writes the report of a run or of a study, finished or not, into `workdir/report`.
 
-    The page is self-contained. Beside it lie its figures as PNG, PDF and SVG and, for
-    a study, the claims table as `claims.md` and every number as `tables.json`.
+    The page is self-contained. Its figures are saved beside it as PNG, PDF and SVG. A
+    study also has the claims table as `claims.md` and every number as `tables.json`.
 
     Args:
       workdir: folder of a run, of a sweep, or of several sweeps.

@@ -17,7 +17,7 @@ from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.loop import Trainer
 
-_STEPS = 5  # steps to measure, or more, so that refresh intervals are whole
+_STEPS = 5  # to measure, rounded up to whole refresh intervals
 
 
 class Cost(NamedTuple):
@@ -60,7 +60,7 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
 
 
 def table(costs: list[Cost]) -> str:
-    """The costs as lines of text, and their sum, with the largest memory.
+    """The costs as lines of text, and a total, whose memory is the largest one.
 
     >>> print(table([Cost(2, 4000, 1e5, 90.0, 10**9), Cost(1, 500, 20.0, 8.0, 10**6)]))
     program  cells  steps  matvecs  time  memory
@@ -91,7 +91,7 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
     steps, matvecs, counts = 0, 0.0, collections.Counter()
     for config in configs:
-        seconds += build + 3 * config.eval_every * plain  # each run times plain steps
+        seconds += build + 3 * config.eval_every * plain  # it measures plain steps
         for length, every, rows in _stretches(config, known):
             if every not in rates:
                 *rates[every], state = _steps(experiment, trainer, state, every)

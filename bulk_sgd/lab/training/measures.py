@@ -15,8 +15,8 @@ To these come the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
 
 With momentum β, SGD brings the batch sharpness to 2 (1 − β) / η in small batches and to
 2 (1 + β) / η in large ones (Andreyev et al., *Momentum Further Constrains Sharpness at
-the Edge of Stochastic Stability*, arXiv 2604.14108). This project's own variant takes
-v in vᵀ H_B v / ‖v‖² to be the update that the optimizer makes from g_B.
+the Edge of Stochastic Stability*, arXiv 2604.14108). A variant of this project's own
+replaces g_B by the update that the optimizer makes from it.
 """
 
 from typing import NamedTuple
