@@ -100,7 +100,7 @@ _OPTIMIZERS = {
     "muon": _Kind(_muon, _of_muon),
     "sophia": _Kind(
         _sophia,
-        "Sophia clips its steps, so that most coordinates do not follow theirs",
+        "Sophia clips its steps, so most coordinates do not follow its preconditioner",
         lambda c, loss: {"obj_fn": loss},
     ),
 }
@@ -161,8 +161,8 @@ def validate_preconditioned(config):
     reason = _kind(config).preconditioner
     if isinstance(reason, str):
         raise ValueError(
-            f"{field} config.optimizer.name {config.name!r}, not 'adam', 'adamw' or "
-            f"'muon', because it needs a preconditioner: {reason}."
+            f"{field} config.optimizer.name {config.name!r}, because it needs the "
+            f"preconditioner of 'adam', 'adamw' or 'muon': {reason}."
         )
     if config.projection == "gradient":
         raise ValueError(

@@ -71,7 +71,7 @@ def check(tune: Tuning | str | None, cells: list[grid.Cell], configs) -> Tuning 
         value = cell.get(tune.field)
         if not (type(value) in (int, float) and 0 < value < math.inf):
             raise ValueError(
-                f"{tune.field} is tuned, but {value!r} in cell {index}; every cell "
+                f"{tune.field} is tuned, but cell {index} has {value!r}; every cell "
                 "must set it to a positive number."
             )
     for indices in _settings(cells, tune).values():
