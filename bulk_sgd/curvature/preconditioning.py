@@ -83,7 +83,7 @@ def divide(root, vector):
 
 
 def shapes(preconditioner):
-    """The shapes of the vectors that P multiplies, as a pytree like them."""
+    """A pytree with the shapes of the vectors that P multiplies."""
     of = lambda x: x.shape if is_kronecker(x) else jnp.shape(x)
     like = lambda x: jax.ShapeDtypeStruct(of(x), jnp.float32)
     return jax.tree.map(like, preconditioner, is_leaf=is_kronecker)

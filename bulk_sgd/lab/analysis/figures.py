@@ -154,7 +154,7 @@ def block_figure(points: list[dict]) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def rank_figure(points: list[dict]) -> Figure:
-    """How much of the eigenvectors a cut to low rank keeps, at the last point."""
+    """The share of the eigenvectors that a cut to low rank keeps, at the last point."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4), share=True)
     found = points[-1]["rank_profile"]
     ranks, matrices = found["ranks"], found["leaves"]

@@ -159,7 +159,7 @@ def _read_orbax(path):
         )
     reader = ocp.PyTreeCheckpointer()
     metadata = reader.metadata(found[0].resolve()).item_metadata.tree
-    # The devices that wrote it may not be here.
+    # This machine may not have the devices that wrote it.
     host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
     return _by_path(reader.restore(found[0].resolve(), restore_args=host))
 

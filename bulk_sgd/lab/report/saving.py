@@ -48,7 +48,7 @@ def fit_column(figure: Figure) -> None:
     columns = 1 if len(panels) <= 3 else 2
     rows = math.ceil(len(panels) / columns)
     places = figure.add_gridspec(rows, columns)
-    labelsize = COLUMN_SCALE * STYLE["font.size"]  # also of ticks not yet there
+    labelsize = COLUMN_SCALE * STYLE["font.size"]  # also for ticks to come
     for place, axes in zip(places, panels):
         axes.set_subplotspec(place)
         axes.tick_params(which="both", labelsize=labelsize)

@@ -142,7 +142,7 @@ class Axis:
         return spread(self.over_seeds(label, arm, key))
 
     def _label(self, cell, write=None):
-        """The label of a cell, and the fields that vary among cells of that label."""
+        """The label of a cell, and its values that vary among cells of that label."""
         label, write = cell.settings.get(LABEL), write or show
         alike = [c for c in self.cells if c.settings.get(LABEL) == label]
         varied = _varied(self.fields, alike)

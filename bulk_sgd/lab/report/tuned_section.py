@@ -99,7 +99,7 @@ def race_figure(axis: Axis, rows: list[Row]) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
-    """The loss at the end of each row over the tuned field."""
+    """The last loss of each row against the tuned field."""
     figure, (axes,) = style.new_figure(1, 1, (10.4, 4.2))
     styles = _styles(axis, rows)
     most = 10 * max(np.median(row.losses[row.best]) for row in rows if row.cells)

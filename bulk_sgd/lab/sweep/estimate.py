@@ -91,7 +91,7 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
     steps, matvecs, counts = 0, 0.0, collections.Counter()
     for config in configs:
-        seconds += build + 3 * config.eval_every * plain  # it measures plain steps
+        seconds += build + 3 * config.eval_every * plain  # a run measures them
         for length, every, rows in _stretches(config, known):
             if every not in rates:
                 *rates[every], state = _steps(experiment, trainer, state, every)
