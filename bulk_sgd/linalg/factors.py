@@ -84,7 +84,8 @@ class Factors:
         whole = [*names, *range(self.ndim)]
         order = result
         if self.ndim - 1 not in result:
-            order = sorted(result, key=lambda name: name not in whole)
+            kind = lambda name: (name not in whole, name not in axes)
+            order = sorted(result, key=kind)  # batches, the rows' own, the others'
         product = einsum(rows, whole, others, axes, order)
         return product.transpose([order.index(name) for name in result])
 
