@@ -121,6 +121,18 @@ def test_a_singular_factor_ends_at_a_share_of_its_largest_eigenvalue(x64):
     np.testing.assert_allclose(found, [2, 0.2], rtol=1e-10)
 
 
+def test_factors_of_zeros_leave_the_projection_finite(x64):
+    zeros = np.zeros((2, 2)), np.zeros((3, 3))
+    scale = bulk_sgd.kronecker_preconditioner(*zeros)
+    params, update = jnp.ones((2, 3)), jnp.cos(jnp.arange(6.0)).reshape(2, 3)
+    tx = bulk_sgd.project_bulk(1, solver=exact_solver())
+    given = {"value_fn": quadratic(MATRIX[:6, :6]), "preconditioner": scale}
+    found, _ = tx.update(update, tx.init(params), params, **given)
+    _, dominant = top(MATRIX[:6, :6], 1)  # P is a multiple of the identity
+    expected = flat(update) - dominant @ flat(update)
+    np.testing.assert_allclose(flat(found), expected, rtol=1e-10, atol=1e-11)
+
+
 def test_product_with_a_network_is_the_dense_one(x64):
     made, params = objective(mlp(), squared_error)
     scale = jax.tree.map(lambda p: 1 + p**2, params)
@@ -184,9 +196,10 @@ def test_update_is_projected_in_its_coordinates(x64, dtype, mask, chosen):
         ((np.ones((2, 3)), np.eye(2)), r"left is of shape \(2, 3\); .*square"),
         ((np.eye(2), np.ones(3)), r"right is of shape \(3,\); .*square"),
         ((np.eye(2), np.eye(2), -1.0), "power is -1.0; it must be a number, at least"),
+        ((np.eye(2), np.eye(2), 1, 0), "eps is 0; it must be a number above 0"),
     ],
 )
-def test_factors_that_are_no_square_matrices_are_refused(given, message):
+def test_wrong_arguments_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         bulk_sgd.kronecker_preconditioner(*given)
 
