@@ -63,6 +63,7 @@ def muon_preconditioner(
     adam_b2: float = 0.999,
     adam_eps_root: float = 0.0,
     *,
+    adam_scale: float = 1.0,
     consistent_rms: float | None = None,
     muon_weight_dimension_numbers=None,
 ):
@@ -77,7 +78,9 @@ def muon_preconditioner(
 
     U Vᵀ stands for what the iteration gives, whose singular values lie between about
     0.7 and 1.2. With `nesterov`, Muon divides M with one more gradient in it. P takes
-    M without it, which the state does not hold.
+    M without it, which the state does not hold. Parameters left to Adam then follow
+    Nadam, whose P is another one too. P does not fit `adaptive=True`, nor any
+    `preconditioning` but "frobenius".
 
     It takes a singular value decomposition of each matrix of m × n numbers, about
     20 m n min(m, n) operations, and three times its memory. A matrix split over devices
@@ -90,6 +93,7 @@ def muon_preconditioner(
       adam_b1: of Adam.
       adam_b2: of Adam.
       adam_eps_root: of Adam.
+      adam_scale: learning rate over `adam_learning_rate`, if Adam has its own.
       consistent_rms: which c is √max(m, n) times; by default c = √max(1, out / in).
       muon_weight_dimension_numbers: which axes are rows and columns; by default those
         of parameters with two axes.
@@ -115,8 +119,10 @@ def muon_preconditioner(
        [20. 40.]]
     """
     checks.integer("ns_steps", ns_steps, 1)
+    checks.at_least("adam_scale", adam_scale, 0, above=True)
     found = _only(state, contrib.MuonState, "Muon", "optax.contrib.muon")
     adam = adam_preconditioner(state, adam_b1, adam_b2, eps, adam_eps_root)
+    adam = jax.tree.map(lambda d: (adam_scale * d).astype(d.dtype), adam)
     slopes = found.ns_coeffs[..., 0]
     gain = slopes**ns_steps if slopes.ndim == 0 else jnp.prod(slopes)
     hidden = lambda x: isinstance(x, optax.MaskedNode)

@@ -61,6 +61,7 @@ def test_muon_steps_by_the_inverse_of_its_preconditioner(x64, name):
         RATE,
         beta=BETA,
         nesterov=False,
+        adam_learning_rate=RATE / 4,
         muon_weight_dimension_numbers=axes,
         **iteration,
         **given,
@@ -74,7 +75,11 @@ def test_muon_steps_by_the_inverse_of_its_preconditioner(x64, name):
         for key, decay in (("w", BETA), ("b", 0.8)):
             average[key] = decay * average[key] + (1 - decay) * np.asarray(grads[key])
     scale = bulk_sgd.muon_preconditioner(
-        state, iteration["ns_steps"], muon_weight_dimension_numbers=axes, **given
+        state,
+        iteration["ns_steps"],
+        adam_scale=4.0,
+        muon_weight_dimension_numbers=axes,
+        **given,
     )
     matrix = as_matrix(scale, params)
     expected = -RATE * np.linalg.solve(matrix, flat(average))
