@@ -158,8 +158,9 @@ def _captions(run):
         "step_sharpness": "Critical sharpness 2/η_c, with η_c the rate from which on "
         "the step raises the loss (pale: gᵀHg/‖g‖² of the gradient); uᵀHu/‖u‖² of the "
         "update; and its mean over mini-batches and their own updates (pale: over "
-        "their gradients). Dashed: the stability threshold of the optimizer; dotted: "
-        "that of small batches, where known.",
+        "their gradients). Dashed: 2/η, above which the step raises the loss (top), "
+        "and the stability threshold of the optimizer; dotted: that of small batches, "
+        "where known.",
         "eigenvectors": "Left: 1 − ‖U₁ᵀU₂‖²/k between the subspaces of a row and the "
         "row before (pale: 1 − |⟨uᵢ, uᵢ′⟩| of single eigenvectors, mean), 0 if nothing "
         "turns. Right: n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 for random vectors, "

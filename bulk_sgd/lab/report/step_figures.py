@@ -43,7 +43,9 @@ def step_sharpness_figure(run: RunResults) -> Figure:
         if values.size:
             style.log_or_symlog(axes, values)
         _draw_pale(axes, run, pale)
-        _draw_threshold(axes, run, run.stability, (0, (4, 2)))
+        # By its definition a step raises the loss above 2/η, for every optimizer.
+        own = 2 if key == "step/critical_sharpness" else run.stability
+        _draw_threshold(axes, run, own, (0, (4, 2)))
         if key.startswith("batch"):
             small = run.info.get("batch_stability_threshold") or np.nan
             _draw_threshold(axes, run, small, (0, (1, 1.5)))
