@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
@@ -22,7 +23,8 @@ class Displacement(NamedTuple):
       vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| in the order of descending eigenvalues; NaN
         where a vector is missing. Eigenvectors of close eigenvalues change places and
         rotate among themselves: then these are large and `subspace` is small.
-      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k; NaN where a subspace is empty.
+      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k, with k the rank of the smaller subspace: 0
+        if the larger one contains it; NaN where a subspace is empty.
     """
 
     vectors: jax.Array
@@ -34,13 +36,14 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
 
     Args:
       before: a subspace, dense or in factors.
-      after: another one of as many rows.
+      after: another one with as many rows, rows of zeros included.
 
     Returns:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: if the arguments are no subspaces of vectors of one form.
+      ValueError: if the arguments are no subspaces of vectors of one form, or have
+        another number of rows.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -51,17 +54,20 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
       [1. 1.] 0.0
     """
     check_subspace("before", before)
-    overlap = before.overlap(after)
+    check_subspace("after", after)
+    if after.rank != before.rank:
+        problem = f"has {after.rank} rows; it must have {before.rank}, as before has."
+        raise checks.ArgumentError("after", problem)
+    forms = (basis.like(x.eigenvectors) for x in (after, before))
+    checks.like("eigenvectors of after", *forms, "those of before")
     (first, one), (second, other) = map(_order, (before, after))
-    cosines = basis.gram(before.eigenvectors, after.eigenvectors)[first, second]
-    known = one[first] & other[second]
+    cosines = basis.gram(before.eigenvectors, after.eigenvectors)
+    smaller = jnp.minimum(before.kept, after.kept)
     # Rounding can leave a cosine an ulp above 1.
-    turned = jnp.maximum(1 - jnp.abs(cosines), 0)
+    turned = jnp.maximum(1 - jnp.abs(cosines[first, second]), 0)
     return Displacement(
-        vectors=jnp.where(known, turned, jnp.nan),
-        subspace=jnp.where(
-            jnp.any(one) & jnp.any(other), jnp.maximum(1 - overlap, 0), jnp.nan
-        ),
+        vectors=jnp.where(one[first] & other[second], turned, jnp.nan),
+        subspace=jnp.maximum(1 - jnp.sum(cosines**2) / smaller, 0),  # NaN from 0 / 0
     )
 
 

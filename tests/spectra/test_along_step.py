@@ -206,9 +206,26 @@ def test_missing_vectors_have_no_displacement(x64):
     expected = 1 - np.abs(np.sum(before[:2] * after[1:], axis=1))
     np.testing.assert_allclose(found.vectors[:2], expected, rtol=1e-12)
     assert np.isnan(found.vectors[2])
-    assert 0 < found.subspace < 1
+    # Of the two directions that are left, how much is outside of the three before.
+    P, Q = helpers.projector(before), helpers.projector(after[1:])
+    assert found.subspace == pytest.approx(1 - np.trace(P @ Q) / 2, rel=1e-12)
+    fewer = subspace(before * [[1], [0], [1]], [3.0, 0.0, 1.0])
+    assert bulk_sgd.displacement(subspace(before), fewer).subspace < 1e-14
     empty = bulk_sgd.displacement(subspace(0 * before), subspace(after))
     assert np.isnan([*empty.vectors, empty.subspace]).all()
+
+
+@pytest.mark.parametrize(
+    ("after", "match"),
+    [
+        (subspace(orthonormal(1, 2)), "^after has 2 rows; it must have 3, as before"),
+        (subspace(orthonormal(1, size=9)), r"^eigenvectors of after has the shapes .*"),
+        (np.ones(3), "^after is of type ndarray; it must be a bulk_sgd.Subspace"),
+    ],
+)
+def test_subspaces_of_another_form_are_named(after, match):
+    with pytest.raises(ValueError, match=match):
+        bulk_sgd.displacement(subspace(orthonormal(0)), after)
 
 
 def test_inverse_participation_is_one_for_random_vectors_and_n_thirds_for_one(x64):
