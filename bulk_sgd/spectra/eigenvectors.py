@@ -71,13 +71,14 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
     )
 
 
-def inverse_participation(subspace: Subspace):
+def localization(subspace: Subspace):
     """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
 
-    Σ_j v_j⁴ is the inverse participation ratio of a unit vector: about 1 / m if it
-    lives on m parameters alone. Its mean over random directions is 3 / (n + 2), so the
-    result is close to 1 for a vector that looks random, and n / 3 for one on a single
-    parameter. Rows in factors are written out one at a time.
+    That is its inverse participation ratio Σ_j v_j⁴ over that of a random vector. The
+    ratio is about 1 / m for a unit vector on m parameters alone, and 3 / (n + 2) in the
+    mean over random directions. The result is thus close to 1 for a vector that looks
+    random, and n / 3 for one on a single parameter. Rows in factors are written out one
+    at a time.
 
     Args:
       subspace: the eigenvectors, dense or in factors.
@@ -93,7 +94,7 @@ def inverse_participation(subspace: Subspace):
       >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> matvec = jax.tree_util.Partial(jnp.multiply, jnp.array([5.0, 1.0, 1.0]))
       >>> pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones(3), rank=1, tol=1e-5)
-      >>> print(bulk_sgd.inverse_participation(pairs).round(3))
+      >>> print(bulk_sgd.localization(pairs).round(3))
       [1.]
     """
     check_subspace("subspace", subspace)

@@ -228,23 +228,20 @@ def test_subspaces_of_another_form_are_named(after, match):
         bulk_sgd.displacement(subspace(orthonormal(0)), after)
 
 
-def test_inverse_participation_is_one_for_random_vectors_and_n_thirds_for_one(x64):
+def test_localization_is_one_for_random_vectors_and_n_thirds_for_one(x64):
     vectors = orthonormal(2, 4)
-    found = bulk_sgd.inverse_participation(subspace(vectors))
+    found = bulk_sgd.localization(subspace(vectors))
     np.testing.assert_allclose(found, 10 / 3 * np.sum(vectors**4, 1), rtol=1e-12)
     one = np.eye(10)[:2] * [[0], [1]]
-    found = bulk_sgd.inverse_participation(subspace(one, [0.0, -1.0]))
+    found = bulk_sgd.localization(subspace(one, [0.0, -1.0]))
     assert found[0] == pytest.approx(10 / 3)
     assert np.isnan(found[1])
     cut, _ = subspace(vectors).factored(1)
     dense_rows = subspace(rows(basis.map_in_turn(lambda row: row, cut.eigenvectors)))
-    np.testing.assert_allclose(
-        bulk_sgd.inverse_participation(cut),
-        bulk_sgd.inverse_participation(dense_rows),
-        rtol=1e-12,
-    )
+    found, expected = map(bulk_sgd.localization, (cut, dense_rows))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
     random = np.random.default_rng(3).standard_normal((200, 500))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     # The mean over directions is n / (n + 2); each scatters by about √(32 / 3n).
-    mean = np.mean(bulk_sgd.inverse_participation(subspace(random)))
+    mean = np.mean(bulk_sgd.localization(subspace(random)))
     assert mean == pytest.approx(500 / 502, abs=4 * (32 / 1500 / 200) ** 0.5)

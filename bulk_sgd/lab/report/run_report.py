@@ -163,8 +163,8 @@ def _captions(run):
         "where known.",
         "eigenvectors": "Left: 1 − ‖U₁ᵀU₂‖²/k between the subspaces of a row and the "
         "row before (pale: 1 − |⟨uᵢ, uᵢ′⟩| of single eigenvectors, mean), 0 if nothing "
-        "turns. Right: n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 for random vectors, "
-        "n/3 for a single parameter.",
+        "turns. Right: their localization n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 "
+        "for random vectors, n/3 for a single parameter.",
         "ranks": _profiled(run),
         "own": "One panel per number or list, along training; the first entry of a "
         "list is darkest.",

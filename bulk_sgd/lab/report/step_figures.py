@@ -57,13 +57,13 @@ def step_sharpness_figure(run: RunResults) -> Figure:
 def eigenvector_figure(run: RunResults) -> Figure:
     """How far the subspace turns between rows, and on how few parameters it lives."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
-    run = _with_means(run, "displacement", "inverse_participation")
+    run = _with_means(run, "displacement", "localization")
     _draw_pale(left, run, "displacement")
     label = "displacement of the subspace"
     panel(left, run, "displacement_subspace", label, (0, None))
     style.log_axis(right)
     right.axhline(1, color=style.MUTED, linewidth=0.7)
-    panel(right, run, "inverse_participation", "inverse participation over its null")
+    panel(right, run, "localization", "localization of the eigenvectors")
     return figure
 
 

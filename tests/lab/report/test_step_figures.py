@@ -29,7 +29,7 @@ def measured(row):
         "batch_sharpness_update": 130.0,
         "displacement": [0.5, None, 0.1],
         "displacement_subspace": 0.2,
-        "inverse_participation": [9.0, 3.0, None],
+        "localization": [9.0, 3.0, None],
         "rank_profile": [0.7, 0.8, 0.9, 1.0],
         "rank_profile/dense_0/kernel": [0.6, 0.8, 0.9, 1.0],
         "rank_profile/dense_1/kernel": [0.8, None, 0.9, 1.0],
