@@ -94,6 +94,28 @@ def test_a_step_over_a_barrier_is_no_descent(x64):
     found = bulk_sgd.step_measures(loss, x, step, pairs)
     assert found.measured_whole == pytest.approx(-0.75)
     assert np.isnan(found.critical_scale)
+    # Losses alone do not tell: the other root of 1 − 2 s + s³ / 4.
+    root = 2 / bulk_sgd.critical_sharpness(loss, x, step)
+    assert root == pytest.approx(np.roots([1 / 4, 0, -2, 1]).max(), rel=0.005)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_critical_scale_next_to_rounding(x64, dtype):
+    # Losses are multiples of 1/64. The largest decrease, 1/2 at half of s_c, is 32 of
+    # these units, and that of u itself, 1/150 of it, is lost.
+    offset = 1 / (64 * float(jnp.finfo(dtype).eps))
+    x, scale = jnp.ones((), jnp.promote_types(dtype, jnp.float32)), 600
+    loss = lambda x: (offset + 0.5 * x.astype(jnp.float64) ** 2).astype(dtype)
+    pairs = bulk_sgd.top_eigenpairs(lambda v: v, x, 1)
+    found = {}
+    for sign in (-1, 0, 1):
+        step = jnp.asarray(sign * 2 / scale, x.dtype)
+        measures = bulk_sgd.step_measures(loss, x, step, pairs)
+        sharpness = bulk_sgd.critical_sharpness(loss, x, step)
+        found[sign] = [measures.critical_scale, 2 / sharpness]
+    # Five units too high count as lower at most: 5.5/32 is 4 s (s − 1) at s = 1.04.
+    np.testing.assert_allclose(found[-1], scale, rtol=0.05)
+    assert np.isnan([*found[0], *found[1]]).all()
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.4, 1.0, 30.0])
