@@ -1,12 +1,13 @@
-r"""Preconditioners of matrices of parameters, by their eigenvectors.
+r"""Preconditioners of matrices of parameters, given by their eigenvectors.
 
-A matrix X of parameters, m × n, is a vector of length m n. Shampoo, SOAP and Muon
-divide by a positive matrix P whose eigenvectors are products u_i v_jᵀ. The u_i are the
-columns of an orthogonal matrix U, and the v_j those of V:
+Shampoo, SOAP and Muon treat an m × n matrix X of parameters as a vector of length m n.
+They divide it by a positive matrix P whose eigenvectors are products u_i v_jᵀ. The u_i
+are the columns of an orthogonal matrix U, and the v_j are those of V:
 
-  P^s X = U (D^s ∘ (Uᵀ X V)) Vᵀ,   D_ij the eigenvalue of P for u_i v_jᵀ,
+  P^s X = U (D^s ∘ (Uᵀ X V)) Vᵀ,   D_ij the eigenvalue of P for u_i v_jᵀ.
 
-with ∘ entry by entry. For a Kronecker product P = A ⊗ B, X ↦ A X B, D_ij = a_i b_j.
+Here ∘ multiplies entry by entry. A Kronecker product P = A ⊗ B maps X to A X B. Its
+D_ij is a_i b_j, a product of eigenvalues of A and B.
 """
 
 import dataclasses
@@ -22,18 +23,18 @@ from bulk_sgd.linalg.matrices import Sides
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kronecker:
-    """A preconditioner of one parameter, maybe a stack of N matrices, m × n each.
+    """A preconditioner of one parameter, a stack of N ≥ 1 matrices, m × n each.
 
     `kronecker_preconditioner`, `eigenbasis_preconditioner` and `muon_preconditioner`
-    make it.
+    return it.
 
     Attributes:
       left: `(N, m, p)`, eigenvectors u_i as columns, p ≤ m.
       right: `(N, n, n)`, eigenvectors v_j as columns.
       values: `(N, p, n)`, the eigenvalues D. If p < m, it has one more row, for all
         vectors orthogonal to the p columns of `left`.
-      shape: of the parameter. Static.
-      sides: which axes of it are rows and columns of the matrices. Static.
+      shape: the parameter's shape. Static.
+      sides: which of its axes are the rows and the columns of the matrices. Static.
     """
 
     left: jax.Array
@@ -65,11 +66,11 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
 
     Shampoo (Gupta, Koren and Singer, *Shampoo: Preconditioned Stochastic Tensor
     Optimization*, arXiv 1802.09568) has power ¼, L = Σ G Gᵀ and R = Σ Gᵀ G over its
-    gradients G. It takes one eigendecomposition of each, O(m³ + n³).
+    gradients G. The cost is an eigendecomposition of L and one of R, O(m³ + n³).
 
     Args:
       left: `(…, m, m)`, symmetric and positive semidefinite; for m × n parameters.
-      right: `(…, n, n)`, such a matrix too.
+      right: `(…, n, n)`, likewise.
       power: at least 0.
       eps: above 0; eigenvalues below this share of the largest one are raised to it,
         and all those of a matrix of zeros to `eps`.
@@ -79,7 +80,7 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
       `(…, m, n)`, in float32, or float64 if an argument is.
 
     Raises:
-      ValueError: if an argument has another form, or is out of its range.
+      ValueError: if an argument has the wrong form or is out of range.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -122,7 +123,7 @@ def eigenbasis_preconditioner(left, right, values):
       `(…, m, n)`, in float32, or float64 if an argument is.
 
     Raises:
-      ValueError: if an argument has another form.
+      ValueError: if an argument has the wrong form.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd

@@ -18,8 +18,8 @@ def select(tree, mask, is_leaf=None):
     """`tree` with None in place of the leaves outside the mask.
 
     The mask is None (all), a pytree of bools with the structure of `tree` or a prefix
-    of it, or a function from `tree` to one. It must select a leaf. What `is_leaf`
-    holds for counts as one leaf.
+    of it, or a function from `tree` to one. It must select a leaf. A node for which
+    `is_leaf` is true counts as one leaf.
     """
     refuse_hidden(tree)
     if mask is None:

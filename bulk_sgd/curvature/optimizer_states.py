@@ -1,4 +1,4 @@
-"""What optimizers divide by, from their states: P in θ ← θ − η P⁻¹ m."""
+"""P in an optimizer's step θ ← θ − η P⁻¹ m, from its state."""
 
 import jax
 import jax.numpy as jnp
@@ -71,36 +71,35 @@ def muon_preconditioner(
 
     For a matrix M = U S Vᵀ, `optax.contrib.muon` steps by about c U Vᵀ, where c depends
     on the shape. Hence P = (M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c, a `Kronecker`: its eigenvalue for
-    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration begins by multiplying singular values
-    by a / ‖M‖, a = 3.44⁵ = 485 by default, so that those below ‖M‖ / a do not reach 1;
-    here s_i is at least (‖M‖ + eps) / a, also for the missing ones of a long side.
-    Parameters that Muon leaves to Adam have the diagonal of `adam_preconditioner`.
+    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
+    a / ‖M‖, with a = 3.44⁵ = 485 by default, so those below ‖M‖ / a do not reach 1.
+    So s_i here is at least (‖M‖ + eps) / a, and has this value where the longer side
+    lacks one. Parameters that Muon leaves to Adam have the diagonal of
+    `adam_preconditioner`.
 
-    U Vᵀ stands for what the iteration gives, whose singular values lie between about
-    0.7 and 1.2. With `nesterov`, Muon divides M with one more gradient in it. P takes
-    M without it, which the state does not hold. Parameters left to Adam then follow
-    Nadam, whose P is another one too. P does not fit `adaptive=True`, nor any
-    `preconditioning` but "frobenius".
+    The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
+    1.2. With `nesterov`, Muon adds one more gradient to M. The state does not hold that
+    sum, so P uses M, also for parameters left to Adam, which then follow Nadam. P does
+    not fit `adaptive=True`, nor any `preconditioning` but "frobenius".
 
-    It takes a singular value decomposition of each matrix of m × n numbers, about
-    20 m n min(m, n) operations, and three times its memory. A matrix split over devices
-    is gathered for it.
+    Each m × n matrix takes a singular value decomposition, about 20 m n min(m, n)
+    operations, and three times its memory. If it is split over devices, it is gathered.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
-      ns_steps: as given to the optimizer, and so are the others.
+      ns_steps: as given to the optimizer, like all arguments below.
       eps: of Muon and of Adam.
       adam_b1: of Adam.
       adam_b2: of Adam.
       adam_eps_root: of Adam.
       adam_scale: learning rate over `adam_learning_rate`, if Adam has its own.
-      consistent_rms: which c is √max(m, n) times; by default c = √max(1, out / in).
+      consistent_rms: c / √max(m, n); without it, c = √max(1, out / in).
       muon_weight_dimension_numbers: which axes are rows and columns; by default those
         of parameters with two axes.
 
     Returns:
-      A pytree like the parameters, of `Kronecker`s in float32, or float64 if the
-      momentum is, and of arrays.
+      A pytree like the parameters. Its leaves are `Kronecker`s, in float32, or float64
+      if the momentum is, and arrays where Muon leaves a parameter to Adam.
 
     Raises:
       ValueError: unless `state` contains exactly one state of Muon, or if an argument

@@ -1,12 +1,12 @@
 r"""The Hessian in the coordinates of an adaptive optimizer.
 
 Such an optimizer steps by θ ← θ − η P⁻¹ m, with m an average of gradients and P a
-positive matrix (`scale_by_subspace` calls it D, since P is its projector): diagonal for
-Adam, a `Kronecker` for each matrix of parameters for Shampoo, SOAP and Muon. In the
-coordinates w = P^½ θ this is plain momentum on a loss with the Hessian P^{−½} H P^{−½}.
-Adam brings the largest eigenvalue of this *preconditioned Hessian*, not of H, to the
-edge of stability (Cohen et al., *Adaptive Gradient Methods at the Edge of Stability*,
-arXiv 2207.14484).
+positive matrix. (`scale_by_subspace` calls it D, because there P is the projector.)
+Adam's P is diagonal. Shampoo, SOAP and Muon have a `Kronecker` for each matrix of
+parameters. In the coordinates w = P^½ θ the step is plain momentum on a loss with the
+Hessian P^{−½} H P^{−½}. Adam brings the largest eigenvalue of this *preconditioned
+Hessian*, not of H, to the edge of stability (Cohen et al., *Adaptive Gradient Methods
+at the Edge of Stability*, arXiv 2207.14484).
 
 The eigenvectors of P^{−½} H P^{−½} are orthonormal in w. A transform therefore projects
 P^½ u for an update u and multiplies the result by P^{−½}. P changes from step to step,
@@ -27,8 +27,8 @@ def preconditioned(matvec, preconditioner):
 
     Args:
       matvec: a callable that multiplies vectors by M.
-      preconditioner: P, a pytree like the params. Each leaf is a positive array, a
-        diagonal, or a `Kronecker`. None is the identity and returns `matvec` itself.
+      preconditioner: P, a pytree like the params. Each leaf is a diagonal, given as a
+        positive array, or a `Kronecker`. With None, the result is `matvec` itself.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -83,7 +83,7 @@ def divide(root, vector):
 
 
 def shapes(preconditioner):
-    """The shapes of the vectors that P multiplies, as a pytree like them."""
+    """A pytree with the shapes of the vectors that P multiplies."""
     of = lambda x: x.shape if is_kronecker(x) else jnp.shape(x)
     like = lambda x: jax.ShapeDtypeStruct(of(x), jnp.float32)
     return jax.tree.map(like, preconditioner, is_leaf=is_kronecker)

@@ -144,7 +144,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    # streaming: act at one step in so many, after ten sweeps over the basis.
+    # streaming: after ten sweeps over the basis, act at one step in `every`.
     config.subspace.every = 1
     # streaming: the rank of each matrix of parameters in a basis vector, which is then
     # stored in factors; 0: dense vectors.
@@ -190,9 +190,9 @@ def default() -> ConfigDict:
     # the last row of an arm always has it.
     config.measures.sharpness_every = 0
     config.measures.num_probes = 30  # random vectors per operator
-    # Likewise, for what the next step does to the loss, in the subspace and in the
-    # bulk, how far the eigenvectors turn and where they live: three matvecs and some 20
-    # losses, and a second copy of the basis (docs/experiments.md).
+    # Likewise, for what the next step does to the loss in the subspace and in the bulk,
+    # how far the eigenvectors turn, and where they live. The cost is three matvecs,
+    # some 20 losses and a second copy of the basis (docs/experiments.md).
     config.measures.step_every = 0
     # Import paths of functions of `params`, `subspace` and `objective`, or of some of
     # them: each row of metrics has their values.
@@ -230,8 +230,8 @@ def default() -> ConfigDict:
 
     # Refuses a run that does not fit the memory of a device, before its first step.
     config.check_memory = True
-    # Loggers, each with the prefix and every arm as a run of its own, named
-    # WORKDIR/ARM. What they need to know beyond it is in their environment variables.
+    # Loggers. In each, the prefix and every arm are runs of their own, WORKDIR/ARM.
+    # Environment variables of the loggers set servers, keys and offline modes.
     config.tensorboard = True
     config.wandb = ""  # Weights & Biases: PROJECT or ENTITY/PROJECT
     config.mlflow = ""  # MLflow: the name of an experiment

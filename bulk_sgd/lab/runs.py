@@ -43,10 +43,10 @@ class Result(RunResults):
     def axes(self, figure: str = "loss") -> list[Axes]:
         """The axes of a figure of the report, to restyle and save: its `.figure` too.
 
-        `figure` is "loss", "alignment", "eigenvalues", "cost", with a basis in factors
-        "cut", with measurements of your own "own", with `config.measures.step_every`
-        "changes", "step_sharpness" and "eigenvectors", with `config.measures.every`
-        "ranks".
+        `figure` is "loss", "alignment", "eigenvalues" or "cost". A basis in factors
+        adds "cut", and measurements of your own add "own". `config.measures.step_every`
+        adds "changes", "step_sharpness" and "eigenvectors"; `config.measures.every`
+        adds "ranks".
         """
         figures = figures_of(self)
         checks.one_of("figure", figure, figures)

@@ -35,7 +35,7 @@ class Sides(NamedTuple):
         return turned.transpose(0, *(1 + place for place in places))
 
     def _parts(self, ndim):
-        """The axes of a leaf: those that number its matrices, its rows, its columns."""
+        """The axes of a leaf that number its matrices, its rows and its columns."""
         others = self.without((*self.rows, *self.columns), ndim)
         return others, self.rows, self.columns
 

@@ -27,7 +27,7 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
-_EAGER = 10  # sweeps that act on every call: until then the basis is poor
+_EAGER = 10  # first sweeps, which act on every call, because the basis is poor
 
 
 class StreamingState(NamedTuple):
@@ -83,7 +83,8 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: after ten sweeps, act on one call in `every`; the other calls cost nothing.
+      every: after ten sweeps over the basis, act on one call in `every`; the other
+        calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
       factors: the rank r of each matrix of parameters in a basis vector, at least 1; by

@@ -9,9 +9,9 @@ L there, and P the projector onto the dominant subspace.
   measured change       L(θ + v) − L(θ)
   directional sharpness vᵀ H v / ‖v‖² for v = u and v = g (Pan and Li, *Toward
                         Understanding Why Adam Converges Faster Than SGD for
-                        Transformers*, arXiv 2306.00204, there without ‖v‖²)
+                        Transformers*, arXiv 2306.00204, without the ‖v‖²)
   critical scale        s_c > 0 with L(θ + s_c u) = L(θ)
-  critical sharpness    λ_c = 2 / η_c, with η_c = s_c η the learning rate from which on
+  critical sharpness    λ_c = 2 / η_c, with η_c = s_c η the learning rate above which
                         the step raises the loss (Kalra et al., *A Scalable Measure of
                         Loss Landscape Curvature for Analyzing the Training Dynamics of
                         LLMs*, arXiv 2601.16979)
@@ -38,12 +38,12 @@ _TOL, _MAX_LOSSES = 1e-2, 20
 class StepMeasures(NamedTuple):
     """Measurements of one step, all scalars; changes are in units of the loss.
 
-    A negative change is a decrease. Measured changes are differences of losses: they
-    err by about the rounding unit times the loss.
+    A negative change is a decrease. Measured changes are differences of losses, so
+    their error is about the rounding unit times the loss.
 
     Attributes:
       predicted_dominant: g·Pu + ½ (Pu)ᵀ H (Pu).
-      predicted_bulk: the same of u − Pu.
+      predicted_bulk: the same for u − Pu.
       predicted_cross: (Pu)ᵀ H (u − Pu).
       measured_dominant: L(θ + Pu) − L(θ).
       measured_bulk: L(θ + u − Pu) − L(θ).
@@ -51,8 +51,8 @@ class StepMeasures(NamedTuple):
       sharpness_update: uᵀ H u / ‖u‖².
       sharpness_gradient: gᵀ H g / ‖g‖².
       critical_scale: s_c to 1 % and rounding (see `critical_sharpness`), from at most
-        20 losses; NaN if u is no direction of descent, or if s_c is beyond about 10⁻³
-        to 10³.
+        20 losses; NaN if u is not a direction of descent, or if s_c lies outside about
+        10⁻³ to 10³.
     """
 
     predicted_dominant: jax.Array
@@ -71,13 +71,13 @@ def step_measures(
 ) -> StepMeasures:
     """Measures what an update does to a loss, as a whole and split by a subspace.
 
-    It takes a gradient, three products and at most 22 losses beside it. For an update
-    of zeros, all fields are NaN but `measured_whole` and `sharpness_gradient`.
+    The cost is a gradient, three products and at most 22 further losses. If the update
+    is zero, all fields except `measured_whole` and `sharpness_gradient` are NaN.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
       params: pytree of floating point arrays, the point θ.
-      updates: pytree like `params`, u: what optax would add to them.
+      updates: pytree like `params`, the u that optax would add to them.
       subspace: the dominant subspace, dense or in factors.
       mode: as in `hessian`.
       sharding: layout of the products over devices, as in `sharded`.
@@ -87,7 +87,7 @@ def step_measures(
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
-      ValueError: if an argument is of another form.
+      ValueError: if an argument has the wrong form.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -110,7 +110,7 @@ def _step_measures(value_fn, matvec, params, updates, subspace):
     apply = linearize(matvec)
     start, gradient = jax.value_and_grad(value_fn)(params)
     gradient, whole = basis.widen(gradient), basis.widen(updates)
-    # Forms of unit vectors, because squares of small updates leave float32.
+    # Quadratic forms of unit vectors: squares of small updates leave float32's range.
     length = basis.norm(whole)
     unit = basis.divide(whole, length)
     inside = subspace.project(unit)
@@ -151,30 +151,31 @@ def critical_sharpness(
     tol: float = _TOL,
     max_losses: int = _MAX_LOSSES,
 ):
-    """Returns 2 / η_c, with η_c the learning rate from which on a step raises the loss.
+    """Returns 2 / η_c, with η_c the learning rate above which a step raises the loss.
 
-    It needs losses alone, no derivative (Kalra et al., arXiv 2601.16979). From the step
-    itself it doubles or halves the rate until a step lowers the loss and one of twice
-    the size does not, and then bisects. On a quadratic loss with Hessian H this gives
-    uᵀ H u / (−η g·u), which for u = −ηg is the directional sharpness gᵀ H g / ‖g‖².
+    It needs only losses, no derivatives (Kalra et al., arXiv 2601.16979). Starting from
+    the step itself, it doubles or halves the rate until a step lowers the loss and a
+    step twice as large does not. Then it bisects. On a quadratic loss with Hessian H
+    the result is uᵀ H u / (−η g·u). For u = −ηg this is the directional sharpness
+    gᵀ H g / ‖g‖².
 
-    A loss at most four rounding units above the one at the start counts as lower. Next
-    to `tol`, the result therefore errs by about the rounding unit times the loss, over
-    the largest decrease along u. Losses alone do not tell a step over a barrier, which
-    rises at first, from a direction of descent. `step_measures` does, by the gradient.
+    A loss at most four rounding units above the first one counts as lower. Besides
+    `tol`, the relative error is therefore about one such unit of the loss over the
+    largest decrease along u. Losses alone cannot tell a direction of descent from a
+    step over a barrier, where the loss rises first. `step_measures` can, because it
+    knows the gradient.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
       params: pytree of floating point arrays, the point θ.
       updates: pytree like `params`, the update u at this learning rate.
-      learning_rate: η; with 1 the result is in units of the update, 2 / s_c.
+      learning_rate: η; with η = 1 the result is 2 / s_c, in units of the update.
       tol: relative width of the last interval around η_c.
-      max_losses: the number of losses, at most.
+      max_losses: the largest number of losses.
 
     Returns:
       A scalar in float32, or float64 if a parameter is float64. It is NaN if no step
-      along u that is tried lowers the loss by more than rounding, or if the budget is
-      too small.
+      tried lowers the loss by more than rounding, or if `max_losses` is too small.
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.

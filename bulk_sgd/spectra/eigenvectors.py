@@ -2,8 +2,8 @@
 
 Marjankowska, Modugno and Barucca, *Characterizing Optimizer-Dependent Training Dynamics
 Through Hessian Eigenvector Displacement and Localization*, arXiv 2606.30226, follow
-both along training. Only their abstract was at hand: the formulas are the usual ones,
-and the null here is a random vector, where theirs is a random Hessian of the network.
+both along training. Only their abstract was available, so the formulas are the usual
+ones. The null here is a random vector; theirs is a random Hessian of the network.
 """
 
 from typing import NamedTuple
@@ -21,8 +21,9 @@ class Displacement(NamedTuple):
 
     Attributes:
       vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| in the order of descending eigenvalues; NaN
-        where a vector is missing. Eigenvectors of close eigenvalues change places and
-        rotate among themselves: then these are large and `subspace` is small.
+        where a vector is missing. Eigenvectors with close eigenvalues change places
+        and rotate among themselves. Their entries are then large although `subspace`
+        is small.
       subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k, with k the rank of the smaller subspace: 0
         if the larger one contains it; NaN where a subspace is empty.
     """
@@ -36,14 +37,13 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
 
     Args:
       before: a subspace, dense or in factors.
-      after: another one with as many rows, rows of zeros included.
+      after: another one with the same number of rows, rows of zeros included.
 
     Returns:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: if the arguments are no subspaces of vectors of one form, or have
-        another number of rows.
+      ValueError: unless both are a `Subspace`, with as many vectors of the same form.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -75,10 +75,10 @@ def localization(subspace: Subspace):
     """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
 
     That is its inverse participation ratio Σ_j v_j⁴ over that of a random vector. The
-    ratio is about 1 / m for a unit vector on m parameters alone, and 3 / (n + 2) in the
-    mean over random directions. The result is thus close to 1 for a vector that looks
-    random, and n / 3 for one on a single parameter. Rows in factors are written out one
-    at a time.
+    ratio is about 1 / m for a unit vector on only m parameters, and its mean over
+    random directions is 3 / (n + 2). So the result is close to 1 for a vector that
+    looks random, and n / 3 for one on a single parameter. Vectors in factors are
+    expanded one at a time.
 
     Args:
       subspace: the eigenvectors, dense or in factors.
@@ -88,7 +88,7 @@ def localization(subspace: Subspace):
       where a vector is missing.
 
     Raises:
-      ValueError: if the argument is no `Subspace`.
+      ValueError: if the argument is not a `Subspace`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -111,6 +111,6 @@ def localization(subspace: Subspace):
 
 
 def _order(subspace):
-    """Rows by descending eigenvalues, missing ones last, and which are not missing."""
+    """Rows by descending eigenvalue, missing ones last, and a mask of known rows."""
     known = basis.squared_norms(subspace.eigenvectors) > 0
     return jnp.argsort(jnp.where(known, -subspace.eigenvalues, jnp.inf)), known

@@ -91,15 +91,15 @@ def scale_by_subspace(
     curvature at the params, such as `bulk_sgd.value_grad_and_matvec` returns. The
     products then come from it, and neither `value_fn` nor `curvature` is used.
 
-    `update` also takes `preconditioner`, a positive matrix D: a pytree like the params
-    whose leaves are arrays, its diagonal there, or `Kronecker`s. `adam_preconditioner`
-    and `muon_preconditioner` make it. U then holds eigenvectors of D^{−½} H D^{−½}, and
-    the projection acts on D^½ u, in their coordinates:
-    u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½ u.
-    Place such a transform after the optimizer, so that it acts on updates and not on
-    gradients. If the solver has a memory, or if `refresh_every` is above 1, the basis
-    belongs to an older D. The error grows as D changes. It is small once Adam's average
-    of squares has settled.
+    `update` also takes `preconditioner`, a positive matrix D, as a pytree like the
+    params. Each leaf is an array, D's diagonal there, or a `Kronecker`.
+    `adam_preconditioner` and `muon_preconditioner` return such a pytree. U then holds
+    eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u, in their
+    coordinates: u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured
+    on D^½ u. Place such a transform after the optimizer, so that it acts on updates and
+    not on gradients. If the solver has a memory, or if `refresh_every` is above 1, the
+    basis belongs to an older D. The error grows as D changes. It is small once Adam's
+    average of squares has settled.
 
     `optax.inject_hyperparams` treats every function as a schedule of the step. List in
     its `static_args` each function that is not a schedule (`curvature`, `mask`,

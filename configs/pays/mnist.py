@@ -1,15 +1,16 @@
 r"""Does it pay? Every (a, b) at its own best learning rate, in steps and in seconds.
 
 MNIST-5k, tanh network 784-100-100-10, cross-entropy, batch 50, 1,500 steps with a
-cosine decay of the rate; `streaming()` of the mini-batch every four steps; fork at step
-100. A sweep for each inner optimizer, "sgd", "momentum", "adamw" or "muon":
+cosine decay of the rate; `streaming()` in factors on the mini-batch, every four steps;
+fork at step 100. There is a sweep for each inner optimizer: "sgd", "momentum", "adamw"
+and "muon".
 
   python -m bulk_sgd.sweep --config=configs/pays/mnist.py:momentum \
       --workdir=runs/pays/momentum
   python -m bulk_sgd.report --workdir=runs/pays/momentum
 
-The arm "sgd", (a, b) = (1, 1), is the plain inner optimizer, with which the report
-compares the other arms. AdamW and Muon have a second setting, with the subspace in
+The arm "sgd", (a, b) = (1, 1), is the plain inner optimizer. The report compares the
+other arms with it. AdamW and Muon have a second setting, with the subspace in
 their own metric.
 """
 
@@ -39,7 +40,7 @@ def get_config(optimizer: str = "sgd"):
     config.optimizer.update(fields)
     config.optimizer.schedule, config.optimizer.decay_steps = "cosine", 1_500
     config.subspace.solver, config.subspace.data = "streaming", "batch"
-    config.subspace.every, config.subspace.gain = 4, 0.2
+    config.subspace.every, config.subspace.gain, config.subspace.factors = 4, 0.2, 4
     config.arms = (
         *("sgd", "bulk_sgd", "scales(0.5, 1)", "scales(0.5, 2)", "scales(0.25, 2)"),
         "scales(0.25, 4)",

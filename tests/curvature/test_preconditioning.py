@@ -243,7 +243,7 @@ def test_sharpness_is_unknown_before_adam_has_a_preconditioner(ran):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"name 'sgd', not 'adam', 'adamw' or 'muon', .*: SGD has none"),
+        ({}, "name 'sgd', .* of 'adam', 'adamw' or 'muon': SGD has none"),
         ({"name": "sophia"}, "name 'sophia', .*: Sophia clips its steps"),
         ({"name": "sam"}, "name 'sam', .*: SAM has none"),
         ({"name": "adam", "projection": "gradient"}, "projection 'gradient': the op"),

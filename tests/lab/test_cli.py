@@ -136,7 +136,7 @@ def test_value_of_another_type_is_refused_with_its_field(refusal, word, sentence
             "--config.subspace.rang=3",
             '--config has no field \'subspace.rang\'.*mean "rank" instead of "rang"?',
         ),
-        ("--config.subspace.every=3", "--config has no field 'subspace.every'"),
+        ("--config.subspace.evry=3", "--config has no field 'subspace.evry'"),
         ("extra", r"Unexpected arguments \['extra'\]"),
     ],
 )

@@ -12,7 +12,7 @@ from bulk_sgd.lab.report import style
 from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn
-SHOWN_MATRICES = 12  # as many names fit a legend
+SHOWN_MATRICES = 12  # names that fit in a legend
 
 
 def path_styles(points: list[dict]) -> dict[str, style.LineStyle]:
@@ -154,7 +154,7 @@ def block_figure(points: list[dict]) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def rank_figure(points: list[dict]) -> Figure:
-    """How much of the eigenvectors a cut to low rank keeps, at the last point."""
+    """The share of the eigenvectors that a cut to low rank keeps, at the last point."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4), share=True)
     found = points[-1]["rank_profile"]
     ranks, matrices = found["ranks"], found["leaves"]

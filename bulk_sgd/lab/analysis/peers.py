@@ -1,6 +1,6 @@
-"""Checkpoints that are not ours as points of an analysis.
+"""Checkpoints of other programs as points of an analysis.
 
-The parameters come from files, the network, its loss and its data from a config.
+The parameters come from files. A config names the network, its loss and its data.
 """
 
 import collections
@@ -25,10 +25,10 @@ _SHOWN = 8  # names of arrays in an error
 class PeerPoints:
     """Files of parameters as points, in order, read one at a time.
 
-    Each of the `paths` is as in `read`. `convert` is the import path of a function from
-    what `read` returns to the parameters of the network that `config.model` names, a
-    tree or arrays by path. `objective` is the loss whose curvature a run of the config
-    takes, or that of the training set if it takes the batch's.
+    `paths` are arguments of `read`. `convert` is the import path of a function. It
+    takes what `read` returns, and returns the parameters of the network in
+    `config.model`, as a tree or as arrays by path. `objective` is the loss on the data
+    of the curvature or, if these are mini-batches, on the training set.
 
     Raises:
       ValueError: the config is wrong, a file cannot be read, or its arrays are not the
@@ -37,7 +37,7 @@ class PeerPoints:
 
     def __init__(self, config, paths, convert: str = ""):
         config = copy.deepcopy(config)
-        config.check_memory = False  # no run of it will train
+        config.check_memory = False  # nothing is trained
         self._experiment = Experiment(config)
         self._paths, self._convert = list(map(pathlib.Path, paths)), convert
         task, known = self._experiment.task, self._experiment.identity
@@ -47,7 +47,7 @@ class PeerPoints:
         if used < all_:
             part = f"The loss is taken over {used:,} of the {all_:,} training examples"
             self.notes.append(f"{part}, a seeded subset.")
-        # An analysis goes on only over the same data and code.
+        # An analysis resumes only with the same data and code.
         fields = known.config | {"fingerprints": known.fingerprints}
         self.record = {"name": config.name, "config": fields}
         for path in self._paths:
@@ -78,11 +78,11 @@ def read(path) -> dict[str, np.ndarray]:
 
     Args:
       path: a `.safetensors` or `.npz` file, or a folder with a tree that orbax wrote.
-        Dots in names are slashes. Of names that begin with `params/`, as those of a
-        `TrainState`, the others are left out; `value` at the end, as NNX has it, too.
+        Dots in names become slashes. If names begin with `params/`, as in a
+        `TrainState`, only those are kept. A last `value`, as in NNX, is dropped.
 
     Raises:
-      ValueError: there is no such file, or more than one tree.
+      ValueError: there is no such file, or the folder does not hold one tree.
     """
     path = pathlib.Path(path)
     kinds = {".safetensors": safetensors.numpy.load_file, ".npz": _read_npz}
@@ -109,8 +109,8 @@ def fit(arrays: Mapping[str, np.ndarray], params, what: str) -> dict:
     """The arrays in the tree, dtype and layout of `params`, matched by path.
 
     Raises:
-      ValueError: says which arrays are missing, unexpected or of other shapes; `what`
-        is the subject of its sentence.
+      ValueError: arrays are missing, unexpected or of another shape. The message names
+        them; its subject is `what`.
 
     >>> fit({"a/b": np.ones(2)}, {"a": {"c": np.ones(2)}}, "a.npz and the network x")
     Traceback (most recent call last):
@@ -159,7 +159,7 @@ def _read_orbax(path):
         )
     reader = ocp.PyTreeCheckpointer()
     metadata = reader.metadata(found[0].resolve()).item_metadata.tree
-    # The devices that wrote it may not be here.
+    # This machine may not have the devices that wrote it.
     host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
     return _by_path(reader.restore(found[0].resolve(), restore_args=host))
 

@@ -29,8 +29,8 @@ _FIGURES = {
         "the first."),
     "rank_profile": (figures.rank_figure, "Rank of the eigenvectors",
         "At the last point: the share of squared length that remains if each matrix of "
-        "an eigenvector is cut to a rank. Left: the k eigenvectors, the first "
-        "darkest. Right: their parts in each matrix, mean over the eigenvectors."),
+        "an eigenvector is cut to a lower rank. Left: the k eigenvectors, the first "
+        "darkest. Right: each matrix, averaged over the eigenvectors."),
     "slices": (
         figures.slice_figure, "The loss along and across the dominant directions",
         "Around the last point, over distances in parameter space. To second order the "

@@ -2,7 +2,7 @@
 
 Writes `analysis/` into the workdir: a page, its figures, and all numbers as JSON. The
 same command resumes an interrupted analysis. With `--config` and `--params` in place of
-a workdir it takes the parameters of others from files.
+`--workdir`, it analyzes parameters from files.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def main(argv):
 
 
 def _points(values):
-    """The points that the flags name, of a run or of files of others."""
+    """The points of the run, or of the files, that the flags name."""
     value = lambda name: values[name].value
     runs, peers = (list(filter(value, names)) for names in (_OF_RUNS, _OF_PEERS))
     if runs and peers:
@@ -65,11 +65,11 @@ def run():
     """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("output", None, "Folder to write to; WORKDIR/analysis.")
-    about = "In place of a workdir: FILE with get_config(), its data, model and loss."
+    about = "In place of a workdir: FILE with get_config(), for data, model and loss."
     config_flags.DEFINE_config_file("config", None, about)
-    about = "Parameters: .safetensors or .npz files, folders that orbax wrote."
+    about = "Parameters: .safetensors or .npz files, or folders that orbax wrote."
     flags.DEFINE_list("params", None, about)
-    about = "Import path of a function that renames and transposes what --params has."
+    about = "Import path of a function that renames and transposes arrays of --params."
     flags.DEFINE_string("convert", "", about)
     flags.DEFINE_list("arm", None, "Arms beside the prefix, by default all.")
     flags.DEFINE_integer("every", 0, "Only steps that are a multiple of it; 0: all.")

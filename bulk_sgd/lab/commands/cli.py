@@ -21,7 +21,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false"}
 def run(main, *required: str, positional: bool = False):
     """Parses the flags and calls `main`; the flags `required` must be set.
 
-    `main` takes words that are no flags where they are `positional`.
+    With `positional`, `main` also takes words that are not flags.
     """
     options = {"required": required, "positional": positional}
     app.run(main, flags_parser=functools.partial(parse, **options))

@@ -28,6 +28,6 @@ def main(argv: list[str]) -> int:
 def run():
     """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run or study to report on.")
-    flags.DEFINE_list("labels", None, "What a comparison calls each, with commas.")
-    flags.DEFINE_string("out", None, "Folder of a comparison, WORKDIR/comparison.")
+    flags.DEFINE_list("labels", None, "One label for each folder, with commas.")
+    flags.DEFINE_string("out", None, "Folder to write to; WORKDIR/comparison.")
     cli.run(main, "workdir", positional=True)

@@ -1,8 +1,8 @@
 """Runs the cells of a sweep: `python -m bulk_sgd.sweep --config=FILE --workdir=FOLDER`.
 
 FILE has `get_config(preset)`, the base config, and `get_sweep(preset)`, a list of cells
-made with `bulk_sgd.lab.sweep.grid`; FILE:PRESET passes both a string. It may have
-`tune`, the name of a field or a `bulk_sgd.lab.sweep.tuning.Tuning`.
+made with `bulk_sgd.lab.sweep.grid`; FILE:PRESET passes a string to both. FILE may also
+have `tune`, the name of a field or a `bulk_sgd.lab.sweep.tuning.Tuning`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Trains: `python -m bulk_sgd.main --config=FILE --workdir=FOLDER`.
 
-Any field that the run uses can be set on the command line, `--config.subspace.rank=5`.
+You can set any field that the run uses on the command line: `--config.subspace.rank=5`.
 """
 
 from absl import flags

@@ -1,8 +1,8 @@
-"""Where rows of metrics go beside their file: TensorBoard, Weights & Biases, MLflow.
+"""Where rows of metrics go besides their file: TensorBoard, Weights & Biases, MLflow.
 
-The prefix and each arm are a series of their own, with the same names of metrics, so
-that they lie in one chart. A resumed run goes on in the same series, and repeats there
-the steps after its checkpoint.
+The prefix and each arm are separate series. Their metrics have the same names, so one
+chart shows them all. A resumed run continues its series, and repeats in them the steps
+after its checkpoint.
 """
 
 import importlib.util
@@ -22,9 +22,9 @@ FILE = "loggers.json"  # the names of the series in services outside of the work
 class Series(NamedTuple):
     """The prefix or an arm in one logger."""
 
-    log: Callable  # numbers by name, and their step
+    log: Callable  # takes numbers by name, and their step
     close: Callable
-    id: str | None = None  # under which a resumed run finds it
+    id: str | None = None  # by which a resumed run finds the series
 
 
 def _tensorboard(config, workdir, arm, known):
@@ -45,7 +45,7 @@ def _wandb(config, workdir, arm, known):
     run = wandb.init(
         project=project,
         entity=entity or None,
-        group=str(workdir)[-128:],  # as long as it may be
+        group=str(workdir)[-128:],  # the longest name that is allowed
         name=f"{workdir.name}/{arm}",
         id=known,
         resume="allow",
@@ -84,15 +84,15 @@ def _mlflow(config, workdir, arm, known):
     return Series(log, lambda: client.set_terminated(known), known)
 
 
-# By the field of the config that asks for it; the name of a package, too.
+# By config field, which is also the name of the logger's package.
 LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
 
 
 def check(config):
-    """Raises ValueError where the package of a logger is missing."""
-    for field in LOGGERS.keys() - {"tensorboard"}:  # which the lab needs anyhow
+    """Raises ValueError if the package of a logger is missing."""
+    for field in LOGGERS.keys() - {"tensorboard"}:  # the lab always installs that one
         found = importlib.util.find_spec(field) if config[field] else None
-        # A folder of that name, as W&B leaves it, has no origin.
+        # A folder of that name, such as W&B leaves, has no origin.
         if config[field] and getattr(found, "origin", None) is None:
             raise ValueError(
                 f"config.{field} is {config[field]!r}, but the package {field} is "
@@ -102,7 +102,7 @@ def check(config):
 
 
 class Loggers:
-    """The loggers that a plain config asks for, open from the first row of each arm."""
+    """The loggers that a plain config asks for; the first row of an arm opens them."""
 
     def __init__(self, config: dict, workdir):
         self._config, self._workdir = config, pathlib.Path(workdir)
@@ -139,7 +139,7 @@ class Loggers:
 
 
 def _numbers(row) -> dict[str, float]:
-    """The numbers of a row; those of a list by their place.
+    """The numbers of a row, and those of its lists by their place.
 
     >>> _numbers({"arm": "sgd", "step": 5, "loss": 0.5, "own": [3, None], "kept": None})
     {'loss': 0.5, 'own/1': 3}

@@ -27,14 +27,14 @@ def cut(workdir, last_steps: dict[str, int]) -> list[dict]:
 def read(workdir) -> tuple[dict[str, list[dict]], int]:
     """The rows of each arm by step, and how many lines are unreadable.
 
-    Of a step written twice, by a resumed run, the last row counts. A torn last line is
+    If a resumed run wrote a step twice, the last row counts. A torn last line is
     ignored.
     """
     by_step: dict[str, dict[int, dict]] = {}
     text = (pathlib.Path(workdir) / FILE).read_text("utf-8", "replace")
     *lines, last = text.split("\n")
     lines = [line for line in lines if line.strip()]
-    # A last line without its line end may be torn; that is no damage to report.
+    # A last line without a line end may be torn, which is not reported as damage.
     lines += [last] if json_object(last) else []
     unreadable = 0
     for row in map(json_object, lines):
@@ -50,7 +50,7 @@ def read(workdir) -> tuple[dict[str, list[dict]], int]:
 
 
 def json_object(text: str) -> dict | None:
-    """The JSON object that a text is; None where it is none."""
+    """The JSON object in a text, or None if the text is anything else."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -35,7 +35,7 @@ class Progress(contextlib.AbstractContextManager):
         self._bar.set_postfix(facts, refresh=False)
 
     def skip(self, steps: int):
-        """Counts steps that an earlier process took; no rate includes them."""
+        """Counts steps that an earlier process took, and leaves them out of rates."""
         self.count += steps
         if not self._bar.disable:
             self._bar.initial += steps
@@ -44,7 +44,7 @@ class Progress(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def waiting(self, message: str, patience: float = 5.0):
-        """Prints a line if the body takes longer than so many seconds."""
+        """Prints a message if the body takes longer than `patience` seconds."""
         timer = threading.Timer(patience, self.say, [message])
         timer.start()
         try:

@@ -193,7 +193,7 @@ def begun(workdir) -> dict | None:
 
 
 def has_fork(workdir) -> bool:
-    """Whether the state from which the arms start is there."""
+    """Whether the state from which the arms start exists."""
     return (pathlib.Path(workdir) / CHECKPOINTS / "fork" / "0").is_dir()
 
 

@@ -96,7 +96,7 @@ _LOSSES = {
 
 
 def check_mean(config, loss_fn: LossFn, outputs, targets):
-    """Raises ValueError where the loss of shapes of one example is no mean."""
+    """Raises ValueError if the loss is not a mean, given the shapes of one example."""
     check = lambda *examples: separable.check(loss_fn, *examples, 1, advice="")
     try:
         jax.eval_shape(check, outputs, targets)

@@ -17,7 +17,7 @@ class _Kind(NamedTuple):
     """One optimizer."""
 
     build: Callable  # from `config.optimizer`, the learning rate and a PRNG key
-    # From `config.optimizer` and the state, or why it has none.
+    # P from `config.optimizer` and the state, or the reason why it has none.
     preconditioner: Callable | str
     extra_args: Callable = lambda c, loss: {}  # of its update, from the batch loss
 
@@ -100,7 +100,7 @@ _OPTIMIZERS = {
     "muon": _Kind(_muon, _of_muon),
     "sophia": _Kind(
         _sophia,
-        "Sophia clips its steps, so that most coordinates do not follow theirs",
+        "Sophia clips its steps, so most coordinates do not follow its preconditioner",
         lambda c, loss: {"obj_fn": loss},
     ),
 }
@@ -161,8 +161,8 @@ def validate_preconditioned(config):
     reason = _kind(config).preconditioner
     if isinstance(reason, str):
         raise ValueError(
-            f"{field} config.optimizer.name {config.name!r}, not 'adam', 'adamw' or "
-            f"'muon', because it needs a preconditioner: {reason}."
+            f"{field} config.optimizer.name {config.name!r}, because it needs the "
+            f"preconditioner of 'adam', 'adamw' or 'muon': {reason}."
         )
     if config.projection == "gradient":
         raise ValueError(
@@ -185,7 +185,7 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
       seed: of random vectors in the state that `init` returns, maybe traced.
 
     Returns:
-      An optimizer; `update` calls it with what it needs.
+      An optimizer. `update` passes it the arguments that it needs.
     """
     key = jax.random.PRNGKey(seed)  # not a typed one, for the sake of checkpoints
     return optax.with_extra_args_support(
@@ -194,9 +194,9 @@ def build(config, learning_rate, seed=0) -> optax.GradientTransformationExtraArg
 
 
 def update(config, learning_rate, loss, state, params, gradient):
-    """The update that the optimizer makes of a gradient, and its new state.
+    """The update that the optimizer makes from a gradient, and its new state.
 
-    `loss` is that of the batch.
+    `loss` is the loss of the batch.
     """
     optimizer, more = build(config, learning_rate), _kind(config).extra_args
     return optimizer.update(gradient, state, params, **more(config, loss))
@@ -215,11 +215,11 @@ def rate_at(config, learning_rate, step):
 def stability_threshold(config, preconditioned: bool) -> float | None:
     """The largest ηλ_1 at which full-batch steps on a quadratic do not diverge.
 
-    It is None where unknown, as for Muon, whose P grows with its momentum; where
-    `preconditioned`, λ_1 belongs to the preconditioned Hessian. SGD's with (Nesterov)
-    momentum is from Cohen et al., *Gradient Descent on Neural Networks Typically Occurs
-    at the Edge of Stability*, arXiv 2103.00065, Adam's from their *Adaptive Gradient
-    Methods at the Edge of Stability*, arXiv 2207.14484.
+    It is None if unknown, as for Muon, whose P grows with its momentum. If
+    `preconditioned`, λ_1 belongs to the preconditioned Hessian. The value for SGD with
+    (Nesterov) momentum is from Cohen et al., *Gradient Descent on Neural Networks
+    Typically Occurs at the Edge of Stability*, arXiv 2103.00065. Adam's is from their
+    *Adaptive Gradient Methods at the Edge of Stability*, arXiv 2207.14484.
     """
     if preconditioned:
         known = config.name in ("adam", "adamw")
@@ -231,12 +231,12 @@ def stability_threshold(config, preconditioned: bool) -> float | None:
 
 
 def batch_stability_threshold(config) -> float | None:
-    """Where η times the batch sharpness of small batches levels off; None if unknown.
+    """The level where η times the batch sharpness of small batches settles, or None.
 
-    For SGD it is 2 (Andreyev and Beneventano, *Edge of Stochastic Stability*,
-    arXiv 2412.20553), and with momentum β 2 (1 − β). That of large batches is
-    `stability_threshold` (Andreyev et al., *Momentum Further Constrains Sharpness at
-    the Edge of Stochastic Stability*, arXiv 2604.14108).
+    It is 2 for SGD (Andreyev and Beneventano, *Edge of Stochastic Stability*,
+    arXiv 2412.20553), 2 (1 − β) with momentum β, and None if unknown. For large batches
+    it is `stability_threshold` (Andreyev et al., *Momentum Further Constrains Sharpness
+    at the Edge of Stochastic Stability*, arXiv 2604.14108).
     """
     if config.name != "sgd" or config.nesterov:
         return None

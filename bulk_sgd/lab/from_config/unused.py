@@ -1,4 +1,4 @@
-"""Fields of a config that do nothing beside the names that it chooses."""
+"""Fields that do nothing, because no name that the config chooses uses them."""
 
 import functools
 
@@ -10,7 +10,7 @@ _SHIPPED = (*_WIDE, "mlp", "cnn")
 _MOMENTS = ("adam", "adamw", "sophia", "muon")
 _STEPPED = ("sgd", "sam", "muon")
 
-# The field that chooses, and whose choices use each of the others.
+# By the field that chooses: other fields, and which of its choices use them.
 _USED_BY = {
     "model.name": {
         "model.hidden": ("mlp",),

@@ -85,10 +85,10 @@ def _sharper(axis):
 def _governors(axes):
     """For each axis, how far its settings move the stable rate of Bulk-SGD.
 
-    The table has each seed's ratio between the two settings where the rate is largest
-    and smallest on average, which it names. The verdict takes, for each seed, those
-    that are extreme on average over the other seeds: settings chosen by the seed's own
-    numbers would turn noise into an effect.
+    The table names the two settings where the rate is largest and smallest on average,
+    and has each seed's ratio between them. For each seed, the verdict takes the two
+    settings that are extreme on average over the other seeds, because settings chosen
+    by the seed's own numbers would turn noise into an effect.
     """
     rows = []
     for axis in axes:
@@ -121,9 +121,10 @@ def _searched(cell):
 
 
 def _extremes(logs) -> tuple[str, str] | None:
-    """The settings with the largest and the smallest mean over seeds, if two have one.
+    """The settings with the largest and the smallest mean over seeds.
 
-    `logs` holds for each seed the logarithm by setting.
+    `logs` holds a dict per seed, from setting to logarithm. Returns None unless at
+    least two settings have a mean.
     """
     mean = lambda label: np.mean([found.get(label, math.nan) for found in logs])
     average = {

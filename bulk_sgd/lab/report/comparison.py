@@ -1,4 +1,4 @@
-"""Runs and sweeps of any question side by side: one axis of what they hold."""
+"""Any runs and sweeps side by side, as one axis."""
 
 import os
 import pathlib
@@ -9,18 +9,19 @@ from bulk_sgd.lab.report.study import Axis, Cell, is_study, read_study, show
 from bulk_sgd.lab.report.tuned import winners
 from bulk_sgd.lab.sweep.grid import LABEL
 
-# Fields that change no result, or that seeds are for.
+# Fields that change no result, and the seed.
 _IMMATERIAL = ("seed", "name", "progress", "tensorboard", "checkpoint", "check_memory")
 
 
 def read_comparison(workdirs, labels=()) -> Axis:
-    """The runs and sweeps in `workdirs` as one axis, under a label each.
+    """The runs and sweeps in `workdirs` as one axis, each with a label.
 
-    Workdirs of the same label are taken for seeds of one setting. A sweep of several
-    settings has one label for each, after its own; a tuned one has its best values.
+    Workdirs with the same label count as seeds of one setting. If a sweep has several
+    settings, the label of each is appended to the sweep's. A tuned sweep is shown at
+    its best values.
 
     Raises:
-      ValueError: if there are as many labels as workdirs neither, nor none.
+      ValueError: if there are labels, but not one for each workdir.
       FileNotFoundError: if a workdir holds neither a run nor a sweep.
     """
     workdirs = [pathlib.Path(workdir) for workdir in workdirs]
@@ -66,7 +67,7 @@ def differences(axis: Axis) -> str:
 
 
 def _names(workdirs):
-    """The names of folders, with as much of their paths as tells them apart."""
+    """The names of folders, or enough of their paths to tell them apart."""
     resolved = [workdir.resolve() for workdir in workdirs]
     names = [path.name for path in resolved]
     if len({*names}) == len(names):

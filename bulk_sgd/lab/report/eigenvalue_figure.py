@@ -14,7 +14,7 @@ from bulk_sgd.lab.report.run_figures import calm, limit_above, mark_fork, run_st
 
 @matplotlib.rc_context(style.STYLE)
 def eigenvalue_figure(run: RunResults) -> Figure:
-    """λ_1 … λ_k along training, a panel per arm, the prefix in grey if it has any."""
+    """λ_1 … λ_k along training, a panel per arm; those of the prefix are grey."""
     tables = {arm: run.eigenvalues(arm) for arm in (PREFIX, *run.arms)}
     shown = [arm for arm in run.arms if np.isfinite(tables[arm]).any()] or [PREFIX]
     columns = min(len(shown), 3)

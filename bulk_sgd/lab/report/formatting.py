@@ -21,7 +21,7 @@ def exact(value: float) -> str:
 
 
 def _signed(value, text):
-    """With a true minus sign, and 1e6 for 1e+06."""
+    """The text with a true minus sign, and with 1e6 for 1e+06."""
     text = re.sub(r"e([+-])0*(\d)", lambda e: f"e{e[1].strip('+')}{e[2]}", text)
     return f"−{text}" if value < 0 else text
 

@@ -81,14 +81,14 @@ def _speed_up(run, arm, target, unit):
 
 
 def _first_reach(run, arm, target, unit):
-    """Steps (or matvecs) from the fork to a loss; or NaN."""
+    """Steps (or matvecs) from the fork until the loss is at `target`, or NaN."""
     counts = run.series(arm, "matvecs") if unit == "matvecs" else run.steps(arm)
     counts = np.asarray(counts, float) - counts[0] if len(counts) else counts
     return reach(run.series(arm, "train_loss"), counts, target)
 
 
 def reach(losses: np.ndarray, counts: np.ndarray, target: float) -> float:
-    """The count at the first loss of at most `target`, linear between rows; or NaN."""
+    """The count where losses first reach `target`, linear between rows; or NaN."""
     below = np.flatnonzero(losses <= target)
     if not below.size:
         return math.nan

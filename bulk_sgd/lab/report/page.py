@@ -131,8 +131,8 @@ def table(
 ) -> str:
     """A table whose first column names the rows, each with its colour if there are any.
 
-    A row of one entry is a heading of those below it. With `prose` the first two
-    columns are sentences and the next two short.
+    A row with one entry is a heading for the rows below it. With `prose`, the first two
+    columns are sentences and the next two are short.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     body = []

@@ -16,7 +16,7 @@ from bulk_sgd.lab.report.results import PREFIX, RunResults
 
 @matplotlib.rc_context(style.STYLE)
 def loss_figure(run: RunResults) -> Figure:
-    """Training loss on a log scale and test accuracy, or test loss where none is."""
+    """Training loss on a log scale, and test accuracy or else test loss."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
     _draw_arms(left, run, "train_loss")
     losses = [run.series(arm, "train_loss") for arm in (PREFIX, *run.arms)]
@@ -37,14 +37,14 @@ def loss_figure(run: RunResults) -> Figure:
 
 
 def measured_on_test(run: RunResults) -> tuple[str, float, str]:
-    """What is drawn of the test data: key, factor and label."""
+    """The metric of the test data to draw: its key, factor and label."""
     if any(run.logged(arm, "test_accuracy")[0].size for arm in run.rows):
         return "test_accuracy", 100, "test accuracy (%)"
     return "test_loss", 1, "test loss"
 
 
 def _limit_to(axes, values, least):
-    """Limits the y axis to the values with some room, of at least `least`."""
+    """Limits the y axis to the values and a margin, their range or at least `least`."""
     room = max(np.ptp(values), least)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, values.min() - room), min(high, values.max() + room))
@@ -106,7 +106,7 @@ def own_figure(run: RunResults) -> Figure:
 
 
 def panel(axes: Axes, run: RunResults, key: str, label: str, limits=(None, None)):
-    """Draws a column of all arms; lines that are there already count for the axes."""
+    """Draws a column of the rows, for all arms, into axes that may hold other lines."""
     _draw_arms(axes, run, key)
     axes.set_ylim(*limits)
     axes.set_ylabel(label)
@@ -189,7 +189,7 @@ def limit_above(axes: Axes, values: np.ndarray) -> None:
 
 
 def is_smoothed(run: RunResults, key: str) -> bool:
-    """Whether an arm has so many rows that their running mean differs from them."""
+    """Whether an arm has enough rows for a running mean to differ from them."""
     return any(_window(run.logged(arm, key)[1]) > 1 for arm in run.rows)
 
 

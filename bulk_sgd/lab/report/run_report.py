@@ -152,19 +152,19 @@ def _captions(run):
         "parameters. The curve is the share of the squared length of curvature "
         "products that the cut takes: a running average over steps, a mean over "
         "vectors.",
-        "changes": "The change of the loss if the next update, not scaled, keeps only "
-        "its dominant part (left) or only its bulk part (right): measured (lines) and "
-        "predicted to second order (pale). Below 0 it lowers the loss.",
-        "step_sharpness": "Critical sharpness 2/η_c, with η_c the rate from which on "
-        "the step raises the loss (pale: gᵀHg/‖g‖² of the gradient); uᵀHu/‖u‖² of the "
-        "update; and its mean over mini-batches and their own updates (pale: over "
-        "their gradients). Dashed: 2/η, above which the step raises the loss (top), "
-        "and the stability threshold of the optimizer; dotted: that of small batches, "
-        "where known.",
+        "changes": "How the loss changes if only the dominant part (left) or only the "
+        "bulk part (right) of the next update is added, not scaled: measured (lines) "
+        "and predicted to second order (pale). Below 0 the loss falls.",
+        "step_sharpness": "Top: critical sharpness 2/η_c, with η_c the rate above "
+        "which the step raises the loss (pale: gᵀHg/‖g‖² of the gradient). Middle: "
+        "uᵀHu/‖u‖² of the update. Bottom: the same for each mini-batch and its own "
+        "update (pale: its own gradient), mean over mini-batches. Dashed: 2/η, "
+        "above which the step raises the loss (top), and the optimizer's stability "
+        "threshold; dotted: that of small batches, where known.",
         "eigenvectors": "Left: 1 − ‖U₁ᵀU₂‖²/k between the subspaces of a row and the "
-        "row before (pale: 1 − |⟨uᵢ, uᵢ′⟩| of single eigenvectors, mean), 0 if nothing "
-        "turns. Right: their localization n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors: 1 "
-        "for random vectors, n/3 for a single parameter.",
+        "row before (pale: mean of 1 − |⟨uᵢ, uᵢ′⟩| over the eigenvectors). It is 0 if "
+        "nothing turns. Right: localization n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors. "
+        "It is 1 for random vectors, and n/3 for vectors on a single parameter.",
         "ranks": _profiled(run),
         "own": "One panel per number or list, along training; the first entry of a "
         "list is darkest.",
@@ -182,18 +182,18 @@ def _profiled(run):
     return (
         f"{run.summary(arm).label}, step {row['step']:,}: the share of the squared "
         "length of the eigenvectors that remains if a matrix is cut to a low rank, "
-        "mean over the eigenvectors."
+        "averaged over the eigenvectors."
     )
 
 
 def _data(run):
-    """What the eigenvalues are of, where the table's λ₁ is of something else."""
+    """A sentence on the data of the eigenvalues; those of the table's λ₁ differ."""
     space = (run.info.get("config") or {}).get("subspace") or {}
     of = {"subset": "a subset of the training set", "batch": "mini-batches"}
     of = of.get(space.get("data"), "the training set as of the last refresh")
     return (
-        f" They are those of {of}; λ₁ in the table is solved for the whole training "
-        "loss at the last step."
+        f" They belong to {of}; λ₁ in the table comes from a separate solve on the "
+        "whole training loss at the last step."
     )
 
 

@@ -14,13 +14,13 @@ from bulk_sgd.lab.report.style import STYLE, legend
 
 DPI = 160
 BESIDE = {"pdf": "CreationDate", "svg": "Date"}  # other files, and their metadata
-COLUMN, COLUMN_SCALE = 3.3, 0.75  # inches, and of text in a figure so wide
+COLUMN, COLUMN_SCALE = 3.3, 0.75  # width in inches, and the scale of text there
 
 
 def save(figure: Figure, path: pathlib.Path) -> bytes:
     """Saves a figure as `path`.png, .pdf and .svg; returns the bytes of the PNG.
 
-    Beside them, `path`-column.pdf is as wide as a column of a paper, see `fit_column`.
+    It also saves `path`-column.pdf, as wide as a paper's column, see `fit_column`.
     """
     buffer = io.BytesIO()
     # Without a date or random names, so that the same run gives the same files.
@@ -41,14 +41,14 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 def fit_column(figure: Figure) -> None:
     """Makes a drawn figure as wide as a column: panels below one another, smaller text.
 
-    More than three panels stand in two columns.
+    More than three panels are placed in two columns.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
     height = figure.get_figheight() / panels[0].get_gridspec().nrows
     columns = 1 if len(panels) <= 3 else 2
     rows = math.ceil(len(panels) / columns)
     places = figure.add_gridspec(rows, columns)
-    labelsize = COLUMN_SCALE * STYLE["font.size"]  # also of ticks not yet there
+    labelsize = COLUMN_SCALE * STYLE["font.size"]  # also for ticks to come
     for place, axes in zip(places, panels):
         axes.set_subplotspec(place)
         axes.tick_params(which="both", labelsize=labelsize)

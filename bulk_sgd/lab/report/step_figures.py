@@ -16,7 +16,7 @@ PROFILE = "rank_profile/"
 
 @matplotlib.rc_context(style.STYLE)
 def change_figure(run: RunResults) -> Figure:
-    """Measured changes of the loss by the parts of the next update, and predicted."""
+    """Measured and predicted changes of the loss by the parts of the next update."""
     figure, panels = style.new_figure(1, 2, (10.4, 4))
     for axes, part in zip(panels, ("dominant", "bulk")):
         key = f"step/measured_{part}"
@@ -108,14 +108,14 @@ def _with_means(run, *keys):
 
 
 def _draw_pale(axes, run, key):
-    """A column as wide pale lines, under the one that it belongs to."""
+    """Draws a column as wide pale lines, under the column to compare it with."""
     for arm, line in run_styles(run).items():
         look = {"color": line.color, "linewidth": 5, "alpha": 0.25}
         axes.plot(*run.logged(arm, key), **look)
 
 
 def _draw_threshold(axes, run, constant, dashes):
-    """A constant over the learning rate, in the colour of text."""
+    """Draws a constant divided by the learning rate, in the colour of text."""
     for arm in run.arms:
         rates = run.rates(arm)
         known = rates > 0

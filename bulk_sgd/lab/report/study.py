@@ -90,7 +90,7 @@ class Axis:
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """Those of the fields that have several values."""
+        """The fields that have several values."""
         return _varied(self.fields, self.cells)
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Axis:
         return spread(self.over_seeds(label, arm, key))
 
     def _label(self, cell, write=None):
-        """The label of a cell, and the fields that vary among cells of that label."""
+        """The label of a cell, and its values that vary among cells of that label."""
         label, write = cell.settings.get(LABEL), write or show
         alike = [c for c in self.cells if c.settings.get(LABEL) == label]
         varied = _varied(self.fields, alike)
@@ -193,7 +193,7 @@ def _read_axis(folder):
 
 
 def one_arm_each(groups: dict[str, list[Cell]]) -> bool:
-    """Whether no setting has several arms, so that its label says which one."""
+    """Whether each setting has at most one arm, so that its label names the arm."""
     return all(len({a for c in cells for a in c.arms}) < 2 for cells in groups.values())
 
 
@@ -219,7 +219,7 @@ _WORDS = {
 
 
 def show(value) -> str:
-    """A value, of a path its last part, of a long tuple its ends."""
+    """A value as text: only the last part of a path, only the ends of a long tuple."""
     if isinstance(value, list):
         shown = value if len(value) <= 4 else [*value[:2], "…", value[-1]]
         words = any(isinstance(item, str) for item in value)

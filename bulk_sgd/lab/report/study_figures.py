@@ -22,7 +22,7 @@ from bulk_sgd.lab.report.style import (
     shorten,
 )
 
-MOST_COLUMNS = 4  # of methods, side by side
+MOST_COLUMNS = 4  # methods side by side
 
 
 def figures_of(axis: Axis) -> dict[str, Figure]:
@@ -130,7 +130,7 @@ def curves_figure(axis: Axis) -> Figure:
 
 
 def group_styles(axis: Axis) -> dict[str, LineStyle]:
-    """One style per setting: that of its arm, where each setting has one of its own."""
+    """One style per setting: its arm's, if each setting has an arm of its own."""
     arms = [
         {arm for cell in cells for arm in cell.arms} for cells in axis.groups.values()
     ]

@@ -75,6 +75,6 @@ def legend(figure: Figure, entries) -> None:
 
 
 def field_label(axis: Axis) -> str:
-    """The fields that an axis varies, in words; nothing where labels stand for them."""
+    """The fields that an axis varies, in words; nothing if labels replace them."""
     labelled = any(LABEL in cell.settings for cell in axis.cells)
     return "" if labelled else ", ".join(map(short_name, axis.varied or axis.fields))

@@ -20,8 +20,8 @@ from bulk_sgd.lab.report.study_tables import show
 from bulk_sgd.lab.report.style import shorten
 from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
-# Fields that describe the setting of an axis, each with the names that use it: of the
-# field `name` (or `solver`) of its group. A plug-in uses its own `options`.
+# Fields that describe the setting of an axis. Some are used only with certain values of
+# `name` in their group. A plug-in uses its own `options`.
 _SETTING = {
     "data.name": None,
     "data.num_train": None,
@@ -60,7 +60,7 @@ def write_report(workdir) -> pathlib.Path:
 
 
 def write_comparison(workdirs, labels, folder) -> pathlib.Path:
-    """Writes a page that lays runs and sweeps side by side; returns its path.
+    """Writes a page that puts runs and sweeps side by side; returns its path.
 
     Raises ValueError or FileNotFoundError as `read_comparison` does.
     """
@@ -119,12 +119,12 @@ ratio</em> is the part of the first-order decrease of the batch loss that the sc
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
-refreshes. Where fewer seeds gave a number than ran, n is how many did.</p>
+refreshes. If only some of the seeds gave a number, n is how many did.</p>
 {notes}"""
 
 
 def _claims_section(table):
-    """The claims that the runs decide, and folded away those that they do not."""
+    """The claims that the runs decide, and the others folded away."""
     heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
 
     def show(claims):
@@ -136,9 +136,9 @@ def _claims_section(table):
     head = "<h2>Claims</h2>\n" + show(decided) if decided else ""
     if not others:
         return head
-    rule = """<p>A claim is undecided where the mean is within two standard errors of
-the threshold (with three seeds that is right in four cases of five), where a seed gave
-no number, and where there is one seed.</p>
+    rule = """<p>A claim is undecided if the mean is within two standard errors of the
+threshold (with three seeds, this rule is right in four cases of five), if a seed gave
+no number, or if there is only one seed.</p>
 """
     folded = f"Claims of the paper that these runs do not decide: {len(others)}"
     return head + page.fold(folded, rule + show(others))
@@ -165,7 +165,7 @@ def _section(axis: Axis, folder):
 
 
 def _setting(axis):
-    """What all cells share in a line, and the whole config of the first."""
+    """A line with what all cells share, and the whole config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
     configs = [run.info["config"] for run in runs if run.info.get("config")]
     if not configs:
@@ -181,7 +181,7 @@ def _setting(axis):
 
 
 def shared_fields(configs: list[dict]) -> list[tuple[str, object]]:
-    """The fields of `_SETTING` that the runs use, with the value that all have."""
+    """The fields of `_SETTING` that the runs use, with the value that they share."""
     found = []
     for field, users in _SETTING.items():
         *groups, last = field.split(".")
@@ -205,7 +205,7 @@ def _caption(axis, name):
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
         "curves": f"Along training, a column per method; lines: {lines}; {over}. "
-        "χ is that of the updates before they are scaled.",
+        "χ belongs to the updates before they are scaled.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator
 from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
 
-FEW = 12  # points of a line that are marked
+FEW = 12  # the most points of a line that are marked
 INK, MUTED = "#222222", "#6b6b6b"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -99,7 +99,7 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
 
 
 def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, LineStyle]:
-    """One style per name, for what is no arm; `ordered` names take shades in order."""
+    """One style per name that is not an arm; `ordered` names take shades in order."""
     if ordered:
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
         return {name: LineStyle(to_hex(c)) for name, c in zip(names, shades)}
@@ -113,7 +113,7 @@ def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, Line
 
 def legend(figure: Figure, labels: Sequence[str], handles, scale: float = 1) -> None:
     """A legend above all panels, in as few lines as fit, with text of a `scale`."""
-    # A letter takes about a fourteenth of an inch, the line beside a label five.
+    # A letter is about 1/14 inch wide; the line beside a label takes five letters.
     width = figure.get_figwidth() / scale
     longest = max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(14 * width / (longest + 7))))

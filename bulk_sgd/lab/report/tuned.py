@@ -1,7 +1,7 @@
 """Tuned sweeps: rows at their best values, and what they cost against a reference.
 
-A row is an arm in a setting. Costs count from the first step, the prefix included. Of
-SGD, which needs no subspace, and of the prefix, what only measures is left out.
+A row is an arm in a setting. Costs count from the first step, the prefix included. They
+leave out the curvature of the prefix, and of SGD, because it is only measured.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ UNITS = "steps", "matvecs", "seconds"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: the losses that its value is chosen by, and the cells of the best one.
+    """One row: the losses that select its best value, and the cells of that value.
 
-    `losses` holds one loss per seed by value, infinite where the run diverged.
+    `losses` holds, for each value, a loss per seed, infinite if the run diverged.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Curve:
         )
 
     def cost(self, by: str, target: float) -> dict[str, float]:
-        """By unit what it took to a loss, infinite if never; the test loss there."""
+        """What it took to reach a loss, infinite if never, and the test loss there."""
         losses = getattr(self, by)
         found = {unit: reach(losses, getattr(self, unit), target) for unit in UNITS}
         if math.isnan(found["steps"]):
@@ -77,7 +77,7 @@ class Curve:
 
 
 def rows(axis: Axis) -> list[Row]:
-    """The rows of a tuned sweep whose cells have all ended, as far as they were run."""
+    """The rows of a tuned sweep, from the cells that have ended."""
     field, found = axis.tune.field, []
     value = {cell.index: cell.settings[field] for cell in axis.cells}
     settings = _without(axis, field).groups
@@ -112,7 +112,7 @@ def reference(axis: Axis, found: list[Row]) -> Row | None:
 
 
 def winners(axis: Axis) -> Axis:
-    """The axis without the tuned field: of each arm, the cells of its best value."""
+    """The axis without the tuned field: for each row, the cells of its best value."""
     if axis.tune is None:
         return axis
     best: dict[int, list[str]] = {}
@@ -125,11 +125,11 @@ def winners(axis: Axis) -> Axis:
 
 
 def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
-    """What the row took to the loss at the reference's end, over the reference's own.
+    """What the row took to reach the reference's last loss, over the reference's own.
 
-    A dict per seed: the ratio per unit, the number of `matvecs` itself as
-    `own_matvecs`, the `test_loss` there, and the `end`, the row's last loss. Seeds are
-    paired; without its twin, a seed meets the reference's median.
+    A dict per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the
+    `test_loss` at that point, and the row's last loss as `end`. Seeds are paired. A
+    seed that the reference lacks is compared with the reference's median.
     """
     by = axis.tune.by
     seed = lambda cell: cell.settings.get("seed")

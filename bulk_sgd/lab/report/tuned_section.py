@@ -25,8 +25,8 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     mean = f", a mean of the last {axis.tune.rows} rows of metrics"
     rule = (
         f"Each row has the {name} that gives it the lowest {loss} at the end"
-        f"{mean * (axis.tune.rows > 1)}, by the median over seeds. A run that diverged "
-        "counts as infinite."
+        f"{mean * (axis.tune.rows > 1)}, as a median over seeds. The loss of a run "
+        "that diverged is infinite."
     )
     notes = [
         page.note(
@@ -38,13 +38,13 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     ]
     race = (
         f"Each row at its best {name}: median over seeds, in a band from the lowest to "
-        f"the highest. Dashed: the last {loss} of {plain.name}. Seconds are without "
-        "what only measures."
+        f"the highest. Dashed: the last {loss} of {plain.name}. Seconds leave out "
+        "curvature that is only measured."
     )
     rates = (
-        f"The {loss} at the end over the {name}; median over seeds, in a band from the "
-        "lowest to the highest. The ring marks the best value. Values at which most "
-        "seeds diverged, and losses above ten times the worst best one, have no point."
+        f"The {loss} at the end for each {name}; median over seeds, in a band from the "
+        "lowest to the highest. The ring marks the best value. A value has no point if "
+        "most seeds diverged, or if its loss is above ten times every row's best one."
     )
     return "".join(
         [
@@ -99,7 +99,7 @@ def race_figure(axis: Axis, rows: list[Row]) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
-    """The loss at the end of each row over the tuned field."""
+    """The last loss of each row against the tuned field."""
     figure, (axes,) = style.new_figure(1, 1, (10.4, 4.2))
     styles = _styles(axis, rows)
     most = 10 * max(np.median(row.losses[row.best]) for row in rows if row.cells)
@@ -131,7 +131,7 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
 
 
 def _styles(axis, rows):
-    """One style per row: that of its arm if rows differ in arms alone."""
+    """One style per row: its arm's, if no two rows have the same arm."""
     arms = [row.arm for row in rows]
     if len({*arms}) == len(arms):
         styles = style.arm_styles([axis.summaries[arm] for arm in arms])
@@ -142,7 +142,7 @@ def _styles(axis, rows):
 
 
 def _draw(axes, curves, unit, by, line):
-    """Median and range over seeds; over seconds at the mean ones of each step."""
+    """Median and range over seeds, against their mean steps or seconds."""
     if not curves:
         return
     steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
@@ -181,9 +181,9 @@ def _table(axis, rows, plain):
         shown.append([row.name, best + edge, *values, f"{reached} of {len(costs)}"])
     colors = [styles[row.name].color for row in rows]
     caption = (
-        f"Steps, seconds and matvecs to the {loss} that {plain.name} has at its end, "
-        "from the first step on, without what only measures; median over seeds (lowest "
-        "– highest)."
+        f"Steps, seconds and matvecs from the first step until the last {loss} of "
+        f"{plain.name}, without curvature that is only measured; median over seeds "
+        "(lowest – highest)."
     )
     table = page.table("Tuned rows", list(heads), shown, colors)
     return f'{table}<p class="facts">{page.text(caption)}</p>\n'
@@ -194,7 +194,7 @@ def _costs(axis, row, plain):
 
 
 def middle(values: list[float]) -> str:
-    """Median and range of numbers, of which infinite ones were never reached."""
+    """Median and range of numbers; infinite ones are shown as never reached."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "–"

@@ -38,8 +38,8 @@ def judge(
 
     It is undecided where the mean over seeds is within two of its standard errors of
     the threshold, where a seed gave no number (NaN), and where there is a single seed.
-    With `ratio` means are taken on a log scale. `shown`, one number per seed, may
-    stand in the table in place of `values`.
+    With `ratio` means are taken on a log scale. If `shown` is given, one number per
+    seed, the table has it in place of `values`.
     """
     sign, threshold = comparison
     values, spread = list(values), Spread.of_ratios if ratio else Spread.of

@@ -9,23 +9,23 @@ from bulk_sgd.lab.report.study import is_study
 def write_report(workdir, *others, labels=(), out=None) -> pathlib.Path:
     """Writes the report of a run or of a study, finished or not, into `workdir/report`.
 
-    The page is self-contained. Beside it lie its figures as PNG, PDF and SVG and, for
-    a study, the claims table as `claims.md` and every number as `tables.json`.
+    The page is self-contained. Its figures are saved beside it as PNG, PDF and SVG. A
+    study also has the claims table as `claims.md` and every number as `tables.json`.
 
     Args:
       workdir: folder of a run, of a sweep, or of several sweeps.
-      *others: more of them, for a page that compares them all.
-      labels: what the page calls each of them, by default their folders' names. Those
-        of the same label count as seeds.
-      out: folder of a page that compares, by default `workdir/comparison`.
+      *others: more such folders, for a page that compares them all.
+      labels: one label for each folder, by default its name. Folders with the same
+        label count as seeds of one setting.
+      out: folder of the comparison, by default `workdir/comparison`.
 
     Returns:
       The path of the page.
 
     Raises:
-      FileNotFoundError: a folder holds none of them.
-      ValueError: a file of a run is damaged, a run has no metric row, or there is not
-        one label for each folder.
+      FileNotFoundError: a folder holds neither a run nor a sweep.
+      ValueError: a file of a run is damaged, a run has no metric row, or there are
+        labels, but not one for each folder.
 
     Example:
       >>> write_report("runs/mnist")  # doctest: +SKIP

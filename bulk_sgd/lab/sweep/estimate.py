@@ -17,7 +17,7 @@ from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.loop import Trainer
 
-_STEPS = 5  # to measure, or as many as lie between two refreshes
+_STEPS = 5  # to measure, rounded up to whole refresh intervals
 
 
 class Cost(NamedTuple):
@@ -33,14 +33,14 @@ class Cost(NamedTuple):
 def estimate(base, cells, workdir=None) -> list[Cost]:
     """The cost of the cells that have not ended, one entry per program.
 
-    It compiles each program and takes some steps, whose solves are those of the start
-    of training; later ones may take more matvecs or less. Cells run one after another,
-    share prefixes, and none diverges.
+    It compiles each program and takes some steps at the start of training. Solves later
+    in training may take more or fewer matvecs. It assumes that cells run one after
+    another, share prefixes and do not diverge.
 
     Args:
       base: config that the cells override.
       cells: from `bulk_sgd.lab.sweep.grid`.
-      workdir: folder of the sweep; None leaves no cell out.
+      workdir: folder of the sweep; None counts all cells.
 
     Raises:
       ValueError: a cell is wrong, or does not fit the data or the memory.
@@ -60,7 +60,7 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
 
 
 def table(costs: list[Cost]) -> str:
-    """The costs as lines of text, and their sum, which takes the largest memory.
+    """The costs as lines of text, and a total, whose memory is the largest one.
 
     >>> print(table([Cost(2, 4000, 1e5, 90.0, 10**9), Cost(1, 500, 20.0, 8.0, 10**6)]))
     program  cells  steps  matvecs  time  memory
@@ -81,9 +81,9 @@ def table(costs: list[Cost]) -> str:
 
 
 def _cost(configs, like, known) -> tuple[Cost, Experiment]:
-    """The cost of cells of one program; `known` are the prefixes that are trained."""
+    """The cost of cells of one program; `known` has the prefixes of earlier cells."""
     seconds, experiment = _timed(Experiment, configs[0], like)
-    build, _ = _timed(Experiment, configs[0], experiment)  # which lends its data
+    build, _ = _timed(Experiment, configs[0], experiment)  # with the data of the first
     with Progress(None, enabled=False) as progress:
         compiling, trainer = _timed(Trainer, experiment, progress)
     seconds += compiling
@@ -91,7 +91,7 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
     steps, matvecs, counts = 0, 0.0, collections.Counter()
     for config in configs:
-        seconds += build + 3 * config.eval_every * plain  # a run times plain steps
+        seconds += build + 3 * config.eval_every * plain  # a run measures them
         for length, every, rows in _stretches(config, known):
             if every not in rates:
                 *rates[every], state = _steps(experiment, trainer, state, every)
@@ -145,7 +145,7 @@ def _steps(experiment, trainer, state, every):
             count -= wanted
         return jax.block_until_ready(state)
 
-    # The program takes its own state. It solves from nothing once.
+    # The program consumes the state that it is given. Its first solve has no start.
     state = take(jax.tree.map(jnp.copy, state), 1, 1)
     before = int(state.projection.total_matvecs)
     interval = max(1, every)

@@ -1,7 +1,7 @@
 """Cells of a sweep: lists of overrides of config fields, and how they combine.
 
-A cell is a dict from dotted field to value, `{"optimizer.learning_rate": 0.1}`. Its
-`label`, which is no field, names it in the report.
+A cell is a dict from dotted field to value, `{"optimizer.learning_rate": 0.1}`. It may
+have a `label`, which is not a field and names the cell in the report.
 """
 
 import itertools
@@ -60,7 +60,7 @@ def chain(*parts: list[Cell]) -> list[Cell]:
 
 
 def labelled(label: str, cells: list[Cell]) -> list[Cell]:
-    """The cells with a label in place of their values in the report.
+    """The cells with a label, which replaces their values in the report.
 
     >>> labelled("plain", values("seed", (0, 1)))
     [{'label': 'plain', 'seed': 0}, {'label': 'plain', 'seed': 1}]

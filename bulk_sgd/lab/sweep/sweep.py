@@ -50,9 +50,9 @@ def run_sweep(
         accelerators. With 1 every cell equals its run alone, bit for bit.
       prefixes: folder of trained prefixes that sweeps may share, WORKDIR/prefixes.
       about: what the sweep asks, for its report.
-      tune: the field that is tuned, or how. Cells are then added, and run, until the
-        best value of no row is at the edge of its grid, see `tuning.widened`; a job
-        with `only` adds none.
+      tune: the field that is tuned, or a `Tuning`. The sweep then adds cells, and runs
+        them, while the best value of a row is at the edge of its grid, see
+        `tuning.widened`. A job with `only` adds none.
       say: takes lines of progress, by default to stderr.
 
     Raises:
@@ -227,7 +227,7 @@ def _say(message):
 
 
 def duration(seconds) -> str:
-    """Seconds as text, in the unit that suits their number."""
+    """Seconds as text, in hours, minutes or seconds."""
     for unit, length, digits in (("h", 3600, 1), ("min", 60, 0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{digits}f} {unit}"

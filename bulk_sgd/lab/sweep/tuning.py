@@ -1,6 +1,7 @@
-"""Tuned sweeps: one field takes the value that serves each compared row best.
+"""Tuned sweeps: each compared row has its best value of one field.
 
-A row is an arm in a setting: what cells set beside the seed and the tuned field.
+A row is an arm in a setting. A setting is what a cell sets besides the seed and the
+tuned field.
 """
 
 import dataclasses
@@ -20,17 +21,17 @@ BY = "train_loss", "test_loss"
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """How a sweep is tuned, the `tune` of its file; a string stands for its `field`.
+    """How a sweep is tuned: the `tune` of its file, where a string means its `field`.
 
-    The best value of a row has the lowest median over seeds of the loss, a mean over
-    the arm's last rows of metrics. A run that diverged counts as infinite.
+    The loss of a run is a mean over the arm's last rows of metrics; it is infinite if
+    the run diverged. The best value of a row has the lowest median loss over seeds.
     """
 
     field: str  # dotted, a positive number that all cells set
     by: str = "train_loss"  # or "test_loss"
     rows: int = 1  # how many last rows the loss is averaged over
-    widen: int = 4  # values that a setting's grid may be widened by
-    reference: str = ""  # the row that others are compared with: label, arm or both
+    widen: int = 4  # the most values that may be added to a setting's grid
+    reference: str = ""  # the row to compare others with: its label, arm or both
 
     def __post_init__(self):
         checks.one_of("tune.by", self.by, BY)
@@ -43,14 +44,14 @@ class Tuning:
         return record.compact(self.reference) in map(record.compact, names)
 
     def best(self, losses: dict[float, list[float]]) -> float | None:
-        """The value with the lowest median loss; None if more than half diverged."""
+        """The value with the lowest median loss; None if every median is infinite."""
         medians = {value: statistics.median(found) for value, found in losses.items()}
         best = min(sorted(medians), key=medians.get)
         return best if math.isfinite(medians[best]) else None
 
 
 def check(tune: Tuning | str | None, cells: list[grid.Cell], configs) -> Tuning | None:
-    """A tuning that fits the cells and, unless they are None, their configs.
+    """The `Tuning`, after a check against the cells and, unless None, their configs.
 
     Raises:
       ValueError: if a cell does not set the field to a positive number, a setting has
@@ -70,7 +71,7 @@ def check(tune: Tuning | str | None, cells: list[grid.Cell], configs) -> Tuning 
         value = cell.get(tune.field)
         if not (type(value) in (int, float) and 0 < value < math.inf):
             raise ValueError(
-                f"{tune.field} is tuned, but {value!r} in cell {index}; every cell "
+                f"{tune.field} is tuned, but cell {index} has {value!r}; every cell "
                 "must set it to a positive number."
             )
     for indices in _settings(cells, tune).values():
@@ -109,11 +110,11 @@ def losses(workdir, tune: Tuning) -> dict[str, float]:
 
 
 def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
-    """Further cells, where the best value of a row is the first or last of its grid.
+    """Further cells, if the best value of a row is the first or last of its grid.
 
-    The next value has the ratio of the outermost two. Cells after the first `count` are
-    those of earlier calls. A row of which no value trained is tried with lower ones. A
-    value that the config does not allow is not tried.
+    The step to the new value has the ratio of the outermost two. Cells after the first
+    `count` come from earlier calls. If no value of a row trained, lower ones are tried.
+    Values that the config does not allow are not tried.
     """
     ends = [losses(cell_folder(workdir, i), tune) for i in range(len(cells))]
     more = []

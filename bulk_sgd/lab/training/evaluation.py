@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 
 
 def preconditioner(config, inner):
-    """P of the last update of the optimizer; None where the subspace is H's own."""
+    """P of the optimizer's last update; None if the subspace is that of H itself."""
     if not config.subspace.preconditioned:
         return None
     return optimizers.preconditioner(config.optimizer, inner)
@@ -111,7 +111,7 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
 
 
 def rank_shares(params, subspace) -> dict:
-    """The `rank_profile` of the eigenvectors, on average, whole and by matrix."""
+    """The mean `rank_profile` of the eigenvectors, as a whole and by matrix."""
     found = rank_profile(subspace, RANKS)
     columns = {"rank_profile": found.whole}
     leaves = jax.tree.leaves_with_path(params)
@@ -125,9 +125,9 @@ def rank_shares(params, subspace) -> dict:
 def along_step(config, layout, state: TrainState, task: Task, feed, rate) -> dict:
     """Columns about the next step, whose mini-batch is the first of a feed.
 
-    They are `step_measures` of the update before it is scaled, at this learning rate
-    and on the data of the curvature; the batch sharpness over the feed, along gradients
-    and along updates; and the localization of the eigenvectors.
+    `step_measures` takes the update at this learning rate, before it is scaled, and the
+    data of the curvature. The batch sharpness is that of the feed, along gradients and
+    along updates. The last column is the localization of the eigenvectors.
     """
     params, mode = state.params, config.subspace.mode
     subspace, batch = state.projection.subspace, functools.partial(task.batch, feed)

@@ -15,8 +15,8 @@ To these come the shares of `bulk_sgd.spectra.energies` for M = H, G and F.
 
 With momentum β, SGD brings the batch sharpness to 2 (1 − β) / η in small batches and to
 2 (1 + β) / η in large ones (Andreyev et al., *Momentum Further Constrains Sharpness at
-the Edge of Stochastic Stability*, arXiv 2604.14108). `batch_sharpness` also takes it
-along the update that the optimizer makes of g_B, which is this project's own variant.
+the Edge of Stochastic Stability*, arXiv 2604.14108). A variant of this project's own
+replaces g_B by the update that the optimizer makes from it.
 """
 
 from typing import NamedTuple
@@ -85,8 +85,8 @@ def measure(
     It sends m = `num_probes` random vectors through each operator. `batches` holds a
     function from the index of a mini-batch to its `Objective`, and their number; `mode`
     is as in `bulk_sgd.hessian` and `sharding` as in `bulk_sgd.sharded`. With a
-    `preconditioner` P all is measured in the coordinates P^½ θ: P^{−½} M P^{−½} and
-    P^{−½} g take the places of M and g.
+    `preconditioner` P, everything is measured in the coordinates P^½ θ:
+    P^{−½} M P^{−½} replaces M, and P^{−½} g replaces g.
     """
     root = preconditioning.root(preconditioner)
     scaled = lambda matvec: preconditioned(matvec, preconditioner)
@@ -140,8 +140,8 @@ def measure(
 def batch_sharpness(batch, num_batches: int, operator, directions):
     """The mean over mini-batches of vᵀ H_B v / ‖v‖², for each direction v.
 
-    `batch` makes a loss of an index, `operator` an operator H_B of this loss, and
-    `directions` a list of m vectors v of it. Returns an array `(m,)`.
+    `batch` turns an index into a loss. From this loss, `operator` makes H_B, and
+    `directions` a list of m vectors v. Returns an array `(m,)`.
     """
 
     def along(index):

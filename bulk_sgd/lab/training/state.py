@@ -38,8 +38,8 @@ class Trace(NamedTuple):
 
     The descent ratio is ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming and v
     the scaled update: to first order, the share of the decrease of the batch loss that
-    the scales leave. The displacement of the subspace is that over the whole dispatch,
-    with `config.measures.step_every`; it keeps a second copy of the basis meanwhile.
+    the scales leave. With `config.measures.step_every`, the displacement is how far the
+    subspace turns in the whole dispatch. It needs a second copy of the basis.
     """
 
     num_steps: jax.Array  # int32

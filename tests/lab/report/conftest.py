@@ -7,7 +7,7 @@ from bulk_sgd.lab.report import saving
 from bulk_sgd.lab.training import train
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def only_png():
     """Figures are saved as PNG alone, which is faster; one test wants all kinds."""
     with pytest.MonkeyPatch.context() as patch:

@@ -53,7 +53,7 @@ def test_figures_are_there_where_something_was_measured(run, tmp_path):
     page = write_report(tmp_path).read_text("utf-8")
     assert set(figures_of(run)) > FIGURES
     for name in FIGURES:
-        assert (tmp_path / "report" / f"{name}.pdf").exists()
+        assert (tmp_path / "report" / f"{name}.png").exists()
     assert "SGD, step 200: the share of the squared length" in page
     other = tmp_path / "other"
     write_run(other)

@@ -1,5 +1,6 @@
 """What sweeps refuse before anything is made, and the program that runs them."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from paths import ROOT
 from tiny_runs import CELLS, quiet, tiny
 
 from bulk_sgd.lab.commands import sweep as sweep_command
-from bulk_sgd.lab.sweep import sweep
+from bulk_sgd.lab.sweep import sweep, tuning
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,17 @@ def test_ablation_configs_are_valid(path, preset):
     assert len(sweep.configs_of(module.get_config(preset), cells)) >= 3
     with pytest.raises(ValueError, match="preset is 'tpu'"):
         module.get_config("tpu")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "muon"])
+def test_configs_of_pays_are_valid(monkeypatch, optimizer):
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("configs.pays.mnist")
+    cells = module.get_sweep(optimizer)
+    configs = sweep.configs_of(module.get_config(optimizer), cells)
+    assert tuning.check(module.tune, cells, configs).reference == "sgd"
+    with pytest.raises(ValueError, match="optimizer is 'adagrad'; it must be one of"):
+        module.get_config("adagrad")
 
 
 @pytest.mark.slow

@@ -98,8 +98,8 @@ def test_tuned_sweep_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "tune", "match"),
     [
-        ([{"seed": 1}], RATE, "learning_rate is tuned, but None in cell 0; every"),
-        ([{RATE: 0}], RATE, "is tuned, but 0 in cell 0; every cell must set it"),
+        ([{"seed": 1}], RATE, "learning_rate is tuned, but cell 0 has None; every"),
+        ([{RATE: 0}], RATE, "is tuned, but cell 0 has 0; every cell must set it"),
         ([{RATE: 0.1}], RATE, r"has the single value 0\.1 in cell 0; each setting"),
         ([{RATE: 0.1}], 3, "tune is 3; it must be a Tuning, or a field's name"),
         (
