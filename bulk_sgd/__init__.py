@@ -45,11 +45,7 @@ from bulk_sgd.spectra.along_step import (
 )
 from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
 from bulk_sgd.spectra.density import SpectralDensity, spectral_density
-from bulk_sgd.spectra.eigenvectors import (
-    Displacement,
-    displacement,
-    inverse_participation,
-)
+from bulk_sgd.spectra.eigenvectors import Displacement, displacement, localization
 from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
 from bulk_sgd.spectra.loss_slice import loss_slice
 from bulk_sgd.spectra.rank_profile import RankProfile, rank_profile
@@ -108,10 +104,10 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "interpolated_sgd",
-    "inverse_participation",
     "kronecker_preconditioner",
     "krylov_filter",
     "lanczos",
+    "localization",
     "loss_slice",
     "muon_preconditioner",
     "on_drift",

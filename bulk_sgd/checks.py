@@ -56,13 +56,17 @@ def integer(
         raise ArgumentError(name, f"is {value}; it must be {bounds}.")
 
 
-def at_least(name: str, value: Any, low: float = -math.inf):
-    """Raises ArgumentError unless `value` is finite and at least `low`, or traced."""
+def at_least(name: str, value: Any, low: float = -math.inf, above: bool = False):
+    """Raises ArgumentError unless `value` is finite and at least `low`, or traced.
+
+    Where `above`, `low` itself is refused too.
+    """
     if _is_traced(name, value):
         return
     found = number(value)
-    if not (math.isfinite(found) and found >= low):
+    if not (math.isfinite(found) and found >= low) or (above and found == low):
         bound = f", at least {low}" if math.isfinite(low) else ""
+        bound = f" above {low}" if above else bound
         raise ArgumentError(name, f"is {value!r}; it must be a number{bound}.")
 
 

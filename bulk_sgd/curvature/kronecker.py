@@ -72,7 +72,8 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
       left: `(…, m, m)`, symmetric and positive semidefinite; for m × n parameters.
       right: `(…, n, n)`, likewise.
       power: at least 0.
-      eps: eigenvalues below this share of the largest one are raised to it.
+      eps: above 0; eigenvalues below this share of the largest one are raised to it,
+        and all those of a matrix of zeros to `eps`.
 
     Returns:
       A `Kronecker`, a leaf of the `preconditioner` of `update` for a parameter of shape
@@ -91,13 +92,14 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
       [[3. 3. 3.]
        [6. 6. 6.]]
     """
-    for name, value in (("power", power), ("eps", eps)):
-        checks.at_least(name, value, 0)
+    checks.at_least("power", power, 0)
+    checks.at_least("eps", eps, 0, above=True)
     pair = _square(left=left, right=right)
 
     def decompose(matrix):
         values, vectors = jnp.linalg.eigh(matrix)
-        least = eps * jnp.max(values, axis=-1, keepdims=True)
+        largest = jnp.max(values, axis=-1, keepdims=True)
+        least = eps * jnp.where(largest > 0, largest, 1)
         return vectors, jnp.maximum(values, least) ** power
 
     (u, rows), (v, columns) = map(decompose, pair)

@@ -63,6 +63,7 @@ def muon_preconditioner(
     adam_b2: float = 0.999,
     adam_eps_root: float = 0.0,
     *,
+    adam_scale: float = 1.0,
     consistent_rms: float | None = None,
     muon_weight_dimension_numbers=None,
 ):
@@ -78,7 +79,8 @@ def muon_preconditioner(
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
     1.2. With `nesterov`, Muon adds one more gradient to M. The state does not hold that
-    sum, so P uses M.
+    sum, so P uses M, also for parameters left to Adam, which then follow Nadam. P does
+    not fit `adaptive=True`, nor any `preconditioning` but "frobenius".
 
     Each m × n matrix takes a singular value decomposition, about 20 m n min(m, n)
     operations, and three times its memory. If it is split over devices, it is gathered.
@@ -90,6 +92,7 @@ def muon_preconditioner(
       adam_b1: of Adam.
       adam_b2: of Adam.
       adam_eps_root: of Adam.
+      adam_scale: learning rate over `adam_learning_rate`, if Adam has its own.
       consistent_rms: c / √max(m, n); without it, c = √max(1, out / in).
       muon_weight_dimension_numbers: which axes are rows and columns; by default those
         of parameters with two axes.
@@ -115,8 +118,10 @@ def muon_preconditioner(
        [20. 40.]]
     """
     checks.integer("ns_steps", ns_steps, 1)
+    checks.at_least("adam_scale", adam_scale, 0, above=True)
     found = _only(state, contrib.MuonState, "Muon", "optax.contrib.muon")
     adam = adam_preconditioner(state, adam_b1, adam_b2, eps, adam_eps_root)
+    adam = jax.tree.map(lambda d: (adam_scale * d).astype(d.dtype), adam)
     slopes = found.ns_coeffs[..., 0]
     gain = slopes**ns_steps if slopes.ndim == 0 else jnp.prod(slopes)
     hidden = lambda x: isinstance(x, optax.MaskedNode)

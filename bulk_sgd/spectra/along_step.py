@@ -50,8 +50,9 @@ class StepMeasures(NamedTuple):
       measured_whole: L(θ + u) − L(θ).
       sharpness_update: uᵀ H u / ‖u‖².
       sharpness_gradient: gᵀ H g / ‖g‖².
-      critical_scale: s_c to 1 %, from at most 20 losses; NaN if u is not a direction of
-        descent, or if s_c lies outside about 10⁻³ to 10³.
+      critical_scale: s_c to 1 % and rounding (see `critical_sharpness`), from at most
+        20 losses; NaN if u is not a direction of descent, or if s_c lies outside about
+        10⁻³ to 10³.
     """
 
     predicted_dominant: jax.Array
@@ -158,6 +159,12 @@ def critical_sharpness(
     the result is uᵀ H u / (−η g·u). For u = −ηg this is the directional sharpness
     gᵀ H g / ‖g‖².
 
+    A loss at most four rounding units above the first one counts as lower. Besides
+    `tol`, the relative error is therefore about one such unit of the loss over the
+    largest decrease along u. Losses alone cannot tell a direction of descent from a
+    step over a barrier, where the loss rises first. `step_measures` can, because it
+    knows the gradient.
+
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
       params: pytree of floating point arrays, the point θ.
@@ -167,8 +174,8 @@ def critical_sharpness(
       max_losses: the largest number of losses.
 
     Returns:
-      A scalar in float32, or float64 if a parameter is float64. It is NaN if
-      `max_losses` is too small, for example because no step along u lowers the loss.
+      A scalar in float32, or float64 if a parameter is float64. It is NaN if no step
+      tried lowers the loss by more than rounding, or if `max_losses` is too small.
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
@@ -197,7 +204,8 @@ def critical_sharpness(
 @jax.default_matmul_precision("highest")
 def _critical_sharpness(value_fn, params, updates, learning_rate, tol, max_losses):
     loss = functools.partial(_loss_along, value_fn, params, basis.widen(updates))
-    scale = _critical_scale(loss, loss(0.0), loss(1.0), tol, max_losses)
+    start = value_fn(params)
+    scale = _critical_scale(loss, start, loss(1.0), tol, max_losses)
     return 2 / (learning_rate * scale)
 
 
@@ -208,24 +216,27 @@ def _loss_along(value_fn, params, direction, scale):
 
 def _critical_scale(loss, start, first, tol=_TOL, max_losses=_MAX_LOSSES):
     """The s > 0 with loss(s) = loss(0), given loss(0) and loss(1); NaN if not found."""
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in (start, first))
+    slack = 4 * eps * jnp.abs(start)
 
-    def narrowed(low, high, scale, value):
-        falls = value < start  # not where the loss is NaN
-        return jnp.where(falls, scale, low), jnp.where(falls, high, scale)
+    def narrowed(low, high, fell, scale, value):
+        falls = value <= start + slack  # not where the loss is NaN
+        ends = jnp.where(falls, scale, low), jnp.where(falls, high, scale)
+        return *ends, fell | (value < start - slack)
 
     def solved(low, high):
         return (low > 0) & jnp.isfinite(high) & (high - low <= tol * high)
 
     def unsolved(carry):
-        low, high, count = carry
+        low, high, _, count = carry
         return ~solved(low, high) & (count < max_losses)
 
     def step(carry):
-        low, high, count = carry
+        low, high, fell, count = carry
         scale = jnp.where(jnp.isinf(high), 2 * low, (low + high) / 2)
-        return *narrowed(low, high, scale, loss(scale)), count + 1
+        return *narrowed(low, high, fell, scale, loss(scale)), count + 1
 
     one = jnp.ones_like(first)
-    begun = *narrowed(0 * one, jnp.inf * one, one, first), 2
-    low, high, _ = jax.lax.while_loop(unsolved, step, begun)
-    return jnp.where(solved(low, high), (low + high) / 2, jnp.nan)
+    begun = *narrowed(0 * one, jnp.inf * one, False, one, first), 2
+    low, high, fell, _ = jax.lax.while_loop(unsolved, step, begun)
+    return jnp.where(solved(low, high) & fell, (low + high) / 2, jnp.nan)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
@@ -23,7 +24,8 @@ class Displacement(NamedTuple):
         where a vector is missing. Eigenvectors with close eigenvalues change places
         and rotate among themselves. Their entries are then large although `subspace`
         is small.
-      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k; NaN where a subspace is empty.
+      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k, with k the rank of the smaller subspace: 0
+        if the larger one contains it; NaN where a subspace is empty.
     """
 
     vectors: jax.Array
@@ -35,13 +37,13 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
 
     Args:
       before: a subspace, dense or in factors.
-      after: another one with the same number of rows.
+      after: another one with the same number of rows, rows of zeros included.
 
     Returns:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: unless both are a `Subspace`, with vectors of the same form.
+      ValueError: unless both are a `Subspace`, with as many vectors of the same form.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -52,27 +54,31 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
       [1. 1.] 0.0
     """
     check_subspace("before", before)
-    overlap = before.overlap(after)
+    check_subspace("after", after)
+    if after.rank != before.rank:
+        problem = f"has {after.rank} rows; it must have {before.rank}, as before has."
+        raise checks.ArgumentError("after", problem)
+    forms = (basis.like(x.eigenvectors) for x in (after, before))
+    checks.like("eigenvectors of after", *forms, "those of before")
     (first, one), (second, other) = map(_order, (before, after))
-    cosines = basis.gram(before.eigenvectors, after.eigenvectors)[first, second]
-    known = one[first] & other[second]
+    cosines = basis.gram(before.eigenvectors, after.eigenvectors)
+    smaller = jnp.minimum(before.kept, after.kept)
     # Rounding can leave a cosine an ulp above 1.
-    turned = jnp.maximum(1 - jnp.abs(cosines), 0)
+    turned = jnp.maximum(1 - jnp.abs(cosines[first, second]), 0)
     return Displacement(
-        vectors=jnp.where(known, turned, jnp.nan),
-        subspace=jnp.where(
-            jnp.any(one) & jnp.any(other), jnp.maximum(1 - overlap, 0), jnp.nan
-        ),
+        vectors=jnp.where(one[first] & other[second], turned, jnp.nan),
+        subspace=jnp.maximum(1 - jnp.sum(cosines**2) / smaller, 0),  # NaN from 0 / 0
     )
 
 
-def inverse_participation(subspace: Subspace):
+def localization(subspace: Subspace):
     """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
 
-    Σ_j v_j⁴ is the inverse participation ratio of a unit vector: about 1 / m if it
-    lives on only m parameters. Its mean over random directions is 3 / (n + 2), so the
-    result is close to 1 for a vector that looks random, and n / 3 for one on a single
-    parameter. Vectors in factors are expanded one at a time.
+    That is its inverse participation ratio Σ_j v_j⁴ over that of a random vector. The
+    ratio is about 1 / m for a unit vector on only m parameters, and its mean over
+    random directions is 3 / (n + 2). So the result is close to 1 for a vector that
+    looks random, and n / 3 for one on a single parameter. Vectors in factors are
+    expanded one at a time.
 
     Args:
       subspace: the eigenvectors, dense or in factors.
@@ -88,7 +94,7 @@ def inverse_participation(subspace: Subspace):
       >>> import jax, jax.numpy as jnp, bulk_sgd
       >>> matvec = jax.tree_util.Partial(jnp.multiply, jnp.array([5.0, 1.0, 1.0]))
       >>> pairs = bulk_sgd.top_eigenpairs(matvec, jnp.ones(3), rank=1, tol=1e-5)
-      >>> print(bulk_sgd.inverse_participation(pairs).round(3))
+      >>> print(bulk_sgd.localization(pairs).round(3))
       [1.]
     """
     check_subspace("subspace", subspace)

@@ -61,6 +61,7 @@ def test_muon_steps_by_the_inverse_of_its_preconditioner(x64, name):
         RATE,
         beta=BETA,
         nesterov=False,
+        adam_learning_rate=RATE / 4,
         muon_weight_dimension_numbers=axes,
         **iteration,
         **given,
@@ -74,7 +75,11 @@ def test_muon_steps_by_the_inverse_of_its_preconditioner(x64, name):
         for key, decay in (("w", BETA), ("b", 0.8)):
             average[key] = decay * average[key] + (1 - decay) * np.asarray(grads[key])
     scale = bulk_sgd.muon_preconditioner(
-        state, iteration["ns_steps"], muon_weight_dimension_numbers=axes, **given
+        state,
+        iteration["ns_steps"],
+        adam_scale=4.0,
+        muon_weight_dimension_numbers=axes,
+        **given,
     )
     matrix = as_matrix(scale, params)
     expected = -RATE * np.linalg.solve(matrix, flat(average))
@@ -119,6 +124,18 @@ def test_a_singular_factor_ends_at_a_share_of_its_largest_eigenvalue(x64):
     scale = bulk_sgd.kronecker_preconditioner(left, right, 0.25, eps=1e-4)
     found = np.diag(as_matrix(scale, jnp.ones((2, 1))))
     np.testing.assert_allclose(found, [2, 0.2], rtol=1e-10)
+
+
+def test_factors_of_zeros_leave_the_projection_finite(x64):
+    zeros = np.zeros((2, 2)), np.zeros((3, 3))
+    scale = bulk_sgd.kronecker_preconditioner(*zeros)
+    params, update = jnp.ones((2, 3)), jnp.cos(jnp.arange(6.0)).reshape(2, 3)
+    tx = bulk_sgd.project_bulk(1, solver=exact_solver())
+    given = {"value_fn": quadratic(MATRIX[:6, :6]), "preconditioner": scale}
+    found, _ = tx.update(update, tx.init(params), params, **given)
+    _, dominant = top(MATRIX[:6, :6], 1)  # P is a multiple of the identity
+    expected = flat(update) - dominant @ flat(update)
+    np.testing.assert_allclose(flat(found), expected, rtol=1e-10, atol=1e-11)
 
 
 def test_product_with_a_network_is_the_dense_one(x64):
@@ -184,9 +201,10 @@ def test_update_is_projected_in_its_coordinates(x64, dtype, mask, chosen):
         ((np.ones((2, 3)), np.eye(2)), r"left is of shape \(2, 3\); .*square"),
         ((np.eye(2), np.ones(3)), r"right is of shape \(3,\); .*square"),
         ((np.eye(2), np.eye(2), -1.0), "power is -1.0; it must be a number, at least"),
+        ((np.eye(2), np.eye(2), 1, 0), "eps is 0; it must be a number above 0"),
     ],
 )
-def test_factors_that_are_no_square_matrices_are_refused(given, message):
+def test_wrong_arguments_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         bulk_sgd.kronecker_preconditioner(*given)
 

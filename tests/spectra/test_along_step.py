@@ -94,6 +94,28 @@ def test_a_step_over_a_barrier_is_no_descent(x64):
     found = bulk_sgd.step_measures(loss, x, step, pairs)
     assert found.measured_whole == pytest.approx(-0.75)
     assert np.isnan(found.critical_scale)
+    # Losses alone do not tell: the other root of 1 − 2 s + s³ / 4.
+    root = 2 / bulk_sgd.critical_sharpness(loss, x, step)
+    assert root == pytest.approx(np.roots([1 / 4, 0, -2, 1]).max(), rel=0.005)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_critical_scale_next_to_rounding(x64, dtype):
+    # Losses are multiples of 1/64. The largest decrease, 1/2 at half of s_c, is 32 of
+    # these units, and that of u itself, 1/150 of it, is lost.
+    offset = 1 / (64 * float(jnp.finfo(dtype).eps))
+    x, scale = jnp.ones((), jnp.promote_types(dtype, jnp.float32)), 600
+    loss = lambda x: (offset + 0.5 * x.astype(jnp.float64) ** 2).astype(dtype)
+    pairs = bulk_sgd.top_eigenpairs(lambda v: v, x, 1)
+    found = {}
+    for sign in (-1, 0, 1):
+        step = jnp.asarray(sign * 2 / scale, x.dtype)
+        measures = bulk_sgd.step_measures(loss, x, step, pairs)
+        sharpness = bulk_sgd.critical_sharpness(loss, x, step)
+        found[sign] = [measures.critical_scale, 2 / sharpness]
+    # Five units too high count as lower at most: 5.5/32 is 4 s (s − 1) at s = 1.04.
+    np.testing.assert_allclose(found[-1], scale, rtol=0.05)
+    assert np.isnan([*found[0], *found[1]]).all()
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.4, 1.0, 30.0])
@@ -206,28 +228,42 @@ def test_missing_vectors_have_no_displacement(x64):
     expected = 1 - np.abs(np.sum(before[:2] * after[1:], axis=1))
     np.testing.assert_allclose(found.vectors[:2], expected, rtol=1e-12)
     assert np.isnan(found.vectors[2])
-    assert 0 < found.subspace < 1
+    # Of the two directions that are left, how much is outside of the three before.
+    P, Q = helpers.projector(before), helpers.projector(after[1:])
+    assert found.subspace == pytest.approx(1 - np.trace(P @ Q) / 2, rel=1e-12)
+    fewer = subspace(before * [[1], [0], [1]], [3.0, 0.0, 1.0])
+    assert bulk_sgd.displacement(subspace(before), fewer).subspace < 1e-14
     empty = bulk_sgd.displacement(subspace(0 * before), subspace(after))
     assert np.isnan([*empty.vectors, empty.subspace]).all()
 
 
-def test_inverse_participation_is_one_for_random_vectors_and_n_thirds_for_one(x64):
+@pytest.mark.parametrize(
+    ("after", "match"),
+    [
+        (subspace(orthonormal(1, 2)), "^after has 2 rows; it must have 3, as before"),
+        (subspace(orthonormal(1, size=9)), r"^eigenvectors of after has the shapes .*"),
+        (np.ones(3), "^after is of type ndarray; it must be a bulk_sgd.Subspace"),
+    ],
+)
+def test_subspaces_of_another_form_are_named(after, match):
+    with pytest.raises(ValueError, match=match):
+        bulk_sgd.displacement(subspace(orthonormal(0)), after)
+
+
+def test_localization_is_one_for_random_vectors_and_n_thirds_for_one(x64):
     vectors = orthonormal(2, 4)
-    found = bulk_sgd.inverse_participation(subspace(vectors))
+    found = bulk_sgd.localization(subspace(vectors))
     np.testing.assert_allclose(found, 10 / 3 * np.sum(vectors**4, 1), rtol=1e-12)
     one = np.eye(10)[:2] * [[0], [1]]
-    found = bulk_sgd.inverse_participation(subspace(one, [0.0, -1.0]))
+    found = bulk_sgd.localization(subspace(one, [0.0, -1.0]))
     assert found[0] == pytest.approx(10 / 3)
     assert np.isnan(found[1])
     cut, _ = subspace(vectors).factored(1)
     dense_rows = subspace(rows(basis.map_in_turn(lambda row: row, cut.eigenvectors)))
-    np.testing.assert_allclose(
-        bulk_sgd.inverse_participation(cut),
-        bulk_sgd.inverse_participation(dense_rows),
-        rtol=1e-12,
-    )
+    found, expected = map(bulk_sgd.localization, (cut, dense_rows))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
     random = np.random.default_rng(3).standard_normal((200, 500))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     # The mean over directions is n / (n + 2); each scatters by about √(32 / 3n).
-    mean = np.mean(bulk_sgd.inverse_participation(subspace(random)))
+    mean = np.mean(bulk_sgd.localization(subspace(random)))
     assert mean == pytest.approx(500 / 502, abs=4 * (32 / 1500 / 200) ** 0.5)

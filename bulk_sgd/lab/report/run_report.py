@@ -158,12 +158,13 @@ def _captions(run):
         "step_sharpness": "Top: critical sharpness 2/η_c, with η_c the rate above "
         "which the step raises the loss (pale: gᵀHg/‖g‖² of the gradient). Middle: "
         "uᵀHu/‖u‖² of the update. Bottom: the same for each mini-batch and its own "
-        "update (pale: its own gradient), mean over mini-batches. Dashed: the "
-        "optimizer's stability threshold; dotted: that of small batches, where known.",
+        "update (pale: its own gradient), mean over mini-batches. Dashed: 2/η, "
+        "above which the step raises the loss (top), and the optimizer's stability "
+        "threshold; dotted: that of small batches, where known.",
         "eigenvectors": "Left: 1 − ‖U₁ᵀU₂‖²/k between the subspaces of a row and the "
         "row before (pale: mean of 1 − |⟨uᵢ, uᵢ′⟩| over the eigenvectors). It is 0 if "
-        "nothing turns. Right: mean of n Σⱼ vⱼ⁴ / 3 over the eigenvectors. It is 1 for "
-        "random vectors, and n/3 for vectors on a single parameter.",
+        "nothing turns. Right: localization n Σⱼ vⱼ⁴ / 3, mean over the eigenvectors. "
+        "It is 1 for random vectors, and n/3 for vectors on a single parameter.",
         "ranks": _profiled(run),
         "own": "One panel per number or list, along training; the first entry of a "
         "list is darkest.",

@@ -43,7 +43,9 @@ def step_sharpness_figure(run: RunResults) -> Figure:
         if values.size:
             style.log_or_symlog(axes, values)
         _draw_pale(axes, run, pale)
-        _draw_threshold(axes, run, run.stability, (0, (4, 2)))
+        # By its definition a step raises the loss above 2/η, for every optimizer.
+        own = 2 if key == "step/critical_sharpness" else run.stability
+        _draw_threshold(axes, run, own, (0, (4, 2)))
         if key.startswith("batch"):
             small = run.info.get("batch_stability_threshold") or np.nan
             _draw_threshold(axes, run, small, (0, (1, 1.5)))
@@ -55,13 +57,13 @@ def step_sharpness_figure(run: RunResults) -> Figure:
 def eigenvector_figure(run: RunResults) -> Figure:
     """How far the subspace turns between rows, and on how few parameters it lives."""
     figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
-    run = _with_means(run, "displacement", "inverse_participation")
+    run = _with_means(run, "displacement", "localization")
     _draw_pale(left, run, "displacement")
     label = "displacement of the subspace"
     panel(left, run, "displacement_subspace", label, (0, None))
     style.log_axis(right)
     right.axhline(1, color=style.MUTED, linewidth=0.7)
-    panel(right, run, "inverse_participation", "inverse participation over its null")
+    panel(right, run, "localization", "localization of the eigenvectors")
     return figure
 
 

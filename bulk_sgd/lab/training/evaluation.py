@@ -20,7 +20,7 @@ from bulk_sgd.lab.training import measures
 from bulk_sgd.lab.training.state import Task, TrainState
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.spectra.along_step import step_measures
-from bulk_sgd.spectra.eigenvectors import inverse_participation
+from bulk_sgd.spectra.eigenvectors import localization
 from bulk_sgd.spectra.rank_profile import rank_profile
 from bulk_sgd.spectra.subsampling import subsampling_error
 
@@ -127,7 +127,7 @@ def along_step(config, layout, state: TrainState, task: Task, feed, rate) -> dic
 
     `step_measures` takes the update at this learning rate, before it is scaled, and the
     data of the curvature. The batch sharpness is that of the feed, along gradients and
-    along updates. The last column is the participation of the eigenvectors.
+    along updates. The last column is the localization of the eigenvectors.
     """
     params, mode = state.params, config.subspace.mode
     subspace, batch = state.projection.subspace, functools.partial(task.batch, feed)
@@ -153,7 +153,7 @@ def along_step(config, layout, state: TrainState, task: Task, feed, rate) -> dic
         "step/critical_sharpness": 2 / (rate * found.critical_scale),
         "batch_sharpness": sharpness[0],
         "batch_sharpness_update": sharpness[1],
-        "inverse_participation": inverse_participation(subspace),
+        "localization": localization(subspace),
     }
 
 

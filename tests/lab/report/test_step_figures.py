@@ -29,7 +29,7 @@ def measured(row):
         "batch_sharpness_update": 130.0,
         "displacement": [0.5, None, 0.1],
         "displacement_subspace": 0.2,
-        "inverse_participation": [9.0, 3.0, None],
+        "localization": [9.0, 3.0, None],
         "rank_profile": [0.7, 0.8, 0.9, 1.0],
         "rank_profile/dense_0/kernel": [0.6, 0.8, 0.9, 1.0],
         "rank_profile/dense_1/kernel": [0.8, None, 0.9, 1.0],
@@ -39,7 +39,7 @@ def measured(row):
 
 @pytest.fixture
 def run(tmp_path):
-    write_run(tmp_path, stability_threshold=2.0, batch_stability_threshold=1.0)
+    write_run(tmp_path, stability_threshold=4.0, batch_stability_threshold=1.0)
     edit_rows(tmp_path, measured)
     return read_run(tmp_path)
 
@@ -74,11 +74,12 @@ def test_lines_are_the_columns_and_pale_ones_their_companions(run):
     assert {round(x, 6) for line in pale for x in line.get_ydata()} == {0.3}
 
 
-def test_thresholds_are_those_of_the_optimizer_and_of_small_batches(run):
+def test_thresholds_are_those_of_the_step_the_optimizer_and_small_batches(run):
     panels = step_figures.step_sharpness_figure(run).axes
     values = [np.concatenate([x.get_ydata() for x in axes.lines]) for axes in panels]
     assert [90.0 in x for x in values] == [True, False, False]
-    assert [200.0 in x for x in values] == [True, True, True]  # 2 / 0.01
+    assert [200.0 in x for x in values] == [True, False, False]  # 2 / 0.01
+    assert [400.0 in x for x in values] == [False, True, True]
     assert [100.0 in x for x in values] == [False, False, True]
 
 

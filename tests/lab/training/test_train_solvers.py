@@ -93,7 +93,7 @@ def test_factors_say_what_their_cut_takes(tmp_path):
     assert row["kept"] == RANK
     assert 0 < row["energy_lost"] < 1
     assert 0 < row["displacement_subspace"] < 1
-    assert len(row["inverse_participation"]) == RANK
+    assert len(row["localization"]) == RANK
     assert rows_of(tmp_path, "prefix")[-1]["energy_lost"] is None
     page = write_report(tmp_path).read_text("utf-8")
     assert "streaming, factors of rank 1" in page
@@ -230,7 +230,7 @@ def test_rows_say_what_the_next_step_does(tmp_path):
             assert row["step/measured_whole"] == pytest.approx(whole, rel=0.3)
             scales = row["step/critical_scale"] * row["step/critical_sharpness"]
             assert scales == pytest.approx(2 / RATE)
-            assert min(row["inverse_participation"]) > 0.3
+            assert min(row["localization"]) > 0.3
             assert 0 < row["step/sharpness_update"] < 1.1 * row["eigenvalues"][0]
             # With momentum the two directions differ.
             assert row["batch_sharpness"] != row["batch_sharpness_update"]
