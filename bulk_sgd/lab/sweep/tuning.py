@@ -40,7 +40,8 @@ class Tuning:
     def is_reference(self, label: str, arm: str) -> bool:
         """Whether the reference names this row."""
         names = arm, label, f"{label}: {arm}"
-        return record.compact(self.reference) in map(record.compact, names)
+        named = record.compact(self.reference)
+        return bool(named) and named in map(record.compact, names)
 
     def best(self, losses: dict[float, list[float]]) -> float | None:
         """The value with the lowest median loss; None if more than half diverged."""

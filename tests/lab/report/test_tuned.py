@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
-from written_studies import write_straight, write_tuned
+from written_studies import write_axis, write_straight, write_tuned
 
 from bulk_sgd.lab.report import study, tuned, tuned_section
 from bulk_sgd.lab.report.write import write_report
+from bulk_sgd.lab.sweep import grid, workdir
 
 TUNE = {"field": "optimizer.learning_rate", "reference": "plain"}
 # Last losses over the rate, one per seed; a NaN diverged.
@@ -40,6 +41,17 @@ def test_rows_take_their_best_value(axis):
     assert list(reduced.groups) == ["fast", "plain", "slow"]
     assert [cell.index for cell in reduced.cells] == [2, 3, 8, 9, 14, 15]
     assert reduced.spread("fast", "sgd", "loss_ratio").mean == pytest.approx(0.02 / 4)
+
+
+def test_the_reference_is_sgd_if_none_is_named(tmp_path):
+    cells = grid.product(
+        grid.values("batch_size", (5, 10)), grid.values(TUNE["field"], (0.1, 0.2))
+    )
+    for index, arm in enumerate(("bulk_sgd", "bulk_sgd", "sgd", "sgd")):
+        write_straight(workdir.cell_folder(tmp_path, index), 0.5, arm)
+    write_axis(tmp_path, cells, tune={"field": TUNE["field"]})
+    (axis,) = study.read_study(tmp_path)
+    assert tuned.reference(axis, tuned.rows(axis)).arm == "sgd"
 
 
 def test_costs_are_those_to_the_end_of_the_reference(axis):
