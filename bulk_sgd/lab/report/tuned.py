@@ -77,23 +77,20 @@ class Curve:
 
 
 def rows(axis: Axis) -> list[Row]:
-    """The rows of a tuned sweep whose cells have all ended, as far as they were run."""
+    """The rows of a tuned sweep, with the values of which all cells have ended."""
     field, found = axis.tune.field, []
     value = {cell.index: cell.settings[field] for cell in axis.cells}
     settings = _without(axis, field).groups
     arms, alone = list(axis.summaries), one_arm_each(settings)
     for label, cells in settings.items():
-        ends = {
-            c.index: tuning.losses(c.run.workdir, axis.tune) for c in cells if c.run
-        }
+        ends, at = {}, {}
+        for cell in cells:
+            run = cell.run
+            ends[cell.index] = tuning.losses(run.workdir, axis.tune) if run else {}
+            at.setdefault(value[cell.index], []).append(cell)
         for arm in arms:
-            losses, at = {}, {}
-            for cell in cells:
-                if arm in ends.get(cell.index, {}):
-                    losses.setdefault(value[cell.index], []).append(
-                        ends[cell.index][arm]
-                    )
-                    at.setdefault(value[cell.index], []).append(cell)
+            losses = {x: [ends[c.index].get(arm) for c in at[x]] for x in at}
+            losses = {x: found for x, found in losses.items() if None not in found}
             if losses:
                 best = axis.tune.best(losses)
                 names = [label] * (len(settings) > 1 or alone)

@@ -26,7 +26,7 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rule = (
         f"Each row has the {name} that gives it the lowest {loss} at the end"
         f"{mean * (axis.tune.rows > 1)}, by the median over seeds. A run that diverged "
-        "counts as infinite."
+        "counts as infinite, and a value once all its seeds have ended."
     )
     notes = [
         page.note(
@@ -43,8 +43,9 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     )
     rates = (
         f"The {loss} at the end over the {name}; median over seeds, in a band from the "
-        "lowest to the highest. The ring marks the best value. Values at which most "
-        "seeds diverged, and losses above ten times the worst best one, have no point."
+        "lowest to the highest. The ring marks the best value. Values at which at "
+        "least half of the seeds diverged, and losses above ten times the worst best "
+        "one, have no point."
     )
     return "".join(
         [

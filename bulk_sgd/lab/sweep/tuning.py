@@ -44,7 +44,7 @@ class Tuning:
         return bool(named) and named in map(record.compact, names)
 
     def best(self, losses: dict[float, list[float]]) -> float | None:
-        """The value with the lowest median loss; None if more than half diverged."""
+        """The value with the lowest median loss; None if at least half diverged."""
         medians = {value: statistics.median(found) for value, found in losses.items()}
         best = min(sorted(medians), key=medians.get)
         return best if math.isfinite(medians[best]) else None

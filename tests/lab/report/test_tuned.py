@@ -43,6 +43,16 @@ def test_rows_take_their_best_value(axis):
     assert reduced.spread("fast", "sgd", "loss_ratio").mean == pytest.approx(0.02 / 4)
 
 
+def test_a_value_competes_once_all_its_seeds_have_ended(tmp_path):
+    settings = {"plain": {0.1: (0.5, 0.6), 0.2: (0.1, 3.0), 0.4: (1.0, 1.0)}}
+    write_tuned(tmp_path, settings, TUNE)
+    (workdir.cell_folder(tmp_path, 3) / "metrics.jsonl").unlink()  # 0.2, the worse one
+    running = workdir.cell_folder(tmp_path, 4) / "run.json"
+    running.write_text(running.read_text().replace("complete", "running"))
+    (row,) = tuned.rows(*study.read_study(tmp_path))
+    assert (row.best, [*row.losses], len(row.cells)) == (0.1, [0.1], 2)
+
+
 def test_the_reference_is_sgd_if_none_is_named(tmp_path):
     cells = grid.product(
         grid.values("batch_size", (5, 10)), grid.values(TUNE["field"], (0.1, 0.2))

@@ -21,6 +21,7 @@ TUNE = Tuning(RATE, widen=2)
         ({0.1: [3, 3, 3], 0.2: [2, 2, 9], 0.4: [4, 1, 4]}, 0.2),  # by the median
         ({0.1: [2], 0.2: [2]}, 0.1),
         ({0.1: [5, 5, 5], 0.2: [1, math.inf, math.inf]}, 0.1),  # most seeds diverged
+        ({0.1: [5, 5], 0.2: [1, math.inf]}, 0.1),  # half of them did
         ({0.1: [math.inf], 0.2: [math.inf]}, None),
     ],
 )
