@@ -66,9 +66,14 @@ class Curve:
             join(spent, prefix.seconds - prefix.seconds_curvature + seconds),
         )
 
-    def cost(self, by: str, target: float) -> dict[str, float]:
-        """By unit what it took to a loss, infinite if never; the test loss there."""
+    def cost(self, by: str, target: float, window: int = 1) -> dict[str, float]:
+        """By unit what it took to a loss, infinite if never; the test loss there.
+
+        The loss is a mean over the last `window` rows.
+        """
         losses = getattr(self, by)
+        lasts = (losses[max(0, i - window) : i] for i in range(1, len(losses) + 1))
+        losses = np.array([np.mean(last) for last in lasts])
         found = {unit: reach(losses, getattr(self, unit), target) for unit in UNITS}
         if math.isnan(found["steps"]):
             return dict.fromkeys(UNITS, math.inf) | {"test_loss": math.nan}
@@ -126,9 +131,9 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
 
     A dict per seed: the ratio per unit, the number of `matvecs` itself as
     `own_matvecs`, the `test_loss` there, and the `end`, the row's last loss. Seeds are
-    paired; without its twin, a seed meets the reference's median.
+    paired; without its twin, a seed meets the reference's median. All but the end is
+    NaN where the loss or the data are not the reference's.
     """
-    by = axis.tune.by
     seed = lambda cell: cell.settings.get("seed")
     ends = {seed(c): x for c, x in zip(plain.cells, plain.losses[plain.best])}
     ends = {name: end for name, end in ends.items() if math.isfinite(end)}
@@ -136,19 +141,35 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
     own = {}
     for cell in plain.cells:
         if seed(cell) in ends:
-            cost = Curve.of(cell, plain.arm).cost(by, ends[seed(cell)])
-            own[seed(cell)] = cost
+            own[seed(cell)] = _cost(axis.tune, cell, plain.arm, ends[seed(cell)])
     typical = {
         unit: float(np.median([c[unit] for c in own.values()])) for unit in UNITS
     }
     found = []
     for cell, end in zip(row.cells, row.losses[row.best]):
-        cost = Curve.of(cell, row.arm).cost(by, ends.get(seed(cell), middle))
+        target = ends.get(seed(cell), middle) if alike(row, plain) else math.nan
+        cost = _cost(axis.tune, cell, row.arm, target)
         theirs = own.get(seed(cell), typical)
         ratios = {u: cost[u] / theirs[u] if theirs[u] else math.nan for u in UNITS}
         more = {"own_matvecs": cost["matvecs"], "test_loss": cost["test_loss"]}
         found.append(ratios | more | {"end": end})
     return found
+
+
+def alike(row: Row, other: Row) -> bool:
+    """Whether the losses of two rows compare: the same loss, of the same data."""
+    infos = [found.cells[0].run.info for found in (row, other)]
+    data = lambda info: (info.get("config") or {}).get("data")
+    first, second = ((info.get("loss_label"), data(info)) for info in infos)
+    return first == second
+
+
+def _cost(tune, cell, arm, target):
+    if math.isnan(target):
+        return dict.fromkeys((*UNITS, "test_loss"), math.nan)
+    # As `tuning.losses` has it, which takes no row of the prefix.
+    window = min(tune.rows, len(cell.run.rows.get(arm, [])) or 1)
+    return Curve.of(cell, arm).cost(tune.by, target, window)
 
 
 def _without(axis, field):

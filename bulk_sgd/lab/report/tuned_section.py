@@ -177,9 +177,11 @@ def _table(axis, rows, plain):
         costs = _costs(axis, row, plain)
         best = "all diverged" if row.best is None else exact(row.best)
         values = [middle([c[key] for c in costs]) for key in heads.values() if key]
-        reached = sum(math.isfinite(c["steps"]) for c in costs)
+        reached = f"{sum(math.isfinite(c['steps']) for c in costs)} of {len(costs)}"
+        if row.cells and not tuned.alike(row, plain):
+            reached = "another loss or other data"
         edge = " (at the edge)" if row.cells and row.at_edge else ""
-        shown.append([row.name, best + edge, *values, f"{reached} of {len(costs)}"])
+        shown.append([row.name, best + edge, *values, reached])
     colors = [styles[row.name].color for row in rows]
     caption = (
         f"Steps, seconds and matvecs to the {loss} that {plain.name} has at its end, "
