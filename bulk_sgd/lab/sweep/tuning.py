@@ -4,6 +4,7 @@ A row is an arm in a setting: what cells set beside the seed and the tuned field
 """
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -112,10 +113,11 @@ def losses(workdir, tune: Tuning) -> dict[str, float]:
 def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
     """Further cells, where the best value of a row is the first or last of its grid.
 
-    The next value has the ratio of the outermost two. Cells after the first `count` are
-    those of earlier calls. A row of which no value trained is tried with lower ones. A
-    value that the config does not allow is not tried.
+    The next value has the ratio of the outermost two, rounded for an integer field.
+    Cells after the first `count` are those of earlier calls. A row of which no value
+    trained is tried with lower ones.
     """
+    whole = type(functools.reduce(getattr, tune.field.split("."), base)) is int
     ends = [losses(cell_folder(workdir, i), tune) for i in range(len(cells))]
     more = []
     for indices in _settings(cells, tune).values():
@@ -128,9 +130,9 @@ def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
         if not all(ends[index] for index in indices):
             continue  # one failed; the same command tries it again
         for new, edge in _outer(grid_values, by_value, ends, tune)[: max(left, 0)]:
-            candidates = [{**cells[i], tune.field: new} for i in by_value[edge]]
-            if all(_is_valid(base, cell) for cell in candidates):
-                more += candidates
+            new = max(1, round(new)) if whole else new
+            if new != edge:
+                more += [{**cells[i], tune.field: new} for i in by_value[edge]]
     return more
 
 
@@ -160,11 +162,3 @@ def _settings(cells, tune):
         fixed = {k: v for k, v in cell.items() if k not in ("seed", tune.field)}
         found.setdefault(json.dumps(fixed, sort_keys=True), []).append(index)
     return found
-
-
-def _is_valid(base, cell):
-    try:
-        grid.apply(base, cell)
-    except ValueError:
-        return False
-    return True
