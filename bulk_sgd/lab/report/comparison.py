@@ -1,5 +1,6 @@
 """Runs and sweeps of any question side by side: one axis of what they hold."""
 
+import json
 import os
 import pathlib
 
@@ -17,7 +18,8 @@ def read_comparison(workdirs, labels=()) -> Axis:
     """The runs and sweeps in `workdirs` as one axis, under a label each.
 
     Workdirs of the same label are taken for seeds of one setting. A sweep of several
-    settings has one label for each, after its own; a tuned one has its best values.
+    settings has one label for each, after its own; a tuned one has its best values, or
+    a cell without a run if there are none. Of several sweeps the labels tell which.
 
     Raises:
       ValueError: if there are as many labels as workdirs neither, nor none.
@@ -33,9 +35,14 @@ def read_comparison(workdirs, labels=()) -> Axis:
     cells = []
     for label, workdir in zip(labels, workdirs):
         if is_study(workdir):
-            for axis in map(winners, read_study(workdir)):
-                for group, members in axis.groups.items():
-                    name = f"{label}: {group}" if len(axis.groups) > 1 else label
+            axes = read_study(workdir)
+            for axis in map(winners, axes):
+                groups = axis.groups or {
+                    "": [Cell(0, {}, "without a best value", None)]
+                }
+                whole = f"{label}: {axis.name}" if len(axes) > 1 else label
+                for group, members in groups.items():
+                    name = f"{whole}: {group}" if len(groups) > 1 else whole
                     cells += [(name, cell.status, cell.run) for cell in members]
         else:
             run = read_run(workdir)
@@ -48,17 +55,20 @@ def read_comparison(workdirs, labels=()) -> Axis:
 
 
 def differences(axis: Axis) -> str:
-    """The fields in which the compared configs differ, as an HTML table."""
+    """The fields in which configs differ, with the values of each label, as HTML."""
     fields = {}
     for label, cells in axis.groups.items():
         configs = [cell.run.info.get("config") or {} for cell in cells if cell.run]
-        fields[label] = dict(_flat(configs[0])) if configs else {}
-    names = dict.fromkeys(name for found in fields.values() for name in found)
+        fields[label] = [dict(_flat(config)) for config in configs or [{}]]
+    names = dict.fromkeys(
+        x for found in fields.values() for flat in found for x in flat
+    )
     rows = []
     for name in names:
-        values = [found.get(name, "–") for found in fields.values()]
-        if any(value != values[0] for value in values):
-            rows.append([name, *map(show, values)])
+        found = [[flat.get(name, "–") for flat in flats] for flats in fields.values()]
+        found = [{json.dumps(value): show(value) for value in x} for x in found]
+        if len({text for values in found for text in values}) > 1:
+            rows.append([name, *(", ".join(values.values()) for values in found)])
     if not rows:
         return ""
     table = page.table("What differs", ["config", *fields], rows, prose=True)
