@@ -4,14 +4,14 @@ import json
 import os
 import pathlib
 
+from bulk_sgd.lab.files import record
 from bulk_sgd.lab.report import page
 from bulk_sgd.lab.report.results import read_run
 from bulk_sgd.lab.report.study import Axis, Cell, is_study, read_study, show
 from bulk_sgd.lab.report.tuned import winners
 from bulk_sgd.lab.sweep.grid import LABEL
 
-# Fields that change no result, or that seeds are for.
-_IMMATERIAL = ("seed", "name", "progress", "tensorboard", "checkpoint", "check_memory")
+_LEFT_OUT = ("seed", *record.IMMATERIAL)
 
 
 def read_comparison(workdirs, labels=()) -> Axis:
@@ -87,7 +87,7 @@ def _names(workdirs):
 
 def _flat(config, path=""):
     for name, value in config.items():
-        if not path and name in _IMMATERIAL:
+        if not path and name in _LEFT_OUT:
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{name}.")

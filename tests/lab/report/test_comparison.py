@@ -16,6 +16,7 @@ def folders(tmp_path):
     """Two runs that differ in a field and in the seed, and a sweep of two settings."""
     for name, rank, end in (("one", 3, 0.1), ("two", 5, 0.2)):
         config = {"seed": rank, "subspace": {"rank": rank, "solver": "lanczos"}}
+        config |= {"wandb": name == "one"}
         write_run(tmp_path / name, ends={"sgd": end, "bulk_sgd": end}, config=config)
     write_axis(tmp_path / "sweep", [{"subspace.rank": 1}, {"subspace.rank": 2}])
     for index in range(2):
@@ -87,7 +88,8 @@ def test_page_says_what_differs(folders, tmp_path):
     assert "<h1>a, b, c: 1, c: 2</h1>" in text
     row = '<th scope="row">subspace.rank</th><td>3</td><td>5</td><td>–</td>'
     assert row in text
-    assert "config.seed" not in text
+    assert '<th scope="row">seed</th>' not in text
+    assert '<th scope="row">wandb</th>' not in text
     assert "Claims" not in text
     for name in ("curves", "settings"):
         assert page.with_name(f"comparison-{name}.png").stat().st_size > 10_000
