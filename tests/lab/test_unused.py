@@ -19,8 +19,8 @@ def test_users_are_entries_of_the_registries():
         "subspace.data": ("full", "subset", "batch"),
         "subspace.keep": solvers._KEEP,
     }
-    assert known.keys() == unused._USED_BY.keys()
-    for chooser, fields in unused._USED_BY.items():
+    assert known.keys() == unused.USED_BY.keys()
+    for chooser, fields in unused.USED_BY.items():
         assert {user for users in fields.values() for user in users} <= {
             *known[chooser]
         }

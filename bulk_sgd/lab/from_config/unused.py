@@ -11,7 +11,7 @@ _MOMENTS = ("adam", "adamw", "sophia", "muon")
 _STEPPED = ("sgd", "sam", "muon")
 
 # By the field that chooses: other fields, and which of its choices use them.
-_USED_BY = {
+USED_BY = {
     "model.name": {
         "model.hidden": ("mlp",),
         "model.channels": ("cnn",),
@@ -79,7 +79,7 @@ use, only streaming."
         ConfigDict.__getitem__, path.split("."), config
     )
     found = {}
-    for chooser, fields in _USED_BY.items():
+    for chooser, fields in USED_BY.items():
         choice = get(config, chooser)
         for field, users in fields.items():
             value = get(config, field)

@@ -1,16 +1,17 @@
 """Any runs and sweeps side by side, as one axis."""
 
+import json
 import os
 import pathlib
 
+from bulk_sgd.lab.files import record
 from bulk_sgd.lab.report import page
 from bulk_sgd.lab.report.results import read_run
 from bulk_sgd.lab.report.study import Axis, Cell, is_study, read_study, show
 from bulk_sgd.lab.report.tuned import winners
 from bulk_sgd.lab.sweep.grid import LABEL
 
-# Fields that change no result, and the seed.
-_IMMATERIAL = ("seed", "name", "progress", "tensorboard", "checkpoint", "check_memory")
+_LEFT_OUT = ("seed", *record.IMMATERIAL)
 
 
 def read_comparison(workdirs, labels=()) -> Axis:
@@ -18,7 +19,8 @@ def read_comparison(workdirs, labels=()) -> Axis:
 
     Workdirs with the same label count as seeds of one setting. If a sweep has several
     settings, the label of each is appended to the sweep's. A tuned sweep is shown at
-    its best values.
+    its best values, or as a cell without a run if it has none. If there are several
+    sweeps, the labels name them.
 
     Raises:
       ValueError: if there are labels, but not one for each workdir.
@@ -34,9 +36,14 @@ def read_comparison(workdirs, labels=()) -> Axis:
     cells = []
     for label, workdir in zip(labels, workdirs):
         if is_study(workdir):
-            for axis in map(winners, read_study(workdir)):
-                for group, members in axis.groups.items():
-                    name = f"{label}: {group}" if len(axis.groups) > 1 else label
+            axes = read_study(workdir)
+            for axis in map(winners, axes):
+                groups = axis.groups or {
+                    "": [Cell(0, {}, "without a best value", None)]
+                }
+                whole = f"{label}: {axis.name}" if len(axes) > 1 else label
+                for group, members in groups.items():
+                    name = f"{whole}: {group}" if len(groups) > 1 else whole
                     cells += [(name, cell.status, cell.run) for cell in members]
         else:
             run = read_run(workdir)
@@ -49,17 +56,20 @@ def read_comparison(workdirs, labels=()) -> Axis:
 
 
 def differences(axis: Axis) -> str:
-    """The fields in which the compared configs differ, as an HTML table."""
+    """The fields in which configs differ, with the values of each label, as HTML."""
     fields = {}
     for label, cells in axis.groups.items():
         configs = [cell.run.info.get("config") or {} for cell in cells if cell.run]
-        fields[label] = dict(_flat(configs[0])) if configs else {}
-    names = dict.fromkeys(name for found in fields.values() for name in found)
+        fields[label] = [dict(_flat(config)) for config in configs or [{}]]
+    names = dict.fromkeys(
+        x for found in fields.values() for flat in found for x in flat
+    )
     rows = []
     for name in names:
-        values = [found.get(name, "–") for found in fields.values()]
-        if any(value != values[0] for value in values):
-            rows.append([name, *map(show, values)])
+        found = [[flat.get(name, "–") for flat in flats] for flats in fields.values()]
+        found = [{json.dumps(value): show(value) for value in x} for x in found]
+        if len({text for values in found for text in values}) > 1:
+            rows.append([name, *(", ".join(values.values()) for values in found)])
     if not rows:
         return ""
     table = page.table("What differs", ["config", *fields], rows, prose=True)
@@ -78,7 +88,7 @@ def _names(workdirs):
 
 def _flat(config, path=""):
     for name, value in config.items():
-        if not path and name in _IMMATERIAL:
+        if not path and name in _LEFT_OUT:
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{name}.")

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
 from bulk_sgd.lab.report.comparison import differences, read_comparison
@@ -20,27 +21,26 @@ from bulk_sgd.lab.report.study_tables import show
 from bulk_sgd.lab.report.style import shorten
 from bulk_sgd.lab.report.verdicts import FAILS, HOLDS, Claim
 
-# Fields that describe the setting of an axis. Some are used only with certain values of
-# `name` in their group. A plug-in uses its own `options`.
-_SETTING = {
-    "data.name": None,
-    "data.num_train": None,
-    "model.name": None,
-    "model.hidden": ("mlp",),
-    "model.activation": ("mlp", "cnn", "transformer", "vit", "decoder"),
-    "loss.name": None,
-    "loss.reduction": ("mse",),
-    "optimizer.name": None,
-    "optimizer.learning_rate": None,
-    "optimizer.momentum": ("sgd", "sam", "muon"),
-    "optimizer.projection": ("adam", "adamw", "sam", "muon", "sophia"),
-    "batch_size": None,
-    "num_steps": None,
-    "subspace.rank": None,
-    "subspace.data": None,
-    "subspace.solver": None,
-    "subspace.refresh_every": None,
-}
+# Fields that describe the setting of an axis, where the runs use them.
+_SETTING = (
+    "data.name",
+    "data.num_train",
+    "model.name",
+    "model.hidden",
+    "model.activation",
+    "loss.name",
+    "loss.reduction",
+    "optimizer.name",
+    "optimizer.learning_rate",
+    "optimizer.momentum",
+    "optimizer.projection",
+    "batch_size",
+    "num_steps",
+    "subspace.rank",
+    "subspace.data",
+    "subspace.solver",
+    "subspace.refresh_every",
+)
 _HEADS = "claim", "holds if", "measured", "verdict"
 
 
@@ -183,17 +183,23 @@ def _setting(axis):
 def shared_fields(configs: list[dict]) -> list[tuple[str, object]]:
     """The fields of `_SETTING` that the runs use, with the value that they share."""
     found = []
-    for field, users in _SETTING.items():
-        *groups, last = field.split(".")
-        holders = [
-            functools.reduce(dict.get, groups, config) or {} for config in configs
-        ]
-        values = [holder.get(last) for holder in holders]
-        used = not users or any(holder.get("name") in users for holder in holders)
+    for field in _SETTING:
+        values = _values(configs, field)
+        used = all(
+            {*users[field]} & {*_values(configs, chooser)}
+            for chooser, users in unused.USED_BY.items()
+            if field in users
+        )
         same = all(value == values[0] for value in values)
         if used and same and values[0] not in (None, 0, "", []):
             found.append((field, values[0]))
     return found
+
+
+def _values(configs, field):
+    """A dotted field of each config, None where it is missing."""
+    get = lambda holder, name: (holder or {}).get(name)
+    return [functools.reduce(get, field.split("."), config) for config in configs]
 
 
 def _caption(axis, name):

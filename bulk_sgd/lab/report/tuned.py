@@ -66,9 +66,14 @@ class Curve:
             join(spent, prefix.seconds - prefix.seconds_curvature + seconds),
         )
 
-    def cost(self, by: str, target: float) -> dict[str, float]:
-        """What it took to reach a loss, infinite if never, and the test loss there."""
+    def cost(self, by: str, target: float, window: int = 1) -> dict[str, float]:
+        """What it took to reach a loss, infinite if never, and the test loss there.
+
+        The loss is a mean over the last `window` rows.
+        """
         losses = getattr(self, by)
+        lasts = (losses[max(0, i - window) : i] for i in range(1, len(losses) + 1))
+        losses = np.array([np.mean(last) for last in lasts])
         found = {unit: reach(losses, getattr(self, unit), target) for unit in UNITS}
         if math.isnan(found["steps"]):
             return dict.fromkeys(UNITS, math.inf) | {"test_loss": math.nan}
@@ -77,23 +82,20 @@ class Curve:
 
 
 def rows(axis: Axis) -> list[Row]:
-    """The rows of a tuned sweep, from the cells that have ended."""
+    """The rows of a tuned sweep, with the values whose cells have all ended."""
     field, found = axis.tune.field, []
     value = {cell.index: cell.settings[field] for cell in axis.cells}
     settings = _without(axis, field).groups
     arms, alone = list(axis.summaries), one_arm_each(settings)
     for label, cells in settings.items():
-        ends = {
-            c.index: tuning.losses(c.run.workdir, axis.tune) for c in cells if c.run
-        }
+        ends, at = {}, {}
+        for cell in cells:
+            run = cell.run
+            ends[cell.index] = tuning.losses(run.workdir, axis.tune) if run else {}
+            at.setdefault(value[cell.index], []).append(cell)
         for arm in arms:
-            losses, at = {}, {}
-            for cell in cells:
-                if arm in ends.get(cell.index, {}):
-                    losses.setdefault(value[cell.index], []).append(
-                        ends[cell.index][arm]
-                    )
-                    at.setdefault(value[cell.index], []).append(cell)
+            losses = {x: [ends[c.index].get(arm) for c in at[x]] for x in at}
+            losses = {x: found for x, found in losses.items() if None not in found}
             if losses:
                 best = axis.tune.best(losses)
                 names = [label] * (len(settings) > 1 or alone)
@@ -129,9 +131,9 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
 
     A dict per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the
     `test_loss` at that point, and the row's last loss as `end`. Seeds are paired. A
-    seed that the reference lacks is compared with the reference's median.
+    seed that the reference lacks is compared with the reference's median. If the loss
+    or the data differ from the reference's, all but the end is NaN.
     """
-    by = axis.tune.by
     seed = lambda cell: cell.settings.get("seed")
     ends = {seed(c): x for c, x in zip(plain.cells, plain.losses[plain.best])}
     ends = {name: end for name, end in ends.items() if math.isfinite(end)}
@@ -139,19 +141,35 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
     own = {}
     for cell in plain.cells:
         if seed(cell) in ends:
-            cost = Curve.of(cell, plain.arm).cost(by, ends[seed(cell)])
-            own[seed(cell)] = cost
+            own[seed(cell)] = _cost(axis.tune, cell, plain.arm, ends[seed(cell)])
     typical = {
         unit: float(np.median([c[unit] for c in own.values()])) for unit in UNITS
     }
     found = []
     for cell, end in zip(row.cells, row.losses[row.best]):
-        cost = Curve.of(cell, row.arm).cost(by, ends.get(seed(cell), middle))
+        target = ends.get(seed(cell), middle) if alike(row, plain) else math.nan
+        cost = _cost(axis.tune, cell, row.arm, target)
         theirs = own.get(seed(cell), typical)
         ratios = {u: cost[u] / theirs[u] if theirs[u] else math.nan for u in UNITS}
         more = {"own_matvecs": cost["matvecs"], "test_loss": cost["test_loss"]}
         found.append(ratios | more | {"end": end})
     return found
+
+
+def alike(row: Row, other: Row) -> bool:
+    """Whether the losses of two rows compare: the same loss, of the same data."""
+    infos = [found.cells[0].run.info for found in (row, other)]
+    data = lambda info: (info.get("config") or {}).get("data")
+    first, second = ((info.get("loss_label"), data(info)) for info in infos)
+    return first == second
+
+
+def _cost(tune, cell, arm, target):
+    if math.isnan(target):
+        return dict.fromkeys((*UNITS, "test_loss"), math.nan)
+    # As `tuning.losses` has it, which takes no row of the prefix.
+    window = min(tune.rows, len(cell.run.rows.get(arm, [])) or 1)
+    return Curve.of(cell, arm).cost(tune.by, target, window)
 
 
 def _without(axis, field):

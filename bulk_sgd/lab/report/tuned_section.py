@@ -26,7 +26,7 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rule = (
         f"Each row has the {name} that gives it the lowest {loss} at the end"
         f"{mean * (axis.tune.rows > 1)}, as a median over seeds. The loss of a run "
-        "that diverged is infinite."
+        "that diverged is infinite. A value competes once all its seeds have ended."
     )
     notes = [
         page.note(
@@ -44,7 +44,8 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rates = (
         f"The {loss} at the end for each {name}; median over seeds, in a band from the "
         "lowest to the highest. The ring marks the best value. A value has no point if "
-        "most seeds diverged, or if its loss is above ten times every row's best one."
+        "half of the seeds diverged, or if its loss is above ten times every row's best "
+        "one."
     )
     return "".join(
         [
@@ -176,9 +177,11 @@ def _table(axis, rows, plain):
         costs = _costs(axis, row, plain)
         best = "all diverged" if row.best is None else exact(row.best)
         values = [middle([c[key] for c in costs]) for key in heads.values() if key]
-        reached = sum(math.isfinite(c["steps"]) for c in costs)
+        reached = f"{sum(math.isfinite(c['steps']) for c in costs)} of {len(costs)}"
+        if row.cells and not tuned.alike(row, plain):
+            reached = "another loss or other data"
         edge = " (at the edge)" if row.cells and row.at_edge else ""
-        shown.append([row.name, best + edge, *values, f"{reached} of {len(costs)}"])
+        shown.append([row.name, best + edge, *values, reached])
     colors = [styles[row.name].color for row in rows]
     caption = (
         f"Steps, seconds and matvecs from the first step until the last {loss} of "

@@ -32,28 +32,26 @@ def judge(
     values,
     source,
     ratio=False,
-    shown=None,
 ) -> Claim:
     """The row of a claim that holds where `values`, one per seed, compare so.
 
     It is undecided where the mean over seeds is within two of its standard errors of
     the threshold, where a seed gave no number (NaN), and where there is a single seed.
-    With `ratio` means are taken on a log scale. If `shown` is given, one number per
-    seed, the table has it in place of `values`.
+    With `ratio` means are taken on a log scale.
     """
     sign, threshold = comparison
-    values, spread = list(values), Spread.of_ratios if ratio else Spread.of
-    measured, counted = spread(shown or values), spread(values).count
+    values = list(values)
+    measured = Spread.of_ratios(values) if ratio else Spread.of(values)
     limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
-    if not counted:
+    if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values) if ratio else values)
     limit = math.log(threshold) if ratio else threshold
     margin = compared.mean - limit if sign == ">" else limit - compared.mean
     error = compared.deviation / math.sqrt(compared.count)  # NaN of a single seed
-    if counted < len(values) or not abs(margin) > 2 * error:
+    if measured.count < len(values) or not abs(margin) > 2 * error:
         return row(UNDECIDED, source)
     return row(HOLDS if margin > 0 else FAILS, source)
 

@@ -84,6 +84,7 @@ def run_sweep(
         if tune and only is None:
             arguments = workdir, cells, count, tune, base
             more = distributed.on_first(functools.partial(tuning.widened, *arguments))
+            more = _fitting(base, more, like, tune, say)
         if more:
             distributed.on_first(functools.partial(workdir_lib.add, workdir, more))
             values = sorted({cell[tune.field] for cell in more})
@@ -159,6 +160,21 @@ def groups(configs, indices) -> list[list[int]]:
     for index in indices:
         found.setdefault(program_of(configs[index]), []).append(index)
     return list(found.values())
+
+
+def _fitting(base, cells, like, tune, say) -> list[grid.Cell]:
+    """The cells that fit the config and the data; says of the others why not."""
+    fitting, said = [], {}  # the same of every seed
+    for cell in cells:
+        try:
+            Experiment(grid.apply(base, cell), like, devices=jax.devices())
+        except ValueError as error:
+            said[f"{tune.field} is not tried at {cell[tune.field]}: {error}"] = None
+        else:
+            fitting.append(cell)
+    for line in said:
+        say(line)
+    return fitting
 
 
 class _Runner:

@@ -5,6 +5,7 @@ tuned field.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -41,10 +42,11 @@ class Tuning:
     def is_reference(self, label: str, arm: str) -> bool:
         """Whether the reference names this row."""
         names = arm, label, f"{label}: {arm}"
-        return record.compact(self.reference) in map(record.compact, names)
+        named = record.compact(self.reference)
+        return bool(named) and named in map(record.compact, names)
 
     def best(self, losses: dict[float, list[float]]) -> float | None:
-        """The value with the lowest median loss; None if every median is infinite."""
+        """The value with the lowest median loss; None if at least half diverged."""
         medians = {value: statistics.median(found) for value, found in losses.items()}
         best = min(sorted(medians), key=medians.get)
         return best if math.isfinite(medians[best]) else None
@@ -112,10 +114,11 @@ def losses(workdir, tune: Tuning) -> dict[str, float]:
 def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
     """Further cells, if the best value of a row is the first or last of its grid.
 
-    The step to the new value has the ratio of the outermost two. Cells after the first
-    `count` come from earlier calls. If no value of a row trained, lower ones are tried.
-    Values that the config does not allow are not tried.
+    The step to the new value has the ratio of the outermost two, rounded for an integer
+    field. Cells after the first `count` come from earlier calls. If no value of a row
+    trained, lower ones are tried.
     """
+    whole = type(functools.reduce(getattr, tune.field.split("."), base)) is int
     ends = [losses(cell_folder(workdir, i), tune) for i in range(len(cells))]
     more = []
     for indices in _settings(cells, tune).values():
@@ -128,9 +131,9 @@ def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
         if not all(ends[index] for index in indices):
             continue  # one failed; the same command tries it again
         for new, edge in _outer(grid_values, by_value, ends, tune)[: max(left, 0)]:
-            candidates = [{**cells[i], tune.field: new} for i in by_value[edge]]
-            if all(_is_valid(base, cell) for cell in candidates):
-                more += candidates
+            new = max(1, round(new)) if whole else new
+            if new != edge:
+                more += [{**cells[i], tune.field: new} for i in by_value[edge]]
     return more
 
 
@@ -160,11 +163,3 @@ def _settings(cells, tune):
         fixed = {k: v for k, v in cell.items() if k not in ("seed", tune.field)}
         found.setdefault(json.dumps(fixed, sort_keys=True), []).append(index)
     return found
-
-
-def _is_valid(base, cell):
-    try:
-        grid.apply(base, cell)
-    except ValueError:
-        return False
-    return True

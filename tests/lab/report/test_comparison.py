@@ -1,6 +1,7 @@
 """Reports that lay runs and sweeps side by side."""
 
 import json
+import math
 
 import pytest
 from written_runs import write_run
@@ -15,6 +16,7 @@ def folders(tmp_path):
     """Two runs that differ in a field and in the seed, and a sweep of two settings."""
     for name, rank, end in (("one", 3, 0.1), ("two", 5, 0.2)):
         config = {"seed": rank, "subspace": {"rank": rank, "solver": "lanczos"}}
+        config |= {"wandb": name == "one"}
         write_run(tmp_path / name, ends={"sgd": end, "bulk_sgd": end}, config=config)
     write_axis(tmp_path / "sweep", [{"subspace.rank": 1}, {"subspace.rank": 2}])
     for index in range(2):
@@ -52,6 +54,33 @@ def test_a_tuned_sweep_enters_with_its_best_values(tmp_path):
     assert axis.spread("t", "sgd", "loss_ratio").mean == pytest.approx(0.25 / 4)
 
 
+def test_sweeps_of_a_study_are_told_apart(tmp_path):
+    for name in ("one", "two"):
+        write_axis(tmp_path / "study" / name, [{"seed": 0}, {"seed": 1}])
+        write_cell(tmp_path / "study" / name, 0, energies=False)
+    axis = comparison.read_comparison([tmp_path / "study"], ["s"])
+    assert {name: len(cells) for name, cells in axis.groups.items()} == {
+        "s: one": 2,
+        "s: two": 2,
+    }
+
+
+def test_a_tuned_sweep_without_a_best_value_is_on_the_page(folders, tmp_path):
+    settings = {"plain": {0.1: (math.nan,), 0.2: (math.nan,)}}
+    write_tuned(tmp_path / "tuned", settings, {"field": "optimizer.learning_rate"})
+    page = write_report(folders[0], tmp_path / "tuned", labels=["a", "t"])
+    told = "({&quot;label&quot;: &quot;t&quot;, &quot;seed&quot;: 1}) is without a best"
+    assert told in page.read_text()
+
+
+def test_every_value_of_a_label_is_shown(folders):
+    axis = comparison.read_comparison([*folders[:2], folders[0]], ["x", "x", "y"])
+    row = '<th scope="row">subspace.rank</th><td>3, 5</td><td>3</td>'
+    assert row in comparison.differences(axis)
+    axis = comparison.read_comparison(folders[:2], ["x", "x"])
+    assert "<td>3, 5</td>" in comparison.differences(axis)
+
+
 def test_page_says_what_differs(folders, tmp_path):
     page = write_report(*folders, labels=["a", "b", "c"])
     assert page == tmp_path / "one" / "comparison" / "index.html"
@@ -59,7 +88,8 @@ def test_page_says_what_differs(folders, tmp_path):
     assert "<h1>a, b, c: 1, c: 2</h1>" in text
     row = '<th scope="row">subspace.rank</th><td>3</td><td>5</td><td>–</td>'
     assert row in text
-    assert "config.seed" not in text
+    assert '<th scope="row">seed</th>' not in text
+    assert '<th scope="row">wandb</th>' not in text
     assert "Claims" not in text
     for name in ("curves", "settings"):
         assert page.with_name(f"comparison-{name}.png").stat().st_size > 10_000

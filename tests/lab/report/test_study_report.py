@@ -224,7 +224,14 @@ def test_only_fields_that_the_runs_use_and_share_describe_them():
         "batch_size": 50,
         "subspace.solver": "lanczos",
     }
-    assert dict(study_report.shared_fields([config("sgd", 3)]))["optimizer.momentum"]
+    plain = config("sgd", 3)
+    assert dict(study_report.shared_fields([plain]))["optimizer.momentum"]
+    for field, group, name in (
+        ("model.activation", "model", "vgg11"),
+        ("loss.reduction", "loss", "mse"),
+    ):
+        plain[group]["name"] = name
+        assert field in dict(study_report.shared_fields([plain]))
 
 
 def test_claims_that_the_runs_do_not_decide_are_folded_away(tmp_path):

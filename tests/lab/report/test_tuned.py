@@ -1,13 +1,15 @@
 """Reports of tuned sweeps: rows at their best values, and what they cost."""
 
+import dataclasses
 import json
 import math
 
 import pytest
-from written_studies import write_straight, write_tuned
+from written_studies import write_axis, write_straight, write_tuned
 
 from bulk_sgd.lab.report import study, tuned, tuned_section
 from bulk_sgd.lab.report.write import write_report
+from bulk_sgd.lab.sweep import grid, tuning, workdir
 
 TUNE = {"field": "optimizer.learning_rate", "reference": "plain"}
 # Last losses over the rate, one per seed; a NaN diverged.
@@ -42,6 +44,27 @@ def test_rows_take_their_best_value(axis):
     assert reduced.spread("fast", "sgd", "loss_ratio").mean == pytest.approx(0.02 / 4)
 
 
+def test_a_value_competes_once_all_its_seeds_have_ended(tmp_path):
+    settings = {"plain": {0.1: (0.5, 0.6), 0.2: (0.1, 3.0), 0.4: (1.0, 1.0)}}
+    write_tuned(tmp_path, settings, TUNE)
+    (workdir.cell_folder(tmp_path, 3) / "metrics.jsonl").unlink()  # 0.2, the worse one
+    running = workdir.cell_folder(tmp_path, 4) / "run.json"
+    running.write_text(running.read_text().replace("complete", "running"))
+    (row,) = tuned.rows(*study.read_study(tmp_path))
+    assert (row.best, [*row.losses], len(row.cells)) == (0.1, [0.1], 2)
+
+
+def test_the_reference_is_sgd_if_none_is_named(tmp_path):
+    cells = grid.product(
+        grid.values("batch_size", (5, 10)), grid.values(TUNE["field"], (0.1, 0.2))
+    )
+    for index, arm in enumerate(("bulk_sgd", "bulk_sgd", "sgd", "sgd")):
+        write_straight(workdir.cell_folder(tmp_path, index), 0.5, arm)
+    write_axis(tmp_path, cells, tune={"field": TUNE["field"]})
+    (axis,) = study.read_study(tmp_path)
+    assert tuned.reference(axis, tuned.rows(axis)).arm == "sgd"
+
+
 def test_costs_are_those_to_the_end_of_the_reference(axis):
     rows = tuned.rows(axis)
     plain = tuned.reference(axis, rows)
@@ -58,6 +81,35 @@ def test_costs_are_those_to_the_end_of_the_reference(axis):
     assert fast[0]["seconds"] == pytest.approx(steps / 40)
     assert fast[0]["test_loss"] == pytest.approx(0.5)
     assert slow[0]["steps"] == math.inf
+
+
+@pytest.mark.parametrize(
+    "other", [{"loss_label": "cross-entropy"}, {"config": {"data": {"name": "x"}}}]
+)
+def test_rows_of_another_loss_or_other_data_are_not_timed(axis, tmp_path, other):
+    for index in range(6):  # those of "fast"
+        file = workdir.cell_folder(tmp_path / "rates", index) / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | other))
+    (axis,) = study.read_study(tmp_path)
+    rows = tuned.rows(axis)
+    fast, _, slow = (tuned.costs(axis, row, rows[1]) for row in rows)
+    assert fast[0].pop("end") == pytest.approx(0.02)
+    assert all(map(math.isnan, fast[0].values()))
+    assert slow[0]["steps"] == math.inf
+    page = write_report(tmp_path / "rates").read_text()
+    assert "<td>another loss or other data</td>" in page
+
+
+def test_a_mean_of_rows_is_timed_by_means_of_rows(axis):
+    few = dataclasses.replace(axis, tune=tuning.Tuning(**TUNE, rows=3))
+    rows = tuned.rows(few)
+    fast, own, _ = (tuned.costs(few, row, rows[1]) for row in rows)
+    assert [cost["steps"] for cost in own] == [1, 1]
+    path = lambda end: [4 * (end / 4) ** (step / 40) for step in range(0, 50, 10)]
+    means = [sum(path(0.02)[i - 2 : i + 1]) / 3 for i in (2, 3)]
+    target = sum(path(0.25)[2:]) / 3
+    steps = 20 + 10 * (means[0] - target) / (means[0] - means[1])
+    assert fast[0]["steps"] == pytest.approx(steps / 40)
 
 
 def test_prefix_counts_and_an_arm_pays_for_its_subspace(axis, tmp_path):

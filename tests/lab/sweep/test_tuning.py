@@ -21,6 +21,7 @@ TUNE = Tuning(RATE, widen=2)
         ({0.1: [3, 3, 3], 0.2: [2, 2, 9], 0.4: [4, 1, 4]}, 0.2),  # by the median
         ({0.1: [2], 0.2: [2]}, 0.1),
         ({0.1: [5, 5, 5], 0.2: [1, math.inf, math.inf]}, 0.1),  # most seeds diverged
+        ({0.1: [5, 5], 0.2: [1, math.inf]}, 0.1),  # half of them did
         ({0.1: [math.inf], 0.2: [math.inf]}, None),
     ],
 )
@@ -61,21 +62,47 @@ def test_a_grid_is_widened_where_its_best_value_is_at_its_edge(tmp_path, ends, a
     assert all(cell["label"] == "a" for cell in more)
 
 
-def test_widening_ends_at_its_bound_and_at_what_the_config_allows(tmp_path):
+def test_widening_ends_at_its_bound(tmp_path):
     cells = write_tuned(tmp_path, {"a": {0.1: (1.0,), 0.2: (2.0,), 0.4: (3.0,)}})
     more = lambda count: tuning.widened(tmp_path, cells, count, TUNE, tiny())
     assert [cell[RATE] for cell in more(2)] == [0.05]  # one of two is left
     assert more(1) == []
-    names = {0.25: (2.0,), 0.5: (1.0,)}
-    cells = write_tuned(tmp_path / "m", {"a": names}, field="optimizer.momentum")
-    tune = Tuning("optimizer.momentum")
-    assert tuning.widened(tmp_path / "m", cells, 2, tune, tiny())[0][tune.field] == 1.0
-    names = {0.25: (2.0,), 0.75: (1.0,)}
-    cells = write_tuned(tmp_path / "n", {"a": names}, field="optimizer.momentum")
-    assert tuning.widened(tmp_path / "n", cells, 2, tune, tiny()) == []  # 2.25
 
 
-def test_tuned_sweep_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize(
+    ("field", "values", "told"),
+    [
+        ("optimizer.momentum", (1.0, 2.25), "2.25: config.optimizer.momentum"),
+        ("batch_size", (30, 61), "61: config.batch_size"),  # of 60 examples
+    ],
+)
+def test_values_that_do_not_fit_are_said_and_left_out(field, values, told):
+    cells, said = grid.values(field, values), []
+    assert sweep._fitting(tiny(), cells, None, Tuning(field), said.append) == cells[:1]
+    (line,) = said
+    assert line.startswith(f"{field} is not tried at {told}")
+
+
+@pytest.mark.parametrize(
+    ("ends", "added"),
+    [
+        ({4: 3.0, 6: 1.0}, [9]),
+        ({4: 1.0, 6: 3.0}, [3]),  # of 2.67
+        ({1: 1.0, 2: 3.0}, []),
+        ({4: 3.0, 5: 1.0, 7: 1.0}, []),  # 5 is inside
+    ],
+)
+def test_an_integer_field_is_widened_by_integers(tmp_path, ends, added):
+    by_value = {value: (end,) for value, end in ends.items()}
+    cells = write_tuned(tmp_path, {"a": by_value}, field="batch_size")
+    tune = Tuning("batch_size")
+    more = tuning.widened(tmp_path, cells, len(cells), tune, tiny())
+    assert [(cell["batch_size"], type(cell["batch_size"])) for cell in more] == [
+        (value, int) for value in added
+    ]
+
+
+def test_tuned_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     base = tiny(arms=("sgd",), num_steps=10, switch__step=2, eval_every=2)
     cells = grid.labelled("plain", grid.values(RATE, (0.001, 0.004)))
     tune = Tuning(RATE, widen=2, reference="plain")
@@ -93,6 +120,10 @@ def test_tuned_sweep_goes_on_where_it_was(tmp_path):
     assert go(tune=tune, only=3) == ["complete"] * 4
     assert go(tune=tune) == ["complete"] * 4
     assert said == ["1 of 1 cells had ended before.", "4 of 4 cells had ended before."]
+    seeds = [{RATE: -1.0, "seed": seed} for seed in (0, 1)]
+    monkeypatch.setattr(tuning, "widened", lambda *_: seeds)
+    assert go(tune=tune) == ["complete"] * 4
+    assert [line.split(":")[0] for line in said[3:]] == [f"{RATE} is not tried at -1.0"]
 
 
 @pytest.mark.parametrize(
