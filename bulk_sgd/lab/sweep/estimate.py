@@ -128,6 +128,7 @@ def _rows(config, length, projected, ends) -> dict[str, int]:
         "evaluate": 1 + -(-length // config.eval_every),
         "sharpness": ends + often(config.measures.sharpness_every),
         "measure": often(config.measures.every) if projected else 0,
+        "along_step": often(config.measures.step_every) if projected else 0,
     }
 
 
@@ -157,15 +158,15 @@ def _steps(experiment, trainer, state, every):
 
 def _measuring(experiment, state, counts) -> float:
     """Seconds of all rows of metrics, with the compilation of their programs."""
-    task = experiment.task
-    more = experiment.feed(0), jax.random.key(0)
-    arguments = {"evaluate": (), "sharpness": (), "measure": more}
+    task, feed = experiment.task, experiment.feed(0)
+    rate = experiment.scalars().learning_rate
+    arguments = {"measure": (feed, jax.random.key(0)), "along_step": (feed, rate)}
     total = 0.0
     for name, count in counts.items():
         if count:
             fn = getattr(experiment.programs, name)
             call = lambda fn=fn, name=name: jax.block_until_ready(
-                fn(state, task, *arguments[name])
+                fn(state, task, *arguments.get(name, ()))
             )
             first, again = _timed(call)[0], _timed(call)[0]
             total += first + (count - 1) * again

@@ -5,6 +5,7 @@ from tiny_runs import quiet, tiny
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.sweep import estimate, sweep
 from bulk_sgd.lab.sweep.workdir import cell_folder
+from bulk_sgd.lab.training.experiment import Experiment
 
 # The first three share a prefix, the first two their programs.
 CELLS = [{"arms": ("sgd", "dom_sgd")}, {"arms": ("bulk_sgd",)}, {"subspace.rank": 2}]
@@ -29,13 +30,21 @@ def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
 
 def test_rows_and_refreshes_that_a_cell_asks_for():
     config = tiny(
-        measures__every=5, measures__sharpness_every=10, switch__alignment=0.5,
-        switch__measure_every=2, stability__rounds=3, arms=("sgd",), num_steps=38,
+        measures__every=5, measures__sharpness_every=10, measures__step_every=15,
+        switch__alignment=0.5, switch__measure_every=2, stability__rounds=3,
+        arms=("sgd",), num_steps=38,
     )  # fmt: skip
     prefix, arm, trials = estimate._stretches(config, set())
-    assert prefix == (8, 2, {"evaluate": 3, "sharpness": 0, "measure": 1})
-    assert arm == (30, 1, {"evaluate": 7, "sharpness": 4, "measure": 6})
+    rows = {"evaluate": 3, "sharpness": 0, "measure": 1, "along_step": 0}
+    assert prefix == (8, 2, rows)
+    rows = {"evaluate": 7, "sharpness": 4, "measure": 6, "along_step": 2}
+    assert arm == (30, 1, rows)
     assert trials == (5 * 200, 1, {"evaluate": 5})
     known = set()
     assert len([*estimate._stretches(config, known)]) == 3
     assert len([*estimate._stretches(config, known)]) == 2  # the prefix is there
+
+
+def test_a_row_along_the_step_takes_its_time():
+    experiment = Experiment(tiny(measures__step_every=5))
+    assert estimate._measuring(experiment, experiment.start(), {"along_step": 2}) > 0
