@@ -27,7 +27,7 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
-_EAGER = 10  # first sweeps, which act on every call, because the basis is poor
+EAGER = 10  # first sweeps, which act on every call, because the basis is poor
 
 
 class StreamingState(NamedTuple):
@@ -137,7 +137,7 @@ def streaming(
         rank = subspace.rank
         width = columns or rank
         per_sweep = rank // width
-        early = _EAGER * per_sweep
+        early = EAGER * per_sweep
         later = jnp.maximum(state.count - early, 0)
         turn = jnp.minimum(state.count, early) + later // every
         start, sweep = (turn % per_sweep) * width, turn // per_sweep

@@ -28,7 +28,10 @@ LOGGED = {
 }
 
 
-def write(workdir, **fields):
+ENDS = {"prefix": record.COMPLETE, "scales(0.5,2)": record.DIVERGED}
+
+
+def write(workdir, ends=ENDS, **fields):
     """Writes `ROWS` as a run would that was interrupted after its third row."""
     workdir.mkdir()
     plain = record.plain(tiny(**fields))
@@ -36,7 +39,7 @@ def write(workdir, **fields):
         writer = MetricWriter(workdir, plain)
         for row in rows:
             writer.write(row)
-        writer.close()
+        writer.close(ends)
         if plain["wandb"]:  # its folders are named by the second
             time.sleep(1.1)
     return plain
@@ -46,14 +49,24 @@ def test_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     plain = write(tmp_path / "a", mlflow="curvature")
-    write(tmp_path / "b", mlflow="curvature")
     client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name("curvature")
+    # The other run makes the experiment between the look and the making.
+    looks = iter([None, found, found])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            mlflow.MlflowClient, "get_experiment_by_name", lambda *_: next(looks)
+        )
+        ends = dict(zip(LOGGED, (record.FAILED, record.INTERRUPTED)))
+        write(tmp_path / "b", ends, mlflow="curvature")
     experiment = client.get_experiment_by_name("curvature").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert runs.keys() == {f"{x}/{arm}" for x in "ab" for arm in LOGGED}
     for arm, logged in LOGGED.items():
         run = runs[f"a/{arm}"]
         assert run.info.status == "FINISHED"
+        end = {"prefix": "FAILED", "scales(0.5,2)": "KILLED"}[arm]
+        assert runs[f"b/{arm}"].info.status == end
         found = [
             (metric.step, name, metric.value)
             for name in run.data.metrics
@@ -68,8 +81,9 @@ def test_mlflow(tmp_path, monkeypatch):
 def test_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    write(tmp_path / "a", wandb="team/curvature")
-    ids, found = {}, {}
+    ends = ENDS | {"prefix": record.INTERRUPTED}
+    write(tmp_path / "a", ends, wandb="team/curvature")
+    ids, found, codes = {}, {}, {}
     for path in sorted((tmp_path / "a" / "wandb").glob("offline-run-*/*.wandb")):
         for entry in records(path):
             if entry.HasField("run"):
@@ -78,6 +92,8 @@ def test_wandb(tmp_path, monkeypatch):
                 ids.setdefault(arm, set()).add(run.run_id)
                 assert (run.entity, run.project) == ("team", "curvature")
                 assert run.run_group == str(tmp_path / "a")[-128:]
+            if entry.HasField("exit"):
+                codes[arm] = entry.exit.exit_code
             if entry.HasField("history"):
                 items = {
                     "/".join(x.nested_key) or x.key: json.loads(x.value_json)
@@ -91,6 +107,7 @@ def test_wandb(tmp_path, monkeypatch):
     assert {arm: sorted(x) for arm, x in found.items()} == LOGGED
     kept = json.loads((tmp_path / "a" / loggers.FILE).read_text())
     assert ids == {arm: {x["wandb"]} for arm, x in kept.items()}
+    assert codes == {"prefix": 1, "scales(0.5,2)": 0}
 
 
 def records(path):
@@ -115,6 +132,46 @@ def test_tensorboard_and_no_logger_at_all(tmp_path):
     assert {path.parent.name for path in events} == {*LOGGED}
     write(tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["metrics.jsonl"]
+
+
+BEFORE = ["prefix", 0, 5, "scales(0.5,2)", 5, "complete", "diverged"]
+RESUMED = ["scales(0.5,2)", 10, "diverged"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "left", "lost"),
+    [
+        (5, ["prefix", 0, "scales(0.5,2)", *RESUMED], 2),
+        ("complete", [*BEFORE[:5], "diverged", *RESUMED], 1),
+        ("scales(0.5,2)", ["prefix", 0, 5, "complete"], 2),
+    ],
+)
+def test_a_series_that_fails_is_given_up(
+    tmp_path, monkeypatch, capsys, fails, left, lost
+):
+    events = {"tensorboard": [], "mlflow": []}
+
+    def service(name):
+        def note(event):
+            if (name, event) == ("tensorboard", fails):
+                raise ConnectionError("it is away")
+            events[name].append(event)
+
+        def begin(config, workdir, arm, known):
+            note(arm)
+            return loggers.Series(lambda numbers, step: note(step), note, "id")
+
+        return begin
+
+    monkeypatch.setattr(loggers, "LOGGERS", {name: service(name) for name in events})
+    write(tmp_path / "a", tensorboard=True, mlflow="x")
+    assert events == {"tensorboard": left, "mlflow": BEFORE + RESUMED}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lost
+    assert all("tensorboard logs no more of" in x and "away" in x for x in said)
+    fails = "prefix"  # at the first row nothing is lost yet
+    with pytest.raises(ConnectionError):
+        write(tmp_path / "b", tensorboard=True, mlflow="x")
 
 
 def test_a_missing_package_is_said_before_anything_starts(monkeypatch):

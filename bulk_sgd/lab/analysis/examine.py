@@ -13,15 +13,13 @@ from bulk_sgd.curvature.operators import as_pytree
 from bulk_sgd.lab.analysis.landscape import slices
 from bulk_sgd.lab.analysis.point import Known, Point, Settings
 from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.training import measures
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.adaptive import before_gap
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.spectra.block_eigenpairs import block_eigenpairs
 from bulk_sgd.spectra.density import spectral_density
 from bulk_sgd.spectra.energies import energies
-from bulk_sgd.spectra.rank_profile import rank_profile
-
-_RANKS = (1, 2, 4, 8, 16)
 
 
 def examine(point: Point, value_fn, settings: Settings, before=None, tick=None):
@@ -88,16 +86,9 @@ def _spectral(point, params, found, before):
         "outliers": jnp.sum(before_gap(values)) if len(values) > 1 else None,
         "alignment": found["alignment"],
         "energies": {name: x._asdict() for name, x in found["energies"].items()},
-        "rank_profile": _rank_profile(params, found["rank_profile"]),
+        "rank_profile": found["rank_profile"],
         "change": change,
     }
-
-
-def _rank_profile(params, found):
-    """The shares by rank, of whole eigenvectors and of their parts in each matrix."""
-    parts = zip(blocks.paths(params), *map(jax.tree.leaves, (params, found.leaves)))
-    matrices = {path: share for path, leaf, share in parts if leaf.ndim > 1}
-    return {"ranks": _RANKS, "whole": found.whole, "leaves": matrices}
 
 
 def locate(point: Point, value_fn, settings: Settings) -> Known:
@@ -146,7 +137,7 @@ def _spectrum(value_fn, params, update, key, probe_key, tol, *, rank, num_probes
             "params_norm": basis.norm(params),
             "subspace": subspace,
             "alignment": {name: subspace.alignment(v) for name, v in vectors.items()},
-            "rank_profile": rank_profile(subspace, _RANKS),
+            "rank_profile": measures.ranks(params, subspace),
             "energies": {
                 name: energies(operator, subspace, num_probes, key=probe_key)
                 for name, operator in operators.items()

@@ -2,12 +2,14 @@
 
 The prefix and each arm are separate series. Their metrics have the same names, so one
 chart shows them all. A resumed run continues its series, and repeats in them the steps
-after its checkpoint.
+after its checkpoint. If a series fails, it gets no more rows, and training continues.
 """
 
+import contextlib
 import importlib.util
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,7 +25,7 @@ class Series(NamedTuple):
     """The prefix or an arm in one logger."""
 
     log: Callable  # takes numbers by name, and their step
-    close: Callable
+    close: Callable  # takes the status of the run, as in `files.record`
     id: str | None = None  # by which a resumed run finds the series
 
 
@@ -35,7 +37,7 @@ def _tensorboard(config, workdir, arm, known):
             board.add_scalar(name, number, step)
         board.flush()
 
-    return Series(log, board.close)
+    return Series(log, lambda status: board.close())
 
 
 def _wandb(config, workdir, arm, known):
@@ -54,7 +56,11 @@ def _wandb(config, workdir, arm, known):
         reinit="create_new",  # the series of a run are open side by side
         settings=wandb.Settings(console="off"),
     )
-    return Series(lambda numbers, step: run.log(numbers, step=step), run.finish, run.id)
+    return Series(
+        lambda numbers, step: run.log(numbers, step=step),
+        lambda status: run.finish(int(status in _UNFINISHED)),  # an exit code
+        run.id,
+    )
 
 
 def _mlflow(config, workdir, arm, known):
@@ -62,11 +68,10 @@ def _mlflow(config, workdir, arm, known):
 
     client = mlflow.MlflowClient()
     if known is None:
-        found = client.get_experiment_by_name(config["mlflow"])
-        place = found and found.experiment_id
-        place = place or client.create_experiment(config["mlflow"])
         run = client.create_run(
-            place, run_name=f"{workdir.name}/{arm}", tags={"workdir": str(workdir)}
+            _mlflow_experiment(client, config["mlflow"]),
+            run_name=f"{workdir.name}/{arm}",
+            tags={"workdir": str(workdir)},
         )
         known = run.info.run_id
         client.log_dict(known, config, "config.json")
@@ -81,8 +86,26 @@ def _mlflow(config, workdir, arm, known):
         ]
         client.log_batch(known, entities)
 
-    return Series(log, lambda: client.set_terminated(known), known)
+    def close(status):
+        client.set_terminated(known, _UNFINISHED.get(status, "FINISHED"))
 
+    return Series(log, close, known)
+
+
+def _mlflow_experiment(client, name):
+    """The id of an experiment, which is made if missing."""
+    if (found := client.get_experiment_by_name(name)) is None:
+        try:
+            return client.create_experiment(name)
+        except Exception:
+            # Another run of a sweep may have made it meanwhile.
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
+    return found.experiment_id
+
+
+# What MLflow calls the ends of stretches that may go on.
+_UNFINISHED = {"failed": "FAILED", "interrupted": "KILLED"}
 
 # By config field, which is also the name of the logger's package.
 LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
@@ -111,31 +134,47 @@ class Loggers:
         self._open = {}
 
     def write(self, row: dict):
-        """Takes a row as `MetricWriter.write` returns it."""
+        """Takes a row as `MetricWriter.write` returns it.
+
+        Raises what a logger raises at the first row of a new run, such as a wrong name.
+        """
         arm, step = row["arm"], row["step"]
         if arm not in self._open:
-            self._open[arm] = self._begin(arm)
+            self._begin(arm)
         numbers = _numbers(row)
-        for series in self._open[arm]:
-            series.log(numbers, step)
+        self._each(arm, lambda series: series.log(numbers, step))
 
-    def close(self):
-        """Ends all series."""
-        for found in self._open.values():
-            for series in found:
-                series.close()
+    def close(self, statuses: dict[str, str]):
+        """Ends all series; `statuses` say how each arm has ended."""
+        for arm in self._open:
+            self._each(arm, lambda series, arm=arm: series.close(statuses[arm]))
 
-    def _begin(self, arm) -> list[Series]:
-        wanted = [name for name in LOGGERS if self._config.get(name)]
-        known = self._known.setdefault(arm, {})
-        begin = lambda name: LOGGERS[name](
-            self._config, self._workdir, arm, known.get(name)
-        )
-        found = {name: begin(name) for name in wanted}
-        known |= {name: series.id for name, series in found.items() if series.id}
+    def _begin(self, arm):
+        new = not (self._open or self._known)
+        self._open[arm], known = {}, self._known.setdefault(arm, {})
+        for name in [name for name in LOGGERS if self._config.get(name)]:
+            with contextlib.nullcontext() if new else self._giving_up(name, arm):
+                place = self._config, self._workdir, arm, known.get(name)
+                series = self._open[arm][name] = LOGGERS[name](*place)
+                if series.id:
+                    known[name] = series.id
         if known:
             atomic.write_text(self._path, json.dumps(self._known) + "\n")
-        return list(found.values())
+
+    def _each(self, arm, call):
+        for name, series in [*self._open[arm].items()]:
+            with self._giving_up(name, arm):
+                call(series)
+
+    @contextlib.contextmanager
+    def _giving_up(self, name, arm):
+        """Where the body fails, says so and leaves this series out from then on."""
+        try:
+            yield
+        except Exception as error:
+            self._open[arm].pop(name, None)
+            sentence = f"{name} logs no more of {arm}: {type(error).__name__}: {error}"
+            print(f"{self._workdir}: {sentence}", file=sys.stderr)
 
 
 def _numbers(row) -> dict[str, float]:

@@ -89,11 +89,11 @@ class MetricWriter:
             self._loggers.write(row)
         return row
 
-    def close(self):
-        """Closes all files."""
+    def close(self, statuses: dict[str, str]):
+        """Closes all files; `statuses` say how each arm has ended."""
         self._file.close()
         if self._loggers:
-            self._loggers.close()
+            self._loggers.close(statuses)
 
 
 def plain(value):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from bulk_sgd.lab.report import style
 from bulk_sgd.lab.report.results import RunResults
 from bulk_sgd.lab.report.run_figures import calm, panel, run_styles
-from bulk_sgd.lab.training.evaluation import RANKS
+from bulk_sgd.lab.training.measures import RANKS
 
 PROFILE = "rank_profile/"
 
@@ -74,13 +74,14 @@ def rank_figure(run: RunResults) -> Figure:
     names = [key.removeprefix(PROFILE) for key in row if key.startswith(PROFILE)]
     figure, (axes,) = style.new_figure(1, 1, (10.4, 1.4 + 0.3 * len(names)))
     shares = np.array([row[PROFILE + name] for name in names], float)
-    shades = run_styles(run)[arm].shades(len(RANKS))
+    ranks = RANKS[: shares.shape[1]]  # early versions had fewer
+    shades = run_styles(run)[arm].shades(len(ranks))
     for values, shade in zip(100 * shares.T, shades[::-1]):
         axes.plot(values, range(len(names)), "o", color=shade)
     axes.set_yticks(range(len(names)), map(style.plain, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("energy of the eigenvectors within the rank (%)")
-    style.legend(figure, [f"rank {rank}" for rank in RANKS], axes.lines)
+    style.legend(figure, [f"rank {rank}" for rank in ranks], axes.lines)
     return figure
 
 

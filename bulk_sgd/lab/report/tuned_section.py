@@ -44,8 +44,7 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     rates = (
         f"The {loss} at the end for each {name}; median over seeds, in a band from the "
         "lowest to the highest. The ring marks the best value. A value has no point if "
-        "half of the seeds diverged, or if its loss is above ten times every row's best "
-        "one."
+        "half the seeds diverged, or if its loss is above ten times every row's best."
     )
     return "".join(
         [

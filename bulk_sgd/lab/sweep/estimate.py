@@ -16,8 +16,11 @@ from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.loop import Trainer
+from bulk_sgd.solvers.streaming import EAGER
 
-_STEPS = 5  # to measure, rounded up to whole refresh intervals
+# Measured steps, or as many as lie between two refreshes. They hold so few refreshes,
+# the first of all, that `streaming` acts at each of them.
+_STEPS = 5
 
 
 class Cost(NamedTuple):
@@ -87,38 +90,63 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     with Progress(None, enabled=False) as progress:
         compiling, trainer = _timed(Trainer, experiment, progress)
     seconds += compiling
-    plain, _, state = _steps(experiment, trainer, experiment.start(), 0)
-    rates = {0: (plain, 0.0)}  # seconds and matvecs of a step, by refresh interval
-    steps, matvecs, counts = 0, 0.0, collections.Counter()
+    # By refresh interval, and by program of the rows.
+    steps, refreshes, rows = (collections.Counter() for _ in range(3))
     for config in configs:
-        seconds += build + 3 * config.eval_every * plain  # a run measures them
-        for length, every, rows in _stretches(config, known):
-            if every not in rates:
-                *rates[every], state = _steps(experiment, trainer, state, every)
-            steps += length
-            seconds += length * rates[every][0]
-            matvecs += length * rates[every][1]
-            counts.update(rows)
-    seconds += _measuring(experiment, state, counts)
+        for parts, its_rows in _stretches(config, known):
+            rows.update(its_rows)
+            for every, length, count in parts:
+                steps[every] += length
+                refreshes[every] += count
+    plain, _, state = _steps(experiment, trainer, experiment.start(), 0)
+    timed = 3 * experiment.config.eval_every  # plain steps that a run times
+    seconds += len(configs) * (build + timed * plain) + steps[0] * plain
+    matvecs = 0.0
+    for every in filter(None, +steps):
+        each, solve, state = _steps(experiment, trainer, state, every)
+        seconds += steps[every] * each
+        matvecs += refreshes[every] * solve
+    seconds += _measuring(experiment, state, rows)
     arrays = memory_forecast.of_arrays(experiment)
     forecast = memory_forecast.of_program(arrays, trainer.executables[True]) or arrays
-    return Cost(len(configs), steps, matvecs, seconds, forecast.total), experiment
+    cost = Cost(len(configs), steps.total(), matvecs, seconds, forecast.total)
+    return cost, experiment
 
 
 def _stretches(config, known):
-    """The stretches of a cell: steps, refresh interval (0: none), rows by program."""
-    switch, space = config.switch, config.subspace
+    """The stretches of a cell: their `_parts`, and their rows by program."""
+    switch, stability = config.switch, config.stability
+    every = switch.measure_every if switch.alignment > 0 else 0
+    seen = switch.step if every else 0
     if (name := prefix_of(config)) not in known:
         known.add(name)
-        every = switch.measure_every if switch.alignment > 0 else 0
-        yield switch.step, every, _rows(config, switch.step, bool(every), ends=0)
+        rows = _rows(config, switch.step, bool(every), ends=0)
+        yield _parts(config.subspace, 0, switch.step, every), rows
+    every = config.subspace.refresh_every
     for _ in config.arms:
         length = config.num_steps - switch.step
-        yield length, space.refresh_every, _rows(config, length, True, ends=1)
-        if rounds := config.stability.rounds:
-            tries = rounds + 2  # with both ends of the interval
-            steps = tries * config.stability.num_steps
-            yield steps, space.refresh_every, {"evaluate": tries}
+        rows = _rows(config, length, True, ends=1)
+        yield _parts(config.subspace, seen, length, every), rows
+        # With both ends of the interval.
+        for _ in range(stability.rounds + 2 if stability.rounds else 0):
+            parts = _parts(config.subspace, seen, stability.num_steps, every)
+            yield parts, {"evaluate": 1}
+
+
+def _parts(space, seen, length, every):
+    """Refresh interval (0: none), steps and refreshes of each part of a stretch.
+
+    The subspace was kept for so many `seen` steps before.
+    """
+    if not every:
+        return [(0, length, 0)]
+    eager = 0
+    if space.solver == "streaming":  # a call that rests costs next to nothing
+        eager, every = EAGER * space.rank // (space.columns or space.rank), space.every
+    begin, end = (max(0, step - eager) for step in (seen, seen + length))
+    acts = -(-end // every) - -(-begin // every)
+    first = length - (end - begin)
+    return [(1, first, first), (every, end - begin, acts)]
 
 
 def _rows(config, length, projected, ends) -> dict[str, int]:
@@ -128,11 +156,12 @@ def _rows(config, length, projected, ends) -> dict[str, int]:
         "evaluate": 1 + -(-length // config.eval_every),
         "sharpness": ends + often(config.measures.sharpness_every),
         "measure": often(config.measures.every) if projected else 0,
+        "along_step": often(config.measures.step_every) if projected else 0,
     }
 
 
 def _steps(experiment, trainer, state, every):
-    """Seconds and matvecs of a step, and the state after some of them."""
+    """Seconds of a step, matvecs of a refresh, and the state after some of them."""
     program, length = trainer.executables[every > 0], experiment.config.eval_every
 
     def take(state, count, every):
@@ -152,20 +181,20 @@ def _steps(experiment, trainer, state, every):
     count = interval * -(-_STEPS // interval)
     seconds, state = _timed(take, state, count, interval)
     matvecs = int(state.projection.total_matvecs) - before
-    return seconds / count, matvecs / count, state
+    return seconds / count, matvecs * interval / count, state
 
 
 def _measuring(experiment, state, counts) -> float:
     """Seconds of all rows of metrics, with the compilation of their programs."""
-    task = experiment.task
-    more = experiment.feed(0), jax.random.key(0)
-    arguments = {"evaluate": (), "sharpness": (), "measure": more}
+    task, feed = experiment.task, experiment.feed(0)
+    rate = experiment.scalars().learning_rate
+    arguments = {"measure": (feed, jax.random.key(0)), "along_step": (feed, rate)}
     total = 0.0
     for name, count in counts.items():
         if count:
             fn = getattr(experiment.programs, name)
             call = lambda fn=fn, name=name: jax.block_until_ready(
-                fn(state, task, *arguments[name])
+                fn(state, task, *arguments.get(name, ()))
             )
             first, again = _timed(call)[0], _timed(call)[0]
             total += first + (count - 1) * again

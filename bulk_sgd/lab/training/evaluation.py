@@ -21,10 +21,7 @@ from bulk_sgd.lab.training.state import Task, TrainState
 from bulk_sgd.solvers.lanczos import top_eigenpairs
 from bulk_sgd.spectra.along_step import step_measures
 from bulk_sgd.spectra.eigenvectors import localization
-from bulk_sgd.spectra.rank_profile import rank_profile
 from bulk_sgd.spectra.subsampling import subsampling_error
-
-RANKS = 1, 2, 4, 8  # of the columns `rank_profile`
 
 
 class Evaluation(NamedTuple):
@@ -106,20 +103,13 @@ def measure(config, layout, state: TrainState, task: Task, feed, key):
         sharding=layout.parameters(state.params),
         preconditioner=preconditioner(config, state.inner),
     )
-    shares = rank_shares(state.params, state.projection.subspace)
+    profile = measures.ranks(state.params, state.projection.subspace)
+    columns = {"": profile["whole"], **profile["leaves"]}
+    shares = {
+        f"rank_profile/{name}".rstrip("/"): jnp.nanmean(x, axis=0)
+        for name, x in columns.items()
+    }
     return found, fidelity(config, layout, state, task) | shares
-
-
-def rank_shares(params, subspace) -> dict:
-    """The mean `rank_profile` of the eigenvectors, as a whole and by matrix."""
-    found = rank_profile(subspace, RANKS)
-    columns = {"rank_profile": found.whole}
-    leaves = jax.tree.leaves_with_path(params)
-    for (path, leaf), shares in zip(leaves, jax.tree.leaves(found.leaves)):
-        if leaf.ndim > 1:  # vectors and scalars are of rank 1
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            columns[f"rank_profile/{name}"] = shares
-    return {name: jnp.nanmean(x, axis=0) for name, x in columns.items()}
 
 
 def along_step(config, layout, state: TrainState, task: Task, feed, rate) -> dict:

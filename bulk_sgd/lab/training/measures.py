@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.curvature import preconditioning
+from bulk_sgd.curvature import blocks, preconditioning
 from bulk_sgd.curvature.hessian import CURVATURES, hessian
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.curvature.operators import linearize, sharded
@@ -35,6 +35,9 @@ from bulk_sgd.solvers.subspace import Subspace
 from bulk_sgd.spectra.along_step import directional_sharpness
 from bulk_sgd.spectra.energies import Energies
 from bulk_sgd.spectra.energies import energies as measure_energies
+from bulk_sgd.spectra.rank_profile import rank_profile
+
+RANKS = 1, 2, 4, 8, 16  # of the profiles by rank
 
 
 class Curvatures(NamedTuple):
@@ -134,6 +137,17 @@ def measure(
             lambda loss: [gradient_of(loss)],
         )[0],
     )
+
+
+def ranks(params, subspace: Subspace) -> dict:
+    """The `RankProfile` of the eigenvectors at `RANKS`, its leaves by their paths.
+
+    Vectors and scalars, which are of rank 1, are left out.
+    """
+    found = rank_profile(subspace, RANKS)
+    parts = zip(blocks.paths(params), *map(jax.tree.leaves, (params, found.leaves)))
+    matrices = {path: shares for path, leaf, shares in parts if leaf.ndim > 1}
+    return {"ranks": RANKS, "whole": found.whole, "leaves": matrices}
 
 
 @jax.default_matmul_precision("highest")

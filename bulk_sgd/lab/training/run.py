@@ -76,7 +76,8 @@ class Run(contextlib.AbstractContextManager):
             interrupted = issubclass(kind, (KeyboardInterrupt, SystemExit))
             self.end(record.INTERRUPTED if interrupted else record.FAILED)
         distributed.runs.discard(self.workdir)
-        self._writer.close()
+        ends = record.entries(self.record).items()
+        self._writer.close({name: entry["status"] for name, entry in ends})
         self._checkpoints.close()
         self.experiment.close()
 

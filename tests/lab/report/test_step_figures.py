@@ -91,6 +91,8 @@ def test_ranks_are_those_of_the_last_row(run):
     ]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [60, 80])
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [80, np.nan])
+    (legend,) = axes.figure.legends
+    assert legend.get_texts()[-1].get_text() == "rank 8"  # the last of its columns
 
 
 def test_labels_of_stacked_panels_stand_apart(run):

@@ -5,18 +5,22 @@ from tiny_runs import quiet, tiny
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.sweep import estimate, sweep
 from bulk_sgd.lab.sweep.workdir import cell_folder
+from bulk_sgd.lab.training.experiment import Experiment
 
 # The first three share a prefix, the first two their programs.
 CELLS = [{"arms": ("sgd", "dom_sgd")}, {"arms": ("bulk_sgd",)}, {"subspace.rank": 2}]
 
 
 def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
-    base = tiny(subspace__solver="streaming", subspace__data="batch")
+    base = tiny(
+        subspace__solver="streaming", subspace__data="batch", subspace__columns=0,
+        subspace__every=5, num_steps=30,
+    )  # fmt: skip
     first, second = costs = estimate.estimate(base, CELLS)
     assert (first.cells, second.cells) == (2, 1)
-    # A product at each of the 12 steps of an arm, none in the 8 of the prefix.
-    assert (first.steps, first.matvecs) == (8 + 3 * 12, 3 * 12)
-    assert (second.steps, second.matvecs) == (2 * 12, 2 * 12)
+    # None in the prefix. Of the 22 steps of an arm 10 act, then one in 5.
+    assert (first.steps, first.matvecs) == (8 + 3 * 22, 3 * 13 * 3)
+    assert (second.steps, second.matvecs) == (2 * 22, 2 * 13 * 2)
     assert first.memory > second.memory > 10_000  # of a larger basis
     assert min(cost.seconds for cost in costs) > 0
     sweep.run_sweep(base, CELLS, tmp_path, say=quiet)
@@ -29,13 +33,29 @@ def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
 
 def test_rows_and_refreshes_that_a_cell_asks_for():
     config = tiny(
-        measures__every=5, measures__sharpness_every=10, switch__alignment=0.5,
-        switch__measure_every=2, stability__rounds=3, arms=("sgd",), num_steps=38,
+        measures__every=5, measures__sharpness_every=10, measures__step_every=15,
+        switch__alignment=0.5, switch__measure_every=2, stability__rounds=3,
+        arms=("sgd",), num_steps=38,
     )  # fmt: skip
-    prefix, arm, trials = estimate._stretches(config, set())
-    assert prefix == (8, 2, {"evaluate": 3, "sharpness": 0, "measure": 1})
-    assert arm == (30, 1, {"evaluate": 7, "sharpness": 4, "measure": 6})
-    assert trials == (5 * 200, 1, {"evaluate": 5})
+    prefix, arm, *trials = estimate._stretches(config, set())
+    rows = {"evaluate": 3, "sharpness": 0, "measure": 1, "along_step": 0}
+    assert prefix == ([(1, 0, 0), (2, 8, 4)], rows)
+    rows = {"evaluate": 7, "sharpness": 4, "measure": 6, "along_step": 2}
+    assert arm == ([(1, 0, 0), (1, 30, 30)], rows)
+    assert trials == 5 * [([(1, 0, 0), (1, 200, 200)], {"evaluate": 1})]
     known = set()
-    assert len([*estimate._stretches(config, known)]) == 3
-    assert len([*estimate._stretches(config, known)]) == 2  # the prefix is there
+    assert len([*estimate._stretches(config, known)]) == 7
+    assert len([*estimate._stretches(config, known)]) == 6  # the prefix is there
+
+
+def test_streaming_is_eager_first():
+    space = tiny(subspace__solver="streaming", subspace__every=4).subspace
+    assert estimate._parts(space, 0, 35, 1) == [(1, 30, 30), (4, 5, 2)]
+    assert estimate._parts(space, 8, 6, 1) == [(1, 6, 6), (4, 0, 0)]
+    assert estimate._parts(space, 31, 5, 1) == [(1, 0, 0), (4, 5, 1)]  # at call 34
+    assert estimate._parts(space, 0, 8, 0) == [(0, 8, 0)]
+
+
+def test_a_row_along_the_step_takes_its_time():
+    experiment = Experiment(tiny(measures__step_every=5))
+    assert estimate._measuring(experiment, experiment.start(), {"along_step": 2}) > 0

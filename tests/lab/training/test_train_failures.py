@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_runs import STEPS, rows_of, tiny
 
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import loggers, metrics, record
 from bulk_sgd.lab.training import train
 
 
@@ -33,7 +33,7 @@ def test_diverged_prefix_ends_the_run(tmp_path):
 
 def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
     config = tiny(checkpoint__every=0)
-    write = metrics.MetricWriter.write
+    write, ends = metrics.MetricWriter.write, {}
 
     def interrupt(self, row):
         if (row["arm"], row["step"]) == ("bulk_sgd", 13):
@@ -42,9 +42,11 @@ def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricWriter, "write", interrupt)
+        patch.setattr(loggers.Loggers, "close", lambda self, x: ends.update(x))
         with pytest.raises(KeyboardInterrupt):
             train.train_and_evaluate(config, tmp_path)
     stored = record.read(tmp_path)
+    assert ends == {name: x["status"] for name, x in record.entries(stored).items()}
     assert stored["status"] == stored["arms"]["bulk_sgd"]["status"] == "interrupted"
     assert stored["arms"]["sgd"]["status"] == "complete"
     kept = rows_of(tmp_path)

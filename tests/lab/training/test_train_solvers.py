@@ -9,7 +9,7 @@ from tiny_runs import RANK, RATE, STEPS, SWITCH, on_subset, rows_of, tiny
 
 import bulk_sgd
 from bulk_sgd.lab.report.write import write_report
-from bulk_sgd.lab.training import evaluation, train, trouble
+from bulk_sgd.lab.training import evaluation, measures, train, trouble
 from bulk_sgd.lab.training.experiment import Experiment
 
 
@@ -235,6 +235,7 @@ def test_rows_say_what_the_next_step_does(tmp_path):
             # With momentum the two directions differ.
             assert row["batch_sharpness"] != row["batch_sharpness_update"]
         profile = rows[-1]["rank_profile"]
+        assert len(profile) == len(measures.RANKS)
         assert 0.5 < profile[0] < profile[1] < profile[3] <= 1 + 1e-5
         assert rows[-1]["rank_profile/dense_0/kernel"][3] == pytest.approx(1)
         assert "rank_profile/dense_0/bias" not in rows[-1]
