@@ -87,5 +87,5 @@ def test_data_that_one_process_cannot_take_end_the_job(archive):
     fields = {"data.name": str(archive(x_train=images)), "model.hidden": (3,)}
     statuses, said = reading(fields)
     assert 0 not in statuses
-    assert "train images are not all finite numbers" in said[1][1]
+    assert "train inputs are not all finite numbers" in said[1][1]
     assert "not all finite" not in said[0][1]
