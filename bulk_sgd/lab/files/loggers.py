@@ -25,7 +25,7 @@ class Series(NamedTuple):
     """The prefix or an arm in one logger."""
 
     log: Callable  # takes numbers by name, and their step
-    close: Callable  # takes the status of the run, as in `files.record`
+    close: Callable  # takes the status of its stretch, as in `files.record`
     id: str | None = None  # by which a resumed run finds the series
 
 
