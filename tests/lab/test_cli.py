@@ -1,7 +1,6 @@
 """What the command line programs refuse and say, each in one sentence."""
 
 import re
-import signal
 import subprocess
 import sys
 
@@ -12,7 +11,6 @@ from ml_collections import config_flags
 
 from bulk_sgd.lab import config
 from bulk_sgd.lab.commands import cli
-from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
 
 DEFAULT = "from bulk_sgd.lab.config import default as get_config\n"
@@ -253,48 +251,6 @@ def test_errors_of_input_end_with_their_sentence(capsys):
     assert capsys.readouterr().err == "rank is 0\n"
     with pytest.raises(RuntimeError), cli.reporting("runs/x"):
         raise RuntimeError("a bug keeps its traceback")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_said(capsys, number):
-    """The first one asks for the end, a second one ends the process at once."""
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        cli.prepare()
-        assert signals.wanted() == 0
-        signal.raise_signal(number)
-        assert signals.wanted() == number
-        with pytest.raises(SystemExit) as ended, cli.reporting("runs/x"):
-            signal.raise_signal(number)
-        cli.prepare()
-        assert signals.wanted() == 0
-    finally:
-        for which, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(which, handler)
-    assert ended.value.code == 128 + number
-    assert capsys.readouterr().err == f"interrupted by {number.name}: runs/x\n"
-
-
-def test_a_second_signal_ends_a_process_that_waits_for_the_device():
-    """Python calls no handler before a program on the device has ended."""
-    script = (
-        "import ctypes; from bulk_sgd.lab.devices import signals\n"
-        "signals._GRACE = 0.1; signals.install(); print('ready', flush=True)\n"
-        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, bytes(64)\n"
-        "lock(mutex); lock(mutex)  # for ever, and no signal wakes it"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
 
 
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
