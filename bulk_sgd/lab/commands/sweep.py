@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
-from bulk_sgd.lab.sweep import estimate, grid, sweep, tuning
+from bulk_sgd.lab.sweep import estimate, grid, sweep, tuning, workdir
 
 flags.disclaim_key_flags()
 
@@ -60,7 +60,8 @@ def _run(values):
     if values.list_cells:
         configs = sweep.configs_of(values.config, cells)  # raises if one is wrong
         tuning.check(tune, cells, configs)
-        for index, cell in enumerate(cells):
+        plain = record.plain(values.config)
+        for index, cell in enumerate(workdir.ordered(values.workdir, plain, cells)):
             print(index, json.dumps(cell))
         return
     if values.estimate:

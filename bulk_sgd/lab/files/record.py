@@ -65,7 +65,7 @@ def changes(earlier, config) -> list[str]:
 
 
 def conflicts(earlier, config) -> list[str]:
-    """`changes` to a config that a run of `earlier` cannot grow into."""
+    """`changes` to a config that a run, or a sweep, of `earlier` cannot grow into."""
     grows = {
         "config.num_steps": lambda a, b: a <= b,
         "config.arms": lambda a, b: {*map(compact, a)} <= {*map(compact, b)},
@@ -197,6 +197,26 @@ def has_fork(workdir) -> bool:
     return (pathlib.Path(workdir) / CHECKPOINTS / "fork" / "0").is_dir()
 
 
+def finished(workdir, config: dict) -> bool:
+    """Whether the run in `workdir` has ended, with all that the plain config asks for.
+
+    Raises ValueError if it lacks steps or arms alone, and there is no fork to go on
+    from.
+    """
+    earlier = begun(workdir)
+    if earlier is None or earlier["status"] not in ENDED:
+        return False
+    if earlier["status"] == DIVERGED or not changes(earlier["config"], config):
+        return True
+    if has_fork(workdir) or conflicts(earlier["config"], config):
+        return False
+    raise ValueError(
+        f"workdir {str(workdir)!r} holds a finished run without the checkpoint at its "
+        "fork (config.checkpoint.every was 0), so that it cannot grow; choose another "
+        "workdir."
+    )
+
+
 def claim(workdir, identity: Identity) -> dict | None:
     """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
 
@@ -215,16 +235,8 @@ def claim(workdir, identity: Identity) -> dict | None:
         )
     if doubt:
         print(f"The run in {str(workdir)!r} was {doubt}.", file=sys.stderr)
-    if earlier["status"] not in ENDED:
+    if not finished(workdir, identity.config):
         return None
-    if earlier["status"] == COMPLETE and changes(earlier["config"], identity.config):
-        if has_fork(workdir):
-            return None
-        raise ValueError(
-            f"workdir {str(workdir)!r} holds a finished run without the checkpoint at "
-            "its fork (config.checkpoint.every was 0), so that it cannot grow; choose "
-            "another workdir."
-        )
     if earlier["name"] != identity.config["name"]:
         earlier["name"] = earlier["config"]["name"] = identity.config["name"]
         write(workdir, earlier)

@@ -101,7 +101,7 @@ class Axis:
             without_seed = {k: v for k, v in cell.settings.items() if k != "seed"}
             key = json.dumps(without_seed, sort_keys=True)
             settings.setdefault(key, []).append(cell)
-        groups = list(settings.values())
+        groups = _by_values(list(settings.values()), self.fields)
         labels = [self._label(cells[0]) for cells in groups]
         if len({*labels}) < len(labels):
             labels = [self._label(cells[0], str) for cells in groups]
@@ -157,6 +157,28 @@ class Axis:
 def _varied(fields, cells):
     values = lambda field: {json.dumps(cell.settings.get(field)) for cell in cells}
     return tuple(field for field in fields if len(values(field)) > 1)
+
+
+def _by_values(groups, fields):
+    """Settings by their numbers, since a sweep that grew has its new ones last."""
+    found = [cells[0].settings for cells in groups]
+    if any(LABEL in x or {*fields} - {*x} for x in found):
+        return groups
+    ranks = {}
+    for field in fields:
+        values = [x[field] for x in found]
+        if all(map(_is_numeric, values)):
+            values = sorted(values)
+        ranks[field] = [json.dumps(value) for value in values]
+    place = lambda x: [ranks[field].index(json.dumps(x[field])) for field in fields]
+    return sorted(groups, key=lambda cells: place(cells[0].settings))
+
+
+def _is_numeric(value):
+    """Whether it is a number, or a list of them."""
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return type(value) in (int, float)
 
 
 def read_study(workdir) -> list[Axis]:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.files.progress import Progress
-from bulk_sgd.lab.sweep import sweep
+from bulk_sgd.lab.sweep import grid, sweep
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
@@ -34,7 +35,7 @@ class Cost(NamedTuple):
 
 
 def estimate(base, cells, workdir=None) -> list[Cost]:
-    """The cost of the cells that have not ended, one entry per program.
+    """The cost of what is left of the cells to run, one entry per program.
 
     It compiles each program and takes some steps at the start of training. Solves later
     in training may take more or fewer matvecs. It assumes that cells run one after
@@ -49,15 +50,20 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
       ValueError: a cell is wrong, or does not fit the data or the memory.
     """
     configs = sweep.configs_of(base, cells)
-    left = list(range(len(configs)))
+    left, before = list(range(len(configs))), {}
     if workdir is not None:
-        ends = workdir_lib.statuses(workdir, left)
-        left = [i for i, status in zip(left, ends) if status not in record.ENDED]
+        cells = workdir_lib.ordered(workdir, record.plain(base), cells)
+        configs = sweep.configs_of(base, grid.check(cells))
+        left = workdir_lib.unfinished(
+            workdir, {i: record.plain(config) for i, config in enumerate(configs)}
+        )
+        before = distributed.on_first(lambda: {i: _ends(workdir, i) for i in left})
     found, like, known = [], None, set()
     groups = sweep.groups(configs, left)
     for number, group in enumerate(groups, 1):
         print(f"measuring program {number} of {len(groups)}", file=sys.stderr)
-        cost, like = _cost([configs[index] for index in group], like, known)
+        its_cells = [(configs[index], before.get(index)) for index in group]
+        cost, like = _cost(its_cells, like, known)
         found.append(cost)
     return found
 
@@ -83,8 +89,20 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(map(row, lines))
 
 
-def _cost(configs, like, known) -> tuple[Cost, Experiment]:
-    """The cost of cells of one program; `known` has the prefixes of earlier cells."""
+def _ends(workdir, index) -> dict[str, int] | None:
+    """The last step of each arm of a cell that has ended, and is to grow."""
+    found = record.read(workdir_lib.cell_folder(workdir, index))
+    if found is None or found["status"] != record.COMPLETE:
+        return None
+    return {record.compact(x): arm["last_step"] for x, arm in found["arms"].items()}
+
+
+def _cost(cells, like, known) -> tuple[Cost, Experiment]:
+    """The cost of cells of one program, each with its config and `_ends`.
+
+    `known` has the prefixes of earlier cells.
+    """
+    configs = [config for config, _ in cells]
     seconds, experiment = _timed(Experiment, configs[0], like)
     build, _ = _timed(Experiment, configs[0], experiment)  # with the data of the first
     with Progress(None, enabled=False) as progress:
@@ -92,8 +110,8 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     seconds += compiling
     # By refresh interval, and by program of the rows.
     steps, refreshes, rows = (collections.Counter() for _ in range(3))
-    for config in configs:
-        for parts, its_rows in _stretches(config, known):
+    for cell in cells:
+        for parts, its_rows in _stretches(*cell, known):
             rows.update(its_rows)
             for every, length, count in parts:
                 steps[every] += length
@@ -113,22 +131,26 @@ def _cost(configs, like, known) -> tuple[Cost, Experiment]:
     return cost, experiment
 
 
-def _stretches(config, known):
+def _stretches(config, ends, known):
     """The stretches of a cell: their `_parts`, and their rows by program."""
     switch, stability = config.switch, config.stability
     every = switch.measure_every if switch.alignment > 0 else 0
     seen = switch.step if every else 0
-    if (name := prefix_of(config)) not in known:
+    if ends is None and (name := prefix_of(config)) not in known:
         known.add(name)
         rows = _rows(config, switch.step, bool(every), ends=0)
         yield _parts(config.subspace, 0, switch.step, every), rows
     every = config.subspace.refresh_every
-    for _ in config.arms:
-        length = config.num_steps - switch.step
+    for arm in config.arms:
+        end = (ends or {}).get(record.compact(arm))
+        begin = switch.step if end is None else end
+        length = config.num_steps - begin
+        if length <= 0:
+            continue
         rows = _rows(config, length, True, ends=1)
-        yield _parts(config.subspace, seen, length, every), rows
-        # With both ends of the interval.
-        for _ in range(stability.rounds + 2 if stability.rounds else 0):
+        yield _parts(config.subspace, seen + begin - switch.step, length, every), rows
+        trials = stability.rounds + 2 if stability.rounds and end is None else 0
+        for _ in range(trials):  # with both ends of the interval
             parts = _parts(config.subspace, seen, stability.num_steps, every)
             yield parts, {"evaluate": 1}
 

@@ -4,6 +4,7 @@ A cell is a dict from dotted field to value, `{"optimizer.learning_rate": 0.1}`.
 have a `label`, which is not a field and names the cell in the report.
 """
 
+import copy
 import itertools
 
 from ml_collections import ConfigDict
@@ -104,7 +105,18 @@ def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
     >>> apply(config_lib.default(), {"subspace.rank": 3}).subspace.rank
     3
     """
-    plain = base.to_dict()
+    config = ConfigDict(override(base.to_dict(), cell))
+    config_lib.validate(config)
+    return config.lock()
+
+
+def override(base: dict, cell: Cell) -> dict:
+    """A copy of a plain config with the fields of a cell set.
+
+    Raises:
+      ValueError: if a field is unknown.
+    """
+    plain = copy.deepcopy(base)
     for field, value in cell.items():
         if field == LABEL:
             continue
@@ -117,9 +129,7 @@ def apply(base: ConfigDict, cell: Cell) -> ConfigDict:
         if isinstance(holder[name], dict):
             raise ValueError(f"config.{field} is a group; a cell sets single fields.")
         holder[name] = value
-    config = ConfigDict(plain)
-    config_lib.validate(config)
-    return config.lock()
+    return plain
 
 
 def _plain(index, field, value):

@@ -2,7 +2,8 @@
 
 Skips cells that have ended; where one fails, the others go on. Cells that differ only
 in numbers (learning rate, arms, seed, refresh interval) share their compiled programs,
-and runs with the same prefix train it once.
+and runs with the same prefix train it once. A sweep can grow: the same command with
+more steps, arms or cells adds what the sweep in its workdir lacks.
 """
 
 import functools
@@ -57,20 +58,18 @@ def run_sweep(
 
     Raises:
       ValueError: before anything starts, if an argument is wrong, a cell does not fit
-        the data, two are equal, or the workdir holds another sweep or base, or it or
-        the prefixes are of other data or code.
+        the data, two are equal, the workdir holds a sweep that cannot grow into this
+        one, or it or the prefixes are of other data or code.
     """
     workdir, say = pathlib.Path(workdir), say or _say
     cells = grid.check(cells)
     configs = configs_of(base, cells)
     tune = tuning.check(tune, cells, configs)
     checks.integer("lanes", lanes, 1)
-    count = len(cells)
-    claim = functools.partial(
-        workdir_lib.claim, workdir, record.plain(base), cells, about, tune
-    )
-    cells = cells + grid.check(
-        distributed.on_first(lambda: workdir_lib.added(workdir, cells[:count]))
+    plain, given = record.plain(base), cells
+    claim = functools.partial(workdir_lib.claim, workdir, plain, given, about, tune)
+    cells = grid.check(
+        distributed.on_first(lambda: workdir_lib.ordered(workdir, plain, given))
     )
     if only is not None:
         checks.integer("cell", only, 0, len(cells) - 1)
@@ -82,7 +81,7 @@ def run_sweep(
         _Runner(cells, configs, workdir, lanes, store, say, like).run(todo)
         more = []
         if tune and only is None:
-            arguments = workdir, cells, count, tune, base
+            arguments = workdir, cells, given, tune, base
             more = distributed.on_first(functools.partial(tuning.widened, *arguments))
             more = _fitting(base, more, like, tune, say)
         if more:
@@ -95,15 +94,14 @@ def run_sweep(
 
 
 def _prepare(configs, chosen, workdir, prefixes, say, claim):
-    """Checks and claims the cells that are `chosen`.
+    """Checks and claims the sweep, and its cells that are `chosen`.
 
     Returns an experiment, the cells that have not ended, and the store of prefixes.
     """
     plain = list(map(record.plain, configs))
     for fields in plain:
         distributed.check_agreement(fields)
-    before = workdir_lib.statuses(workdir, chosen)
-    left = [i for i, status in zip(chosen, before) if status not in record.ENDED]
+    left = workdir_lib.unfinished(workdir, {i: plain[i] for i in chosen})
     like, prints = _check_data(configs, chosen, left)
     distributed.on_first(claim)
     identity = {i: record.Identity(plain[i], prints[i]) for i in chosen}

@@ -111,11 +111,13 @@ def losses(workdir, tune: Tuning) -> dict[str, float]:
     return ends
 
 
-def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
+def widened(
+    workdir, cells: list[grid.Cell], given: list[grid.Cell], tune: Tuning, base
+):
     """Further cells, if the best value of a row is the first or last of its grid.
 
     The step to the new value has the ratio of the outermost two, rounded for an integer
-    field. Cells after the first `count` come from earlier calls. If no value of a row
+    field. Cells that are not `given` come from earlier calls. If no value of a row
     trained, lower ones are tried.
     """
     whole = type(functools.reduce(getattr, tune.field.split("."), base)) is int
@@ -125,7 +127,7 @@ def widened(workdir, cells: list[grid.Cell], count: int, tune: Tuning, base):
         by_value = {}
         for index in indices:
             by_value.setdefault(cells[index][tune.field], []).append(index)
-        first = {cells[i][tune.field] for i in indices if i < count}
+        first = {cells[i][tune.field] for i in indices if cells[i] in given}
         grid_values = sorted(by_value)
         left = tune.widen - (len(grid_values) - len(first))
         if not all(ends[index] for index in indices):

@@ -6,6 +6,7 @@ import pathlib
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import atomic, record
+from bulk_sgd.lab.sweep import grid
 
 FILE = "sweep.json"
 
@@ -26,7 +27,10 @@ def statuses(workdir, indices) -> list[str]:
 
 
 def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
-    """Writes `sweep.json`, if need be over a sweep that failed before a first row."""
+    """Writes `sweep.json`, if need be over a sweep that failed before a first row.
+
+    A sweep that is there may grow. Raises ValueError if it is another one.
+    """
     workdir = record.make_folder(workdir)
     content = {
         "name": base["name"],
@@ -37,34 +41,58 @@ def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
         "tune": tune and dataclasses.asdict(tune),
     }
     content = json.loads(json.dumps(content))
-    if (workdir / FILE).exists():
-        earlier = read(workdir)
-        changed = _change(earlier, content)
+    earlier = read(workdir)
+    if earlier:
+        heirs = _heirs(earlier, base, content["cells"])
+        changed = _change(earlier, content, heirs)
         if changed is None:
-            content["added"] = earlier["added"]
-            if earlier["tune"] != content["tune"]:
-                _write(workdir, content)
-            return
-        if not _came_to_nothing(workdir, len(earlier["cells"])):
+            every = _in_order(earlier, content["cells"], heirs)
+            count = len(earlier["cells"]) if earlier["added"] else len(every)
+            content |= {"cells": every[:count], "added": every[count:]}
+        elif not _came_to_nothing(workdir, len(earlier["cells"])):
             raise ValueError(
                 f"workdir {str(workdir)!r} holds {changed}; choose another workdir."
             )
-    _write(workdir, content)
+    if content != earlier:
+        _write(workdir, content)
 
 
-def added(workdir, cells: list[dict]) -> list[dict]:
-    """The cells that a tuned sweep has added to `cells`."""
-    if not (pathlib.Path(workdir) / FILE).exists():
-        return []
-    content = read(workdir)
-    same = content["cells"] == json.loads(json.dumps(cells))
-    return content["added"] if same else []
+def ordered(workdir, base: dict, cells: list[dict]) -> list[dict]:
+    """All cells of a sweep by the number of their folder.
+
+    A cell that `sweep.json` has, or that one there grows into, keeps its number. New
+    ones come last. Where that is another sweep, `claim` will refuse it.
+    """
+    cells = json.loads(json.dumps(cells))
+    earlier = read(workdir) if workdir is not None else None
+    if earlier is None:
+        return cells
+    heirs = _heirs(earlier, base, cells)
+    others = None in heirs[: len(earlier["cells"])]
+    return cells if others else _in_order(earlier, cells, heirs)
 
 
-def read(workdir) -> dict:
-    """What `sweep.json` holds: `name`, `about`, `cells`, those `added`, and `tune`."""
-    content = json.loads((pathlib.Path(workdir) / FILE).read_text())
-    return {"added": [], "tune": None} | content  # early versions lack them
+def unfinished(workdir, configs: dict[int, dict]) -> list[int]:
+    """The cells, of those whose plain configs these are, with something left to run.
+
+    Raises:
+      ValueError: if one has ended, but cannot go on to what its config asks for.
+    """
+    done = lambda index: record.finished(cell_folder(workdir, index), configs[index])
+    return distributed.on_first(lambda: [i for i in configs if not done(i)])
+
+
+def read(workdir) -> dict | None:
+    """What `sweep.json` holds, None where there is none.
+
+    That is `name`, `about`, `config`, `cells`, `tune`, and the cells that were `added`
+    to others by tuning, or after it.
+    """
+    path = pathlib.Path(workdir) / FILE
+    if not path.exists():
+        return None
+    # Early versions lack them.
+    return {"added": [], "tune": None} | json.loads(path.read_text())
 
 
 def add(workdir, cells: list[dict]):
@@ -78,17 +106,40 @@ def _write(workdir, content):
     atomic.write_text(pathlib.Path(workdir) / FILE, text)
 
 
-def _change(earlier, content) -> str | None:
-    """How the sweep in a workdir differs from the one to run, None if it does not."""
-    if earlier["cells"] != content["cells"]:
-        return "another sweep"
-    if "config" not in earlier:  # early versions did not write it
+def _heirs(earlier, base, cells) -> list[int | None]:
+    """Which of the cells each earlier one is, or else grows into."""
+    before = earlier["cells"] + earlier["added"]
+    old_base = earlier.get("config", base)  # early versions did not write it
+    heirs, free = [None] * len(before), dict(enumerate(_overridden(base, cells)))
+    for differences in (record.changes, record.conflicts):
+        for index, config in enumerate(_overridden(old_base, before)):
+            if heirs[index] is None:
+                same = (i for i in free if not differences(config, free[i]))
+                heirs[index] = next(same, None)
+                free.pop(heirs[index], None)
+    return heirs
+
+
+def _overridden(base, cells):
+    return [grid.override(base, cell) for cell in cells]
+
+
+def _in_order(earlier, cells, heirs):
+    before = earlier["cells"] + earlier["added"]
+    kept = [cell if i is None else cells[i] for cell, i in zip(before, heirs)]
+    return kept + [cell for i, cell in enumerate(cells) if i not in heirs]
+
+
+def _change(earlier, content, heirs) -> str | None:
+    """How the sweep in a workdir differs from one it can grow into, None if not."""
+    lost = [cell for cell, i in zip(earlier["cells"], heirs) if i is None]
+    if not lost:
         return None
-    changed = record.changes(earlier["config"], content["config"])
-    if not changed:
-        return None
-    before, now = (_value(x["config"], changed[0]) for x in (earlier, content))
-    return f"this sweep with {changed[0]} = {before}, which is now {now}"
+    bases = earlier.get("config", content["config"]), content["config"]
+    for changed in record.conflicts(*bases):
+        before, now = (_value(base, changed) for base in bases)
+        return f"this sweep with {changed} = {before}, which is now {now}"
+    return f"another sweep, with a cell {lost[0]} that this one lacks"
 
 
 def _value(base, path) -> str:

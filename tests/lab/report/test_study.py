@@ -190,6 +190,19 @@ def test_what_diverged_or_is_unknown_is_not_left_out(tmp_path):
     assert fast.measured.mean == pytest.approx(2 / 3 * 34 / 22)
 
 
+def test_settings_are_in_the_order_of_their_numbers(tmp_path):
+    """New values of a sweep that grew come where they belong; words stay in order."""
+    rates = grid.values("optimizer.learning_rate", (0.2, 0.3, 0.1))
+    losses = grid.values("loss.name", ("mse", "cross_entropy"))
+    write_axis(tmp_path, grid.product(rates, losses))
+    (axis,) = study.read_study(tmp_path)
+    assert [group.split(", loss ") for group in axis.groups] == [
+        [f"learning rate {rate}", loss]
+        for rate in (0.1, 0.2, 0.3)
+        for loss in ("mse", "cross_entropy")
+    ]
+
+
 def test_settings_are_told_apart_by_all_their_fields(tmp_path):
     cells = [{"subspace.rank": 5}, {"subspace.refresh_every": 5}, {"seed": 1}]
     write_axis(tmp_path, cells)

@@ -28,6 +28,12 @@ def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
     matvecs = [arm["matvecs"] for run in found for arm in run["arms"].values()]
     assert sum(matvecs) == first.matvecs + second.matvecs
     assert estimate.estimate(base, CELLS, tmp_path) == []
+    # Ten more steps of four arms, and another arm from the fork.
+    base.num_steps = 40
+    more = [{"arms": ("sgd", "dom_sgd", "scales(1, 2)")}, *CELLS[1:]]
+    grown, other = estimate.estimate(base, more, tmp_path)
+    assert (grown.steps, other.steps) == (3 * 10 + 32, 2 * 10)
+    assert grown.matvecs == (3 * 2 + 15) * 3
     assert estimate.table([]).splitlines()[-1].split()[:3] == ["total", "0", "0"]
 
 
@@ -37,15 +43,15 @@ def test_rows_and_refreshes_that_a_cell_asks_for():
         switch__alignment=0.5, switch__measure_every=2, stability__rounds=3,
         arms=("sgd",), num_steps=38,
     )  # fmt: skip
-    prefix, arm, *trials = estimate._stretches(config, set())
+    prefix, arm, *trials = estimate._stretches(config, None, set())
     rows = {"evaluate": 3, "sharpness": 0, "measure": 1, "along_step": 0}
     assert prefix == ([(1, 0, 0), (2, 8, 4)], rows)
     rows = {"evaluate": 7, "sharpness": 4, "measure": 6, "along_step": 2}
     assert arm == ([(1, 0, 0), (1, 30, 30)], rows)
     assert trials == 5 * [([(1, 0, 0), (1, 200, 200)], {"evaluate": 1})]
     known = set()
-    assert len([*estimate._stretches(config, known)]) == 7
-    assert len([*estimate._stretches(config, known)]) == 6  # the prefix is there
+    assert len([*estimate._stretches(config, None, known)]) == 7
+    assert len([*estimate._stretches(config, None, known)]) == 6  # the prefix is there
 
 
 def test_streaming_is_eager_first():

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,25 +112,73 @@ def test_interrupted_sweep_has_complete_cells_and_goes_on(
 
 
 def test_another_sweep_is_refused(swept):
-    with pytest.raises(ValueError, match="holds another sweep"):
+    with pytest.raises(ValueError, match=r"sweep, with a cell {'seed': 1, .*lacks;"):
         sweep.run_sweep(tiny(), CELLS[:2], swept, say=quiet)
 
 
 def test_another_base_is_refused(swept, tmp_path):
     before = (swept / workdir.FILE).read_text()
-    with pytest.raises(ValueError, match=r"config\.num_steps = 20, which is now 30;"):
-        sweep.run_sweep(tiny(num_steps=30), CELLS, swept, only=1, say=quiet)
+    with pytest.raises(ValueError, match=r"config\.num_steps = 20, which is now 10;"):
+        sweep.run_sweep(tiny(num_steps=10), CELLS, swept, only=1, say=quiet)
     assert (swept / workdir.FILE).read_text() == before
-    content = json.loads(before)
-    sharding = {"data": 1, "fsdp": 2}
-    changed = {**content, "config": {**content["config"], "sharding": sharding}}
-    assert "config.sharding.data" in workdir._change(content, changed)
+    with pytest.raises(ValueError, match=r"this sweep with config\.batch_size = 10, "):
+        sweep.run_sweep(tiny(batch_size=12), CELLS, swept, say=quiet)
     # What no result depends on may be set anew, and cells that have ended stay.
-    statuses = sweep.run_sweep(tiny(progress=True), CELLS, swept, say=quiet)
+    changes = {"progress": True, "optimizer__learning_rate": 0.7}
+    statuses = sweep.run_sweep(tiny(**changes), CELLS, swept, say=quiet)
     assert statuses == ["complete"] * 4
     # Sweeps from before bases were kept.
+    content = json.loads(before)
     del content["config"]
-    assert workdir._change(content, changed) is None
+    (tmp_path / workdir.FILE).write_text(json.dumps(content))
+    plain = record.plain(tiny(num_steps=10))
+    assert workdir.ordered(tmp_path, plain, CELLS[::-1]) == CELLS
+
+
+def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
+    """More steps, arms and cells, whose order does not matter."""
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    shutil.copytree(swept, grown)
+    base = tiny(num_steps=25, arms=("sgd", "bulk_sgd", "scales(0, 2)"))
+    cells = grid.product(
+        grid.values("optimizer.learning_rate", (0.02, 0.05)),
+        grid.labelled("all", grid.values("seed", (2, 1, 0))),
+    )
+    said = []
+    go = lambda folder, only: sweep.run_sweep(
+        base, cells, folder, only=only, say=said.append
+    )
+    assert go(grown, None) == ["complete"] * 6
+    assert said[0] == "cells to run: 6; programs: 1."
+    found = workdir.read(grown)["cells"]
+    assert [{**cell, "label": "all"} for cell in CELLS] == found[:4]
+    order = lambda row: (row["arm"], row["step"])
+    for index in (0, 5):  # a cell that is new, and one that was there
+        go(whole, index)
+        theirs = numbers(sweep.cell_folder(whole, index))
+        mine = numbers(sweep.cell_folder(grown, found.index(cells[index])))
+        assert sorted(mine, key=order) == sorted(theirs, key=order)
+    assert not list(grown.glob("cells/*/attempts"))
+    said.clear()
+    go(grown, None)
+    assert said == ["6 of 6 cells had ended before."]
+
+
+def test_cells_grow_by_what_they_set():
+    base = record.plain(tiny())
+    earlier = {"config": base, "added": [{"seed": 5}]}
+    earlier["cells"] = [{"num_steps": 20}, {"num_steps": 40}, {"arms": ["sgd"]}]
+    cells = [{"arms": ["dom_sgd", "sgd"]}, {"num_steps": 40}, {"num_steps": 60}]
+    assert workdir._heirs(earlier, base, cells) == [2, 1, 0, None]
+
+
+def test_sweep_without_forks_is_left_as_it_was(tmp_path):
+    sweep.run_sweep(tiny(checkpoint__every=0), CELLS[:1], tmp_path, say=quiet)
+    before = (tmp_path / workdir.FILE).read_text()
+    longer = tiny(checkpoint__every=0, num_steps=30)
+    with pytest.raises(ValueError, match="000' holds a finished run without the ch"):
+        sweep.run_sweep(longer, CELLS, tmp_path, say=quiet)
+    assert (tmp_path / workdir.FILE).read_text() == before
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_loss_of_an_arm_is_a_mean_of_its_last_rows(tmp_path):
 )
 def test_a_grid_is_widened_where_its_best_value_is_at_its_edge(tmp_path, ends, added):
     cells = write_tuned(tmp_path, {"a": {value: (x, x) for value, x in ends.items()}})
-    more = tuning.widened(tmp_path, cells, len(cells), TUNE, tiny())
+    more = tuning.widened(tmp_path, cells, cells, TUNE, tiny())
     assert [(c[RATE], c["seed"]) for c in more] == [
         (x, s) for x in added for s in (0, 1)
     ]
@@ -64,7 +64,7 @@ def test_a_grid_is_widened_where_its_best_value_is_at_its_edge(tmp_path, ends, a
 
 def test_widening_ends_at_its_bound(tmp_path):
     cells = write_tuned(tmp_path, {"a": {0.1: (1.0,), 0.2: (2.0,), 0.4: (3.0,)}})
-    more = lambda count: tuning.widened(tmp_path, cells, count, TUNE, tiny())
+    more = lambda count: tuning.widened(tmp_path, cells, cells[:count], TUNE, tiny())
     assert [cell[RATE] for cell in more(2)] == [0.05]  # one of two is left
     assert more(1) == []
 
@@ -96,7 +96,7 @@ def test_an_integer_field_is_widened_by_integers(tmp_path, ends, added):
     by_value = {value: (end,) for value, end in ends.items()}
     cells = write_tuned(tmp_path, {"a": by_value}, field="batch_size")
     tune = Tuning("batch_size")
-    more = tuning.widened(tmp_path, cells, len(cells), tune, tiny())
+    more = tuning.widened(tmp_path, cells, cells, tune, tiny())
     assert [(cell["batch_size"], type(cell["batch_size"])) for cell in more] == [
         (value, int) for value in added
     ]
@@ -120,10 +120,16 @@ def test_tuned_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     assert go(tune=tune, only=3) == ["complete"] * 4
     assert go(tune=tune) == ["complete"] * 4
     assert said == ["1 of 1 cells had ended before.", "4 of 4 cells had ended before."]
+    # One of the values that were added, which leaves room for another, and a new one.
+    cells += grid.labelled("plain", grid.values(RATE, (0.002, 0.016)))
+    assert go(tune=tune) == ["complete"] * 6
+    added = workdir.read(tmp_path)["added"]
+    assert [cell[RATE] for cell in added] == [0.016, 0.064, 0.002, 0.256]
+    assert go(tune=tune, only=4) == ["complete"] * 6
     seeds = [{RATE: -1.0, "seed": seed} for seed in (0, 1)]
     monkeypatch.setattr(tuning, "widened", lambda *_: seeds)
-    assert go(tune=tune) == ["complete"] * 4
-    assert [line.split(":")[0] for line in said[3:]] == [f"{RATE} is not tried at -1.0"]
+    assert go(tune=tune) == ["complete"] * 6
+    assert said[-1].startswith(f"{RATE} is not tried at -1.0:")
 
 
 @pytest.mark.parametrize(
