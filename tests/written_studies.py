@@ -39,6 +39,7 @@ def write_cell(
                     "eigenvalues": [top, 1.0],
                     "sharpness_ratio": 0.1 * top,
                     "alignment_gradient": 0.8,
+                    "alignment_update": 0.7,
                     "matvecs": 20 * j * (2 if arm == "bulk_sgd" else 1),
                 }
             )

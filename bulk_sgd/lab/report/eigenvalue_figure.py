@@ -41,7 +41,9 @@ def eigenvalue_figure(run: RunResults) -> Figure:
         mark_fork(axes, run, text="")
         if arm != PREFIX:
             summary = run.summary(arm)
-            title = style.shorten(f"{summary.label}   {summary.formula}", 37)
+            name, scales = summary.label, summary.formula.rpartition("= ")[2]
+            told = scales and name.endswith(scales)  # in the name
+            title = style.shorten(name if told else f"{name}   {summary.formula}", 37)
             axes.set_title(style.plain(title), loc="left")
     # All panels share their limits, final only once every panel is drawn.
     style.log_or_symlog(panels[0], values)

@@ -41,17 +41,22 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 def fit_column(figure: Figure) -> None:
     """Makes a drawn figure as wide as a column: panels below one another, smaller text.
 
-    More than three panels are placed in two columns.
+    More than three panels are placed in two columns; two rows become these columns.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
-    height = figure.get_figheight() / panels[0].get_gridspec().nrows
+    old = panels[0].get_gridspec()
+    height = figure.get_figheight() / old.nrows
     columns = 1 if len(panels) <= 3 else 2
     rows = math.ceil(len(panels) / columns)
     places = figure.add_gridspec(rows, columns)
+    if old.nrows == 2 and len(panels) == 2 * old.ncols:
+        places = [places[i, row] for row in range(2) for i in range(rows)]
+    _label_each(panels, old.ncols)
     labelsize = COLUMN_SCALE * STYLE["font.size"]  # also for ticks to come
+    for axes in figure.axes:  # with bars of colours
+        axes.tick_params(which="both", labelsize=labelsize)
     for place, axes in zip(places, panels):
         axes.set_subplotspec(place)
-        axes.tick_params(which="both", labelsize=labelsize)
         axes.tick_params(labelleft=True, labelbottom=True)
         title = textwrap.fill(axes.get_title(loc="left"), 44 // columns)
         axes.set_title(title, loc="left")
@@ -66,6 +71,14 @@ def fit_column(figure: Figure) -> None:
         labels = [text.get_text() for text in old.get_texts()]
         legend(figure, labels, old.legend_handles, COLUMN_SCALE)
         old.remove()
+
+
+def _label_each(panels, columns):
+    """Gives each panel the labels that a row or a column of panels has once."""
+    for i, axes in enumerate(panels):
+        first, last = panels[i - i % columns], panels[i % columns :: columns][-1]
+        axes.set_ylabel(axes.get_ylabel() or first.get_ylabel())
+        axes.set_xlabel(axes.get_xlabel() or last.get_xlabel())
 
 
 def _tick_texts(axes):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from bulk_sgd.lab.report import study_panels
 from bulk_sgd.lab.report.formatting import exact, number
 from bulk_sgd.lab.report.study import Axis
-from bulk_sgd.lab.report.style import INK, STYLE, LineStyle, new_figure
+from bulk_sgd.lab.report.style import INK, STYLE, LineStyle, new_figure, plain_ticks
 from bulk_sgd.transforms.aliases import PATHS, path_scales
 
 _PATHS = {
@@ -46,7 +46,7 @@ def plane_figure(axis: Axis) -> Figure:
     loss, _, rate = (panel[:2] for panel in study_panels.PANELS)
     maps = loss, ("speed_up", "speed-up over SGD, steps"), rate
     maps = [(key, name) for key, name in maps if axis.measured(key)]
-    figure, panels = new_figure(1, len(maps), (5.2 * len(maps), 4.2))
+    figure, panels = new_figure(1, len(maps), (10.4, 0.9 + 8.4 / max(len(maps), 2)))
     for axes, (key, name) in zip(panels, maps):
         values = np.full((len(bulk), len(dominant)), np.nan)
         for arm, place in places.items():
@@ -60,7 +60,7 @@ def plane_figure(axis: Axis) -> Figure:
         axes.set_ylabel("b, factor of the bulk part")
         axes.grid(visible=False)
         axes.set_title(name, loc="left")
-        figure.colorbar(image, ax=axes, label=name)
+        plain_ticks(figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03).ax)
     return figure
 
 

@@ -22,7 +22,7 @@ def change_figure(run: RunResults) -> Figure:
         key = f"step/measured_{part}"
         values = calm(run, lambda arm, key=key: run.series(arm, key))
         if values.any():
-            axes.set_yscale("symlog", linthresh=np.median(np.abs(values[values != 0])))
+            style.symlog_axis(axes, np.median(np.abs(values[values != 0])))
         axes.axhline(0, color=style.MUTED, linewidth=0.7)
         _draw_pale(axes, run, f"step/predicted_{part}")
         panel(axes, run, key, f"change of the loss, {part} part")

@@ -117,6 +117,14 @@ class Axis:
         numeric = all(type(value) in (int, float) for value in values)
         return [float(value) for value in values] if numeric else None
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether settings differ in nothing but numbers, or lists of them."""
+        found = [cells[0].settings for cells in self.groups.values()]
+        labels = any(LABEL in settings for settings in found)
+        values = [x.get(field, "") for x in found for field in self.varied]
+        return bool(values) and not labels and all(map(_is_numeric, values))
+
     @functools.cached_property
     def summaries(self) -> dict[str, Summary]:
         """Each arm of any cell, in order, as the first cell that has it left it."""

@@ -124,7 +124,7 @@ def curves_figure(axis: Axis) -> Figure:
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
     log_axis(panels[0])
     field = f"{study_panels.field_label(axis)} " if axis.values else ""
-    labels = [plain(field + tick) for tick in _tick_labels(axis)]
+    labels = [plain(shorten(field + label, 52)) for label in axis.groups]
     study_panels.legend(figure, [*zip(labels, styles.values())])
     return figure
 
@@ -137,7 +137,7 @@ def group_styles(axis: Axis) -> dict[str, LineStyle]:
     if all(len(found) == 1 for found in arms) and len(axis.summaries) == len(arms):
         styles = arm_styles(axis.summaries.values())
         return {label: styles[arm] for label, (arm,) in zip(axis.groups, arms)}
-    return series_styles([*axis.groups], ordered=axis.values is not None)
+    return series_styles([*axis.groups], ordered=axis.is_numeric)
 
 
 def _name_arms(figure, axis, styles):

@@ -210,13 +210,14 @@ def _caption(axis, name):
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
-        "curves": f"Along training, a column per method; lines: {lines}; {over}. "
+        "curves": f"After the fork, a panel per method; lines: {lines}; {over}. "
         "χ belongs to the updates before they are scaled.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
-        "diverged; points without a number were not run.",
-        "training": f"Along training, {over}.",
+        "diverged; points without a number were not run. A speed-up of 0 was never "
+        "reached.",
+        "training": f"After the fork, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
         f"subspace of H, along SGD; {over}. Without the trace share where the trace is "
         "within three standard errors of zero in most rows.",

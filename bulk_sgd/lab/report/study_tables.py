@@ -56,12 +56,17 @@ def show(spread: Spread, seeds: int | None = None) -> str:
 
 
 def plus_minus(spread: Spread) -> str:
-    """Mean ± deviation, or the number of a single seed."""
+    """Mean ± deviation to the same decimal, or the number of a single seed."""
+    mean = spread.mean
     if spread.count < 2:
-        return number(spread.mean)
-    rounding = 1e-12 * abs(spread.mean)  # of equal numbers
+        return number(mean)
+    rounding = 1e-12 * abs(mean)  # of equal numbers
     deviation = spread.deviation if spread.deviation > rounding else 0.0
-    return f"{number(spread.mean)} ± {number(deviation)}"
+    larger = number(max(abs(mean), deviation))
+    if "e" in larger:
+        return f"{number(mean)} ± {number(deviation)}"
+    decimals = len(larger.partition(".")[2])
+    return f"{mean:,.{decimals}f} ± {deviation:,.{decimals}f}".replace("-", "−")
 
 
 def _cell(spread, key, count):

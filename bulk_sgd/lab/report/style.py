@@ -38,7 +38,7 @@ STYLE = {
 }
 METHOD_COLORS = {SGD: "#222222", DOM_SGD: "#D55E00", BULK_SGD: "#0072B2"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ((0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.6, 1.2)))
+DASHES = ((0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.6, 1.2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,11 @@ def arm_styles(summaries: Sequence[Summary]) -> dict[str, LineStyle]:
         twins = sum(style.color == color for style in styles.values())
         # SGD is wide, so that its rim shows under an arm that coincides with it.
         width = 2.8 if arm.method == SGD else 1.7
-        styles[arm.name] = LineStyle(color, ("-", *_DASHES)[twins % 5], width)
+        styles[arm.name] = LineStyle(color, ("-", *DASHES)[twins % 5], width)
     others = sorted((s for s in summaries if not s.method), key=order)
     for i, arm in enumerate(others):
         turn, hue = divmod(i, len(OTHER_COLORS))
-        dash = _DASHES[(i + turn) % len(_DASHES)]
+        dash = DASHES[(i + turn) % len(DASHES)]
         styles[arm.name] = LineStyle(OTHER_COLORS[hue], dash)
     return styles
 
@@ -104,7 +104,7 @@ def series_styles(names: Sequence[str], ordered: bool = False) -> dict[str, Line
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
         return {name: LineStyle(to_hex(c)) for name, c in zip(names, shades)}
     hues = (METHOD_COLORS[BULK_SGD], METHOD_COLORS[DOM_SGD], *OTHER_COLORS)
-    dashes = ("-", *_DASHES)
+    dashes = ("-", *DASHES)
     return {
         name: LineStyle(hues[i % len(hues)], dashes[i // len(hues) % len(dashes)])
         for i, name in enumerate(names)
@@ -142,12 +142,23 @@ def log_or_symlog(axes: Axes, values: np.ndarray) -> None:
     if (values > 0).all():
         log_axis(axes)
     else:
-        axes.set_yscale("symlog", linthresh=max(np.abs(values).max() * 1e-3, 1e-12))
+        symlog_axis(axes, max(np.abs(values).max() * 1e-3, 1e-12))
+
+
+def symlog_axis(axes: Axes, threshold: float) -> None:
+    """A y axis linear up to a threshold and log beyond, with plain numbers."""
+    axes.set_yscale("symlog", linthresh=threshold)
+    axes.yaxis.set_major_formatter(lambda value, _: exact(value))
 
 
 def log_axis(axes: Axes) -> None:
     """A log y axis with plain numbers at its ticks, however short or long it is."""
     axes.set_yscale("log")
+    plain_ticks(axes)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Plain numbers at the ticks of a log y axis, also of a bar of colours."""
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: exact(value))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
@@ -163,8 +174,9 @@ def log_axis(axes: Axes) -> None:
 
 class _OneTwoFive(LogLocator):
     def tick_values(self, low, high):
-        """Powers of ten where there is no room for every decade."""
-        found = super().tick_values(low, high)
+        """Powers of ten over more than three decades, where others have no room."""
+        wide = 0 < 1e3 * low < high
+        found = () if wide else super().tick_values(low, high)
         return found if len(found) else LogLocator().tick_values(low, high)
 
 

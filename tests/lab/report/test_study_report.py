@@ -17,6 +17,7 @@ from bulk_sgd.lab.report import (
 )
 from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.page import text as page_text
+from bulk_sgd.lab.report.study_tables import plus_minus
 from bulk_sgd.lab.sweep import grid, sweep
 
 
@@ -154,6 +155,12 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     assert len(arms) == 6
     assert arms[0, 1] == "bulk_sgd"
     assert set(study_figures.figures_of(axis)) == {"plane", "energies"}
+    figure = scale_figures.plane_figure(axis)
+    figure.canvas.draw()
+    bars = [axes for axes in figure.axes if axes.get_subplotspec() is None]
+    ticks = [tick.get_text() for axes in bars for tick in axes.get_yticklabels()]
+    assert len(bars) == 3
+    assert {"0.2", "0.5", "0.1"} <= {*ticks}
     write_axis(tmp_path / "b", [{"seed": 0}])
     write_cell(tmp_path / "b", 0, arms=before)
     (axis,) = study.read_study(tmp_path / "b")
@@ -181,6 +188,15 @@ def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
     np.testing.assert_allclose(first.lines[0].get_ydata(), LOSSES["sgd"])
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["rank 1", "rank 5"]
+    # Two rows become two columns: a row for each method, and labels for each panel.
+    saving.fit_column(figure)
+    assert {axes.get_subplotspec().get_gridspec().ncols for axes in figure.axes} == {2}
+    loss, other = figure.axes[1], figure.axes[3]
+    assert [axes.get_title(loc="left") for axes in (loss, other)] == ["bulk_sgd"] * 2
+    places = [axes.get_subplotspec() for axes in (loss, other)]
+    assert [(x.rowspan.start, x.colspan.start) for x in places] == [(1, 0), (1, 1)]
+    assert loss.get_ylabel() == "training loss"
+    assert loss.get_xlabel() == other.get_xlabel() == "step"
 
 
 def test_figures_fit_a_column(tmp_path, monkeypatch):
@@ -200,6 +216,19 @@ def test_figures_fit_a_column(tmp_path, monkeypatch):
     saving.save(figure, tmp_path / "some-name")
     for end in (".png", ".pdf", ".svg", "-column.pdf"):
         assert (tmp_path / f"some-name{end}").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (1.371, 0.00897, "1.37 ± 0.01"),
+        (-0.00375, 0.067, "−0.0037 ± 0.0670"),
+        (12_345.6, 678.9, "12,346 ± 679"),
+        (1e-7, 1e-9, "1.00e-7 ± 1.00e-9"),
+    ],
+)
+def test_mean_and_deviation_end_at_the_same_decimal(mean, deviation, text):
+    assert plus_minus(study.Spread(mean, deviation, 3)) == text
 
 
 def test_only_fields_that_the_runs_use_and_share_describe_them():
