@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.report import style
@@ -13,6 +14,12 @@ from bulk_sgd.spectra.density import SpectralDensity
 
 SHOWN = 4  # points whose whole density is drawn
 SHOWN_MATRICES = 12  # names that fit in a legend
+_DIRECTIONS = {  # of slices
+    "dominant 1": r"$u_1$",
+    "dominant 2": r"$u_2$",
+    "bulk gradient": "bulk part of the gradient",
+    "bulk random": "random, in the bulk",
+}
 
 
 def path_styles(points: list[dict]) -> dict[str, style.LineStyle]:
@@ -66,7 +73,7 @@ def density_figure(points: list[dict]) -> Figure:
         density = np.maximum(density, floor)
         axes.fill_between(grid, floor, density, color=color, alpha=0.25, linewidth=0)
         axes.plot(grid, density, color=color, linewidth=1.2)
-        axes.set_yscale("log")
+        style.log_axis(axes)
         values, count = _numbers(point["eigenvalues"]), point["outliers"] or 0
         for chosen, face in ((values[:count], color), (values[count:], "white")):
             axes.plot(chosen, [floor] * len(chosen), "v", color=color, ms=6,
@@ -85,8 +92,7 @@ def energy_figure(points: list[dict]) -> Figure:
     ends = {left: [], right: []}
     for operator in points[0]["energies"]:
         symbol, line = style.OPERATOR_STYLES[operator]
-        color = line.color
-        color = line.color
+        symbol, color = symbol.strip("$"), line.color
         for path in _paths(points):
             steps, error = _series(points, path, "energies", operator, "trace_error")
             for axes, key in ((left, "trace"), (right, "frobenius_share")):
@@ -100,6 +106,7 @@ def energy_figure(points: list[dict]) -> Figure:
     left.set_ylabel("trace")
     right.set_ylabel("Frobenius share in the dominant subspace")
     right.set_ylim(-0.02, 1.02)
+    _name_paths(figure, points)
     style.finish_steps(left, ends[left])
     style.finish_steps(right, ends[right])
     return figure
@@ -148,6 +155,7 @@ def block_figure(points: list[dict]) -> Figure:
     left.set_xlabel("step")
     right.set_ylabel("share of the dominant eigenvectors")
     right.set_ylim(-0.02, 1.02)
+    _name_paths(figure, points)
     style.finish_steps(right, ends)
     return figure
 
@@ -169,7 +177,8 @@ def rank_figure(points: list[dict]) -> Figure:
         axes.set(xscale="log", xlabel="rank of each matrix", ylim=(-0.02, 1.02))
         axes.set_xticks(ranks, ranks)
         axes.minorticks_off()
-    left.set_ylabel("share of each eigenvector")
+    left.set_ylabel("share that is kept, by eigenvector")
+    right.set_ylabel("share that is kept, by matrix")
     if 0 < len(matrices) <= SHOWN_MATRICES:
         right.legend(fontsize=8)
     return figure
@@ -183,17 +192,18 @@ def slice_figure(points: list[dict]) -> Figure:
     figure, (first, *others) = style.new_figure(1, 1 + len(planes), (10.4, 3.6))
     colors = ("#D55E00", "#E69F00", "#0072B2", "#56B4E9")
     for (name, losses), color in zip(found["lines"].items(), colors):
-        first.plot(offsets, _numbers(losses), color=color, label=name)
+        label = _DIRECTIONS.get(name, name)
+        first.plot(offsets, _numbers(losses), color=color, label=label)
     first.legend(fontsize=8)
     first.set(xlabel="distance", ylabel="loss")
     first.set_title(style.plain(style.shorten(points[-1]["name"], 30)), loc="left")
-    labels = {"across": "bulk part of the gradient", "dominant": r"$u_2$"}
+    labels = {"across": _DIRECTIONS["bulk gradient"], "dominant": r"$u_2$"}
     for axes, (name, losses) in zip(others, planes.items()):
         drawn = axes.contourf(offsets, offsets, _numbers(losses).T, 16, cmap="viridis")
         axes.plot(0, 0, "+", color="white", ms=9)
         axes.set(xlabel=r"along $u_1$", ylabel=f"along {labels[name]}", aspect="equal")
         axes.grid(visible=False)
-        figure.colorbar(drawn, ax=axes, shrink=0.8)
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label="loss")
     return figure
 
 
@@ -220,8 +230,20 @@ def _paths(points):
 
 
 def _dashes(points, path):
-    """Dotted for paths other than the first."""
-    return "-" if path == points[0]["path"] else ":"
+    """The dashes of a path where colours tell other things."""
+    dashes = "-", *style.DASHES
+    return dashes[_paths(points).index(path) % len(dashes)]
+
+
+def _name_paths(figure, points):
+    """A legend of the dashes, if there are several paths."""
+    paths = _paths(points)
+    if len(paths) > 1:
+        lines = [
+            Line2D([], [], color=style.INK, linestyle=_dashes(points, path))
+            for path in paths
+        ]
+        style.legend(figure, [style.plain(_label(path)) for path in paths], lines)
 
 
 def _label(path):
@@ -242,5 +264,5 @@ def _series(points, path, *keys):
 def _draw(axes, points, path, dashes, color, *keys):
     """Draws the values along a path, and returns them."""
     steps, values = _series(points, path, *keys)
-    axes.plot(steps, values, dashes, marker=".", color=color)
+    axes.plot(steps, values, linestyle=dashes, marker=".", color=color)
     return values

@@ -13,7 +13,7 @@ from helpers import dense, flat, top
 import bulk_sgd
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab.analysis import analyze as analyze_module
-from bulk_sgd.lab.analysis import report, store
+from bulk_sgd.lab.analysis import figures, report, store
 from bulk_sgd.lab.analysis.analyze import analyze
 from bulk_sgd.lab.analysis.point import Point, Settings
 from bulk_sgd.lab.devices import signals
@@ -229,6 +229,19 @@ def test_names_are_unlike_and_plain(tmp_path, names, message):
 def test_what_is_not_finite_is_null():
     value = {"a": jnp.array([1.0, jnp.nan]), "b": [True, None, "x", jnp.inf]}
     assert metrics.plain(value) == {"a": [1.0, None], "b": [True, None, "x", None]}
+
+
+def test_dashes_and_names_tell_paths_and_operators_apart(measured):
+    for draw, names in (
+        (figures.energy_figure, {"H", "G", "F"}),
+        (figures.block_figure, {"hidden", "out"}),
+    ):
+        figure = draw(measured[2])
+        (legend,) = figure.legends
+        paths = [text.get_text() for text in legend.get_texts()]
+        assert paths == ["prefix", "sgd", "other"]
+        assert len({line.get_linestyle() for line in legend.get_lines()}) > 1
+        assert names <= {text.get_text() for text in figure.axes[1].texts}
 
 
 def test_page_of_points(tmp_path, measured):
