@@ -32,8 +32,7 @@ _COLUMNS = {
 
 def has_energies(axis: Axis) -> bool:
     """Whether any cell measured curvature energies along SGD."""
-    runs = [cell.run for cell in _with_sgd(axis.cells)]
-    return any(run.logged(SGD, "hessian/frobenius_share")[1].size for run in runs)
+    return bool(_measured(axis.cells))
 
 
 def has_trace(cells: list[Cell], operator: str) -> bool:
@@ -49,8 +48,7 @@ def has_trace(cells: list[Cell], operator: str) -> bool:
 @matplotlib.rc_context(STYLE)
 def energy_figure(axis: Axis) -> Figure:
     """Trace and Frobenius shares of H, G and F in the dominant subspace, along SGD."""
-    begun = lambda cells: any(cell.run for cell in cells)
-    groups = {label: cells for label, cells in axis.groups.items() if begun(cells)}
+    groups = _measured_groups(axis)
     figure, panels = new_figure(2, len(groups), (10.4, 6.0))
     rows = (("trace_share", "trace share"), ("frobenius_share", "Frobenius share"))
     for column, (label, cells) in enumerate(groups.items()):
@@ -73,11 +71,8 @@ def energy_figure(axis: Axis) -> Figure:
 
 def energy_table(axis: Axis) -> str:
     """Traces, norms, shares and forms of H, G and F at the end of SGD, as HTML."""
-    groups = {label: _with_sgd(cells) for label, cells in axis.groups.items()}
     rows, facts, forms = [], [], []
-    for label, cells in groups.items():
-        if not cells:
-            continue
+    for label, cells in _measured_groups(axis).items():
         for operator in CURVATURES:
             found = {key: _last(cells, f"{operator}/{key}") for key in _COLUMNS}
             numbers = {key: plus_minus(spread) for key, spread in found.items()}
@@ -103,6 +98,17 @@ def energy_table(axis: Axis) -> str:
 
 def _with_sgd(cells):
     return [cell for cell in cells if SGD in cell.arms]
+
+
+def _measured(cells):
+    """The cells that measured energies along SGD."""
+    has = lambda run: run.logged(SGD, "hessian/frobenius_share")[1].size
+    return [cell for cell in _with_sgd(cells) if has(cell.run)]
+
+
+def _measured_groups(axis):
+    found = {label: _measured(cells) for label, cells in axis.groups.items()}
+    return {label: cells for label, cells in found.items() if cells}
 
 
 def _rayleigh(cells, operator):

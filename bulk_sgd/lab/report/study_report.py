@@ -108,7 +108,8 @@ def _head(axes):
         for c in a.cells
         if c.status not in ("complete", "pending")
     )
-    return f"""<p class="facts">Axes: {len(axes)}. Cells: {len(cells)}, {statuses}.</p>
+    several = f"Axes: {len(axes)}. " if len(axes) > 1 else ""
+    return f"""<p class="facts">{several}Cells: {len(cells)}, {statuses}.</p>
 <p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
 the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD (1, 0), Bulk-SGD
 (0, 1). Numbers are means over seeds ± one standard deviation. <em>Progress</em> is the

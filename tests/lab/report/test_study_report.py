@@ -9,6 +9,7 @@ import pytest
 from written_studies import LOSSES, SCALES, write_axis, write_cell
 
 from bulk_sgd.lab.report import (
+    energies,
     saving,
     scale_figures,
     study,
@@ -170,6 +171,17 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
         (1.0, "sgd"),
     ]
     assert "families" in study_figures.figures_of(axis)
+
+
+def test_energies_are_shown_where_they_were_measured(tmp_path):
+    write_axis(tmp_path, grid.values("rank", (1, 5)))
+    for index in range(2):
+        write_cell(tmp_path, index, energies=index == 1)
+    (axis,) = study.read_study(tmp_path)
+    figure = energies.energy_figure(axis)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["rank 5", ""]
+    assert "<td>1</td>" not in energies.energy_table(axis)
 
 
 def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
