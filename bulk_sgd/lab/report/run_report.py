@@ -27,6 +27,11 @@ _FIGURES = {
 }
 
 
+_CURVATURES = {
+    "hessian": "Hessian",
+    "gauss_newton": "Gauss-Newton matrix",
+    "functional_hessian": "functional Hessian",
+}
 _OF_STEPS = "changes", "step_sharpness", "eigenvectors"
 
 
@@ -96,8 +101,8 @@ def _subspace(space):
         }[space["data"]]
         if space["data"] == "batch" and space.get("batch_fraction", 1) < 1:
             data = f"{percent(space['batch_fraction'])} of {data}"
-        what = f"{space['curvature'].replace('_', ' ')} of {data}"
-    drift, threshold = space.get("drift"), space.get("threshold")
+        what = f"{_CURVATURES[space['curvature']]} of {data}"
+    drift, threshold = space.get("drift"), exact(space.get("threshold", 1.0))
     every = space["refresh_every"] * (space["probe_every"] if drift else 1)
     if space["solver"] == "streaming":
         every *= space.get("every", 1)

@@ -158,10 +158,10 @@ def test_table_shows_the_numbers_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "hessian of 1,000 training examples, lanczos, every 20 steps"),
+        ({}, "Hessian of 1,000 training examples, lanczos, every 20 steps"),
         (
             {"refresh_every": 1},
-            "hessian of 1,000 training examples, lanczos, every step",
+            "Hessian of 1,000 training examples, lanczos, every step",
         ),
         (
             {"solver": "streaming_pca"},
@@ -169,15 +169,15 @@ def test_table_shows_the_numbers_of_the_files(tmp_path):
         ),
         (
             {"curvature": "gauss_newton", "data": "full", "preconditioned": True},
-            "preconditioned gauss newton of the full training set, lanczos, every 20 "
-            "steps",
+            "preconditioned Gauss-Newton matrix of the full training set, lanczos, "
+            "every 20 steps",
         ),
         (
             {"solver": "power", "along": "update", "blocks": "layer", "keep": "rate"}
             | {"drift": 0.1, "probe_every": 3, "threshold": 2.0},
-            "hessian of 1,000 training examples, power, along the update, "
+            "Hessian of 1,000 training examples, power, along the update, "
             "blocks layer, on drift above 0.1, probed, every 60 steps, "
-            "eigenvalues above 2.0 / η",
+            "eigenvalues above 2 / η",
         ),
     ],
 )
