@@ -49,7 +49,7 @@ def fit_column(figure: Figure) -> None:
     columns = 1 if len(panels) <= 3 else 2
     rows = math.ceil(len(panels) / columns)
     places = figure.add_gridspec(rows, columns)
-    if old.nrows == 2 and len(panels) == 2 * old.ncols:
+    if columns == old.nrows == 2 and len(panels) == 2 * old.ncols:
         places = [places[i, row] for row in range(2) for i in range(rows)]
     _label_each(panels, old.ncols)
     labelsize = COLUMN_SCALE * STYLE["font.size"]  # also for ticks to come

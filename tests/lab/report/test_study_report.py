@@ -19,6 +19,7 @@ from bulk_sgd.lab.report import (
 from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.page import text as page_text
 from bulk_sgd.lab.report.study_tables import plus_minus
+from bulk_sgd.lab.report.style import new_figure
 from bulk_sgd.lab.sweep import grid, sweep
 
 
@@ -209,6 +210,9 @@ def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
     assert [(x.rowspan.start, x.colspan.start) for x in places] == [(1, 0), (1, 1)]
     assert loss.get_ylabel() == "training loss"
     assert loss.get_xlabel() == other.get_xlabel() == "step"
+    alone, _ = new_figure(2, 1, (10.4, 4))
+    saving.fit_column(alone)
+    assert [axes.get_subplotspec().rowspan.start for axes in alone.axes] == [0, 1]
 
 
 def test_figures_fit_a_column(tmp_path, monkeypatch):
