@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from bulk_sgd.lab.report import scale_figures, study_panels
 from bulk_sgd.lab.report.energies import energy_figure, has_energies
+from bulk_sgd.lab.report.results import SGD
 from bulk_sgd.lab.report.study import Axis, one_arm_each, short_name
 from bulk_sgd.lab.report.style import (
+    INK,
     STYLE,
     LineStyle,
     arm_styles,
@@ -137,7 +139,19 @@ def group_styles(axis: Axis) -> dict[str, LineStyle]:
     if all(len(found) == 1 for found in arms) and len(axis.summaries) == len(arms):
         styles = arm_styles(axis.summaries.values())
         return {label: styles[arm] for label, (arm,) in zip(axis.groups, arms)}
+    if axis.tune and one_arm_each(axis.groups):  # as the figures of its rows
+        plain = _reference(axis)
+        others = series_styles([x for x in axis.groups if x != plain])
+        return {x: others.get(x, LineStyle(INK)) for x in axis.groups}
     return series_styles([*axis.groups], ordered=axis.is_numeric)
+
+
+def _reference(axis):
+    """The label of the setting that those of a tuned axis are compared with."""
+    arms = {x: arm for x, cells in axis.groups.items() for c in cells for arm in c.arms}
+    named = [x for x, arm in arms.items() if axis.tune.is_reference(x, arm)]
+    plain = [x for x, arm in arms.items() if axis.summaries[arm].method == SGD]
+    return next(iter([*named, *plain, *axis.groups]))
 
 
 def _name_arms(figure, axis, styles):

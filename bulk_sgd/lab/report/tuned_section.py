@@ -23,9 +23,10 @@ def section(axis: Axis, rows: list[Row], save) -> str:
         return page.note("No row has a value that trained, so nothing is compared.")
     name, loss = short_name(axis.tune.field), _LOSS[axis.tune.by]
     mean = f", a mean of the last {axis.tune.rows} rows of metrics"
+    mean *= axis.tune.rows > 1
     rule = (
         f"Each row has the {name} that gives it the lowest {loss} at the end"
-        f"{mean * (axis.tune.rows > 1)}, as a median over seeds. The loss of a run "
+        f"{mean}, as a median over seeds. The loss of a run "
         "that diverged is infinite. A value competes once all its seeds have ended."
     )
     notes = [
@@ -38,8 +39,8 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     ]
     race = (
         f"Each row at its best {name}: median over seeds, in a band from the lowest to "
-        f"the highest. Dashed: the last {loss} of {plain.name}. Seconds leave out "
-        "curvature that is only measured."
+        f"the highest. Dashed: the last {loss} of {plain.name}{mean}. "
+        "Seconds leave out curvature that is only measured."
     )
     rates = (
         f"The {loss} at the end for each {name}; median over seeds, in a band from the "

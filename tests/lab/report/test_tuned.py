@@ -7,7 +7,7 @@ import math
 import pytest
 from written_studies import write_axis, write_straight, write_tuned
 
-from bulk_sgd.lab.report import study, tuned, tuned_section
+from bulk_sgd.lab.report import study, study_figures, tuned, tuned_section
 from bulk_sgd.lab.report.write import write_report
 from bulk_sgd.lab.sweep import grid, tuning, workdir
 
@@ -145,6 +145,20 @@ def test_report_of_a_tuned_sweep(axis, tmp_path):
     found = json.loads(page.with_name("tables.json").read_text())["tuned"]["rates"]
     assert [row["best"] for row in found] == [0.2] * 3
     assert found[1]["costs"][0]["steps"] == 1
+
+
+def test_rows_have_their_colours_in_all_figures(axis):
+    race = tuned_section.race_figure(axis, tuned.rows(axis))
+    curves = study_figures.curves_figure(tuned.winners(axis))
+    found = []
+    for figure in (race, curves):
+        (legend,) = figure.legends
+        texts, lines = legend.get_texts(), legend.get_lines()
+        found.append({x.get_text(): y.get_color() for x, y in zip(texts, lines)})
+    assert found[0] == found[1]
+    assert len({*found[0].values()}) == 3
+    drawn = [line.get_color() for line in curves.axes[0].lines]
+    assert drawn == [*found[1].values()]
 
 
 def test_a_sweep_in_which_all_diverged_says_so(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 from paths import ROOT
 from tiny_runs import CELLS, quiet, tiny
@@ -77,6 +78,18 @@ def test_configs_of_pays_are_valid(monkeypatch, optimizer):
     assert tuning.check(module.tune, cells, configs).reference == "sgd"
     with pytest.raises(ValueError, match="optimizer is 'adagrad'; it must be one of"):
         module.get_config("adagrad")
+
+
+def test_label_noise_is_an_option_of_the_data(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "configs")
+    module = importlib.import_module("label_noise")
+    configs = sweep.configs_of(module.get_config(), module.get_sweep())
+    assert len(configs) == 12
+    assert {config.data.options.noise for config in configs} == {0.0, 0.2}
+    clean, noisy = module.clumps(), module.clumps(noise=0.2)
+    for part, share in (("train", 0.2), ("test", 0.0)):
+        wrong = np.mean(clean[f"y_{part}"] != noisy[f"y_{part}"])
+        assert wrong == pytest.approx(share, abs=0.05)  # three deviations of 600
 
 
 @pytest.mark.slow
