@@ -54,7 +54,13 @@ def write_report(workdir) -> pathlib.Path:
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     table = claims(list(map(tuned.winners, axes)))
-    (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    # A sweep of a user's own need not be about the paper's claims.
+    if len(axes) == 1 and not any(map(_is_decided, table)):
+        table = []
+    markdown = folder / "claims.md"
+    markdown.unlink(missing_ok=True)  # of an earlier report
+    if table:
+        markdown.write_text(claims_markdown(table), encoding="utf-8")
     title = axes[0].title if len(axes) == 1 else "Sharp and flat directions"
     return _write(axes, folder, title, table)
 
@@ -71,8 +77,8 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
 
 
 def _write(axes, folder, title, table=(), more=""):
-    numbers = {
-        "claims": [_plain_claim(claim) for claim in table],
+    numbers = {"claims": [_plain_claim(claim) for claim in table]} if table else {}
+    numbers |= {
         "axes": _numbers(axes),
         "tuned": {
             axis.name: tuned_section.numbers(axis, tuned.rows(axis))
@@ -125,14 +131,14 @@ refreshes. If only some of the seeds gave a number, n is how many did.</p>
 
 def _claims_section(table):
     """The claims that the runs decide, and the others folded away."""
-    heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
+    heads = [*_HEADS, "cells"]
 
     def show(claims):
         rows = [[*_row(claim), claim.source] for claim in claims]
         return page.table("Claims", heads, rows, prose=True)
 
-    decided = [claim for claim in table if claim.verdict in known]
-    others = [claim for claim in table if claim.verdict not in known]
+    decided = [claim for claim in table if _is_decided(claim)]
+    others = [claim for claim in table if not _is_decided(claim)]
     head = "<h2>Claims</h2>\n" + show(decided) if decided else ""
     if not others:
         return head
@@ -142,6 +148,10 @@ no number, or if there is only one seed.</p>
 """
     folded = f"Claims of the paper that these runs do not decide: {len(others)}"
     return head + page.fold(folded, rule + show(others))
+
+
+def _is_decided(claim):
+    return claim.verdict in (HOLDS, FAILS)
 
 
 def _section(axis: Axis, folder):

@@ -243,3 +243,15 @@ def test_claims_that_the_runs_do_not_decide_are_folded_away(tmp_path):
     assert "Dom-SGD stalls" in shown
     assert "Interpolation trades" in folded.split("</details>")[0]
     assert "not measured" not in shown
+
+
+def test_a_sweep_that_decides_no_claim_has_no_claims_table(tmp_path):
+    write_axis(tmp_path, grid.values("rank", (1, 5)))
+    for index in range(2):
+        write_cell(tmp_path, index, energies=False)
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "claims.md").write_text("of an earlier report")
+    assert "Claims" not in study_report.write_report(tmp_path).read_text()
+    assert not (folder / "claims.md").exists()
+    assert "claims" not in json.loads((folder / "tables.json").read_text())
