@@ -217,11 +217,16 @@ def _caption(axis, name):
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     lines = field_label(axis) or "settings"
     logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
+    beside = (
+        " Where several methods share a setting, they stand side by side, so that none "
+        "hides another; the setting is that of the tick." * (len(axis.summaries) > 1)
+    )
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
-        "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
+        f"loss at the fork, and the optimizer's stability threshold for ηλ₁.{beside}",
         "curves": f"Along training, a column per method; lines: {lines}; {over}. "
         "χ belongs to the updates before they are scaled.",
+        "own": f"Measured by your own functions along training; {over}.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
