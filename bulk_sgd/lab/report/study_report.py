@@ -175,7 +175,7 @@ def _section(axis: Axis, folder):
 
 
 def _setting(axis):
-    """A line with what all cells share, and the whole config of the first."""
+    """A line with what all cells share, and the config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
     configs = [run.info["config"] for run in runs if run.info.get("config")]
     if not configs:
@@ -186,7 +186,8 @@ def _setting(axis):
         ("fork at step", {run.fork_step for run in runs}),
     ):
         facts += [f"{name} {whole(found.pop())}"] if len(found) == 1 else []
-    folded = page.details("The whole config of the first cell", configs[0])
+    head = "The config of the first cell, without fields that it does not use"
+    folded = page.details(head, unused.without(configs[0]))
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
 
 
