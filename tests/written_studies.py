@@ -23,11 +23,13 @@ LOSSES = {
 
 
 def write_cell(
-    workdir, index, arms=SCALES, sharpness=4.0, statuses=None, energies=True, **rates
-):
+    workdir, index, arms=SCALES, sharpness=4.0, statuses=None, energies=True, own=False,
+    **rates
+):  # fmt: skip
     folder = workdir_lib.cell_folder(workdir, index)
     folder.mkdir(parents=True)
     rows = [{"arm": "prefix", "step": 10, "train_loss": 1.0}]
+    rows[0] |= {"own/moved": None} if own else {}
     for i, arm in enumerate(arms):
         for j, loss in enumerate(LOSSES[arm]):
             top = sharpness * (1 + i)
@@ -43,6 +45,8 @@ def write_cell(
                     "matvecs": 20 * j * (2 if arm == "bulk_sgd" else 1),
                 }
             )
+            if own:  # unknown at the fork, as without a subspace
+                rows[-1]["own/moved"] = index + j if j else None
             if energies:
                 rows[-1] |= {
                     "hessian/frobenius_share": 0.9,

@@ -65,6 +65,22 @@ USED_BY = {
 }
 
 
+def without(config: dict) -> dict:
+    """A recorded config without the fields that do nothing.
+
+    >>> without({"model": {"name": "cnn", "hidden": [200], "channels": [8]}})
+    {'model': {'name': 'cnn', 'channels': [8]}}
+    """
+    found = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    for chooser, fields in USED_BY.items():
+        group, name = chooser.split(".")
+        choice = (config.get(group) or {}).get(name)
+        for field, users in fields.items():
+            if choice is not None and choice not in users:
+                found[group].pop(field.removeprefix(f"{group}."), None)
+    return found
+
+
 def find(config: ConfigDict, default: ConfigDict) -> dict[str, str]:
     """The fields that differ from the default and do nothing, each with a sentence.
 

@@ -28,7 +28,8 @@ TARGET = 0.9
 def outcome(run: RunResults, arm: str) -> dict[str, float]:
     """The numbers of an arm by name; NaN for what is not known.
 
-    `batch_sharpness` is times η, `stable_ratio` over SGD's, `diverged` 0 or 1.
+    `batch_sharpness` is times η, `stable_ratio` over SGD's, `diverged` 0 or 1. What
+    functions of the user measured, `own/NAME`, is there with its last finite value.
     """
     summary, arms = run.summary(arm), run.info.get("arms") or {}
     # No arm begins from a prefix that diverged.
@@ -51,6 +52,7 @@ def outcome(run: RunResults, arm: str) -> dict[str, float]:
         "descent_ratio": _mean(run.after_fork(arm, "descent_ratio")),
         "sharpness_ratio": summary.sharpness_ratio,
         "batch_sharpness": last_finite(batch),
+        **{key: last_finite(run.series(arm, key)) for key in run.own},
     }
     if summary.status != "complete":
         found = dict.fromkeys(found, math.nan)

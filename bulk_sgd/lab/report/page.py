@@ -34,7 +34,7 @@ td:nth-child(2) { min-width: 7.4rem; }
 tbody th.group { padding-top: 1rem; white-space: normal; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .45em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: #505050; } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
 @media (max-width: 34rem) { dl { display: block; } dd { margin-bottom: .5rem; } }

@@ -31,6 +31,8 @@ def loss_figure(run: RunResults) -> Figure:
     arms = calm(run, lambda arm: scale * run.series(arm, key), run.arms)
     if arms.size:  # a long way up would squeeze them
         _limit_to(right, arms, 2.0 if key == "test_accuracy" else 0.1 * arms.min())
+    if key == "test_accuracy":
+        style.percent_axis(right)
     right.set_ylabel(label)
     _finish(right, run, key, scale, fork="fork")
     return figure
@@ -155,17 +157,23 @@ def run_styles(run: RunResults) -> dict[str, style.LineStyle]:
 
 
 def mark_fork(axes: Axes, run: RunResults, text: str | None = None) -> None:
-    """A vertical line at the fork with `text` above it, by default step and reason."""
+    """A vertical line at the fork with `text` at its foot, by default step and reason.
+
+    The text is inside of the axes, so that there is room for a title.
+    """
     step = run.fork_step
     if step is None:
         return
     axes.axvline(step, color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)))
     text = style.plain(f"fork at {run.fork_text}" if text is None else text)
     low, high = axes.get_xlim()
-    place = (step - low) / (high - low)
-    side = "left" if place < 0.4 else "right" if place > 0.6 else "center"
+    # Before the fork if there is room: losses fall after it.
+    side = "right" if (step - low) / (high - low) > 0.4 else "left"
     position = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    axes.annotate(text, (step, 1), (0, 4), ha=side, fontsize=8.5, **position)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    across = -4 if side == "right" else 4
+    look = {"ha": side, "fontsize": 8.5, "bbox": box if text else None}
+    axes.annotate(text, (step, 0), (across, 4), **look, **position)
 
 
 def calm(

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from bulk_sgd.lab.from_config import solvers
+from bulk_sgd.lab.from_config import solvers, unused
 from bulk_sgd.lab.report import page, run_figures, step_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
 from bulk_sgd.lab.report.formatting import chi, exact, number, percent
@@ -262,5 +262,6 @@ def _provenance(info):
     entries["versions"] = page.versions(info)
     if isinstance(info.get("seconds"), (int, float)):
         entries["seconds"] = number(info["seconds"])
-    shown = page.details("Configuration", info.get("config"))
-    return page.definitions(entries) + shown
+    head = "Configuration, without fields that this run does not use"
+    config = unused.without(info.get("config") or {})
+    return page.definitions(entries) + page.details(head, config)

@@ -134,15 +134,20 @@ class Axis:
                 found.setdefault(arm, cell.run.summary(arm))
         return found
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of the numbers that functions of the user measured in any cell."""
+        return tuple(dict.fromkeys(x for c in self.cells if c.run for x in c.run.own))
+
     def measured(self, key: str) -> bool:
         """Whether any cell has this number of `Cell.outcome`."""
-        found = (c.outcome(arm)[key] for c in self.cells for arm in c.arms)
-        return any(map(math.isfinite, found))
+        found = (c.outcome(arm) for c in self.cells for arm in c.arms)
+        return any(math.isfinite(numbers.get(key, math.nan)) for numbers in found)
 
     def over_seeds(self, label: str, arm: str, key: str) -> list[float]:
         """One number of `Cell.outcome` for each seed of a setting that has the arm."""
         cells = [cell for cell in self.groups[label] if arm in cell.arms]
-        return [cell.outcome(arm)[key] for cell in cells]
+        return [cell.outcome(arm).get(key, math.nan) for cell in cells]
 
     def spread(self, label: str, arm: str, key: str, *, log=False) -> Spread:
         """The same as a `Spread`; with `log` the geometric one."""

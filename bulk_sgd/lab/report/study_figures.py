@@ -42,6 +42,8 @@ def figures_of(axis: Axis) -> dict[str, Figure]:
         found["curves"] = curves_figure(axis)
     if begun if name == "training" else study_panels.measured_panels(axis):
         found[name] = draw(axis)
+    if axis.own:
+        found["own"] = own_figure(axis)
     if has_energies(axis):
         found["energies"] = energy_figure(axis)
     return found
@@ -98,15 +100,38 @@ def training_figure(axis: Axis) -> Figure:
 @matplotlib.rc_context(STYLE)
 def curves_figure(axis: Axis) -> Figure:
     """Loss and alignment along training, a column per method, a line per setting."""
-    columns = {arm: (arm,) for arm in [*axis.summaries][:MOST_COLUMNS]}
-    if one_arm_each(axis.groups):
-        columns = {"": tuple(axis.summaries)}
     keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
     runs = [cell.run for cell in axis.cells if cell.run]
     has = lambda key: any(
         run.logged(arm, key)[0].size for run in runs for arm in run.arms
     )
-    keys = [keys[0], *(pair for pair in keys[1:] if has(pair[0]))]
+    figure, panels = _curves(axis, [keys[0], *(x for x in keys[1:] if has(x[0]))])
+    log_axis(panels[0])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def own_figure(axis: Axis) -> Figure:
+    """What functions of the user measured along training, a row of panels for each."""
+    keys = [(key, plain(key.removeprefix("own/"))) for key in axis.own]
+    if len(axis.groups) > 1:
+        return _curves(axis, keys)[0]
+    figure, panels = new_figure(len(keys), 1, (10.4, 0.6 + 2.7 * len(keys)))
+    styles = arm_styles(axis.summaries.values())
+    for axes, (key, name) in zip(panels, keys):
+        for arm, style in styles.items():
+            study_panels.draw_band(axes, axis.cells, arm, key, style)
+        axes.set_ylabel(name)
+        axes.set_xlabel("step")
+    _name_arms(figure, axis, styles)
+    return figure
+
+
+def _curves(axis, keys):
+    """A row of panels for each pair (key, label), and their figure."""
+    columns = {arm: (arm,) for arm in [*axis.summaries][:MOST_COLUMNS]}
+    if one_arm_each(axis.groups):
+        columns = {"": tuple(axis.summaries)}
     size = 10.4, 0.6 + 2.7 * len(keys)
     figure, panels = new_figure(len(keys), len(columns), size, share="row")
     styles = group_styles(axis)
@@ -124,11 +149,10 @@ def curves_figure(axis: Axis) -> Figure:
         if key == "alignment_update":  # bands of one deviation may leave its range
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    log_axis(panels[0])
     field = f"{study_panels.field_label(axis)} " if axis.values else ""
     labels = [plain(shorten(field + label, 52)) for label in axis.groups]
     study_panels.legend(figure, [*zip(labels, styles.values())])
-    return figure
+    return figure, panels
 
 
 def group_styles(axis: Axis) -> dict[str, LineStyle]:

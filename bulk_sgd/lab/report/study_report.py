@@ -54,7 +54,13 @@ def write_report(workdir) -> pathlib.Path:
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     table = claims(list(map(tuned.winners, axes)))
-    (folder / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    # A sweep of a user's own need not be about the paper's claims.
+    if len(axes) == 1 and not any(map(_is_decided, table)):
+        table = []
+    markdown = folder / "claims.md"
+    markdown.unlink(missing_ok=True)  # of an earlier report
+    if table:
+        markdown.write_text(claims_markdown(table), encoding="utf-8")
     title = axes[0].title if len(axes) == 1 else "Sharp and flat directions"
     return _write(axes, folder, title, table)
 
@@ -71,8 +77,8 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
 
 
 def _write(axes, folder, title, table=(), more=""):
-    numbers = {
-        "claims": [_plain_claim(claim) for claim in table],
+    numbers = {"claims": [_plain_claim(claim) for claim in table]} if table else {}
+    numbers |= {
         "axes": _numbers(axes),
         "tuned": {
             axis.name: tuned_section.numbers(axis, tuned.rows(axis))
@@ -126,14 +132,14 @@ refreshes. If only some of the seeds gave a number, n is how many did.</p>
 
 def _claims_section(table):
     """The claims that the runs decide, and the others folded away."""
-    heads, known = [*_HEADS, "cells"], (HOLDS, FAILS)
+    heads = [*_HEADS, "cells"]
 
     def show(claims):
         rows = [[*_row(claim), claim.source] for claim in claims]
         return page.table("Claims", heads, rows, prose=True)
 
-    decided = [claim for claim in table if claim.verdict in known]
-    others = [claim for claim in table if claim.verdict not in known]
+    decided = [claim for claim in table if _is_decided(claim)]
+    others = [claim for claim in table if not _is_decided(claim)]
     head = "<h2>Claims</h2>\n" + show(decided) if decided else ""
     if not others:
         return head
@@ -143,6 +149,10 @@ no number, or if there is only one seed.</p>
 """
     folded = f"Claims of the paper that these runs do not decide: {len(others)}"
     return head + page.fold(folded, rule + show(others))
+
+
+def _is_decided(claim):
+    return claim.verdict in (HOLDS, FAILS)
 
 
 def _section(axis: Axis, folder):
@@ -166,7 +176,7 @@ def _section(axis: Axis, folder):
 
 
 def _setting(axis):
-    """A line with what all cells share, and the whole config of the first."""
+    """A line with what all cells share, and the config of the first."""
     runs = [cell.run for cell in axis.cells if cell.run]
     configs = [run.info["config"] for run in runs if run.info.get("config")]
     if not configs:
@@ -177,7 +187,8 @@ def _setting(axis):
         ("fork at step", {run.fork_step for run in runs}),
     ):
         facts += [f"{name} {whole(found.pop())}"] if len(found) == 1 else []
-    folded = page.details("The whole config of the first cell", configs[0])
+    head = "The config of the first cell, without fields that it does not use"
+    folded = page.details(head, unused.without(configs[0]))
     return page.note(f"In all cells: {'; '.join(facts)}.") + folded
 
 
@@ -208,11 +219,16 @@ def _caption(axis, name):
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     lines = field_label(axis) or "settings"
     logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
+    beside = (
+        " Where several methods share a setting, they stand side by side, so that none "
+        "hides another; the setting is that of the tick." * (len(axis.summaries) > 1)
+    )
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
-        "loss at the fork, and the optimizer's stability threshold for ηλ₁.",
+        f"loss at the fork, and the optimizer's stability threshold for ηλ₁.{beside}",
         "curves": f"After the fork, a panel per method; lines: {lines}; {over}. "
         "χ belongs to the updates before they are scaled.",
+        "own": f"Measured by your own functions along training; {over}.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "

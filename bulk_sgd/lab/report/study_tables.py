@@ -27,7 +27,8 @@ def of_axis(axis: Axis) -> str:
     """Every number of an axis, a row per method under each setting."""
     if not axis.summaries:
         return page.note("No cell has begun.")
-    shown = {key: head for head, key in _COLUMNS if axis.measured(key)}
+    columns = *_COLUMNS, *((key.removeprefix("own/"), key) for key in axis.own)
+    shown = {key: head for head, key in columns if axis.measured(key)}
     styles = arm_styles(axis.summaries.values())
     rows, colors = [], []
     for label in axis.groups:

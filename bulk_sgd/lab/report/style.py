@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import AutoLocator, LogLocator
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.results import BULK_SGD, DOM_SGD, SGD, Summary
@@ -180,11 +182,25 @@ class _OneTwoFive(LogLocator):
         return found if len(found) else LogLocator().tick_values(low, high)
 
 
+def percent_axis(axes: Axes) -> None:
+    """A y axis that ends a little above 100, where its last tick is."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, min(high, 100 + 0.03 * (100 - low)))
+    axes.yaxis.set_major_locator(_UpTo100())
+
+
+class _UpTo100(AutoLocator):
+    def tick_values(self, low, high):
+        found = super().tick_values(low, high)
+        return found[found <= 100]
+
+
 def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     """Labels the x axis, and each line in the right margin at the height of its end.
 
     `ends` holds (y in data units, text, keywords of the line) per line. The limits of
-    the axes must be final; they are frozen here.
+    the axes must be final; they are frozen here. Labels follow the lines to another
+    scale, with the distances that keep them apart on this one.
     """
     axes.set_xlabel("step")
     ends = sorted((e for e in ends if math.isfinite(e[0])), key=lambda end: end[0])
@@ -196,12 +212,15 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
     line = 1.45 * matplotlib.rcParams["font.size"]
     rows = axes.get_subplotspec().get_gridspec().nrows
-    gap = line * rows / (72 * 0.8 * axes.figure.get_size_inches()[1])
-    # The top stays free for the text above the axes.
-    places = 0.95 * spread(np.clip(heights / 0.95, 0, 1), gap / 0.95)
-    for (_, text, style), y in zip(ends, places):
-        outside = {"transform": axes.transAxes, "clip_on": False}
-        axes.plot([1.02, 1.075], [y, y], **style, **outside)
+    inches = 0.8 * axes.figure.get_size_inches()[1] / rows  # about the height of axes
+    inside = np.clip(heights, 0, 1)
+    moves = inches * (spread(inside, line / (72 * inches)) - inside)
+    along = blended_transform_factory(axes.transAxes, axes.transData)
+    for (_, text, style), height, move in zip(ends, inside, moves):
+        y = to_axes.inverted().transform((1, height))[1]
+        moved = ScaledTranslation(0, move, axes.figure.dpi_scale_trans)
+        outside = {"transform": along + moved, "clip_on": False}
+        axes.add_artist(Line2D([1.02, 1.075], [y, y], **style, **outside))
         axes.text(1.09, y, plain(text), va="center", **outside)
 
 

@@ -182,7 +182,11 @@ class Run(contextlib.AbstractContextManager):
         fork = checkpoints.load_fork(blank) if ended else None
         renewed = _RENEWED if fork else (*_RENEWED, "prefix", "switch")
         taken = _fresh_record(self.experiment)
+        command = taken["command"]
         taken |= {name: known[name] for name in known.keys() - {*renewed}}
+        grows = record.changes(known["config"], taken["config"])
+        if grows and command not in taken["command"].splitlines():
+            taken["command"] += f"\n{command}"  # together they give the run as it is
         entries, states = record.entries(taken), {}
         for name in taken["arms"] if fork else (PREFIX,):
             before = record.entries(known).get(name)

@@ -185,6 +185,14 @@ def test_page_names_the_subspace(changes, text):
     assert run_report._subspace(SPACE | changes) == text
 
 
+def test_page_leaves_out_fields_that_the_run_does_not_use(tmp_path):
+    model = {"name": "own:Net", "hidden": [200], "num_heads": 4, "options": {"wide": 3}}
+    text = write_report(write_run(tmp_path, config={"model": model})).read_text("utf-8")
+    assert "&quot;wide&quot;: 3" in text
+    assert "hidden" not in text
+    assert "num_heads" not in text
+
+
 def test_text_from_files_is_escaped(tmp_path):
     evil = '<script>alert("$x^{$")</script>'
     write_run(

@@ -62,6 +62,36 @@ def test_fork_is_marked_with_step_and_reason(tmp_path):
     assert read_run(tmp_path).fork_text == "step 100"
 
 
+def test_a_title_has_the_room_above_the_axes(tmp_path):
+    run = read_run(write_run(tmp_path))
+    for axes in run_figures.loss_figure(run).axes:
+        axes.set_title("mine")
+        axes.figure.draw_without_rendering()
+        above = axes.title.get_window_extent()
+        boxes = [x.get_window_extent() for x in axes.texts if x.get_text() != "mine"]
+        assert not any(above.overlaps(box) for box in boxes)
+
+
+def test_labels_follow_their_lines_to_another_scale(tmp_path):
+    run = read_run(write_run(tmp_path))
+    axes = run_figures.loss_figure(run).axes[0]
+    axes.set_yscale("linear")
+    axes.figure.draw_without_rendering()
+    (label,) = [text for text in axes.texts if text.get_text() == "Dom-SGD"]
+    _, height = label.get_transform().transform(label.get_position())
+    _, end = axes.transData.transform((0, 0.49))
+    # The labels of SGD and Bulk-SGD, at its feet on a log scale, may move it by a line.
+    assert abs(height - end) < 1.5 * axes.figure.dpi * label.get_fontsize() / 72
+
+
+def test_no_accuracy_above_100_has_a_tick(tmp_path):
+    write_run(tmp_path)
+    edit_rows(tmp_path, lambda row: row | {"test_accuracy": row["step"] / 200})
+    axes = run_figures.loss_figure(read_run(tmp_path)).axes[1]
+    assert axes.get_yticks()[-1] == 100
+    assert 100 < axes.get_ylim()[1] < 102
+
+
 def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
     run = read_run(write_run(tmp_path, **KINDS["diverged"]))
     axes = run_figures.loss_figure(run).axes[0]

@@ -215,6 +215,28 @@ def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
     assert [axes.get_subplotspec().rowspan.start for axes in alone.axes] == [0, 1]
 
 
+@pytest.mark.parametrize("settings", [1, 2])
+def test_own_measurements_have_panels_and_a_column(tmp_path, settings):
+    seeds = grid.values("seed", (0, 1))
+    ranks = grid.values("rank", (1, 5)[:settings])
+    write_axis(tmp_path, grid.product(ranks, seeds))
+    for index in range(2 * settings):
+        write_cell(tmp_path, index, arms=("sgd", "bulk_sgd"), own=True)
+    (axis,) = study.read_study(tmp_path)
+    panels = study_figures.figures_of(axis)["own"].axes
+    assert len(panels) == settings  # else the lines of both arms are in one panel
+    assert panels[0].get_ylabel() == "moved"
+    assert [len(axes.lines) for axes in panels] == [2] * settings
+    for axes in panels:  # the mean of cells 0 and 1
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), [1.5, 2.5, 3.5, 4.5])
+    page = study_report.write_report(tmp_path)
+    assert '<th scope="col">moved</th>' in page.read_text()
+    assert "<td>4.50 ±\N{NO-BREAK SPACE}0.707</td>" in page.read_text()
+    found = json.loads((page.parent / "tables.json").read_text())
+    cells = found["axes"][tmp_path.name]
+    assert [x["arms"]["sgd"]["own/moved"] for x in cells][:2] == [4, 5]
+
+
 def test_figures_fit_a_column(tmp_path, monkeypatch):
     write_axis(tmp_path, grid.values("rank", (1, 5)))
     for index in range(2):
@@ -288,3 +310,15 @@ def test_claims_that_the_runs_do_not_decide_are_folded_away(tmp_path):
     assert "Dom-SGD stalls" in shown
     assert "Interpolation trades" in folded.split("</details>")[0]
     assert "not measured" not in shown
+
+
+def test_a_sweep_that_decides_no_claim_has_no_claims_table(tmp_path):
+    write_axis(tmp_path, grid.values("rank", (1, 5)))
+    for index in range(2):
+        write_cell(tmp_path, index, energies=False)
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "claims.md").write_text("of an earlier report")
+    assert "Claims" not in study_report.write_report(tmp_path).read_text()
+    assert not (folder / "claims.md").exists()
+    assert "claims" not in json.loads((folder / "tables.json").read_text())

@@ -1,5 +1,7 @@
 """Finished runs go on to more steps and arms, to the rows of one long run."""
 
+import sys
+
 import pytest
 from interruptions import Killed, config, interrupt_after, kill_at, without_times
 from tiny_runs import numbers, tiny
@@ -33,7 +35,8 @@ def check_equal(workdir, result, whole):
 
 def test_grown_run_equals_one_long_run(whole, tmp_path, monkeypatch, capsys):
     """Interrupted on its way, in the arm that is new."""
-    train.train_and_evaluate(short(), tmp_path)
+    first = train.train_and_evaluate(short(), tmp_path)["command"]
+    monkeypatch.setattr(sys, "argv", [sys.argv[0], "--config.num_steps=20"])
     with monkeypatch.context() as patch:
         interrupt_after(patch, 5)
         with pytest.raises(SystemExit):
@@ -42,6 +45,8 @@ def test_grown_run_equals_one_long_run(whole, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert "going on from sgd, step 12.\n" in told
     assert "going on from bulk_sgd, step 12.\n" in told
+    before, grown = result["command"].splitlines()
+    assert (before, grown.split()[-1]) == (first, "--config.num_steps=20")
     check_equal(tmp_path, result, whole)
 
 
