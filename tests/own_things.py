@@ -57,6 +57,11 @@ def in_subspace(params, subspace, objective):
     return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(2)}
 
 
+def moved(params, start, step, order=2):
+    changes = optax.tree.sub(params, start)
+    return {"length": optax.tree.norm(changes, ord=order), "step": step}
+
+
 # Networks of every kind, of features (3,) or any.
 
 

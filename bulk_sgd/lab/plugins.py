@@ -80,9 +80,9 @@ def load(field: str, path: str):
         raise PluginError(f"{field} is {path!r}, but {place} has no {name}.") from None
 
 
-def call(field: str, path: str, options: Mapping, /, **offered):
-    """Calls a user's function with its options, and what it names of the `offered`."""
-    fn, options = load(field, path), dict(options)
+def _parameters(field, path) -> tuple[list[inspect.Parameter], bool]:
+    """The parameters of a user's function that have names; if it takes any others."""
+    fn = load(field, path)
     with telling(field, path):
         # The metaclasses of flax and Equinox hide the parameters of a class.
         own = inspect.isclass(fn)
@@ -91,9 +91,20 @@ def call(field: str, path: str, options: Mapping, /, **offered):
     named = [
         x for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)
     ]
+    return named, any(x.kind is x.VAR_KEYWORD for x in parameters)
+
+
+def taken(field: str, path: str) -> set[str]:
+    """The names of the arguments that a user's function takes."""
+    return {x.name for x in _parameters(field, path)[0]}
+
+
+def call(field: str, path: str, options: Mapping, /, **offered):
+    """Calls a user's function with its options, and what it names of the `offered`."""
+    fn, options = load(field, path), dict(options)
+    named, takes_any = _parameters(field, path)
     names = {x.name for x in named}
     group = field.rpartition(".")[0]
-    takes_any = any(x.kind is x.VAR_KEYWORD for x in parameters)
     if unknown := not takes_any and sorted(options.keys() - names):
         raise PluginError(
             f"{group}.options has {', '.join(unknown)}, which {path} does not take; it "
@@ -101,9 +112,7 @@ def call(field: str, path: str, options: Mapping, /, **offered):
         )
     needed = {x.name for x in named if x.default is x.empty}
     if missing := sorted(needed - offered.keys() - options.keys()):
-        known = [*offered] + [f"fields of {group}.options"] * (
-            group != "config.measures"
-        )
+        known = [*offered, f"fields of {group}.options"]
         raise PluginError(
             f"{field} is {path!r}, which needs {', '.join(missing)}; a run gives it "
             f"{', '.join(known)}."

@@ -53,7 +53,7 @@ def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"
 
 
 # Groups whose `options` are a user's own fields.
-OPEN = ("data", "model", "loss", "optimizer", "subspace")
+OPEN = ("data", "model", "loss", "optimizer", "subspace", "measures")
 
 
 def _check_options(field, options):
@@ -188,6 +188,12 @@ def _check_measures(config):
                 f"{field} has {path!r}; it must be import paths, 'module:name'."
             )
         plugins.entry(field, path, {}, functools.partial(plugins.load, field))
+    taken = set().union(*(plugins.taken(field, path) for path in measures.own))
+    if unknown := sorted({*measures.options} - taken):
+        raise ValueError(
+            f"config.measures.options has {', '.join(unknown)}, which no function in "
+            f"config.measures.own takes, {measures.own!r}."
+        )
     if len({path.rpartition(":")[2] for path in measures.own}) < len(measures.own):
         raise ValueError(
             f"config.measures.own is {measures.own!r}; it must name each function once."

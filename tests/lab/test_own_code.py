@@ -16,7 +16,7 @@ from paths import ROOT
 from tiny_runs import numbers, rows_of, tiny
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import load, plugins
+from bulk_sgd.lab import load, plugins, run
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.files import record
@@ -93,7 +93,8 @@ def own(**changes):
         field = "solver" if group == "subspace" else "name"
         config[group][field] = f"own_things:{name}"
         config[group].options = ConfigDict(options)
-    config.measures.own = ("own_things:train_loss", "own_things:in_subspace")
+    names = "train_loss", "in_subspace", "moved"
+    config.measures.own = tuple(f"own_things:{name}" for name in names)
     return config
 
 
@@ -107,8 +108,10 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
         chi = row.pop("own/in_subspace/chi")
         assert chi == pytest.approx(row["alignment_gradient"] or 0, abs=1e-6)
         assert row.pop("own/in_subspace/sizes") == [1, 1]
+        assert row.pop("own/moved/step") == row["step"]
+        assert (row.pop("own/moved/length") > 0) == (row["step"] > 0)
     assert rows == numbers(tmp_path / "named")
-    numbers_, curve = load(tmp_path / "own").axes("own")[1:]
+    *_, numbers_, curve = load(tmp_path / "own").axes("own")
     assert len(curve.get_lines()) > len(numbers_.get_lines())  # one per entry
     assert curve.get_ylabel() == "in_subspace/sizes"
     assert result["config"]["model"]["options"] == {"width": 6}
@@ -117,6 +120,24 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "own_things", None)
     (point,) = RunPoints(tmp_path / "own")
     assert point.name == "fork@8"
+
+
+def test_start_of_a_run_is_that_of_its_seed(tmp_path):
+    config = tiny(seed=1, num_steps=10, measures__own=("own_things:moved",))
+    config.measures.options.order = 1
+    start = Experiment(config).params
+    result = run(config, tmp_path)
+    for arm in config.arms:
+        ends = result.parameters(arm)
+        moved = sum(
+            np.abs(ends[layer][name] - np.asarray(x)).sum()
+            for layer, part in start.items()
+            for name, x in part.items()
+        )
+        assert result.series(arm, "own/moved/length")[-1] == pytest.approx(moved)
+    config.measures.options.ordr = 1
+    with pytest.raises(ValueError, match=r"options has ordr, which no function in"):
+        Experiment(config)
 
 
 def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
@@ -161,7 +182,7 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
         (
             "measures.own",
             ("own_things:wants",),
-            r"needs more; a run gives it params, subspace, objective\.",
+            r"needs more; a run gives it params, start, step, subspace, objective, fi",
         ),
         ("measures.own", (len,), "config.measures.own has <built-in .* must be import"),
     ],

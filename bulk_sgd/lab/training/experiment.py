@@ -101,7 +101,7 @@ class Experiment:
             self.state = self._state()
         self.task = self._task(self.layout.shape_examples)
         if config.measures.own:  # their errors come before anything is compiled
-            jax.eval_shape(self.programs.evaluate, self.state, self.task)
+            jax.eval_shape(self.programs.own, self.state, self.task, self.params)
         self._reader = None
         if devices is not None:
             return

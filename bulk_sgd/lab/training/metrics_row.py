@@ -38,7 +38,7 @@ def measure(
         "test_accuracy": float(found.test_accuracy),
         "learning_rate": rate,
         **dict.fromkeys(_OPTIONAL),
-        **found.own,
+        **_own(experiment, state),
         "matvecs": entry.matvecs,
         "refreshes": int(projection.refreshes),
         "failed_refreshes": entry.failed_refreshes,
@@ -58,6 +58,15 @@ def measure(
         row |= _eigenvalues(experiment, state) | _measures(experiment, state)
         row |= _along_step(experiment, state, trace)
     return row | _sharpness(experiment, name, state, rate)
+
+
+def _own(experiment, state) -> dict:
+    """The columns of the user's functions."""
+    if not experiment.config.measures.own:
+        return {}
+    given = experiment.task, experiment.params  # those at step 0
+    found = experiment.programs.own(state, *given)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def _eigenvalues(experiment, state) -> dict:
