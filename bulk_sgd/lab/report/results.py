@@ -82,9 +82,12 @@ class RunResults:
         return self._own(1)
 
     def _own(self, ndim):
-        first = next(row for rows in self.rows.values() for row in rows)
-        own = (key for key in first if key.startswith("own/"))
-        return tuple(key for key in own if np.ndim(first[key]) == ndim)
+        rows = [row for rows in self.rows.values() for row in rows]
+        values = {}  # the first that is known: without a subspace some are not
+        for key in (key for key in rows[0] if key.startswith("own/")):
+            known = (row[key] for row in rows if row.get(key) is not None)
+            values[key] = next(known, None)
+        return tuple(key for key, value in values.items() if np.ndim(value) == ndim)
 
     @property
     def rank(self) -> int | None:
