@@ -189,6 +189,22 @@ def test_tuples_need_no_quotes(monkeypatch, form, field, text, value):
     assert found == value
 
 
+def test_module_beside_the_config_comes_before_the_current_folder(
+    refusal, tmp_path, monkeypatch
+):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for place, name in ((folder, "here"), (tmp_path, "beside")):
+        (place / "both_have_it.py").write_text(f"WORD = {name!r}")
+    (folder / "one_has_it.py").write_text("WORD = 'here'")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    words = "import both_have_it as a, one_has_it as b"
+    told = refusal(f"def get_config():\n  {words}\n  raise ValueError(a.WORD, b.WORD)\n")
+    assert "('beside', 'here')" in told
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
 def test_workdir_that_cannot_be_made(tmp_path, place):
     (tmp_path / "file").write_text("")

@@ -3,6 +3,8 @@
 import ast
 import contextlib
 import functools
+import importlib.abc
+import importlib.machinery
 import logging
 import pathlib
 import re
@@ -161,7 +163,7 @@ def _as_tuple(text: str) -> tuple:
 def _check_config_file(argv):
     """Refuses a --config without get_config(), where ml_collections has a traceback.
 
-    Makes the files beside it importable, after all that is installed.
+    Makes the files beside it importable, as `_Beside` has it.
     """
     # A field, --config.x=…, is no file; a variant follows a colon.
     found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
@@ -181,7 +183,30 @@ def _check_config_file(argv):
         refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
         refuse(f"{config}, which does not define get_config().")
-    sys.path.append(str(path.resolve().parent))
+    folder = str(path.resolve().parent)
+    sys.path.append(folder)
+    sys.meta_path.insert(0, _Beside(folder))
+
+
+class _Beside(importlib.abc.MetaPathFinder):
+    """Finds a module beside the config before one of its name in the current folder.
+
+    All other modules are found in the order of the path: in the current folder, among
+    what is installed, and then beside the config.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def find_spec(self, name, path, target=None):
+        """What the folder of the config has if the current folder has one too."""
+        if path is not None:
+            return None
+        find = importlib.machinery.PathFinder.find_spec
+        folders = str(pathlib.Path.cwd()), self._folder
+        here, beside = (find(name, [folder]) for folder in folders)
+        both = here and beside and here.origin and beside.origin
+        return beside if both else None
 
 
 def _illegal_value(error, argv) -> str:
