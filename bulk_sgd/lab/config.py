@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
     # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
     # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
-    # to an .npz with x_train, y_train, x_test, y_test.
+    # to an .npz with x_train, y_train, x_test, y_test. Paths are from where you run it.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
