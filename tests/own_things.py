@@ -116,6 +116,36 @@ def with_averages(num_classes):
     return nn.Sequential([nn.BatchNorm(True), nn.Dense(num_classes)])
 
 
+def two(input_shape, key):
+    return eqx.nn.MLP(*input_shape, 2, 4, 1, key=key)
+
+
+def single(input_shape, key):
+    return eqx.nn.MLP(*input_shape, 1, 4, 1, key=key)
+
+
+def flat(input_shape, key):
+    return eqx.nn.MLP(*input_shape, "scalar", 4, 1, key=key)
+
+
+def _ends(input_shape, num_classes, change):
+    init, apply = pair(input_shape, num_classes)
+    return init, lambda params, x: change(apply(params, x))
+
+
+def deep(input_shape, num_classes):
+    return _ends(input_shape, num_classes, lambda x: x[:, None])
+
+
+def couple(input_shape, num_classes):
+    return _ends(input_shape, num_classes, lambda x: (x, x))
+
+
+def distance(outputs, targets):
+    losses = (outputs - targets[:, None]) ** 2
+    return losses[:, 0] if outputs.shape[1] == 1 else losses
+
+
 def number():
     return 1
 
