@@ -10,6 +10,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 
 from absl import app, flags
 
@@ -42,7 +43,7 @@ def parse(argv, required=(), positional=False):
             f"{str(pathlib.Path.cwd())!r}; run from the folder that holds it."
         )
     except (AttributeError, KeyError) as error:
-        refuse(f"--config has no field {_unknown_field(error, argv)}")
+        refuse(_in_config_file(error) or _unknown_field(error, argv))
     for name in required:
         if flags.FLAGS[name].value is None:
             refuse(f"--{name} is missing.")
@@ -230,4 +231,25 @@ def _unknown_field(error, argv) -> str:
         found = re.match(rf"--config\.((?:\w+\.)*{re.escape(name)})\b", flag)
         if found:
             field = f"'{found[1]}'"
-    return ". ".join([field, *hints])
+    if ".options." in field:
+        field += "; set it in get_config first"
+    return ". ".join([f"--config has no field {field}", *hints])
+
+
+def _in_config_file(error) -> str | None:
+    """The sentence of a field or attribute that a config file names; None otherwise."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and frame.filename != __file__
+    ]
+    if not own:
+        return None
+    where = f"--config: {own[-1].filename}, line {own[-1].lineno}, {own[-1].line!r}"
+    problem = str(error).strip("'\"")
+    field = re.search(r'Key "(.*?)" does not exist', problem)
+    if not field:
+        return f"{where}: {type(error).__name__}: {problem}."
+    meant = re.search(r'Did you mean "(.*?)" instead', problem)
+    hint = f"; did you mean {meant[1]!r}?" if meant else "."
+    return f"{where}: there is no field {field[1]!r}{hint}"
