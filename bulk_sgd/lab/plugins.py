@@ -180,12 +180,16 @@ _TEXT = "__text__"  # of a module that has no file
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
-def code(text: str) -> str:
-    """The code of a source, without comments and the functions that set fields."""
-    tree = ast.parse(text)
-    fields = ("get_config", "get_sweep")
-    tree.body = [x for x in tree.body if getattr(x, "name", None) not in fields]
-    return ast.unparse(tree)
+def code(text: str) -> dict[str, str]:
+    """The code of each function and class of a source, and of the rest under "".
+
+    It has neither comments nor the functions that set fields.
+    """
+    found = {"": ""}
+    for node in ast.parse(text).body:
+        name = getattr(node, "name", "")
+        found[name] = found.get(name, "") + ast.unparse(node) + "\n"
+    return {k: v for k, v in found.items() if k not in ("get_config", "get_sweep")}
 
 
 def words(config, *more) -> str:

@@ -130,6 +130,7 @@ class Experiment:
         The data are read and the program is traced on the first call alone.
         """
         prints = {"data": self._of_data(), "program": self._of_program()}
+        prints["code"] = fingerprints.of_code(plugins.sources(self.config))
         prints["tracer"] = fingerprints.tracer()
         return record.Identity(record.plain(self.config), prints)
 
