@@ -146,6 +146,24 @@ def distance(outputs, targets):
     return losses[:, 0] if outputs.shape[1] == 1 else losses
 
 
+def returns_str():
+    return "text"
+
+
+def returns_NoneType():
+    return None
+
+
+def returns_dict():
+    return {"a": {"b": 1}}
+
+
+def branches(params):
+    if optax.tree.norm(params) > 1:
+        return 1
+    return 2
+
+
 def number():
     return 1
 

@@ -19,6 +19,8 @@ import traceback
 import types
 from collections.abc import Callable, Mapping
 
+import jax
+
 from bulk_sgd import checks
 
 
@@ -132,20 +134,29 @@ def telling(field: str, name: str):
     except Exception as error:
         if not is_path(name):
             raise
+        traced = isinstance(error, jax.errors.ConcretizationTypeError)
+        hint = " JAX traces it: use jnp.where or jax.lax.cond in place of if." * traced
         raise PluginError(
-            f"{field} is {name!r}, which fails with {type(error).__name__}.\n"
+            f"{field} is {name!r}, which fails with {type(error).__name__}.{hint}\n"
             + _trace(error, name.partition(":")[0])
         ) from error
 
 
 def _trace(error, module: str) -> str:
-    """The traceback from the first line of a module on."""
+    """The traceback in files of the user, or in a module that is installed."""
     told = traceback.TracebackException.from_exception(error)
+    own = [frame for frame in told.stack if not _is_installed(frame.filename)]
     is_inside = lambda frame: pathlib.Path(frame.filename).stem in module.split(".")
-    inside = [i for i, frame in enumerate(told.stack) if is_inside(frame)]
     told.__notes__ = None  # JAX's, about the frames that it leaves out
-    told.stack[:] = told.stack[inside[0] :] if inside else []
+    told.stack[:] = own or list(filter(is_inside, told.stack))
     return "".join(told.format(chain=False)).rstrip()
+
+
+def _is_installed(filename: str) -> bool:
+    path = pathlib.Path(filename)
+    places = pathlib.Path(__file__).parents[1], pathlib.Path(ast.__file__).parent
+    below = any(place in path.parents for place in places)
+    return below or filename.startswith("<") or bool(_INSTALLED & {*path.parts})
 
 
 def paths(config) -> list[str]:

@@ -185,6 +185,19 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
             ("own_things:wants",),
             r"needs more; a run gives it params, start, step, subspace, objective, fi",
         ),
+        *[
+            (
+                "measures.own",
+                (f"own_things:returns_{kind}",),
+                rf"which returned a {kind}{place}; it must return a number, an arr",
+            )
+            for kind, place in [("str", ""), ("NoneType", ""), ("dict", " at 'a'")]
+        ],
+        (
+            "measures.own",
+            ("own_things:branches",),
+            r"fails with TracerBoolC.*\. JAX traces it: use jnp\.wh.*\n.*in branches",
+        ),
         ("measures.own", (len,), "config.measures.own has <built-in .* must be import"),
     ],
 )
@@ -208,6 +221,19 @@ def test_traceback_is_that_of_the_users_code():
     assert head.startswith("Traceback")
     assert "own_things.py" in place
     assert str(caught.value).count("broken") == 2
+    assert str(caught.value).count("  File ") == 1  # no frames of JAX
+
+
+def test_traceback_has_frames_of_other_files_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "derived.py").write_text("from based import both as net")
+    (tmp_path / "based.py").write_text(
+        "def both():\n    return lambda key: {}, apply\n"
+        "def apply(params, x):\n    return x @ x.absent\n"
+    )
+    with pytest.raises(plugins.PluginError, match=r"(?s)based\.py.*x @ x\.absent"):
+        Experiment(tiny(model__name="derived:net"))
 
 
 MODULE = """

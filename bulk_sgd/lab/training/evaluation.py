@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import hessian
 from bulk_sgd.curvature.objective import Objective
@@ -83,9 +84,16 @@ def own(config, layout, state: TrainState, task: Task, start) -> dict:
         options = {k: v for k, v in config.measures.options.items() if k in names}
         found = plugins.call(field, path, options, **given)
         name = own_column(path)
-        with plugins.telling(field, path):
-            parts = found.items() if isinstance(found, dict) else [("", found)]
-            columns |= {f"{name}/{k}".rstrip("/"): jnp.asarray(x) for k, x in parts}
+        parts = found if isinstance(found, dict) else {"": found}
+        for key, value in parts.items():
+            if not (checks.is_data(value) or isinstance(value, list | tuple)):
+                got = type(value).__name__ + f" at {key!r}" * bool(key)
+                raise plugins.PluginError(
+                    f"{field} has {path!r}, which returned a {got}; it must return a "
+                    "number, an array or a dict of them."
+                )
+            with plugins.telling(field, path):
+                columns[f"{name}/{key}".rstrip("/")] = jnp.asarray(value)
     return columns
 
 
