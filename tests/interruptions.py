@@ -11,7 +11,7 @@ from bulk_sgd.lab.files import metrics
 def config(**changes):
     """Prefix and two arms of 8 and 12 steps, a dispatch and a checkpoint each 2."""
     own = {"eval_every": 2, "checkpoint__every": 2, "optimizer__momentum": 0.5}
-    own["measures__step_every"] = 2
+    own |= {"measures__step_every": 2, "measures__own": ("own_things:moved",)}
     return tiny(**own | changes)
 
 

@@ -57,6 +57,11 @@ def in_subspace(params, subspace, objective):
     return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(2)}
 
 
+def moved(params, start, step, order=2):
+    changes = optax.tree.sub(params, start)
+    return {"length": optax.tree.norm(changes, ord=order), "step": step}
+
+
 # Networks of every kind, of features (3,) or any.
 
 
@@ -109,6 +114,54 @@ def with_dropout(num_classes, rngs):
 
 def with_averages(num_classes):
     return nn.Sequential([nn.BatchNorm(True), nn.Dense(num_classes)])
+
+
+def two(input_shape, key):
+    return eqx.nn.MLP(*input_shape, 2, 4, 1, key=key)
+
+
+def single(input_shape, key):
+    return eqx.nn.MLP(*input_shape, 1, 4, 1, key=key)
+
+
+def flat(input_shape, key):
+    return eqx.nn.MLP(*input_shape, "scalar", 4, 1, key=key)
+
+
+def _ends(input_shape, num_classes, change):
+    init, apply = pair(input_shape, num_classes)
+    return init, lambda params, x: change(apply(params, x))
+
+
+def deep(input_shape, num_classes):
+    return _ends(input_shape, num_classes, lambda x: x[:, None])
+
+
+def couple(input_shape, num_classes):
+    return _ends(input_shape, num_classes, lambda x: (x, x))
+
+
+def distance(outputs, targets):
+    losses = (outputs - targets[:, None]) ** 2
+    return losses[:, 0] if outputs.shape[1] == 1 else losses
+
+
+def returns_str():
+    return "text"
+
+
+def returns_NoneType():
+    return None
+
+
+def returns_dict():
+    return {"a": {"b": 1}}
+
+
+def branches(params):
+    if optax.tree.norm(params) > 1:
+        return 1
+    return 2
 
 
 def number():

@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
     # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
     # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
-    # to an .npz with x_train, y_train, x_test, y_test.
+    # to an .npz with x_train, y_train, x_test, y_test. Paths are from where you run it.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
@@ -184,7 +184,7 @@ def default() -> ConfigDict:
 
     # Energies of H, G and F in the subspace and the bulk, batch sharpness, and the
     # overlap of the subspace with one by Lanczos: `bulk_sgd.lab.training.measures`.
-    config.measures = ConfigDict()
+    config.measures = ConfigDict({"options": {}})
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
     # Likewise, for λ_1 of the whole training loss at that point, about eight matvecs;
     # the last row of an arm always has it.
@@ -194,8 +194,9 @@ def default() -> ConfigDict:
     # how far the eigenvectors turn, and where they live. The cost is three matvecs,
     # some 20 losses and a second copy of the basis (docs/experiments.md).
     config.measures.step_every = 0
-    # Import paths of functions of `params`, `subspace` and `objective`, or of some of
-    # them: each row of metrics has their values.
+    # Import paths of functions of `params`, `start` (the parameters at step 0), `step`,
+    # `subspace`, `objective` and fields of `options`, or of some of them: each row of
+    # metrics has their values.
     config.measures.own = ()
 
     # Bisects, on a log scale, for the largest learning rate at which each arm is stable

@@ -19,6 +19,8 @@ import traceback
 import types
 from collections.abc import Callable, Mapping
 
+import jax
+
 from bulk_sgd import checks
 
 
@@ -80,9 +82,9 @@ def load(field: str, path: str):
         raise PluginError(f"{field} is {path!r}, but {place} has no {name}.") from None
 
 
-def call(field: str, path: str, options: Mapping, /, **offered):
-    """Calls a user's function with its options, and what it names of the `offered`."""
-    fn, options = load(field, path), dict(options)
+def _parameters(field, path) -> tuple[list[inspect.Parameter], bool]:
+    """The parameters of a user's function that have names; if it takes any others."""
+    fn = load(field, path)
     with telling(field, path):
         # The metaclasses of flax and Equinox hide the parameters of a class.
         own = inspect.isclass(fn)
@@ -91,9 +93,20 @@ def call(field: str, path: str, options: Mapping, /, **offered):
     named = [
         x for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)
     ]
+    return named, any(x.kind is x.VAR_KEYWORD for x in parameters)
+
+
+def taken(field: str, path: str) -> set[str]:
+    """The names of the arguments that a user's function takes."""
+    return {x.name for x in _parameters(field, path)[0]}
+
+
+def call(field: str, path: str, options: Mapping, /, **offered):
+    """Calls a user's function with its options, and what it names of the `offered`."""
+    fn, options = load(field, path), dict(options)
+    named, takes_any = _parameters(field, path)
     names = {x.name for x in named}
     group = field.rpartition(".")[0]
-    takes_any = any(x.kind is x.VAR_KEYWORD for x in parameters)
     if unknown := not takes_any and sorted(options.keys() - names):
         raise PluginError(
             f"{group}.options has {', '.join(unknown)}, which {path} does not take; it "
@@ -101,9 +114,7 @@ def call(field: str, path: str, options: Mapping, /, **offered):
         )
     needed = {x.name for x in named if x.default is x.empty}
     if missing := sorted(needed - offered.keys() - options.keys()):
-        known = [*offered] + [f"fields of {group}.options"] * (
-            group != "config.measures"
-        )
+        known = [*offered, f"fields of {group}.options"]
         raise PluginError(
             f"{field} is {path!r}, which needs {', '.join(missing)}; a run gives it "
             f"{', '.join(known)}."
@@ -123,20 +134,29 @@ def telling(field: str, name: str):
     except Exception as error:
         if not is_path(name):
             raise
+        traced = isinstance(error, jax.errors.ConcretizationTypeError)
+        hint = " JAX traces it: use jnp.where or jax.lax.cond in place of if." * traced
         raise PluginError(
-            f"{field} is {name!r}, which fails with {type(error).__name__}.\n"
+            f"{field} is {name!r}, which fails with {type(error).__name__}.{hint}\n"
             + _trace(error, name.partition(":")[0])
         ) from error
 
 
 def _trace(error, module: str) -> str:
-    """The traceback from the first line of a module on."""
+    """The traceback in files of the user, or in a module that is installed."""
     told = traceback.TracebackException.from_exception(error)
+    own = [frame for frame in told.stack if not _is_installed(frame.filename)]
     is_inside = lambda frame: pathlib.Path(frame.filename).stem in module.split(".")
-    inside = [i for i, frame in enumerate(told.stack) if is_inside(frame)]
     told.__notes__ = None  # JAX's, about the frames that it leaves out
-    told.stack[:] = told.stack[inside[0] :] if inside else []
+    told.stack[:] = own or list(filter(is_inside, told.stack))
     return "".join(told.format(chain=False)).rstrip()
+
+
+def _is_installed(filename: str) -> bool:
+    path = pathlib.Path(filename)
+    places = pathlib.Path(__file__).parents[1], pathlib.Path(ast.__file__).parent
+    below = any(place in path.parents for place in places)
+    return below or filename.startswith("<") or bool(_INSTALLED & {*path.parts})
 
 
 def paths(config) -> list[str]:
@@ -171,12 +191,16 @@ _TEXT = "__text__"  # of a module that has no file
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
-def code(text: str) -> str:
-    """The code of a source, without comments and the functions that set fields."""
-    tree = ast.parse(text)
-    fields = ("get_config", "get_sweep")
-    tree.body = [x for x in tree.body if getattr(x, "name", None) not in fields]
-    return ast.unparse(tree)
+def code(text: str) -> dict[str, str]:
+    """The code of each function and class of a source, and of the rest under "".
+
+    It has neither comments nor the functions that set fields.
+    """
+    found = {"": ""}
+    for node in ast.parse(text).body:
+        name = getattr(node, "name", "")
+        found[name] = found.get(name, "") + ast.unparse(node) + "\n"
+    return {k: v for k, v in found.items() if k not in ("get_config", "get_sweep")}
 
 
 def words(config, *more) -> str:

@@ -1,11 +1,14 @@
 """Runs from Python: `run` an experiment, or `load` what one has left."""
 
+import pathlib
+
 from matplotlib.axes import Axes
 
 from bulk_sgd import checks
-from bulk_sgd.lab.files import parameters
+from bulk_sgd.lab.files import metrics, parameters, record
 from bulk_sgd.lab.report.results import PREFIX, RunResults, read_run
 from bulk_sgd.lab.report.run_report import figures_of
+from bulk_sgd.lab.sweep import workdir as sweep_workdir
 from bulk_sgd.lab.training.train import train_and_evaluate
 
 
@@ -19,13 +22,7 @@ class Result(RunResults):
 
     def frame(self):
         """The `records` as a pandas DataFrame, if pandas is installed."""
-        try:
-            import pandas as pd
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "frame() needs pandas, which is not installed; records has the rows."
-            ) from error
-        return pd.DataFrame(self.records)
+        return _frame(self.records)
 
     def __repr__(self):
         rows = len(self.records)
@@ -37,6 +34,7 @@ class Result(RunResults):
 
         Raises ValueError for another name, FileNotFoundError where none were kept.
         """
+        arm = record.compact(arm)
         checks.one_of("arm", arm, (PREFIX, *self.arms))
         return parameters.read(self.workdir, arm)
 
@@ -52,6 +50,51 @@ class Result(RunResults):
         checks.one_of("figure", figure, figures)
         draw, _ = figures[figure]
         return draw(self).axes
+
+
+class SweepResult(dict):
+    """What a sweep has left: a dict from the number of a cell to its `Result`.
+
+    It lacks the cells that have no row of metrics yet. `cells` has the fields of every
+    cell, those that a tuned sweep has added too.
+    """
+
+    def __init__(self, workdir):
+        found = sweep_workdir.read(workdir)
+        self.workdir = pathlib.Path(workdir)
+        self.cells: list[dict] = [*found["cells"], *found["added"]]
+        folders = [
+            sweep_workdir.cell_folder(workdir, i) for i in range(len(self.cells))
+        ]
+        begun = [(i, x) for i, x in enumerate(folders) if metrics.count(x)]
+        super().__init__({index: load(folder) for index, folder in begun})
+
+    @property
+    def records(self) -> list[dict]:
+        """The rows of all cells, each with the number of its cell and its fields."""
+        return [
+            {"cell": index, **self.cells[index], **row}
+            for index, result in self.items()
+            for row in result.records
+        ]
+
+    def frame(self):
+        """The `records` as a pandas DataFrame, if pandas is installed."""
+        return _frame(self.records)
+
+    def __repr__(self):
+        of = f"{len(self)} of {len(self.cells)} cells have rows"
+        return f"SweepResult({str(self.workdir)!r}: {of})"
+
+
+def _frame(records):
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "frame() needs pandas, which is not installed; records has the rows."
+        ) from error
+    return pd.DataFrame(records)
 
 
 def run(config, workdir) -> Result:
@@ -76,9 +119,11 @@ def run(config, workdir) -> Result:
     return load(workdir)
 
 
-def load(workdir) -> Result:
-    """The run in a workdir, finished or not.
+def load(workdir) -> Result | SweepResult:
+    """The run or the sweep in a workdir, finished or not.
 
     Raises FileNotFoundError or ValueError where there is none, or no row of metrics.
     """
+    if (pathlib.Path(workdir) / sweep_workdir.FILE).is_file():
+        return SweepResult(workdir)
     return Result(**vars(read_run(workdir)))

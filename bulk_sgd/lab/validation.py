@@ -1,15 +1,12 @@
-"""Every check of a config: of its fields, against its data, and against its network.
+"""Checks of a config: of its fields, and against the number of its examples.
 
 What belongs to one optimizer, solver, loss or arm is checked in `from_config`, next to
 where it is built, and called from here.
 """
 
-import contextlib
 import functools
 import json
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bulk_sgd import checks
@@ -19,7 +16,6 @@ from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import sharding
 from bulk_sgd.lab.files import loggers
 from bulk_sgd.lab.from_config import arms, losses, optimizers, solvers
-from bulk_sgd.linalg import basis
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"):
@@ -53,7 +49,7 @@ def check_fields(config: ConfigDict, reference: ConfigDict, path: str = "config"
 
 
 # Groups whose `options` are a user's own fields.
-OPEN = ("data", "model", "loss", "optimizer", "subspace")
+OPEN = ("data", "model", "loss", "optimizer", "subspace", "measures")
 
 
 def _check_options(field, options):
@@ -188,6 +184,12 @@ def _check_measures(config):
                 f"{field} has {path!r}; it must be import paths, 'module:name'."
             )
         plugins.entry(field, path, {}, functools.partial(plugins.load, field))
+    taken = set().union(*(plugins.taken(field, path) for path in measures.own))
+    if unknown := sorted({*measures.options} - taken):
+        raise ValueError(
+            f"config.measures.options has {', '.join(unknown)}, which no function in "
+            f"config.measures.own takes, {measures.own!r}."
+        )
     if len({path.rpartition(":")[2] for path in measures.own}) < len(measures.own):
         raise ValueError(
             f"config.measures.own is {measures.own!r}; it must name each function once."
@@ -258,43 +260,3 @@ def check_data(config, dataset, mesh):
                 f"{mesh.size}, the devices of the mesh (config.sharding.data "
                 f"x config.sharding.fsdp, {sizes})."
             )
-
-
-def check_network(config, dataset, model_fn, loss_fn, params):
-    """Raises ValueError unless network, targets, loss and rank go together."""
-    row = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    inputs, targets = row(dataset.train_inputs), row(dataset.train_targets)
-    with plugins.telling("config.model.name", config.model.name):
-        outputs = jax.eval_shape(model_fn, params, inputs)
-        per_example = outputs.ndim - 2
-    whole = jnp.issubdtype(targets.dtype, jnp.integer)
-    if not whole and not plugins.is_path(config.loss.name):
-        raise ValueError(
-            f"config.loss.name is {config.loss.name!r}, which takes integer labels; "
-            f"those of config.data.name = {config.data.name!r} are {targets.dtype}."
-        )
-    if whole and per_example != targets.ndim - 1:
-        ways = "one output per example", "one output per position"
-        raise ValueError(
-            f"config.model.name is {config.model.name!r}, which has "
-            f"{ways[per_example]}, but config.data.name = "
-            f"{config.data.name!r} needs {ways[1 - per_example]}."
-        )
-    with plugins.telling("config.loss.name", config.loss.name):
-        jax.eval_shape(loss_fn, outputs, targets)
-    losses.check_mean(config.loss, loss_fn, outputs, targets)
-    most = basis.size(params), "the number of parameters"
-    checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
-
-
-@contextlib.contextmanager
-def naming_fields(space):
-    """Names the field of `config.subspace` where a solver refuses its argument."""
-    try:
-        yield
-    except checks.ArgumentError as error:
-        # Arguments have the names of the fields, but for this one.
-        name = {"by": "blocks"}.get(error.name, error.name)
-        if name in space:
-            raise ValueError(f"config.subspace.{name} {error.problem}") from None
-        raise ValueError(f"config.subspace: {error}") from None

@@ -135,11 +135,29 @@ def test_value_of_another_type_is_refused_with_its_field(refusal, word, sentence
             '--config has no field \'subspace.rang\'.*mean "rank" instead of "rang"?',
         ),
         ("--config.subspace.evry=3", "--config has no field 'subspace.evry'"),
+        ("--config.model.options.x=3", ".*'model.options.x'; set it in get_config fi"),
         ("extra", r"Unexpected arguments \['extra'\]"),
     ],
 )
 def test_words_that_name_no_field_are_refused(refusal, word, sentence):
     assert re.match(sentence, refusal(DEFAULT, flag=word))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("x.batchsize = 3", "no field 'batchsize'; did you mean 'batch_size'?"),
+        ("x.subspace.rang = 3", "no field 'rang'; did you mean 'rank'?"),
+        ("x.qqq = 3", "no field 'qqq'."),
+        ("x.seed.a", "AttributeError: 'int' object has no attribute 'a'."),
+    ],
+)
+def test_misspelt_field_of_a_file_is_told_with_its_line(refusal, line, problem):
+    start = "from bulk_sgd.lab.config import default\n\ndef get_config():\n"
+    told = refusal(f"{start}  x = default()\n  {line}\n  return x\n")
+    assert told.startswith("--config: /")
+    assert f"config.py, line 5, {line!r}: " in told
+    assert told.endswith(f"{problem}\n")
 
 
 @pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])
@@ -187,6 +205,24 @@ def test_tuples_need_no_quotes(monkeypatch, form, field, text, value):
     *groups, name = field.split(".")
     found = values.config[groups[0]][name] if groups else values.config[name]
     assert found == value
+
+
+def test_module_beside_the_config_comes_before_the_current_folder(
+    refusal, tmp_path, monkeypatch
+):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for place, name in ((folder, "here"), (tmp_path, "beside")):
+        (place / "both_have_it.py").write_text(f"WORD = {name!r}")
+    (folder / "one_has_it.py").write_text("WORD = 'here'")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    told = refusal(
+        "import both_have_it as both, one_has_it as one\n"
+        "def get_config(): raise ValueError(both.WORD, one.WORD)\n"
+    )
+    assert "('beside', 'here')" in told
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])

@@ -16,7 +16,7 @@ from paths import ROOT
 from tiny_runs import numbers, rows_of, tiny
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import load, plugins
+from bulk_sgd.lab import load, plugins, run
 from bulk_sgd.lab.analysis.checkpoints import RunPoints
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.files import record
@@ -93,7 +93,8 @@ def own(**changes):
         field = "solver" if group == "subspace" else "name"
         config[group][field] = f"own_things:{name}"
         config[group].options = ConfigDict(options)
-    config.measures.own = ("own_things:train_loss", "own_things:in_subspace")
+    names = "train_loss", "in_subspace", "moved"
+    config.measures.own = tuple(f"own_things:{name}" for name in names)
     return config
 
 
@@ -104,11 +105,14 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
     rows = numbers(tmp_path / "own")
     for row in rows:
         assert row.pop("own/train_loss") == pytest.approx(row["train_loss"], rel=1e-6)
-        chi = row.pop("own/in_subspace/chi")
-        assert chi == pytest.approx(row["alignment_gradient"] or 0, abs=1e-6)
-        assert row.pop("own/in_subspace/sizes") == [1, 1]
+        chi, known = row.pop("own/in_subspace/chi"), row["alignment_gradient"]
+        assert chi == (known and pytest.approx(known, abs=1e-6))
+        # Without a subspace, which it takes, a function is measured no more than they.
+        assert row.pop("own/in_subspace/sizes") == (known and [1, 1])
+        assert row.pop("own/moved/step") == row["step"]
+        assert (row.pop("own/moved/length") > 0) == (row["step"] > 0)
     assert rows == numbers(tmp_path / "named")
-    numbers_, curve = load(tmp_path / "own").axes("own")[1:]
+    *_, numbers_, curve = load(tmp_path / "own").axes("own")
     assert len(curve.get_lines()) > len(numbers_.get_lines())  # one per entry
     assert curve.get_ylabel() == "in_subspace/sizes"
     assert result["config"]["model"]["options"] == {"width": 6}
@@ -117,6 +121,24 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "own_things", None)
     (point,) = RunPoints(tmp_path / "own")
     assert point.name == "fork@8"
+
+
+def test_start_of_a_run_is_that_of_its_seed(tmp_path):
+    config = tiny(seed=1, num_steps=10, measures__own=("own_things:moved",))
+    config.measures.options.order = 1
+    start = Experiment(config).params
+    result = run(config, tmp_path)
+    for arm in config.arms:
+        ends = result.parameters(arm)
+        moved = sum(
+            np.abs(ends[layer][name] - np.asarray(x)).sum()
+            for layer, part in start.items()
+            for name, x in part.items()
+        )
+        assert result.series(arm, "own/moved/length")[-1] == pytest.approx(moved)
+    config.measures.options.ordr = 1
+    with pytest.raises(ValueError, match=r"options has ordr, which no function in"):
+        Experiment(config)
 
 
 def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
@@ -161,7 +183,20 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
         (
             "measures.own",
             ("own_things:wants",),
-            r"needs more; a run gives it params, subspace, objective\.",
+            r"needs more; a run gives it params, start, step, subspace, objective, fi",
+        ),
+        *[
+            (
+                "measures.own",
+                (f"own_things:returns_{kind}",),
+                rf"which returned a {kind}{place}; it must return a number, an arr",
+            )
+            for kind, place in [("str", ""), ("NoneType", ""), ("dict", " at 'a'")]
+        ],
+        (
+            "measures.own",
+            ("own_things:branches",),
+            r"fails with TracerBoolC.*\. JAX traces it: use jnp\.wh.*\n.*in branches",
         ),
         ("measures.own", (len,), "config.measures.own has <built-in .* must be import"),
     ],
@@ -186,6 +221,19 @@ def test_traceback_is_that_of_the_users_code():
     assert head.startswith("Traceback")
     assert "own_things.py" in place
     assert str(caught.value).count("broken") == 2
+    assert str(caught.value).count("  File ") == 1  # no frames of JAX
+
+
+def test_traceback_has_frames_of_other_files_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "derived.py").write_text("from based import both as net")
+    (tmp_path / "based.py").write_text(
+        "def both():\n    return lambda key: {}, apply\n"
+        "def apply(params, x):\n    return x @ x.absent\n"
+    )
+    with pytest.raises(plugins.PluginError, match=r"(?s)based\.py.*x @ x\.absent"):
+        Experiment(tiny(model__name="derived:net"))
 
 
 MODULE = """
@@ -210,7 +258,8 @@ def test_changed_code_is_refused_and_a_comment_is_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert go("once", 2) == go("twice", 2)
-    with pytest.raises(ValueError, match="another program"):
+    wanted = "another program: double of module measured had other code; choose"
+    with pytest.raises(ValueError, match=wanted):
         go("twice", 3)
 
 
@@ -241,18 +290,72 @@ def test_data_of_ones_own(monkeypatch):
     assert sources.find(data(name="own_things:images")).train_inputs is not None
 
 
-def test_float_targets_are_for_a_loss_of_ones_own(monkeypatch):
+def test_float_targets_are_for_a_loss_of_ones_own(monkeypatch, tmp_path):
     arrays = {f"x_{part}": INPUTS for part in ("train", "test")}
     arrays |= {f"y_{part}": INPUTS[:, 0] for part in ("train", "test")}
     monkeypatch.setattr(own_things, "images", lambda: arrays)
-    config = tiny(data__name="own_things:images", data__normalization="none")
+    np.savez(tmp_path / "same.npz", **arrays)
+    for name in ("own_things:images", str(tmp_path / "same.npz")):
+        config = on_five(data__name=name)
+        with pytest.raises(ValueError, match="which takes integer labels; those of"):
+            Experiment(config)
+        config.loss.name = "own_things:distance"
+        assert Experiment(config).dataset.train_targets.dtype == np.float32
+        config.loss.name = "optax:l2_loss"  # one per output, not one per example
+        wanted = r"l2_loss', which returns losses of shape \(1, 1\) .* one loss per ex"
+        with pytest.raises(ValueError, match=wanted):
+            Experiment(config)
+
+
+def on_five(**changes):
+    """A tiny run on five examples of data of one's own."""
+    fields = {"data__name": "own_things:images", "data__normalization": "none"}
+    config = tiny(**fields | changes)
     config.data.num_train = config.data.num_test = 0
     config.batch_size = 5
-    with pytest.raises(ValueError, match="which takes integer labels; those of"):
+    return config
+
+
+def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
+    arrays = {f"x_{part}": INPUTS for part in ("train", "test")}
+    return arrays | {"y_train": np.array(labels), "y_test": np.array(tested)}
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "sentence"),
+    [
+        ("two", "squared_error", r"which has 2 outputs, but the labels of .* to 2\."),
+        ("two", "mse", r"which has 2 outputs, but the labels of .* go up to 2\."),
+        ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
+        ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
+        ("couple", "mse", "which returns a tuple; it must return one array"),
+        ("equinox", "distance", r"returns losses of shape \(1, 3\) for outputs of sha"),
+        ("single", "distance", None),  # a score of its own, and no class
+        ("equinox", "mse", None),
+    ],
+)
+def test_outputs_fit_the_labels(monkeypatch, model, loss, sentence):
+    monkeypatch.setattr(own_things, "images", lambda: arrays_of([0, 1, 2, 0, 1]))
+    own = loss if loss == "mse" else f"own_things:{loss}"
+    config = on_five(model__name=f"own_things:{model}", loss__name=own)
+    if sentence is None:
+        assert Experiment(config).doubts == []
+        return
+    with pytest.raises(ValueError, match=rf"^config\..*{sentence}"):
         Experiment(config)
-    config.loss.name = "optax:l2_loss"
-    with pytest.raises(ValueError, match="optax:l2_loss"):  # not one per example
-        Experiment(config)
+
+
+def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_path):
+    arrays = arrays_of([0, 1, 0, 1, 40], tested=[0, 1, 2, 2, 2])
+    monkeypatch.setattr(own_things, "images", lambda: arrays)
+    config = on_five(num_steps=8)
+    assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "config.data.name is 'own_things:images': no training example has 2, 3, 4, … "
+        "(38) of the 41 labels from 0 to 40; test examples have 2.",
+        "config.num_steps is 8, as config.switch.step: the run ends at its fork, and "
+        "no arm takes a step.",
+    ]
 
 
 @pytest.mark.slow

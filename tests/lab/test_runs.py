@@ -1,5 +1,6 @@
 """Runs from Python: what `run` and `load` return."""
 
+import dataclasses
 import sys
 
 import jax
@@ -28,6 +29,16 @@ def test_rows_arms_and_eigenvalues(result):
     )
     again = load(result.workdir)
     assert (again.records, again.info) == (result.records, result.info)
+
+
+def test_names_of_arms_may_have_white_space(result):
+    spaced = dataclasses.replace(
+        result, rows={"scales(0.5,2)": result.rows["sgd"]}, info={}
+    )
+    read = lambda of, arm: (of.steps(arm), of.series(arm, "step"), of.eigenvalues(arm))
+    for here, there in zip(read(spaced, "scales(0.5, 2)"), read(result, "sgd")):
+        np.testing.assert_array_equal(here, there)
+    assert spaced.summary("scales(0.5, 2)").name == "scales(0.5,2)"
 
 
 @pytest.mark.parametrize("arm", ["prefix", "sgd", "bulk_sgd"])

@@ -3,11 +3,14 @@
 import ast
 import contextlib
 import functools
+import importlib.abc
+import importlib.machinery
 import logging
 import pathlib
 import re
 import signal
 import sys
+import traceback
 
 from absl import app, flags
 
@@ -40,7 +43,7 @@ def parse(argv, required=(), positional=False):
             f"{str(pathlib.Path.cwd())!r}; run from the folder that holds it."
         )
     except (AttributeError, KeyError) as error:
-        refuse(f"--config has no field {_unknown_field(error, argv)}")
+        refuse(_in_config_file(error) or _unknown_field(error, argv))
     for name in required:
         if flags.FLAGS[name].value is None:
             refuse(f"--{name} is missing.")
@@ -161,7 +164,7 @@ def _as_tuple(text: str) -> tuple:
 def _check_config_file(argv):
     """Refuses a --config without get_config(), where ml_collections has a traceback.
 
-    Makes the files beside it importable, after all that is installed.
+    Makes the files beside it importable, as `_Beside` has it.
     """
     # A field, --config.x=…, is no file; a variant follows a colon.
     found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
@@ -181,7 +184,30 @@ def _check_config_file(argv):
         refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
         refuse(f"{config}, which does not define get_config().")
-    sys.path.append(str(path.resolve().parent))
+    folder = str(path.resolve().parent)
+    sys.path.append(folder)
+    sys.meta_path.insert(0, _Beside(folder))
+
+
+class _Beside(importlib.abc.MetaPathFinder):
+    """Finds a module beside the config before one of its name in the current folder.
+
+    All other modules are found in the order of the path: in the current folder, among
+    what is installed, and then beside the config.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def find_spec(self, name, path, target=None):
+        """What the folder of the config has if the current folder has one too."""
+        if path is not None:
+            return None
+        find = importlib.machinery.PathFinder.find_spec
+        folders = str(pathlib.Path.cwd()), self._folder
+        here, beside = (find(name, [folder]) for folder in folders)
+        both = here and beside and here.origin and beside.origin
+        return beside if both else None
 
 
 def _illegal_value(error, argv) -> str:
@@ -205,4 +231,25 @@ def _unknown_field(error, argv) -> str:
         found = re.match(rf"--config\.((?:\w+\.)*{re.escape(name)})\b", flag)
         if found:
             field = f"'{found[1]}'"
-    return ". ".join([field, *hints])
+    if ".options." in field:
+        field += "; set it in get_config first"
+    return ". ".join([f"--config has no field {field}", *hints])
+
+
+def _in_config_file(error) -> str | None:
+    """The sentence of a field or attribute that a config file names; None otherwise."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and frame.filename != __file__
+    ]
+    if not own:
+        return None
+    where = f"--config: {own[-1].filename}, line {own[-1].lineno}, {own[-1].line!r}"
+    problem = str(error).strip("'\"")
+    field = re.search(r'Key "(.*?)" does not exist', problem)
+    if not field:
+        return f"{where}: {type(error).__name__}: {problem}."
+    meant = re.search(r'Did you mean "(.*?)" instead', problem)
+    hint = f"; did you mean {meant[1]!r}?" if meant else "."
+    return f"{where}: there is no field {field[1]!r}{hint}"

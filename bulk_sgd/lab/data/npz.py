@@ -26,23 +26,34 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
     if not pathlib.Path(path).exists():
         known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
         known += ", the import path of your own, module:name,"
-        raise wrong(config, "name", f"must be {known} or an existing .npz")
+        place = str(pathlib.Path(path).resolve().parent)
+        raise wrong(
+            config, "name", f"must be {known} or an existing .npz; {place!r} has none"
+        )
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")
     return checked(config, part, *(_array(config, path, f"{x}_{part}") for x in "xy"))
 
 
 def checked(config, part: str, pixels, labels) -> tuple[LazyRows, np.ndarray, int]:
-    """What `read` returns, of arrays; `pixels` may be `LazyRows`."""
+    """What `read` returns, of arrays; `pixels` may be `LazyRows`.
+
+    Labels that are floats are for a loss of the user's own.
+    """
     rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
     inputs = images.as_inputs(config, part, rows)
     problem = None
-    if labels.shape != pixels.shape[:1]:
+    whole = np.issubdtype(labels.dtype, np.integer)
+    right = labels.shape[:1] == pixels.shape[:1] and (labels.ndim == 1 or not whole)
+    if not right:
         problem = f"labels have shape {labels.shape} for {len(pixels)} inputs"
-    elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        problem = f"labels ({labels.dtype}) are not all non-negative integers"
+    elif labels.min() < 0 if whole else not np.issubdtype(labels.dtype, np.floating):
+        problem = f"labels ({labels.dtype}) are not all non-negative integers or floats"
     if problem:
         raise wrong(config, "name", f"its {part} {problem}")
+    if not whole:
+        width = labels.shape[1] if labels.ndim > 1 else 1
+        return inputs, labels[: len(inputs)].astype(np.float32), width
     return inputs, labels[: len(inputs)].astype(np.int32), int(labels.max()) + 1
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bulk_sgd.lab import plugins
-from bulk_sgd.lab.data import images, npz
+from bulk_sgd.lab.data import npz
 from bulk_sgd.lab.data.dataset import Dataset
 from bulk_sgd.lab.data.rows import LazyRows
 
@@ -15,7 +15,7 @@ def call(config):
 
     The function of the user returns a `Dataset`, a dict of the arrays of an `.npz`, or
     a dict of "train" and "test", each a sequence of pairs (input, target), such as a
-    grain source. Targets of floats are for a loss of the user's own.
+    grain source.
     """
     found = plugins.call(_FIELD, config.name, config.options)
     if isinstance(found, Dataset):
@@ -24,10 +24,6 @@ def call(config):
     def read(config, part):
         with plugins.telling(_FIELD, config.name):
             inputs, targets = _part(found, part)
-        if np.issubdtype(targets.dtype, np.floating) and len(targets) == len(inputs):
-            inputs = images.as_inputs(config, part, inputs)
-            width = targets.shape[1] if targets.ndim > 1 else 1
-            return inputs, targets[: len(inputs)].astype(np.float32), width
         return npz.checked(config, part, inputs, targets)
 
     return read

@@ -21,7 +21,8 @@ def find(config) -> Dataset:
     Args:
       config: `config.data`; `bulk_sgd.lab.config` lists its fields. An .npz file has
         images x_train and x_test, uint8 or float (N, height, width[, depth]), or
-        features (N, dimension), and integer labels y_train and y_test (N,). A TFDS data
+        features (N, dimension), and labels y_train and y_test: integers (N,), or floats
+        (N,) or (N, dimension) for a loss of the user's own. A TFDS data
         set has 'label', and 'image' or 'sentence'; its order is shuffled, so
         'train[:5000]' are not the first 5,000.
 
@@ -47,6 +48,9 @@ def find(config) -> Dataset:
     shapes = train.shape[1:], test.shape[1:]
     if shapes[0] != shapes[1]:
         raise wrong(config, "name", f"its train and test inputs differ: {shapes}")
+    kinds = [f"{x.dtype} {x.shape[1:]}" for x in (train_targets, test_targets)]
+    if kinds[0] != kinds[1]:
+        raise wrong(config, "name", f"its train and test labels differ: {kinds}")
     if config.normalization == "standard":
         train, test = images.standardized(train, test)
     num_classes = max(train_classes, test_classes)

@@ -34,7 +34,9 @@ class Identity(NamedTuple):
     """What a run is of, beside the devices."""
 
     config: dict  # plain
-    fingerprints: dict  # "data" and "program", and the "tracer" of the program
+    # "data" and "program", the "tracer" of the program, and the "code" of the user's
+    # modules in it, by function.
+    fingerprints: dict
 
 
 def plain(config) -> dict:
@@ -102,7 +104,23 @@ def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
     if found == ["program"] and earlier["tracer"] != now["tracer"]:
         tracers = f"{earlier['tracer']}, not {now['tracer']}"
         return "", f"recorded with {tracers}, so that its program cannot be compared"
-    return (_OTHER[found[0]] if found else ""), ""
+    if not found:
+        return "", ""
+    code = _other_code(earlier.get("code", {}), now.get("code", {}))
+    if found[0] == "program" and code:
+        return f"another program: {code} had other code", ""
+    return _OTHER[found[0]], ""
+
+
+def _other_code(earlier: dict, now: dict) -> str:
+    """What differs in the modules that both have, as "a, b of module m"."""
+    found = []
+    for module in earlier.keys() & now.keys():
+        before, after = earlier[module], now[module]
+        names = sorted(x for x in {*before, *after} if before.get(x) != after.get(x))
+        listed = ", ".join(name or "what is outside of functions" for name in names)
+        found += [f"{listed} of module {module}"] * bool(names)
+    return " and ".join(sorted(found))
 
 
 def provenance() -> dict:

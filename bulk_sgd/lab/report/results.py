@@ -13,7 +13,7 @@ import numpy as np
 
 from bulk_sgd import checks
 from bulk_sgd.lab.files import metrics
-from bulk_sgd.lab.files.record import PREFIX
+from bulk_sgd.lab.files.record import PREFIX, compact
 
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 _METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
@@ -57,7 +57,8 @@ class RunResults:
     """What `read_run` finds in the workdir of a run.
 
     `info` is run.json, `rows` holds the metric rows of the prefix and of each arm by
-    step, and `unreadable` counts the lines of metrics.jsonl that were left out.
+    step, and `unreadable` counts the lines of metrics.jsonl that were left out. Methods
+    take the name of an arm with or without white space.
     """
 
     workdir: pathlib.Path
@@ -82,9 +83,12 @@ class RunResults:
         return self._own(1)
 
     def _own(self, ndim):
-        first = next(row for rows in self.rows.values() for row in rows)
-        own = (key for key in first if key.startswith("own/"))
-        return tuple(key for key in own if np.ndim(first[key]) == ndim)
+        rows = [row for rows in self.rows.values() for row in rows]
+        values = {}  # the first that is known: without a subspace some are not
+        for key in (key for key in rows[0] if key.startswith("own/")):
+            known = (row[key] for row in rows if row.get(key) is not None)
+            values[key] = next(known, None)
+        return tuple(key for key, value in values.items() if np.ndim(value) == ndim)
 
     @property
     def rank(self) -> int | None:
@@ -118,11 +122,11 @@ class RunResults:
 
     def steps(self, arm: str) -> np.ndarray:
         """Global steps of the rows of `arm` (or `PREFIX`), ascending, shape (n,)."""
-        return np.array([row["step"] for row in self.rows.get(arm, [])], int)
+        return np.array([row["step"] for row in self._rows(arm)], int)
 
     def series(self, arm: str, key: str) -> np.ndarray:
         """One metric along `steps(arm)`, shape (n,), NaN where null or missing."""
-        return np.array([_number(row.get(key)) for row in self.rows.get(arm, [])])
+        return np.array([_number(row.get(key)) for row in self._rows(arm)])
 
     def logged(self, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric where it is finite, each of shape (n,)."""
@@ -151,12 +155,12 @@ class RunResults:
 
         Raises ValueError if the run has no such arm.
         """
-        checks.one_of("arm", arm, (PREFIX, *self.arms))
+        checks.one_of("arm", compact(arm), (PREFIX, *self.arms))
         return self.lists(arm, "eigenvalues")
 
     def lists(self, arm: str, key: str) -> np.ndarray:
         """A list of numbers along `steps(arm)`, shape (n, m), NaN as in `series`."""
-        rows = [row.get(key) or [] for row in self.rows.get(arm, [])]
+        rows = [row.get(key) or [] for row in self._rows(arm)]
         table = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
         for i, row in enumerate(rows):
             table[i, : len(row)] = [_number(value) for value in row]
@@ -164,7 +168,10 @@ class RunResults:
 
     def summary(self, arm: str) -> Summary:
         """What is known about `arm` (or `PREFIX`) at its last row."""
-        return self._summaries[arm]
+        return self._summaries[compact(arm)]
+
+    def _rows(self, arm):
+        return self.rows.get(compact(arm), [])
 
     @functools.cached_property
     def _summaries(self):

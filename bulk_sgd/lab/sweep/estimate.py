@@ -174,8 +174,10 @@ def _parts(space, seen, length, every):
 def _rows(config, length, projected, ends) -> dict[str, int]:
     """How often a stretch calls each program of its rows of metrics."""
     often = lambda every: length // every if every else 0
+    count = 1 + -(-length // config.eval_every)
     return {
-        "evaluate": 1 + -(-length // config.eval_every),
+        "evaluate": count,
+        "own": count if config.measures.own else 0,
         "sharpness": ends + often(config.measures.sharpness_every),
         "measure": often(config.measures.every) if projected else 0,
         "along_step": often(config.measures.step_every) if projected else 0,
@@ -211,6 +213,7 @@ def _measuring(experiment, state, counts) -> float:
     task, feed = experiment.task, experiment.feed(0)
     rate = experiment.scalars().learning_rate
     arguments = {"measure": (feed, jax.random.key(0)), "along_step": (feed, rate)}
+    arguments["own"] = (experiment.params,)
     total = 0.0
     for name, count in counts.items():
         if count:

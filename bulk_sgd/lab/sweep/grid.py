@@ -5,6 +5,7 @@ have a `label`, which is not a field and names the cell in the report.
 """
 
 import copy
+import difflib
 import itertools
 
 from ml_collections import ConfigDict
@@ -125,7 +126,10 @@ def override(base: dict, cell: Cell) -> dict:
         for group in groups:
             holder = holder.get(group) if isinstance(holder, dict) else None
         if not isinstance(holder, dict) or name not in holder:
-            raise ValueError(f"config.{field} is not a field of the config.")
+            known = holder if isinstance(holder, dict) else ()
+            near = difflib.get_close_matches(name, known)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"config.{field} is not a field of the config{hint}")
         if isinstance(holder[name], dict):
             raise ValueError(f"config.{field} is a group; a cell sets single fields.")
         holder[name] = value

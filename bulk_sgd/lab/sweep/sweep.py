@@ -102,7 +102,7 @@ def _prepare(configs, chosen, workdir, prefixes, say, claim):
     for fields in plain:
         distributed.check_agreement(fields)
     left = workdir_lib.unfinished(workdir, {i: plain[i] for i in chosen})
-    like, prints = _check_data(configs, chosen, left)
+    like, prints = _check_data(configs, chosen, left, say)
     distributed.on_first(claim)
     identity = {i: record.Identity(plain[i], prints[i]) for i in chosen}
     claim_cell = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
@@ -135,13 +135,13 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
     return configs
 
 
-def _check_data(configs, chosen, left) -> tuple[Experiment | None, dict[int, dict]]:
-    """Builds one experiment per program to check its data.
+def _check_data(configs, chosen, left, say):
+    """Builds one experiment per program to check its data, and says what is doubtful.
 
     Returns the last one, and the fingerprints of each cell. The experiment of cells
     that have all ended is none to train, and has no arrays.
     """
-    like, prints = None, {}
+    like, prints, doubts = None, {}, {}
     for group in groups(configs, chosen):
         devices = None if set(group) & set(left) else jax.devices()
         try:
@@ -149,6 +149,9 @@ def _check_data(configs, chosen, left) -> tuple[Experiment | None, dict[int, dic
         except ValueError as error:
             raise ValueError(f"cell {group[0]}: {error}") from error
         prints |= dict.fromkeys(group, like.identity.fingerprints)
+        doubts |= dict.fromkeys(like.doubts)
+    for sentence in doubts:
+        say(sentence)
     return like, prints
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bulk_sgd import checks
 from bulk_sgd.curvature import preconditioning
 from bulk_sgd.curvature.hessian import hessian
 from bulk_sgd.curvature.objective import Objective
@@ -32,7 +33,11 @@ class Evaluation(NamedTuple):
     test_accuracy: jax.Array  # between 0 and 1
     alignment_gradient: jax.Array  # χ_k of the full gradient, in its coordinates
     kept: jax.Array  # int32, rows of the subspace that are not zero
-    own: dict  # of the user's functions, by the names of the columns
+
+
+def own_column(path: str) -> str:
+    """The column of a function in `config.measures.own`; a dict has one per key."""
+    return f"own/{path.rpartition(':')[2]}"
 
 
 def preconditioner(config, inner):
@@ -55,7 +60,6 @@ def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
         test_accuracy=test_accuracy,
         alignment_gradient=gradient_alignment(config, subspace, state.inner, gradient),
         kept=subspace.kept,
-        own=own(config, state, task),
     )
 
 
@@ -65,16 +69,31 @@ def gradient_alignment(config, subspace, inner, gradient):
     return subspace.alignment(preconditioning.divide(root, gradient))
 
 
-def own(config, state: TrainState, task: Task) -> dict:
-    """What the functions in `config.measures.own` return, by columns."""
+def own(config, layout, state: TrainState, task: Task, start) -> dict:
+    """What the functions in `config.measures.own` return, by columns.
+
+    `start` has the parameters at step 0. A function gets those of
+    `config.measures.options` that it names.
+    """
+    del layout
     field, columns = "config.measures.own", {}
-    given = {"params": state.params, "subspace": state.projection.subspace}
+    given = {"params": state.params, "start": start, "step": state.step}
+    given |= {"subspace": state.projection.subspace, "objective": task.train}
     for path in config.measures.own:
-        found = plugins.call(field, path, {}, **given, objective=task.train)
-        name = f"own/{path.rpartition(':')[2]}"
-        with plugins.telling(field, path):
-            parts = found.items() if isinstance(found, dict) else [("", found)]
-            columns |= {f"{name}/{k}".rstrip("/"): jnp.asarray(x) for k, x in parts}
+        names = plugins.taken(field, path)
+        options = {k: v for k, v in config.measures.options.items() if k in names}
+        found = plugins.call(field, path, options, **given)
+        name = own_column(path)
+        parts = found if isinstance(found, dict) else {"": found}
+        for key, value in parts.items():
+            if not (checks.is_data(value) or isinstance(value, list | tuple)):
+                got = type(value).__name__ + f" at {key!r}" * bool(key)
+                raise plugins.PluginError(
+                    f"{field} has {path!r}, which returned a {got}; it must return a "
+                    "number, an array or a dict of them."
+                )
+            with plugins.telling(field, path):
+                columns[f"{name}/{key}".rstrip("/")] = jnp.asarray(value)
     return columns
 
 

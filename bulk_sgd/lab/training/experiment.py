@@ -9,7 +9,7 @@ import numpy as np
 
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab import plugins, validation
+from bulk_sgd.lab import network_checks, plugins, validation
 from bulk_sgd.lab.data import sources
 from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.data.reader import Batches, Reader
@@ -93,15 +93,15 @@ class Experiment:
         self.model_fn, self.params = self.layout.abstract(seeded)
         self.loss_fn = losses.build(config.loss, self.dataset.num_classes)
         made = self.model_fn, self.loss_fn, self.params
-        validation.check_network(config, self.dataset, *made)
+        network_checks.check_network(config, self.dataset, *made)
         shared = like is not None and program_of(like.config) == program_of(config)
         self.programs = like.programs if shared else Programs(config, self.layout)
         self._of_program = like._of_program if shared else self._program_hash(build)
-        with validation.naming_fields(config.subspace):
+        with network_checks.naming_fields(config.subspace):
             self.state = self._state()
         self.task = self._task(self.layout.shape_examples)
         if config.measures.own:  # their errors come before anything is compiled
-            jax.eval_shape(self.programs.evaluate, self.state, self.task)
+            jax.eval_shape(self.programs.own, self.state, self.task, self.params)
         self._reader = None
         if devices is not None:
             return
@@ -112,6 +112,11 @@ class Experiment:
         if config.data.streaming:
             inputs, targets = self.dataset.train_inputs, self.dataset.train_targets
             self._reader = Reader(inputs, targets, self.indices, config.eval_every)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is allowed and may be a mistake, to be said before the first step."""
+        return network_checks.doubts(self.config, self.dataset)
 
     @property
     def ends_by_alignment(self) -> bool:
@@ -125,6 +130,7 @@ class Experiment:
         The data are read and the program is traced on the first call alone.
         """
         prints = {"data": self._of_data(), "program": self._of_program()}
+        prints["code"] = fingerprints.of_code(plugins.sources(self.config))
         prints["tracer"] = fingerprints.tracer()
         return record.Identity(record.plain(self.config), prints)
 

@@ -76,9 +76,21 @@ def of_program(build, loss_fn, fields, inputs, targets, sources=None) -> str:
         digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
         for constant in program.consts:
             digest.update(np.ascontiguousarray(constant))
-    for name, text in sorted((sources or {}).items()):
-        digest.update(f"{name}\n{plugins.code(text)}".encode())
+    for name, parts in sorted(of_code(sources or {}).items()):
+        digest.update(f"{name}\n{sorted(parts.items())}".encode())
     return digest.hexdigest()
+
+
+def of_code(sources) -> dict[str, dict[str, str]]:
+    """A hash of each function and class of the user's modules, to say which differs."""
+
+    def hashed(text):
+        digest = _digest()
+        digest.update(text.encode())
+        return digest.hexdigest()
+
+    parts = {module: plugins.code(text) for module, text in sources.items()}
+    return {m: {k: hashed(x) for k, x in found.items()} for m, found in parts.items()}
 
 
 def tracer() -> str:

@@ -5,8 +5,10 @@ import numpy as np
 import optax
 
 from bulk_sgd.curvature.hessian import CURVATURES
+from bulk_sgd.lab import plugins
 from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.from_config import optimizers, solvers
+from bulk_sgd.lab.training import evaluation
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.run import Entry
 from bulk_sgd.lab.training.state import TrainState
@@ -27,6 +29,7 @@ def measure(
     `name` is `PREFIX` or an arm; `trace` is the trace of the steps up to the state.
     """
     step, projection = int(state.step), state.projection
+    has_subspace = int(projection.refreshes) > int(projection.failed_refreshes)
     fields = experiment.config.optimizer  # the rate of the last step
     rate = float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
     found = experiment.programs.evaluate(state, experiment.task)
@@ -38,7 +41,7 @@ def measure(
         "test_accuracy": float(found.test_accuracy),
         "learning_rate": rate,
         **dict.fromkeys(_OPTIONAL),
-        **found.own,
+        **_own(experiment, state, has_subspace),
         "matvecs": entry.matvecs,
         "refreshes": int(projection.refreshes),
         "failed_refreshes": entry.failed_refreshes,
@@ -48,7 +51,7 @@ def measure(
     taken = 0 if trace is None else int(trace.num_steps)
     if taken:
         row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
-    if int(projection.refreshes) > int(projection.failed_refreshes):
+    if has_subspace:
         row["kept"] = int(found.kept)
         row["energy_lost"] = _energy_lost(state)
         row["alignment_gradient"] = float(found.alignment_gradient)
@@ -58,6 +61,21 @@ def measure(
         row |= _eigenvalues(experiment, state) | _measures(experiment, state)
         row |= _along_step(experiment, state, trace)
     return row | _sharpness(experiment, name, state, rate)
+
+
+def _own(experiment, state, has_subspace) -> dict:
+    """The columns of the user's functions, None if they lack the subspace they take."""
+    own = experiment.config.measures.own
+    if not own:
+        return {}
+    given = experiment.task, experiment.params  # those at step 0
+    found = experiment.programs.own(state, *given)
+    row = {name: np.asarray(value) for name, value in found.items()}
+    for path in () if has_subspace else own:
+        if "subspace" in plugins.taken("config.measures.own", path):
+            column = evaluation.own_column(path)
+            row |= {x: None for x in row if x == column or x.startswith(f"{column}/")}
+    return row
 
 
 def _eigenvalues(experiment, state) -> dict:

@@ -27,7 +27,7 @@ from bulk_sgd.transforms.scale_by_subspace import Switch, scale_by_subspace
 class Programs:
     """The compiled programs of a validated config.
 
-    `evaluate`, `sharpness`, `measure` and `along_step` are the functions of
+    `evaluate`, `own`, `sharpness`, `measure` and `along_step` are the functions of
     `training.evaluation`. The layout is by default what the config asks for on this
     machine.
     """
@@ -47,6 +47,7 @@ class Programs:
         )
         bind = lambda fn: jax.jit(functools.partial(fn, config, self._layout))
         self.evaluate = bind(evaluation.evaluate)
+        self.own = bind(evaluation.own)
         self.sharpness = bind(evaluation.sharpness)
         self.measure = bind(evaluation.measure)
         self.along_step = bind(evaluation.along_step)

@@ -58,6 +58,9 @@ def train_and_evaluate(config, workdir) -> dict:
         for sentence in unused.find(config, config_lib.default()).values():
             print(sentence, file=sys.stderr)
     experiment = Experiment(_joined(config, workdir))
+    if distributed.is_first():
+        for sentence in experiment.doubts:
+            print(sentence, file=sys.stderr)
     finished = distributed.claim(workdir, experiment.identity)
     steps, arms = experiment.config.num_steps, experiment.config.arms
     has_more = (steps, arms) != (config.num_steps, tuple(config.arms))

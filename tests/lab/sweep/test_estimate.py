@@ -1,5 +1,6 @@
 """What a sweep is said to cost, and what it then costs."""
 
+import pytest
 from tiny_runs import quiet, tiny
 
 from bulk_sgd.lab.files import record
@@ -41,12 +42,12 @@ def test_rows_and_refreshes_that_a_cell_asks_for():
     config = tiny(
         measures__every=5, measures__sharpness_every=10, measures__step_every=15,
         switch__alignment=0.5, switch__measure_every=2, stability__rounds=3,
-        arms=("sgd",), num_steps=38,
+        arms=("sgd",), num_steps=38, measures__own=("own_things:moved",),
     )  # fmt: skip
     prefix, arm, *trials = estimate._stretches(config, None, set())
-    rows = {"evaluate": 3, "sharpness": 0, "measure": 1, "along_step": 0}
+    rows = {"evaluate": 3, "own": 3, "sharpness": 0, "measure": 1, "along_step": 0}
     assert prefix == ([(1, 0, 0), (2, 8, 4)], rows)
-    rows = {"evaluate": 7, "sharpness": 4, "measure": 6, "along_step": 2}
+    rows = {"evaluate": 7, "own": 7, "sharpness": 4, "measure": 6, "along_step": 2}
     assert arm == ([(1, 0, 0), (1, 30, 30)], rows)
     assert trials == 5 * [([(1, 0, 0), (1, 200, 200)], {"evaluate": 1})]
     known = set()
@@ -62,6 +63,8 @@ def test_streaming_is_eager_first():
     assert estimate._parts(space, 0, 8, 0) == [(0, 8, 0)]
 
 
-def test_a_row_along_the_step_takes_its_time():
-    experiment = Experiment(tiny(measures__step_every=5))
-    assert estimate._measuring(experiment, experiment.start(), {"along_step": 2}) > 0
+@pytest.mark.parametrize("program", ["along_step", "own"])
+def test_further_columns_of_a_row_take_their_time(program):
+    own = {"measures__step_every": 5, "measures__own": ("own_things:moved",)}
+    experiment = Experiment(tiny(**own))
+    assert estimate._measuring(experiment, experiment.start(), {program: 2}) > 0

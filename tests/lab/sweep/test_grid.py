@@ -44,7 +44,7 @@ def test_apply_sets_fields_and_leaves_the_base_alone():
 @pytest.mark.parametrize(
     ("cell", "match"),
     [
-        ({"subspace.rang": 3}, r"config\.subspace\.rang is not a field"),
+        ({"subspace.rang": 3}, r"rang is not a field .*; did you mean 'rank'\?"),
         ({"space.rank": 3}, r"config\.space\.rank is not a field"),
         ({"seed.x": 3}, r"config\.seed\.x is not a field"),
         ({"subspace": 3}, r"config\.subspace is a group"),

@@ -15,6 +15,7 @@ import pytest
 from paths import ROOT
 from tiny_runs import CELLS, numbers, quiet, rows_of, tiny
 
+from bulk_sgd.lab import load
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import metrics, record
 from bulk_sgd.lab.report import study, study_report
@@ -36,6 +37,18 @@ def test_cells_equal_single_runs_to_the_last_bit(swept, tmp_path):
         alone = tmp_path / str(index)
         train.train_and_evaluate(grid.apply(tiny(), cell), alone)
         assert numbers(alone) == numbers(sweep.cell_folder(swept, index))
+
+
+def test_cells_are_loaded_by_number(swept, tmp_path):
+    found = load(swept)
+    assert (list(found), found.cells) == ([0, 1, 2, 3], CELLS)
+    assert found[2].records == rows_of(sweep.cell_folder(swept, 2))
+    own = {"cell": 0, "seed": 0, "optimizer.learning_rate": 0.02}
+    assert found.records[0] == own | found[0].records[0]
+    assert len(found.records) == sum(len(result.records) for result in found.values())
+    assert repr(found) == f"SweepResult('{swept}': 4 of 4 cells have rows)"
+    workdir.claim(tmp_path, {"name": "x"}, CELLS, "")  # none has begun
+    assert load(tmp_path) == {}
 
 
 def test_cells_differ(swept):

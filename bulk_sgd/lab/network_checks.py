@@ -1,0 +1,130 @@
+"""Whether the network, the data, the loss and the rank of a config go together.
+
+Shapes alone are looked at, and labels, so that nothing is compiled.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bulk_sgd import checks
+from bulk_sgd.lab import plugins
+from bulk_sgd.lab.from_config import losses
+from bulk_sgd.linalg import basis
+
+
+def check_network(config, dataset, model_fn, loss_fn, params):
+    """Raises ValueError unless network, targets, loss and rank go together."""
+    row = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    inputs, targets = row(dataset.train_inputs), row(dataset.train_targets)
+    with plugins.telling("config.model.name", config.model.name):
+        outputs = jax.eval_shape(model_fn, params, inputs)
+    whole = jnp.issubdtype(targets.dtype, jnp.integer)
+    if not whole and not plugins.is_path(config.loss.name):
+        raise ValueError(
+            f"config.loss.name is {config.loss.name!r}, which takes integer labels; "
+            f"those of config.data.name = {config.data.name!r} are {targets.dtype}."
+        )
+    _check_outputs(config, dataset, outputs, targets, whole)
+    with plugins.telling("config.loss.name", config.loss.name):
+        found = jax.eval_shape(loss_fn, outputs, targets)
+    _check_losses(config, outputs, found)
+    losses.check_mean(config.loss, loss_fn, outputs, targets)
+    most = basis.size(params), "the number of parameters"
+    checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
+
+
+def _check_outputs(config, dataset, outputs, targets, whole):
+    """Raises ValueError unless the outputs for one example fit its target."""
+    name = f"config.model.name is {config.model.name!r}, which"
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        kind = type(outputs).__name__
+        raise ValueError(f"{name} returns a {kind}; it must return one array.")
+    labels, count = _labels(dataset), dataset.num_classes
+    largest = max(count - 1, *(part.max() for part in labels))
+    axes = len(targets.shape) + 1 if whole else max(1, outputs.ndim)
+    if outputs.ndim != axes or outputs.shape[0] != 1:
+        needed = f"{(*targets.shape, count)}, one per example"
+        if targets.ndim > 1:
+            needed = needed.replace("example", "position")
+        raise ValueError(
+            f"{name} has outputs of shape {outputs.shape} for one example, but "
+            f"config.data.name = {config.data.name!r} needs "
+            f"{needed if whole else 'a first axis of examples'}."
+        )
+    width = outputs.shape[-1]
+    # The one output of a loss of two classes, or of a regression, is no class.
+    is_score = width == 1 and plugins.is_path(config.loss.name)
+    if whole and width <= largest and not is_score:
+        raise ValueError(
+            f"{name} has {width} output{'s' * (width != 1)}, but the labels of "
+            f"config.data.name = {config.data.name!r} go up to {largest}."
+        )
+
+
+def _check_losses(config, outputs, found):
+    """Raises ValueError if there are more losses than positions of one example."""
+    shape = getattr(found, "shape", None)
+    most = max(1, outputs.ndim - 1)
+    if shape is None or len(shape) > most or shape[:1] not in ((), (1,)):
+        got = type(found).__name__ if shape is None else f"losses of shape {shape}"
+        raise ValueError(
+            f"config.loss.name is {config.loss.name!r}, which returns {got} for "
+            f"outputs of shape {outputs.shape}, of one example; it must return one "
+            "loss per example or per position, or their mean."
+        )
+
+
+def _labels(dataset) -> list[np.ndarray]:
+    """The labels of the training and the test examples, if they are in memory."""
+    parts = dataset.train_targets, dataset.test_targets
+    known = [isinstance(x, np.ndarray) and x.dtype.kind in "iu" for x in parts]
+    return list(parts) if all(known) else []
+
+
+def doubts(config, dataset) -> list[str]:
+    """What is allowed and may be a mistake: a sentence for each."""
+    found = []
+    labels = [set(np.unique(part).tolist()) for part in _labels(dataset)]
+    if labels and (absent := {*range(dataset.num_classes)} - labels[0]):
+        tested = sorted(absent & labels[1])
+        found.append(
+            f"config.data.name is {config.data.name!r}: no training example has "
+            f"{_listed(sorted(absent))} of the {dataset.num_classes} labels from 0 to "
+            f"{dataset.num_classes - 1}"
+            + f"; test examples have {_listed(tested)}" * bool(tested)
+            + "."
+        )
+    switch = config.switch
+    if switch.step == config.num_steps and switch.alignment == 0:
+        found.append(
+            f"config.num_steps is {config.num_steps}, as config.switch.step: the run "
+            "ends at its fork, and no arm takes a step."
+        )
+    return found
+
+
+def _listed(values) -> str:
+    """The first few values, and how many there are.
+
+    >>> _listed([1, 2]), _listed([*range(9)])
+    ('1, 2', '0, 1, 2, … (9)')
+    """
+    if len(values) <= 5:
+        return ", ".join(map(str, values))
+    return f"{', '.join(map(str, values[:3]))}, … ({len(values)})"
+
+
+@contextlib.contextmanager
+def naming_fields(space):
+    """Names the field of `config.subspace` where a solver refuses its argument."""
+    try:
+        yield
+    except checks.ArgumentError as error:
+        # Arguments have the names of the fields, but for this one.
+        name = {"by": "blocks"}.get(error.name, error.name)
+        if name in space:
+            raise ValueError(f"config.subspace.{name} {error.problem}") from None
+        raise ValueError(f"config.subspace: {error}") from None
