@@ -7,7 +7,7 @@ one dense product at a time, never k of them.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +35,20 @@ class FactoredPowerState(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A product p = H v_i, cut. With λ = v_iᵀ p the target is p + max(−2 λ, 0) v_i.
+    """A product p = H v_i and its cut; lengths are in the unit, squares in its square.
 
     Attributes:
-      row: the target in factors, of length one.
-      length: of the cut target.
-      shift: the weight of v_i in the target.
-      inside: `(k,)`, Vᵀ p.
+      row: the cut product, of length one.
+      kept: its squared length before.
       square: ‖p‖².
-      lost: the share of ‖p‖² that the cut takes.
-      unit: of `length`, `shift` and `inside`, and by its square of `square`.
+      inside: `(k,)`, Vᵀ p.
+      unit: scalar.
     """
 
-    row: dict
-    length: jax.Array
-    shift: jax.Array
-    inside: jax.Array
+    row: Any
+    kept: jax.Array
     square: jax.Array
-    lost: jax.Array
+    inside: jax.Array
     unit: jax.Array
 
 
@@ -86,18 +82,14 @@ def _step(matvec, subspace: Subspace):
     cut = jax.lax.map(one, jnp.arange(size))
     unit = jnp.max(cut.unit)
     relative = cut.unit / unit
-    length, shift = relative * cut.length, relative * cut.shift
+    length = relative * units.root(cut.kept)
     projected = relative[:, None] * cut.inside
     values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)
     values, turn = values[::-1], vectors[:, ::-1].T
 
     own = factors.gram(cut.row, cut.row)
-    along = _multiply(factors.gram(cut.row, rows.stored), rows.mixing.T)
     squares = jnp.outer(length, length) * own
-    shifted = length[:, None] * along * shift[None]
-    squares -= shifted + shifted.T
-    squares += jnp.diag(shift**2)
-    # Of products with themselves, what the cut takes is known.
+    # Of a product with itself, what the cut takes is known.
     squares = jnp.where(jnp.eye(size, dtype=bool), relative**2 * cut.square, squares)
     whole = jnp.sum(_multiply(turn, squares) * turn, axis=1)
     outside = whole - jnp.sum(_multiply(turn, projected) ** 2, axis=1)
@@ -106,42 +98,28 @@ def _step(matvec, subspace: Subspace):
         eigenvectors=_rotated(cut.row, own, length, turn),
         residuals=unit * jnp.sqrt(jnp.maximum(outside, 0)),
     )
-    return moved, cut.lost
+    lost = 1 - cut.kept / jnp.where(cut.square > 0, cut.square, 1)
+    return moved, jnp.where(cut.square > 0, jnp.clip(lost, 0, 1), 0)
 
 
 def _product(matvec, rows, products, index) -> _Cut:
-    """The product with one row of the basis, cut.
-
-    The shift leaves a vector of a negative eigenvalue no larger than it was, so that
-    larger eigenvalues win.
-    """
-    weights = rows.mixing[index]
-    product = matvec(rows.combine(weights))
+    """The product with one row of the basis, cut."""
+    own = rows.mixing[index]
+    product = matvec(basis.row(rows, index))
     frame = recut.frame(jax.tree.map(lambda x: x[None], product), rows.stored, products)
-    inside = _multiply(rows.mixing, frame.gram[0, 1:])
-    shift = jnp.maximum(-2 * inside[index], 0)
-    target = jnp.append(jnp.ones_like(weights[:1]), shift * weights)
-    start = jnp.argmax(jnp.abs(weights))
+    target = jnp.append(jnp.ones_like(own[:1]), jnp.zeros_like(own))
+    start = jnp.argmax(jnp.abs(own))
     moved, kept = recut.move(frame, target[None], start[None])
-    square, whole = frame.gram[0, 0], target @ _multiply(frame.gram, target)
-    lost = (whole - kept[0]) / jnp.where(square > 0, square, 1)
     row = jax.tree.map(lambda x: x[0], moved)
-    return _Cut(
-        row,
-        units.root(kept[0]),
-        shift,
-        inside,
-        square,
-        jnp.clip(lost, 0, 1),
-        frame.unit,
-    )
+    inside = _multiply(rows.mixing, frame.gram[0, 1:])
+    return _Cut(row, kept[0], frame.gram[0, 0], inside, frame.unit)
 
 
 def _rotated(stored, products, length, turn):
-    """The basis of the turned targets, made orthonormal in their order.
+    """The basis of the turned products, made orthonormal in their order.
 
     Both steps are on small matrices: first an orthonormal basis of the stored rows,
-    then the coordinates of the targets in it.
+    then the coordinates of the products in it.
     """
     first = factors.orthonormalizing(products)
     found = _multiply(turn * length[None], _multiply(products, first.T))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, branches, units
+from bulk_sgd.linalg import basis, branches, ranks, units
 from bulk_sgd.linalg.factors import zeros as factored_zeros
 from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers import factored_power
@@ -55,10 +55,10 @@ def power(
     products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at a
     time, cuts it and keeps its factors, so that there are never k dense vectors. For
     the same reason no Lanczos solve runs, which would hold 2 k + 10 of them. The first
-    call takes ten steps from random rows instead. A cut is not quite along the vectors,
-    so that a new dominant direction cannot stay orthogonal to them. Negative
-    eigenvalues give way to larger ones, unless they are below them in magnitude by a
-    factor of three. `residuals` take products among the parts that are cut for zero.
+    call takes ten steps from random rows instead. Vectors then belong to the
+    eigenvalues of largest magnitude, negative ones included. Cuts leave a part of each
+    vector outside of the basis, so that no new dominant direction stays orthogonal to
+    it for ever. In `residuals`, what is cut of two products counts as orthogonal.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this
@@ -136,7 +136,7 @@ def power(
 
 def _factored(given, factors, axes) -> Solver:
     """The solver with a basis in factors; what is `given` must be the defaults."""
-    checks.integer("factors", factors, 1, why="None keeps whole vectors")
+    ranks.check_factors(factors)
     for name, value in given.items():
         plain = power.__kwdefaults__.get(name, "basis")
         if value != plain:
