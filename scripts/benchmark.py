@@ -219,7 +219,7 @@ def _steps(setup, given):
     if given.network == "mlp":
         sizes = given.batch_sizes or (50, 250)
         return benchmark_steps.measure(setup, sizes, given.repeats)
-    few = {"only": benchmark_steps.FEW, "steps": 60}
+    few = {"only": benchmark_steps.FEW, "steps": 20}
     return benchmark_steps.measure(
         setup, given.batch_sizes or (32,), given.repeats, **few
     )

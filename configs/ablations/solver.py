@@ -6,7 +6,7 @@ fork, over three seeds. They do where Bulk-SGD is stable (learning rate 0.02). A
 base rate of 0.1 it is not, with the exact subspace least of all: `docs/solvers.md`.
 
 "decoder" asks whether a basis in factors changes where training ends: the language
-model of `configs/char_lm.py`, 600 steps after a fork at step 100, `streaming()` with
+model of `configs/char_lm.py`, 400 steps after a fork at step 100, `streaming()` with
 dense vectors and in factors, over three seeds.
 
 About 15 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reproduce.sh`.
@@ -60,7 +60,7 @@ def _decoder():
     config = char_lm.get_config()
     config.name = "Solver, decoder"
     config.arms = ("bulk_sgd", "scales(0.5, 2)")
-    config.num_steps, config.switch.step, config.eval_every = 700, 100, 100
+    config.num_steps, config.switch.step, config.eval_every = 500, 100, 100
     config.model.scan_layers = True  # compiles quicker
     config.subspace.refresh_every = 1
     config.checkpoint.every = 0  # a cell takes a minute
