@@ -30,6 +30,7 @@ from bulk_sgd.solvers.adaptive import AdaptiveState, adaptive
 from bulk_sgd.solvers.blockwise import blockwise
 from bulk_sgd.solvers.drift import on_drift
 from bulk_sgd.solvers.factored_oja import FactoredStreamingState
+from bulk_sgd.solvers.factored_power import FactoredPowerState
 from bulk_sgd.solvers.krylov import KrylovState, krylov_filter
 from bulk_sgd.solvers.lanczos import lanczos, top_eigenpairs
 from bulk_sgd.solvers.power import power
@@ -73,6 +74,7 @@ __all__ = [
     "Energies",
     "Estimate",
     "Factored",
+    "FactoredPowerState",
     "FactoredStreamingState",
     "Kronecker",
     "KrylovState",

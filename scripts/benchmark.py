@@ -32,6 +32,7 @@ from benchmark_common import (
     problem,
     residuals,
     timed,
+    trained,
 )
 
 import bulk_sgd
@@ -43,8 +44,8 @@ from bulk_sgd.linalg import basis
 def main(argv=None):
     """Runs the groups that the command line asks for."""
     arguments = _arguments(argv)
-    setup = problem(arguments.quick)
-    results = {"quick": arguments.quick, "network": _describe(setup)}
+    setup = _setup(arguments.network, arguments.quick)
+    results = {"quick": arguments.quick, "network": _describe(setup, arguments)}
     print(results["network"], "(--quick: a toy)" if arguments.quick else "")
     for group in arguments.only:
         results[group] = GROUPS[group](setup, arguments)
@@ -71,7 +72,10 @@ def _arguments(argv):
         "--repeats", type=_positive, default=7, help="rounds, whose median counts (7)"
     )
     parser.add_argument(
-        "--batch_sizes", type=_integers, default=(50, 250), help="of steps (50,250)"
+        "--network", default="mlp", choices=("mlp", "decoder"), help="of steps (mlp)"
+    )
+    parser.add_argument(
+        "--batch_sizes", type=_integers, help="of steps (50,250; of the decoder 32)"
     )
     parser.add_argument("--cifar", default="", help="networks: .npz of CIFAR-10")
     parser.add_argument("--json", help="file for the results")
@@ -82,6 +86,8 @@ def _arguments(argv):
         parser.error("peers are compared on the CPU: set JAX_PLATFORMS=cpu")
     if arguments.figure and "peers" not in arguments.only:
         parser.error("--figure shows the peers, which --only leaves out")
+    if arguments.network != "mlp" and arguments.only != ["steps"]:
+        parser.error(f"--network={arguments.network} is for --only=steps")
     return arguments
 
 
@@ -102,11 +108,20 @@ def _positive(text):
     return int(text)
 
 
-def _describe(setup):
+def _setup(network, quick):
     """The network of all groups but `networks`, `scaling`, `sweep` and `compile`."""
-    count, images = basis.size(setup.params), setup.train.num_examples
+    if network == "mlp":
+        return problem(quick)
+    # 32 pieces of 32 bytes are 1,024 tokens.
+    return trained(benchmark_networks.decoder(quick, width=120, pieces=150, steps=20))
+
+
+def _describe(setup, arguments):
+    count, examples = basis.size(setup.params), setup.train.num_examples
+    what = {"mlp": "images of MNIST", "decoder": "pieces of 32 bytes"}
     return (
-        f"MLP of {count:,} parameters on {images:,} images of MNIST, "
+        f"{arguments.network} of {count:,} parameters on {examples:,} "
+        f"{what[arguments.network]}, "
         f"{int(setup.state.step):,} steps into training"
     )
 
@@ -200,6 +215,16 @@ def _training_loop(setup, repeats):
     }
 
 
+def _steps(setup, given):
+    if given.network == "mlp":
+        sizes = given.batch_sizes or (50, 250)
+        return benchmark_steps.measure(setup, sizes, given.repeats)
+    few = {"only": benchmark_steps.FEW, "steps": 20}
+    return benchmark_steps.measure(
+        setup, given.batch_sizes or (32,), given.repeats, **few
+    )
+
+
 GROUPS = {  # in this order by default
     "eigenpairs": lambda setup, given: _eigenpairs(setup, given.repeats),
     "training_loop": lambda setup, given: _training_loop(setup, given.repeats),
@@ -207,9 +232,7 @@ GROUPS = {  # in this order by default
     "networks": lambda _, given: benchmark_networks.measure(
         given.repeats, given.cifar, given.quick
     ),
-    "steps": lambda setup, given: benchmark_steps.measure(
-        setup, given.batch_sizes, given.repeats
-    ),
+    "steps": _steps,
     "passes": lambda setup, given: benchmark_passes.measure(setup, given.repeats),
     "scaling": lambda _, given: benchmark_scaling.measure(given.repeats, given.quick),
     "sweep": lambda _, given: benchmark_sweep.measure(given.repeats, given.quick),

@@ -12,12 +12,19 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import bulk_sgd
 
-_SOLVERS = ("lanczos", "power", "streaming")
+_SOLVERS = {
+    "lanczos": bulk_sgd.lanczos(),
+    "power": bulk_sgd.power(),
+    "streaming": bulk_sgd.streaming(),
+    "streaming(factors=4)": bulk_sgd.streaming(factors=4),
+}
 _FLOOR = "SGD and one matvec"
 
 
 def measure(quick: bool = False) -> dict[str, dict[str, float]]:
-    """A row per network and solver: seconds on the clock and of the processor.
+    """A row per network and solver: operations before XLA, and seconds.
+
+    They are those on the clock and those of the processor.
 
     A busy machine does not change the processor's seconds. XLA's cache on disk is off.
     The first row of a network is the floor, a gradient and a matvec.
@@ -53,7 +60,7 @@ def _compile(widths, name):
         gradient = gradient_and_matvec
     else:
         gradient = lambda loss, params: jax.grad(loss)(params)
-        tx = bulk_sgd.bulk_sgd(0.01, RANK, solver=getattr(bulk_sgd, name)())
+        tx = bulk_sgd.bulk_sgd(0.01, RANK, solver=_SOLVERS[name])
 
     def step(params, state, inputs):
         def loss(params):
@@ -68,8 +75,11 @@ def _compile(widths, name):
 
     state = jax.eval_shape(tx.init, params)
     clock, processor = time.perf_counter(), time.process_time()
-    jax.jit(step).lower(params, state, like(BATCH, widths[0])).compile()
+    program = jax.jit(step).lower(params, state, like(BATCH, widths[0]))
+    operations = program.as_text().count(" = ")
+    program.compile()
     return {
+        "operations": operations,
         "seconds": time.perf_counter() - clock,
         "processor seconds": time.process_time() - processor,
     }

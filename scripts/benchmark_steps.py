@@ -12,29 +12,37 @@ import bulk_sgd
 from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.linalg import basis
 
-_STEPS, _RATE = 200, 0.01  # steps per call
+_RATE = 0.01
+_STEPS = 200  # per call
+_EAGER = 10 * RANK  # the first ten sweeps of `streaming`, which are not timed
 _SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"
 _MORE = "the same, 10 times the data"
+_IDLE = "Bulk-SGD, projection alone"
+_RECOMMENDED = "Bulk-SGD, streaming(factors=4, every=4)"
+FEW = _SGD, "SAM", _IDLE, _STREAMING, _RECOMMENDED
 
 
-def measure(problem, batch_sizes, repeats: int, only=None) -> dict[str, dict]:
+def measure(
+    problem, batch_sizes, repeats: int, only=None, steps=_STEPS
+) -> dict[str, dict]:
     """One row per batch size and optimizer, with the ratio to SGD of that size.
 
     Bulk-SGD gets the loss of the mini-batch, or products that share its pass. Each call
-    of a contestant continues from the last one, in the same buffers. `only` names some
-    contestants.
+    of a contestant takes so many steps and continues from the last one, in the same
+    buffers. `only` names some contestants.
     """
     rows = {}
     for size in batch_sizes:
-        loops = _loops(problem, size)
+        loops = _loops(problem, size, steps)
         loops = {name: loops[name] for name in only or loops}
         first = {name: timed(loop)[1] for name, loop in loops.items()}
         for loop in loops.values():
-            timed(loop)
+            for _ in range(-(-_EAGER // steps)):
+                timed(loop)
         seconds = interleaved(loops, repeats)
         for name, times in seconds.items():
             row = {
-                "ms a step": 1e3 * statistics.median(times) / _STEPS,
+                "ms a step": 1e3 * statistics.median(times) / steps,
                 "over SGD": median_ratio(times, seconds[_SGD]),
                 "first call s": first[name],
             }
@@ -44,16 +52,17 @@ def measure(problem, batch_sizes, repeats: int, only=None) -> dict[str, dict]:
     return rows
 
 
-def _loops(problem, batch_size):
+def _loops(problem, batch_size, steps):
     train = problem.train
     tenfold = dataclasses.replace(
         train,
-        inputs=jnp.tile(train.inputs, (10, *(1,) * (train.inputs.ndim - 1))),
-        targets=jnp.tile(train.targets, 10),
+        inputs=_tenfold(train.inputs),
+        targets=_tenfold(train.targets),
     )
 
     def loop(optimizer, objective=train, gradient=_gradient):
-        return _Loop(optimizer, problem.params, objective, batch_size, gradient)
+        params = problem.params
+        return _Loop(optimizer, params, objective, batch_size, gradient, steps)
 
     def bulk(solver, objective=train):
         return loop(bulk_sgd.bulk_sgd(_RATE, RANK, solver=solver), objective, _shared)
@@ -64,7 +73,7 @@ def _loops(problem, batch_size):
         "Adam": loop(optax.adam(1e-3)),
         "SAM": loop(optax.sgd(_RATE), gradient=_sharpness_aware),
         "SGD and one matvec": loop(optax.sgd(_RATE), gradient=_with_product),
-        "Bulk-SGD, projection alone": bulk(_idle()),
+        _IDLE: bulk(_idle()),
         _STREAMING: bulk(bulk_sgd.streaming()),
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
         "Bulk-SGD, streaming(every=4)": bulk(bulk_sgd.streaming(every=4)),
@@ -81,10 +90,14 @@ def _loops(problem, batch_size):
     }
 
 
-class _Loop:
-    """`_STEPS` steps of an optimizer in one program; each call continues."""
+def _tenfold(examples):
+    return jnp.tile(examples, (10, *(1,) * (examples.ndim - 1)))
 
-    def __init__(self, optimizer, params, objective, batch_size, gradient):
+
+class _Loop:
+    """Some steps of an optimizer in one program; each call continues."""
+
+    def __init__(self, optimizer, params, objective, batch_size, gradient, steps):
         optimizer = optax.with_extra_args_support(optimizer)
 
         def run(carry, objective, indices):
@@ -101,7 +114,7 @@ class _Loop:
         params = jax.tree.map(jnp.copy, params)
         self.carry = params, optimizer.init(params)
         count = objective.num_examples
-        indices = batch_indices(0, 0, _STEPS, count, batch_size)
+        indices = batch_indices(0, 0, steps, count, batch_size)
         self.data = objective, jnp.asarray(indices)
 
     def __call__(self):

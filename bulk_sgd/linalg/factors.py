@@ -140,6 +140,12 @@ class Factored(basis.Form):
     mixing: jax.Array
     stored: Any
 
+    @property
+    def factors(self) -> int:
+        """The number of terms per matrix, 0 if no leaf is in factors."""
+        leaves = jax.tree.leaves(self.stored, is_leaf=is_factors)
+        return max((x.left.shape[1] for x in leaves if is_factors(x)), default=0)
+
     def inner(self, vector):
         """`basis.inner`."""
         return _multiply(self.mixing, _sum_leaves(_inner, self.stored, vector))

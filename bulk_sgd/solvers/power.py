@@ -12,15 +12,17 @@ one direction, with coefficients q = Vᵀu / ‖Vᵀu‖ in the basis. The produ
 the power step for this direction alone.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, branches, units
+from bulk_sgd.linalg import basis, branches, ranks, units
+from bulk_sgd.linalg.factors import zeros as factored_zeros
 from bulk_sgd.linalg.orthogonalization import orthonormal
+from bulk_sgd.solvers import factored_power
 from bulk_sgd.solvers.lanczos import lanczos
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
@@ -34,6 +36,8 @@ def power(
     tol: float = 0.5,
     max_matvecs: int | None = None,
     solve_every: int = 200,
+    factors: int | None = None,
+    axes: Any = None,
 ) -> Solver:
     """Returns a solver that takes one power step from the previous subspace.
 
@@ -46,6 +50,15 @@ def power(
     Attributes of the result: `eigenvectors` are the products of H with the Ritz vectors
     of V, made orthonormal. `residuals` belong to the basis before the step. With
     "update" there is one product p, and each residual is |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
+
+    With `factors` each m × n matrix of parameters in a vector is a sum of r outer
+    products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at a
+    time, cuts it and keeps its factors, so that there are never k dense vectors. For
+    the same reason no Lanczos solve runs, which would hold 2 k + 10 of them. The first
+    call takes ten steps from random rows instead. Vectors then belong to the
+    eigenvalues of largest magnitude, negative ones included. Cuts leave a part of each
+    vector outside of the basis, so that no new dominant direction stays orthogonal to
+    it for ever. In `residuals`, what is cut of two products counts as orthogonal.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this
@@ -61,9 +74,14 @@ def power(
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
       solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
         number of calls for which a new dominant direction can stay unseen.
+      factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
+        default vectors are dense. The arguments above must then have their defaults.
+      axes: with `factors`, which axes of a parameter are rows and columns, as in
+        `bulk_sgd.Subspace.factored`.
 
     Returns:
-      A `Solver` whose state is the number of calls, an int32 scalar.
+      A `Solver` whose state is the number of calls, an int32 scalar, or with `factors`
+      a `FactoredPowerState`.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -71,11 +89,15 @@ def power(
     Example:
       >>> import bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.power("update"))
+      >>> small = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.power(factors=4))
     """
     checks.one_of("along", along, _DIRECTIONS)
     checks.between("tol", tol, 0, 1, below=True)
     checks.integer("solve_every", solve_every, 1)
     full = lanczos(max_matvecs=max_matvecs)
+    if factors is not None:
+        given = {"along": along, "tol": tol, "max_matvecs": max_matvecs}
+        return _factored(given | {"solve_every": solve_every}, factors, axes)
     move = _move_all if along == "basis" else _move_along
 
     def init(params, rank):
@@ -110,6 +132,19 @@ def power(
         return branches.cond(~stands, restart, lambda: kept), count + 1
 
     return Solver(init, solve, name="power")
+
+
+def _factored(given, factors, axes) -> Solver:
+    """The solver with a basis in factors; what is `given` must be the defaults."""
+    ranks.check_factors(factors)
+    for name, value in given.items():
+        plain = power.__kwdefaults__.get(name, "basis")
+        if value != plain:
+            problem = f"is {value!r}; with factors it must be {plain!r}."
+            raise checks.ArgumentError(name, problem)
+    init = lambda params, rank: factored_power.init(rank, basis.working_dtype(params))
+    zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
+    return Solver(init, factored_power.solve, name="power", zeros=zeros)
 
 
 class Probe(NamedTuple):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bulk_sgd import checks
-from bulk_sgd.linalg import basis, branches
+from bulk_sgd.linalg import basis, branches, ranks
 from bulk_sgd.linalg.factors import zeros as factored_zeros
 from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
@@ -114,8 +114,7 @@ def streaming(
     checks.integer("every", every, 1)
     checks.between("gain", gain, 1e-6, 1)
     if factors is not None:
-        why = "None keeps whole vectors"
-        checks.integer("factors", factors, 1, why=why)
+        ranks.check_factors(factors)
     step = _step if factors is None else factored_oja.step
 
     def init(params, rank):

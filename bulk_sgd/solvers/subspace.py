@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis, units
 from bulk_sgd.linalg.factors import cut
+from bulk_sgd.linalg.ranks import ADAPTIVE, smallest
 
 
 class Subspace(NamedTuple):
@@ -97,7 +98,14 @@ class Subspace(NamedTuple):
         larger = jnp.maximum(jnp.maximum(self.kept, other.kept), 1)
         return jnp.sum(cosines**2) / larger
 
-    def factored(self, factors: int, axes=None) -> tuple["Subspace", jax.Array]:
+    def factored(
+        self,
+        factors: int | str,
+        axes=None,
+        *,
+        lost: float = 0.05,
+        max_factors: int = 16,
+    ) -> tuple["Subspace", jax.Array]:
         """Returns the subspace with eigenvectors cut to a low rank, stored in factors.
 
         In each eigenvector, every matrix becomes the nearest matrix Σ_q a_q b_qᵀ of
@@ -107,12 +115,18 @@ class Subspace(NamedTuple):
         span.
 
         Args:
-          factors: the rank r of each matrix, at least 1.
+          factors: the rank r of each matrix, at least 1. With "adaptive", outside of
+            `jit`, it is the smallest one with which no eigenvector loses more than the
+            share `lost` of its squared length; `found.eigenvectors.factors` is r. A
+            solver needs r in advance: take it from a subspace that was solved before.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns one. By default a leaf of three
             axes is a stack of matrices. In any other leaf the last axis holds the
             columns, as in a convolution `(h, w, in, out)`.
+          lost: with "adaptive", a share from 0 to 1.
+          max_factors: with "adaptive", the largest r that is tried, at least 1. If it
+            is too small, it is taken, and what is kept shows it.
 
         Returns:
           The factored `Subspace`, and the share `(k,)` of the squared length of each
@@ -129,8 +143,14 @@ class Subspace(NamedTuple):
           >>> found, kept = pairs.factored(1)
           >>> print(kept.round(3), found.overlap(pairs).round(3))
           [1.] 1.0
+          >>> pairs.factored("adaptive", lost=0.01)[0].eigenvectors.factors
+          1
         """
-        checks.integer("factors", factors, 1)
+        if factors == ADAPTIVE:
+            checks.between("lost", lost, 0, 1)
+            checks.integer("max_factors", max_factors, 1)
+            factors = smallest(self.eigenvectors, lost, max_factors, axes)
+        checks.integer("factors", factors, 1, why="or 'adaptive'")
         found, kept = cut(self.eigenvectors, factors, axes)
         return self._replace(eigenvectors=found), kept
 

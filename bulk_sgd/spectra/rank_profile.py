@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
-from bulk_sgd.linalg.matrices import sides
+from bulk_sgd.linalg.ranks import energies
 from bulk_sgd.solvers.subspace import Subspace, check_subspace
 
 
@@ -60,20 +60,9 @@ def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankP
         checks.integer(f"ranks[{index}]", rank, 1)
     rows = basis.map_in_turn(lambda row: row, subspace.eigenvectors)
     leaves, treedef = jax.tree.flatten(rows)
-    found = sides(basis.like(rows), 0, axes)
-    energies = [_energies(x, side, ranks) for x, side in zip(leaves, found)]
+    within = energies(rows, ranks, axes)
     lengths = [jnp.sum(x**2, axis=range(1, x.ndim))[:, None] for x in leaves]
     return RankProfile(
-        sum(energies) / sum(lengths),
-        treedef.unflatten(kept / length for kept, length in zip(energies, lengths)),
+        sum(within) / sum(lengths),
+        treedef.unflatten(kept / length for kept, length in zip(within, lengths)),
     )
-
-
-def _energies(rows, side, ranks):
-    """The squared length `(k, n)` of the rows of a leaf within each rank."""
-    if side is None:
-        whole = jnp.sum(rows**2, axis=range(1, rows.ndim))
-        return jnp.tile(whole[:, None], len(ranks))
-    values = jnp.linalg.svd(side.matrices(rows), compute_uv=False) ** 2
-    kept = [jnp.sum(values[..., :rank], axis=(1, 2)) for rank in ranks]
-    return jnp.stack(kept, axis=1)

@@ -100,7 +100,7 @@ def test_field_that_does_nothing_is_refused(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "config.subspace.factors is 2, which config.subspace.solver = 'lanczos' does "
-        "not use, only streaming.\n"
+        "not use, only power, streaming.\n"
     )
 
 

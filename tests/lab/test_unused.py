@@ -33,6 +33,7 @@ def test_users_are_entries_of_the_registries():
         ({"model__name": "own:Net", "model__width": 9}, {"model.width"}),
         ({"model__name": "vit", "model__width": 9}, set()),
         ({"subspace__solver": "streaming", "subspace__factors": 2}, set()),
+        ({"subspace__solver": "power", "subspace__factors": 2}, set()),
         ({"subspace__factors": 2}, {"subspace.factors"}),
         ({"optimizer__name": "adam", "optimizer__rho": 0.9}, {"optimizer.rho"}),
         ({"optimizer__name": "muon", "optimizer__b1": 0.8}, set()),

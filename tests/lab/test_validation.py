@@ -58,12 +58,22 @@ def test_bounds_go_by_the_rank_of_a_block(changes):
         config.validate(fields)
 
 
-def test_blocks_have_no_factors():
+@pytest.mark.parametrize("solver", ["power", "streaming"])
+def test_blocks_have_no_factors(solver):
     fields = config.default()
-    fields.subspace.update(solver="streaming", factors=2)
+    fields.subspace.update(solver=solver, factors=2)
     config.validate(fields)
     fields.subspace.blocks = "layer"
     with pytest.raises(ValueError, match=r"factors is 2; with .*blocks it must be 0"):
+        config.validate(fields)
+
+
+@pytest.mark.parametrize(("field", "value"), [("along", "update"), ("max_matvecs", 99)])
+def test_power_in_factors_has_no_solve(field, value):
+    fields = config.default()
+    fields.subspace.update(solver="power", factors=2)
+    fields.subspace[field] = value
+    with pytest.raises(ValueError, match=rf"{field} is .*subspace\.factors it must be"):
         config.validate(fields)
 
 

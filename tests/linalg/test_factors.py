@@ -191,6 +191,36 @@ def test_axes_that_do_not_fit_are_named(axes, match):
         dense().factored(1, axes)
 
 
+def test_adaptive_factors_are_the_smallest_that_keep_enough():
+    space = dense()
+    # Only the convolution gains from three factors; the others then lose nothing.
+    kept = {rank: np.min(space.factored(rank)[1]) for rank in (1, 2, 3)}
+    within = [1 - kept[rank] + 1e-3 for rank in (1, 2, 3)]
+    assert within[2] < 1 - np.min(np.sum(best_cut(space, 3) ** 2, axis=1))
+    for lost, expected in ((1, 1), *zip(within, (1, 2, 3)), (1 - kept[1] - 1e-3, 2)):
+        found, left = space.factored("adaptive", lost=float(lost))
+        assert found.eigenvectors.factors == expected
+        np.testing.assert_array_equal(left, space.factored(expected)[1])
+    found, left = space.factored("adaptive", AXES, lost=1e-4)
+    assert found.eigenvectors.factors == 5  # at most as many as columns
+    np.testing.assert_allclose(left, 1, rtol=1e-5)
+    assert space.factored("adaptive", lost=0, max_factors=1)[1].min() == kept[1]
+    # Where no matrix gains, all stay dense, and nothing is lost.
+    assert space.factored("adaptive", lost=0)[0].eigenvectors.factors == 0
+    assert subspace.empty(LIKE, 2).factored("adaptive", lost=0)[0].kept == 0
+
+
+def test_adaptive_factors_need_values():
+    space = dense()
+    with pytest.raises(ValueError, match="factors is 'adaptive'; inside of jit"):
+        jax.jit(lambda s: s.factored("adaptive"))(space)
+    for solver in (bulk_sgd.power, bulk_sgd.streaming):
+        with pytest.raises(ValueError, match="factors is 'adaptive'; a solver has"):
+            solver(factors="adaptive")
+    with pytest.raises(ValueError, match="lost is 2; it must be"):
+        space.factored("adaptive", lost=2)
+
+
 def test_what_needs_dense_rows_refuses_factors():
     with pytest.raises(ValueError, match=r"factors is 0; it must be at least 1"):
         dense().factored(0)

@@ -44,7 +44,7 @@ def test_tables_json_and_figure(scripts, tmp_path, capsys):
     results = run(tmp_path, "eigenpairs,peers")
     printed = capsys.readouterr().out
     peers = results["peers"]
-    assert re.match(r"MLP of 12,\d{3} parameters on 300 images .* 60 steps", printed)
+    assert re.match(r"mlp of 12,\d{3} parameters on 300 images .* 60 steps", printed)
     for name in ("eigenpairs", "peers", *results["eigenpairs"], *peers):
         assert name in printed
     for name in benchmark_peers.PEERS:
@@ -91,6 +91,16 @@ def test_steps_and_training_loop(scripts, tmp_path):
 
 
 @pytest.mark.slow
+def test_steps_of_the_decoder(scripts, capsys):
+    import benchmark
+
+    benchmark.main(["--quick", "--repeats=1", "--only=steps", "--network=decoder"])
+    printed = capsys.readouterr().out
+    assert "on 150 pieces of 32 bytes, 20 steps" in printed
+    assert "batch 32: Bulk-SGD, streaming(factors=4, every=4)" in printed
+
+
+@pytest.mark.slow
 def test_other_networks_and_sizes(scripts, tmp_path, capsys):
     results = run(tmp_path, "networks,scaling")
     assert "CNN skipped: --cifar names no data" in capsys.readouterr().out
@@ -108,8 +118,9 @@ def test_other_networks_and_sizes(scripts, tmp_path, capsys):
 def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
     for _ in range(2):  # the second one could come from the cache
         rows = run(tmp_path, "compile")["compile"]
-        assert len(rows) == 4  # three solvers and the floor
+        assert len(rows) == 5  # four solvers and the floor
         assert all(name.startswith("4 arrays, ") for name in rows)
+        assert min(row["operations"] for row in rows.values()) > 10
         floor, *solvers = (row["processor seconds"] for row in rows.values())
         assert min(solvers) > max(1, floor)
 
@@ -175,6 +186,7 @@ def test_ratios_are_taken_within_a_round(scripts):
     [
         (["--only=peers,speed"], "'peers,speed' is not among eigenpairs,"),
         (["--only=steps", "--figure=x.png"], "--figure shows the peers"),
+        (["--only=sweep", "--network=decoder"], "decoder is for --only=steps"),
     ],
 )
 def test_wrong_options(scripts, options, message, capsys):

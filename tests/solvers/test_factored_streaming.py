@@ -6,94 +6,15 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.flatten_util import ravel_pytree
+from factored_runs import RANK, SIZE, SPECTRUM, eigenvectors, follow, run, unfolded
 
-import bulk_sgd
-from bulk_sgd.linalg import basis, factors
-from bulk_sgd.solvers import factored_oja, oja, subspace
-
-SHAPES = {"bias": (4,), "kernel": (6, 5), "stack": (2, 4, 3)}
-LIKE = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-SIZE, RANK = basis.size(LIKE), 4
-MUON = optax.contrib.MuonDimensionNumbers
-# Every matrix in factors, whatever they save.
-AXES = {"bias": None, "kernel": MUON(), "stack": MUON(1, 2)}
-SPECTRUM = np.concatenate([[10, 8, 6, 5], np.linspace(2, -1, SIZE - 4)])
+from bulk_sgd.linalg import factors
+from bulk_sgd.solvers import factored_oja, oja
 
 
 def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
-
-
-def solver_of(columns, factors, **options):
-    if factors is None:
-        return bulk_sgd.streaming(columns, **options)
-    return bulk_sgd.streaming(columns, factors=factors, axes=AXES, **options)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _follow(columns, factors, rank, gain, matrices, noise, num_steps):
-    """The last subspace and state, and the largest error of P² = P on the way."""
-    solver = solver_of(columns, factors, gain=gain)
-    dtype = basis.working_dtype(LIKE)
-    like = jax.tree.map(lambda x: x.astype(dtype), LIKE)
-    unravel = ravel_pytree(like)[1]
-
-    def step(index, carry):
-        known, error = carry
-        key = jax.random.fold_in(jax.random.key(0), index)
-        wiggle = noise * jax.random.normal(key, (SIZE, SIZE), dtype)
-        matrix = matrices[index % len(matrices)].astype(dtype) + wiggle + wiggle.T
-        multiply = functools.partial(jnp.matmul, matrix, precision="highest")
-        matvec = lambda v: unravel(multiply(ravel_pytree(v)[0]))
-        gradient = matvec(unravel(jax.random.normal(key, (SIZE,), dtype)))
-        found, state = solver.solve(matvec, *known, gradient, key)
-        probe = unravel(jax.random.normal(key, (SIZE,), dtype))
-        once = found.project(probe)
-        gap = basis.norm(basis.subtract(found.project(once), once))
-        return (found, state), jnp.maximum(error, gap / basis.norm(probe))
-
-    empty = subspace.empty(like, rank, solver.zeros)
-    start = (empty, solver.init(like, rank)), jnp.zeros((), dtype)
-    (found, state), error = jax.lax.fori_loop(0, num_steps, step, start)
-    return found, state, error
-
-
-def follow(columns, factors, matrices, *, gain=0.1, rank=RANK, noise=0.0, steps=200):
-    """Shows 1, 3 or 9 matrices in turn, each with fresh symmetric noise."""
-    shown = np.resize(np.stack(matrices), (9, SIZE, SIZE))
-    return _follow(columns, factors, rank, gain, shown, noise, steps)
-
-
-def unfolded(found):
-    """The rows of a subspace of any form as a float64 matrix."""
-    return helpers.rows(basis.map_in_turn(lambda row: row, found.eigenvectors))
-
-
-def eigenvectors(count, weights):
-    """Orthonormal rows, each matrix of them with singular values in these ratios.
-
-    Returns them, and the same with the largest singular value alone. The left vectors
-    of all rows are orthogonal, so that a product with a cut row lies along one row.
-    """
-    rng = np.random.default_rng(0)
-    orthogonal = lambda n: np.linalg.qr(rng.standard_normal((n, n)))[0]
-    whole, cut = {"bias": orthogonal(4)[:count]}, {}
-    cut["bias"] = whole["bias"]
-    for name, (number, m, n) in {"kernel": (1, 6, 5), "stack": (2, 4, 3)}.items():
-        terms = np.empty((count, len(weights), number, m, n))
-        for at in range(number):
-            lefts = orthogonal(m)[: count * len(weights)]
-            for i, left in enumerate(lefts.reshape(count, -1, m)):
-                for q, right in enumerate(orthogonal(n)[: len(weights)]):
-                    terms[i, q, at] = weights[q] * np.outer(left[q], right)
-        shape = count, *SHAPES[name]
-        whole[name] = terms.sum(1).reshape(shape)
-        cut[name] = terms[:, 0].reshape(shape)
-    length = np.linalg.norm(helpers.rows(whole)[0])
-    return helpers.rows(whole) / length, helpers.rows(cut) / length
 
 
 @pytest.mark.parametrize("columns", [1, *(slow(c) for c in (0, 2))])
@@ -217,7 +138,7 @@ def test_fewer_outliers_than_rows_leave_rows_apart(seed):
 @pytest.mark.slow
 def test_lanes_of_other_units_are_as_alone():
     matrix = np.resize(helpers.symmetric(SPECTRUM), (9, SIZE, SIZE)).astype(np.float32)
-    run = lambda scale: _follow(1, 2, RANK, 0.1, scale * matrix, 0.0, 60)[0]
+    alone = lambda scale: run(1, 2, RANK, 0.1, scale * matrix, 0.0, 60)[0]
     scales = np.float32([1, 1e-30, 1e30])
-    values = jax.vmap(run)(scales).eigenvalues
+    values = jax.vmap(alone)(scales).eigenvalues
     np.testing.assert_allclose(values / scales[:, None], values[:1].repeat(3, 0), 1e-4)

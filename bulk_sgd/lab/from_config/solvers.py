@@ -112,6 +112,13 @@ def _check_lanczos(config):
 def _check_power(config):
     _check_bound("max_matvecs", config, 0)
     checks.one_of("config.subspace.along", config.along, ("basis", "update"))
+    _check_factors(config)
+    for name, plain in (("along", "basis"), ("max_matvecs", 0)):
+        if config.factors and config[name] != plain:
+            raise ValueError(
+                f"config.subspace.{name} is {config[name]!r}; with "
+                f"config.subspace.factors it must be {plain!r}."
+            )
 
 
 def _check_streaming(config):
@@ -123,6 +130,10 @@ def _check_streaming(config):
         )
     checks.between("config.subspace.gain", config.gain, 1e-6, 1)
     checks.integer("config.subspace.every", config.every, 1)
+    _check_factors(config)
+
+
+def _check_factors(config):
     checks.integer("config.subspace.factors", config.factors, 0)
     if config.factors and config.blocks:
         raise ValueError(
@@ -174,9 +185,11 @@ _SOLVERS = {
         lambda c, n: _solve_rows(c, c.rank, n, c.max_basis or None),
     ),
     "power": _Kind(
-        lambda c: power(c.along, max_matvecs=c.max_matvecs or None),
+        lambda c: power(
+            c.along, max_matvecs=c.max_matvecs or None, factors=c.factors or None
+        ),
         _check_power,
-        lambda c, n: _solve_rows(c, c.rank, n),
+        lambda c, n: 1 if c.factors else _solve_rows(c, c.rank, n),
     ),
     "streaming": _Kind(
         lambda c: streaming(

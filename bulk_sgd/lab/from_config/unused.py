@@ -54,7 +54,7 @@ USED_BY = {
         "subspace.columns": ("streaming",),
         "subspace.gain": ("streaming",),
         "subspace.every": ("streaming",),
-        "subspace.factors": ("streaming",),
+        "subspace.factors": ("power", "streaming"),
         "subspace.length": ("krylov_filter",),
         "subspace.calibrate_every": ("krylov_filter",),
         "subspace.window": ("update_pca",),
@@ -89,7 +89,7 @@ def find(config: ConfigDict, default: ConfigDict) -> dict[str, str]:
     >>> config.subspace.factors = 2
     >>> find(config, default())["subspace.factors"]
     "config.subspace.factors is 2, which config.subspace.solver = 'lanczos' does not \
-use, only streaming."
+use, only power, streaming."
     """
     get = lambda config, path: functools.reduce(
         ConfigDict.__getitem__, path.split("."), config

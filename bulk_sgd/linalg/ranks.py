@@ -1,0 +1,71 @@
+"""How much of dense rows remains if their matrices are cut to a low rank."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bulk_sgd import checks
+from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.matrices import sides
+
+ADAPTIVE = "adaptive"
+
+
+def check_factors(factors):
+    """Raises ArgumentError unless the `factors` of a solver are an integer above 0."""
+    if factors == ADAPTIVE:
+        raise checks.ArgumentError(
+            "factors",
+            "is 'adaptive'; a solver has arrays of fixed shapes, so it must be an "
+            "integer there. Subspace.factored('adaptive') finds one.",
+        )
+    checks.integer("factors", factors, 1, why="None keeps whole vectors")
+
+
+def energies(rows, ranks, axes=None) -> list:
+    """Of each leaf the squared length `(k, n)` of k rows within each of n ranks.
+
+    The best cut keeps it; a leaf that is no matrix keeps all. `matrices.sides` explains
+    `axes`.
+    """
+
+    def kept(leaf, side):
+        if side is None:
+            whole = jnp.sum(leaf**2, axis=range(1, leaf.ndim))
+            return jnp.tile(whole[:, None], len(ranks))
+        values = jnp.linalg.svd(side.matrices(leaf), compute_uv=False) ** 2
+        found = [jnp.sum(values[..., :rank], axis=(1, 2)) for rank in ranks]
+        return jnp.stack(found, axis=1)
+
+    leaves = jax.tree.leaves(rows)
+    return list(map(kept, leaves, sides(basis.like(rows), 0, axes)))
+
+
+def smallest(rows, lost: float, most: int, axes=None) -> int:
+    """The least `factors`, at most `most`, with which a cut takes little of each row.
+
+    Little is a share of its squared length up to `lost`. A matrix that the cut leaves
+    dense, because factors would save nothing, loses nothing.
+
+    Raises ArgumentError if the rows are traced: the result is a Python integer.
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(rows)):
+        raise checks.ArgumentError(
+            "factors",
+            "is 'adaptive'; inside of jit, vmap and scan, where shapes are fixed, it "
+            "must be an integer.",
+        )
+    rows = basis.widen(rows)
+    ranks = range(1, most + 1)
+    within = [np.asarray(x, np.float64) for x in energies(rows, ranks, axes)]
+    squares = [
+        np.sum(np.asarray(x, np.float64) ** 2, axis=tuple(range(1, x.ndim)))
+        for x in jax.tree.leaves(rows)
+    ]
+    for index, rank in enumerate(ranks):
+        found = sides(basis.like(rows), rank, axes)
+        parts = zip(within, squares, found)
+        gone = sum(whole - x[:, index] for x, whole, side in parts if side is not None)
+        if np.all(gone <= lost * sum(squares)):
+            return rank
+    return most
