@@ -21,7 +21,7 @@ _OPTIMIZERS = {
     "adamw": {"name": "adamw"},
     "muon": {"name": "muon", "momentum": 0.95},
 }
-ARMS = "sgd", "bulk_sgd", "scales(0.5, 2)", "scales(0.25, 2)"
+ARMS = "sgd", "bulk_sgd", "scales(0.5, 2)", "scales(0.25, 2)", "accelerated"
 _METRICS = grid.values("subspace.preconditioned", (False, True))
 
 
