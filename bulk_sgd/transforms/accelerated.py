@@ -17,7 +17,7 @@ from bulk_sgd.transforms.guard import Guard
 from bulk_sgd.transforms.switch import Switch
 
 # Defaults, which the lab's arm has too.
-SCALES = 0.5, 2.0
+SCALES = 0.25, 2.0
 THRESHOLD, TOL = 2.0, 1.0
 
 
@@ -28,13 +28,13 @@ class AcceleratedState(NamedTuple):
       inner_state: of the inner optimizer.
       projection: the `ScaleBySubspaceState`.
       sound: bool, whether the last solve that took products succeeded.
-      trusted: bool, whether the last step was scaled; if not, it was plain.
+      scaled: bool, whether the last step was scaled; if not, it was the inner one.
     """
 
     inner_state: Any
     projection: transform.ScaleBySubspaceState
     sound: jax.Array
-    trusted: jax.Array
+    scaled: jax.Array
 
 
 def accelerated(
@@ -49,32 +49,30 @@ def accelerated(
     metric: Callable | None = None,
     solver: Solver | None = None,
     curvature: str | Callable = "hessian",
-    switch: int | Switch = 100,
+    switch: int | Switch = 0,
     mask: Any = None,
     sharding: Any = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer: shorter steps along sharp directions, longer ones elsewhere.
 
-
-    Around a subspace that is trusted, an update u of `inner` becomes a·P u +
-    b·(u − P u), as in `scale_by_subspace`. Tune the learning rate alone; the defaults
-    are a = ½, b = 2 and the ten leading Hessian eigenvectors, which `streaming()`
-    averages over mini-batches for one product in four steps. `update` takes `value_fn`,
-    the loss of the mini-batch, or `matvec`, its products.
+    An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. Tune
+    the learning rate alone: by default P belongs to the ten leading eigenvectors of the
+    Hessian, which `streaming()` averages over mini-batches for one product in four
+    steps. `update` takes `value_fn`, the loss of the mini-batch, or `matvec`, its
+    Hessian's products.
 
     The step is that of `inner`, bit for bit,
 
     - before `switch`, and until the subspace has had two refreshes per vector;
-    - while a residual exceeds `tol` times the largest eigenvalue;
+    - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - from a solve that fails, as where products are not finite, to one that does not;
-    - if no eigenvalue is positive, or one is NaN.
+    - while λ_1 is not positive;
+    - while η·λ_1, with the rate η, exceeds the `threshold` of stability. Steps with
+      a < 1 let λ_1 grow, and only the instability of a whole step lowers it again.
 
-    With the rate η, a step along an eigenvector of eigenvalue λ is stable while ηλ is
-    below the threshold of the optimizer. A vector beyond it has its part of the update
-    back (the factor 1), since nothing else lowers λ again: the steps of Bulk-SGD,
-    a = 0, let it grow. The bulk's eigenvalues are at most λ_k, so b is lowered, but not
-    below 1, where b·η·λ_k exceeds the threshold.
+    The bulk's eigenvalues are at most λ_k. So b is lowered, but not below 1, where
+    b·η·λ_k exceeds the threshold.
 
     Args:
       inner: the optimizer, with its learning rate.
@@ -83,9 +81,9 @@ def accelerated(
       rank: number of leading eigenvectors k.
       dominant_scale: the factor a.
       bulk_scale: the factor b.
-      threshold: the largest stable ηλ: 2 for SGD, 2 (1 + β) with momentum β, and
-        2 (1 + β₁) / (1 − β₁) for Adam in its own metric. The default, 2, gives way
-        sooner than it must with the others.
+      threshold: the largest η·λ_1 of a scaled step. Steps on a quadratic are stable up
+        to 2 for SGD, 2 (1 + β) with momentum β, and 2 (1 + β₁) / (1 − β₁) for Adam in
+        its own metric; with the others, the default, 2, is on the safe side.
       tol: the largest residual, relative to λ_1, of a subspace that is trusted.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`: the subspace is then
@@ -119,8 +117,8 @@ def accelerated(
       >>> state = tx.init(params)
       >>> for _ in range(300):
       ...     params, state = step(params, state)
-      >>> print(state.trusted, params.round(2))  # SGD alone ends at (0, 0.22)
-      True [0.   0.14]
+      >>> print(state.scaled, params.round(2))  # SGD alone ends at (0, 0.22)
+      True [0.   0.05]
     """
     if not isinstance(inner, optax.GradientTransformation):
         example = "such as optax.sgd(0.1)."
@@ -150,7 +148,7 @@ def accelerated(
             inner_state=inner.init(params),
             projection=transform.init(options, params),
             sound=jnp.ones((), bool),
-            trusted=jnp.zeros((), bool),
+            scaled=jnp.zeros((), bool),
         )
 
     def update(updates, state, params=None, **arguments):
@@ -164,21 +162,20 @@ def accelerated(
         rate = learning_rate
         if callable(learning_rate):
             rate = learning_rate(before.count)
-        chosen = {}
+        flags = {}
 
         def choose(after):
             spent = after.total_matvecs > before.total_matvecs
             failed = after.failed_refreshes > before.failed_refreshes
-            sound = jnp.where(spent | failed, ~failed, state.sound)
-            trusted = sound & guard.trusts(after)
-            chosen.update(sound=sound, trusted=trusted)
-            return guard.scales(rate, after.subspace.eigenvalues, trusted)
+            flags["sound"] = jnp.where(spent | failed, ~failed, state.sound)
+            factors, flags["scaled"] = guard.scales(after, rate, flags["sound"])
+            return factors
 
         given = updates, before, params
         updates, projection = transform.advance(
             options, choose, watch, *given, **arguments
         )
-        chosen["trusted"] &= projection.switched
-        return updates, AcceleratedState(inner_state, projection, **chosen)
+        flags["scaled"] &= projection.switched
+        return updates, AcceleratedState(inner_state, projection, **flags)
 
     return optax.GradientTransformationExtraArgs(init, update)

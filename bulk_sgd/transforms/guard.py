@@ -1,4 +1,4 @@
-"""Scales (a, b) that give way where the subspace is doubtful or a step is unstable."""
+"""When scales (a, b) act: in a subspace that is trusted, on a step that is stable."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ SWEEPS = 2  # so many refreshes per vector before a subspace is used
 
 
 class Guard(NamedTuple):
-    """Numbers, maybe traced, from which the scales of a step follow.
+    """Scales, and the bounds within which they act; numbers, maybe traced.
 
     A step of rate η along an eigenvector of eigenvalue λ is stable on a quadratic while
     ηλ is below the `threshold` of the optimizer.
@@ -19,30 +19,28 @@ class Guard(NamedTuple):
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
 
-    def trusts(self, state):
-        """Whether the subspace of a `ScaleBySubspaceState` may be used, a bool scalar.
+    def scales(self, state, rate, sound=True):
+        """The factors (a, b) in a `ScaleBySubspaceState`, and whether they are not 1.
 
-        False where a number is NaN.
+        A NaN counts as doubt. `sound` is False where more is known against the subspace
+        than the state says.
         """
         found = state.subspace
-        solves = state.refreshes - state.failed_refreshes
-        top = jnp.max(found.eigenvalues)
+        values, top = found.eigenvalues, jnp.max(found.eigenvalues)
+        settled = state.refreshes - state.failed_refreshes >= SWEEPS * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
-        return (solves >= SWEEPS * found.rank) & (top > 0) & close
+        stable = rate * top <= self.threshold
+        acts = sound & settled & (top > 0) & close & stable
+        factors = self.dominant_scale, self._bounded(rate * jnp.min(values))
+        return tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors), acts
 
-    def scales(self, rate, eigenvalues, trusted):
-        """The factors (a, b) of a step of this rate: `(k,)`, and a scalar.
+    def _bounded(self, steepest):
+        """The factor b, lowered where bηλ_k exceeds the threshold, to 1 at the least.
 
-        Where a vector's ηλ exceeds the threshold, its factor is 1: the optimizer's own
-        step, whose instability lowers λ again. The bulk's eigenvalues are at most λ_k,
-        so b is lowered, to 1 at the least, where bηλ_k exceeds the threshold.
+        The eigenvalues of the bulk are at most λ_k.
         """
-        dtype = eigenvalues.dtype
-        unstable = rate * eigenvalues > self.threshold
-        dominant = jnp.where(trusted & ~unstable, self.dominant_scale, 1)
-        steepest = rate * jnp.min(eigenvalues)
         bound = self.threshold / jnp.where(steepest > 0, steepest, 1)
-        bounded = jnp.clip(bound, min=1, max=jnp.maximum(self.bulk_scale, 1))
-        stable = self.bulk_scale * steepest <= self.threshold
-        bulk = jnp.where(stable | (self.bulk_scale <= 1), self.bulk_scale, bounded)
-        return dominant.astype(dtype), jnp.where(trusted, bulk, 1).astype(dtype)
+        lowered = jnp.clip(
+            bound, min=jnp.minimum(self.bulk_scale, 1), max=self.bulk_scale
+        )
+        return jnp.where(steepest > 0, lowered, self.bulk_scale)

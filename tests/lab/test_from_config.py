@@ -36,7 +36,7 @@ def test_zero_bounds_are_the_defaults_of_lanczos():
         ("cross_path(0.25)", (0.25, 0.75)),
         ("scales(0.5, 2)", (0.5, 2)),
         (" scales( -1,1e1 ) ", (-1, 10)),
-        ("accelerated", (0.5, 2)),
+        ("accelerated", (0.25, 2)),
         ("accelerated(0, 3)", (0, 3)),
     ],
 )

@@ -203,9 +203,7 @@ class Programs:
         fields, metric = self._config.optimizer, self._config.subspace.preconditioned
         threshold = optimizers.stability_threshold(fields, metric) or THRESHOLD
         fixed = options.scales(projection)
-        guard = Guard(*fixed, threshold, TOL)
-        values, trusted = projection.subspace.eigenvalues, guard.trusts(projection)
-        given = guard.scales(rate, values, trusted)
+        given, _ = Guard(*fixed, threshold, TOL).scales(projection, rate)
         pick = functools.partial(jnp.where, scalars.guarded)
         return jax.tree.map(pick, given, fixed)
 
