@@ -81,9 +81,9 @@ def accelerated(
       rank: number of leading eigenvectors k.
       dominant_scale: the factor a.
       bulk_scale: the factor b.
-      threshold: the largest η·λ_1 of a scaled step. Steps on a quadratic are stable up
-        to 2 for SGD, 2 (1 + β) with momentum β, and 2 (1 + β₁) / (1 − β₁) for Adam in
-        its own metric; with the others, the default, 2, is on the safe side.
+      threshold: the largest η·λ_1 of a scaled step. For SGD it is 2. With momentum β,
+        mini-batches are unstable from 2 (1 − β) on (arXiv 2604.14108), and the full
+        batch from 2 (1 + β).
       tol: the largest residual, relative to λ_1, of a subspace that is trusted.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`: the subspace is then
@@ -135,8 +135,8 @@ def accelerated(
         functions.check("metric", metric, "inner_state")
     solver = streaming(factors=4, every=4, gain=0.2) if solver is None else solver
     options = transform.checked(
-        rank, 1.0, 1.0, refresh_every=1, solver=solver, curvature=curvature,
-        switch=switch, mask=mask, sharding=sharding, seed=seed,
+        rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
+        sharding=sharding, seed=seed,
     )  # fmt: skip
     checks.at_least("dominant_scale", dominant_scale)
     checks.at_least("bulk_scale", bulk_scale)

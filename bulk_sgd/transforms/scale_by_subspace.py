@@ -171,20 +171,23 @@ def scale_by_subspace(
 
 def checked(
     rank,
-    dominant_scale,
-    bulk_scale,
+    dominant_scale=1.0,
+    bulk_scale=1.0,
     *,
-    solver,
-    curvature,
-    switch,
-    **more,
+    refresh_every=1,
+    solver=None,
+    curvature="hessian",
+    switch=0,
+    mask=None,
+    sharding=None,
+    seed=0,
 ) -> step.Options:
     """The `step.Options` of arguments of `scale_by_subspace`; else its errors."""
     checks.integer("rank", rank, 1)
     scales.check("dominant_scale", dominant_scale, rank)
     scales.check("bulk_scale", bulk_scale)
-    checks.integer("refresh_every", more["refresh_every"], 1, static=False)
-    checks.integer("seed", more["seed"], 0, static=False)
+    checks.integer("refresh_every", refresh_every, 1, static=False)
+    checks.integer("seed", seed, 0, static=False)
     solver = lanczos() if solver is None else solver
     check_solver(solver)
     if not callable(curvature):
@@ -197,10 +200,13 @@ def checked(
         rank=rank,
         dominant_scale=dominant_scale,
         bulk_scale=bulk_scale,
+        refresh_every=refresh_every,
         solver=solver,
         curvature=curvature,
         switch=switch,
-        **more,
+        mask=mask,
+        sharding=sharding,
+        seed=seed,
     )
 
 

@@ -46,7 +46,7 @@ class Pays:
         optimizer, quick = _parse(preset)
         config = self.task()
         config.name = f"Does it pay around {optimizer}? {config.name}"
-        steps, fork = (40, 20) if quick else (self.num_steps, self.fork)
+        steps, fork = (60, 20) if quick else (self.num_steps, self.fork)
         config.num_steps, config.switch.step = steps, fork
         config.switch.alignment = 0.0
         config.switch.gradient = "update"

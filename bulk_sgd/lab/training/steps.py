@@ -200,8 +200,8 @@ class Programs:
 
     def _factors(self, options, scalars, rate, projection):
         """The scales (a, b) of a step whose refresh is done."""
-        fields, metric = self._config.optimizer, self._config.subspace.preconditioned
-        threshold = optimizers.stability_threshold(fields, metric) or THRESHOLD
+        known = optimizers.batch_stability_threshold(self._config.optimizer)
+        threshold = THRESHOLD if known is None else known
         fixed = options.scales(projection)
         given, _ = Guard(*fixed, threshold, TOL).scales(projection, rate)
         pick = functools.partial(jnp.where, scalars.guarded)

@@ -81,7 +81,7 @@ def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
         config = configs[0]
         assert config.optimizer.decay_steps == config.num_steps
         assert config.optimizer.warmup_steps in (0, config.switch.step)
-    assert config.num_steps <= 40
+    assert config.num_steps == 60
     with pytest.raises(ValueError, match="preset is 'adagrad'; it must be one of"):
         module.get_config("adagrad")
 

@@ -48,7 +48,7 @@ def scaled(inner, *scales):
 
 
 def accelerated(inner):
-    given = {"switch": SWITCH, "solver": SOLVER, "threshold": 2 + 2 * MOMENTUM}
+    given = {"switch": SWITCH, "solver": SOLVER, "threshold": 2 - 2 * MOMENTUM}
     return bulk_sgd.accelerated(inner, RATE, rank=RANK, **given)
 
 
