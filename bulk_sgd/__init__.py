@@ -51,6 +51,7 @@ from bulk_sgd.spectra.energies import Energies, Estimate, energies, trace
 from bulk_sgd.spectra.loss_slice import loss_slice
 from bulk_sgd.spectra.rank_profile import RankProfile, rank_profile
 from bulk_sgd.spectra.subsampling import SubsamplingError, subsampling_error
+from bulk_sgd.transforms.accelerated import AcceleratedState, accelerated
 from bulk_sgd.transforms.aliases import (
     bulk_sgd,
     dom_sgd,
@@ -69,6 +70,7 @@ from bulk_sgd.transforms.switch import Switch
 __version__ = "0.2.0"
 
 __all__ = [
+    "AcceleratedState",
     "AdaptiveState",
     "Displacement",
     "Energies",
@@ -91,6 +93,7 @@ __all__ = [
     "Subspace",
     "Switch",
     "UpdatePCAState",
+    "accelerated",
     "adam_preconditioner",
     "adaptive",
     "block_eigenpairs",

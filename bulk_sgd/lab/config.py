@@ -179,7 +179,8 @@ def default() -> ConfigDict:
     config.switch.measure_every = 1  # steps between refreshes in the prefix
 
     # What runs from the fork: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" (α, 1),
-    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α) or "scales(a, b)".
+    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α), "scales(a, b)", or scales that
+    # give way as in `bulk_sgd.accelerated`: "accelerated" or "accelerated(a, b)".
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
     # Energies of H, G and F in the subspace and the bulk, batch sharpness, and the

@@ -4,6 +4,7 @@ Chain it after an optimizer to act on the optimizer's update, or before it to ac
 gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -153,6 +154,35 @@ def scale_by_subspace(
       >>> print(optax.tree_utils.tree_get(state, "eigenvalues").round())
       [100.]
     """
+    options = checked(
+        rank, dominant_scale, bulk_scale, refresh_every=refresh_every, solver=solver,
+        curvature=curvature, switch=switch, mask=mask, sharding=sharding, seed=seed,
+    )  # fmt: skip
+    watch = Watch()
+
+    def update(updates, state, params=None, **arguments):
+        given = updates, state, params
+        return advance(options, options.scales, watch, *given, **arguments)
+
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(init, options), update
+    )
+
+
+def checked(
+    rank,
+    dominant_scale=1.0,
+    bulk_scale=1.0,
+    *,
+    refresh_every=1,
+    solver=None,
+    curvature="hessian",
+    switch=0,
+    mask=None,
+    sharding=None,
+    seed=0,
+) -> step.Options:
+    """The `step.Options` of arguments of `scale_by_subspace`; else its errors."""
     checks.integer("rank", rank, 1)
     scales.check("dominant_scale", dominant_scale, rank)
     scales.check("bulk_scale", bulk_scale)
@@ -166,7 +196,7 @@ def scale_by_subspace(
     functions.check("curvature", curvature, "value_fn", "params")
     if not isinstance(switch, Switch):
         switch = Switch(step=switch)
-    options = step.Options(
+    return step.Options(
         rank=rank,
         dominant_scale=dominant_scale,
         bulk_scale=bulk_scale,
@@ -179,18 +209,9 @@ def scale_by_subspace(
         seed=seed,
     )
 
-    watch = Watch()
 
-    def init(params):
-        return _init(options, params)
-
-    def update(updates, state, params=None, **arguments):
-        return _update(options, watch, updates, state, params, **arguments)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _init(options: step.Options, params) -> ScaleBySubspaceState:
+def init(options: step.Options, params) -> ScaleBySubspaceState:
+    """The state before the first step."""
     masking.refuse_hidden(params)
     rank = options.rank
     if jax.tree.leaves(params):  # optax.tree_map_params passes a tree without leaves
@@ -214,8 +235,9 @@ def _init(options: step.Options, params) -> ScaleBySubspaceState:
     )
 
 
-def _update(
+def advance(
     options: step.Options,
+    choose: Callable,
     watch: Watch,
     updates,
     state,
@@ -226,6 +248,7 @@ def _update(
     preconditioner=None,
     **extra_args,
 ):
+    """One step, with the scales that `choose` returns for the refreshed state."""
     _check_params(params)
     _check_state(state, options.rank)
     if matvec is None:
@@ -237,7 +260,8 @@ def _update(
     selected = step.select(options, updates, state, params, *curved)
     state = step.refresh(options, state, selected)
     watch.subspace(state)
-    scaled, state = step.scale(options, state, selected)
+    factors = choose(state)
+    scaled, state = step.scale(options.switch, factors, state, selected)
     return masking.merge(scaled, updates), state
 
 

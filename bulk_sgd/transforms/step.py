@@ -35,6 +35,11 @@ class Options:
     sharding: Any
     seed: Any
 
+    def scales(self, state):
+        """(a, b) in a state whose refresh is done: numbers, a maybe one per vector."""
+        dominant = scales.factors("dominant_scale", self.dominant_scale, state)
+        return dominant, scales.factors("bulk_scale", self.bulk_scale, state)
+
     def layout(self, params):
         """The `NamedSharding`s of all parameters, or None."""
         if self.sharding is None:
@@ -120,19 +125,18 @@ def refresh(options: Options, state, selected: Selected):
     return state._replace(subspace=state.subspace._replace(eigenvectors=rows))
 
 
-def scale(options: Options, state, selected: Selected):
-    """Returns the scaled updates, and the state after the step."""
+def scale(switch: Switch, factors, state, selected: Selected):
+    """Returns the updates scaled by factors (a, b), and the state after the step."""
     coefficients = state.subspace.coefficients(selected.vector)
-    after = _watch(options.switch, state, alignment(coefficients, selected.vector))
+    after = _watch(switch, state, alignment(coefficients, selected.vector))
 
-    bulk = scales.factors("bulk_scale", options.bulk_scale, state)
-    dominant = scales.factors("dominant_scale", options.dominant_scale, state)
+    dominant, bulk = factors
     # Zeros stay zeros whatever multiplies them: a filter may be infinite at the
     # eigenvalue 0 of a missing direction, and where a = b an update that is not finite
     # must not spread.
-    factors = dominant - bulk
-    inert = (factors == 0) | (coefficients == 0)
-    weights = jnp.where(inert, 0, factors * coefficients)
+    excess = dominant - bulk
+    inert = (excess == 0) | (coefficients == 0)
+    weights = jnp.where(inert, 0, excess * coefficients)
     correction = basis.combine(weights, state.subspace.eigenvectors)
     correction = preconditioning.divide(selected.root, correction)
 

@@ -36,12 +36,15 @@ def test_zero_bounds_are_the_defaults_of_lanczos():
         ("cross_path(0.25)", (0.25, 0.75)),
         ("scales(0.5, 2)", (0.5, 2)),
         (" scales( -1,1e1 ) ", (-1, 10)),
+        ("accelerated", (0.25, 2)),
+        ("accelerated(0, 3)", (0, 3)),
     ],
 )
 def test_arms_are_points_of_the_plane(text, scales):
     arm = arms.parse(text)
     assert (arm.dominant_scale, arm.bulk_scale) == pytest.approx(scales)
     assert " " not in arm.name
+    assert arm.guarded is arm.name.startswith("accelerated")
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,33 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bulk_sgd.transforms.accelerated import SCALES
 from bulk_sgd.transforms.aliases import PATHS, path_scales
 
 _FIXED = {
     "sgd": ("SGD", 1.0, 1.0),
     "dom_sgd": ("Dom-SGD", 1.0, 0.0),
     "bulk_sgd": ("Bulk-SGD", 0.0, 1.0),
+    "accelerated": ("accelerated", *SCALES, True),
 }
 _ALLOWED = (
-    "sgd, dom_sgd, bulk_sgd, bulk_path(α), dom_path(α), cross_path(α) or scales(a, b)"
+    "sgd, dom_sgd, bulk_sgd, bulk_path(α), dom_path(α), cross_path(α), scales(a, b), "
+    "accelerated or accelerated(a, b)"
 )
 
 
 class Arm(NamedTuple):
-    """A method u ← a·P u + b·(u − P u) with constant scales; `name` is the config's."""
+    """A method u ← a·P u + b·(u − P u); `name` is the config's.
+
+    The scales are constant unless they are `guarded`, as by `bulk_sgd.accelerated`,
+    with the threshold of mini-batches where it is known.
+    """
 
     name: str
     label: str
     dominant_scale: float
     bulk_scale: float
+    guarded: bool = False
 
     @property
     def formula(self) -> str:
@@ -42,9 +50,10 @@ def parse(text: str) -> Arm:
     match = re.fullmatch(r"(\w+)\(([^()]*)\)", name)
     try:
         kind, numbers = match[1], [float(x) for x in match[2].split(",")]
-        if kind == "scales":
+        if kind in ("scales", "accelerated"):
             dominant, bulk = numbers
-            return Arm(name, f"scales ({dominant:g}, {bulk:g})", dominant, bulk)
+            label = f"{kind} ({dominant:g}, {bulk:g})"
+            return Arm(name, label, dominant, bulk, kind == "accelerated")
         path = kind.removesuffix("_path")
         if path in PATHS and kind != path:
             (alpha,) = numbers

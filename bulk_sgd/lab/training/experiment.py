@@ -186,7 +186,8 @@ class Experiment:
             return Scalars(rate, 1.0, 1.0, every, bound, config.seed)
         scales = float(arm.dominant_scale), float(arm.bulk_scale)
         every = config.subspace.refresh_every
-        return Scalars(rate, *scales, every, seed=config.seed)
+        more = {"seed": config.seed, "guarded": arm.guarded}
+        return Scalars(rate, *scales, every, **more)
 
     def _program_hash(self, build):
         shape = lambda x: jax.ShapeDtypeStruct(

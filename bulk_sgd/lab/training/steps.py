@@ -21,7 +21,11 @@ from bulk_sgd.lab.training import evaluation
 from bulk_sgd.lab.training.state import Scalars, Task, Trace, TrainState
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.spectra.eigenvectors import displacement
-from bulk_sgd.transforms.scale_by_subspace import Switch, scale_by_subspace
+from bulk_sgd.transforms import scale_by_subspace as transform
+from bulk_sgd.transforms.accelerated import THRESHOLD, TOL
+from bulk_sgd.transforms.eager import Watch
+from bulk_sgd.transforms.guard import Guard
+from bulk_sgd.transforms.switch import Switch
 
 
 class Programs:
@@ -67,17 +71,17 @@ class Programs:
             step=jnp.zeros((), jnp.int32),
             params=params,
             inner=optimizer.init(params),
-            projection=self._transform(Scalars(0.0), 0.0).init(params),
+            projection=transform.init(self._options(Scalars(0.0), 0.0), params),
             loss=jnp.zeros((), jnp.float32),
         )
         return self._layout.constrain(state)
 
-    def _transform(self, scalars: Scalars, rate):
-        """The transform with the numbers of one run, at the rate of one step."""
+    def _options(self, scalars: Scalars, rate):
+        """Those of the transform with the numbers of a run, at the rate of a step."""
         space, solver = self._config.subspace, self._solver
         if space.keep == "rate":  # which vectors stay depends on the rate
             solver = solvers.build(space, rate)
-        return scale_by_subspace(
+        return transform.checked(
             space.rank,
             scalars.dominant_scale,
             scalars.bulk_scale,
@@ -176,7 +180,11 @@ class Programs:
         self, scalars, rate, task, curved, matvec, state, grads, updates, inner
     ):
         """The scaled updates, the new projection state, and the descent ratio."""
-        scaled, projection = self._transform(scalars, rate).update(
+        options = self._options(scalars, rate)
+        scaled, projection = transform.advance(
+            options,
+            functools.partial(self._factors, options, scalars, rate),
+            Watch(),
             updates,
             state.projection,
             state.params,
@@ -190,6 +198,15 @@ class Programs:
         promised = basis.dot(grads, updates)
         ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
         return scaled, projection, ratio
+
+    def _factors(self, options, scalars, rate, projection):
+        """The scales (a, b) of a step whose refresh is done."""
+        known = optimizers.batch_stability_threshold(self._config.optimizer)
+        threshold = THRESHOLD if known is None else known
+        fixed = options.scales(projection)
+        given, _ = Guard(*fixed, threshold, TOL).scales(projection, rate)
+        pick = functools.partial(jnp.where, scalars.guarded)
+        return jax.tree.map(pick, given, fixed)
 
     def _full_average(self, scalars, task, state, projection, inner):
         """The switch rule's average for the full gradient, over measured steps."""

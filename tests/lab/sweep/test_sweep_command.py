@@ -70,13 +70,20 @@ def test_ablation_configs_are_valid(path, preset):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "muon"])
-def test_configs_of_pays_are_valid(monkeypatch, optimizer):
+@pytest.mark.parametrize("task", ["mnist", "cnn", "vit", "decoder"])
+def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
     monkeypatch.syspath_prepend(str(ROOT))
-    module = importlib.import_module("configs.pays.mnist")
-    cells = module.get_sweep(optimizer)
-    configs = sweep.configs_of(module.get_config(optimizer), cells)
-    assert tuning.check(module.tune, cells, configs).reference == "sgd"
-    with pytest.raises(ValueError, match="optimizer is 'adagrad'; it must be one of"):
+    module = importlib.import_module(f"configs.pays.{task}")
+    for preset, num_seeds in ((optimizer, 3), (f"{optimizer}-quick", 1)):
+        cells = module.get_sweep(preset)
+        configs = sweep.configs_of(module.get_config(preset), cells)
+        assert tuning.check(module.tune, cells, configs).reference == "sgd"
+        assert {cell["seed"] for cell in cells} == {*range(num_seeds)}
+        config = configs[0]
+        assert config.optimizer.decay_steps == config.num_steps
+        assert config.optimizer.warmup_steps in (0, config.switch.step)
+    assert config.num_steps == 60
+    with pytest.raises(ValueError, match="preset is 'adagrad'; it must be one of"):
         module.get_config("adagrad")
 
 

@@ -1,0 +1,181 @@
+"""The optimizer to begin with: any optax optimizer, faster in the bulk, and guarded."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bulk_sgd import checks, functions
+from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.streaming import streaming
+from bulk_sgd.transforms import scale_by_subspace as transform
+from bulk_sgd.transforms import scales
+from bulk_sgd.transforms.eager import Watch
+from bulk_sgd.transforms.guard import Guard
+from bulk_sgd.transforms.switch import Switch
+
+# Defaults, which the lab's arm has too.
+SCALES = 0.25, 2.0
+THRESHOLD, TOL = 2.0, 1.0
+
+
+class AcceleratedState(NamedTuple):
+    """State of `accelerated`; read fields with `optax.tree_utils.tree_get`.
+
+    Attributes:
+      inner_state: of the inner optimizer.
+      projection: the `ScaleBySubspaceState`.
+      sound: bool, whether the last solve that took products succeeded.
+      scaled: bool, whether the last step was scaled; if not, it was the inner one.
+    """
+
+    inner_state: Any
+    projection: transform.ScaleBySubspaceState
+    sound: jax.Array
+    scaled: jax.Array
+
+
+def accelerated(
+    inner: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    rank: int = 10,
+    dominant_scale: float = SCALES[0],
+    bulk_scale: float = SCALES[1],
+    threshold: float = THRESHOLD,
+    tol: float = TOL,
+    metric: Callable | None = None,
+    solver: Solver | None = None,
+    curvature: str | Callable = "hessian",
+    switch: int | Switch = 0,
+    mask: Any = None,
+    sharding: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer: shorter steps along sharp directions, longer ones elsewhere.
+
+    An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. Tune
+    the learning rate alone: by default P belongs to the ten leading eigenvectors of the
+    Hessian, which `streaming()` averages over mini-batches for one product in four
+    steps. `update` takes `value_fn`, the loss of the mini-batch, or `matvec`, its
+    Hessian's products.
+
+    The step is that of `inner`, bit for bit,
+
+    - before `switch`, and until the subspace has had two refreshes per vector;
+    - while a residual exceeds `tol` times the largest eigenvalue λ_1;
+    - from a solve that fails, as where products are not finite, to one that does not;
+    - while λ_1 is not positive;
+    - while η·λ_1, with the rate η, exceeds the `threshold` of stability. Steps with
+      a < 1 let λ_1 grow, and only the instability of a whole step lowers it again.
+
+    The bulk's eigenvalues are at most λ_k. So b is lowered, but not below 1, where
+    b·η·λ_k exceeds the threshold.
+
+    Args:
+      inner: the optimizer, with its learning rate.
+      learning_rate: the same rate η again, a number at least 0 or a schedule of the
+        step, for the threshold.
+      rank: number of leading eigenvectors k.
+      dominant_scale: the factor a.
+      bulk_scale: the factor b.
+      threshold: the largest η·λ_1 of a scaled step. For SGD it is 2. With momentum β,
+        mini-batches are unstable from 2 (1 − β) on (arXiv 2604.14108), and the full
+        batch from 2 (1 + β).
+      tol: the largest residual, relative to λ_1, of a subspace that is trusted.
+      metric: a function of the state of `inner` that returns its preconditioner, such
+        as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`: the subspace is then
+        that of the preconditioned Hessian. By default it is the Hessian's.
+      solver: finds the subspace at every step; by default
+        `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`.
+      curvature: as in `scale_by_subspace`, like the arguments below.
+      switch: the step from which a subspace is sought, or a `Switch`.
+      mask: selects parameters; the others take the steps of `inner`.
+      sharding: of the parameters over devices.
+      seed: of the solver's random directions.
+
+    Returns:
+      An optimizer with an `AcceleratedState`.
+
+    Raises:
+      ValueError: if an argument is out of its range, or as in `scale_by_subspace`.
+      TypeError: if neither `value_fn` nor `matvec` is given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, bulk_sgd
+      >>> rate = optax.cosine_decay_schedule(0.5, 300)
+      >>> tx = bulk_sgd.accelerated(optax.sgd(rate), rate, rank=1)
+      >>> loss = lambda x: x[0] ** 2 + 0.01 * x[1] ** 2
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params,
+      ...                                value_fn=loss)
+      ...     return optax.apply_updates(params, updates), state
+      >>> params = jnp.array([1.0, 1.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(300):
+      ...     params, state = step(params, state)
+      >>> print(state.scaled, params.round(2))  # SGD alone ends at (0, 0.22)
+      True [0.   0.05]
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        example = "such as optax.sgd(0.1)."
+        problem = f"is {inner!r}; it must be an optax optimizer, {example}"
+        raise checks.ArgumentError("inner", problem)
+    inner = optax.with_extra_args_support(inner)
+    if callable(learning_rate):
+        scales.check("learning_rate", learning_rate)
+    else:
+        checks.at_least("learning_rate", learning_rate, 0)
+    checks.at_least("threshold", threshold, 0, above=True)
+    checks.at_least("tol", tol, 0, above=True)
+    if metric is not None:
+        functions.check("metric", metric, "inner_state")
+    solver = streaming(factors=4, every=4, gain=0.2) if solver is None else solver
+    options = transform.checked(
+        rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
+        sharding=sharding, seed=seed,
+    )  # fmt: skip
+    checks.at_least("dominant_scale", dominant_scale)
+    checks.at_least("bulk_scale", bulk_scale)
+    guard = Guard(dominant_scale, bulk_scale, threshold, tol)
+    watch = Watch()
+
+    def init(params):
+        return AcceleratedState(
+            inner_state=inner.init(params),
+            projection=transform.init(options, params),
+            sound=jnp.ones((), bool),
+            scaled=jnp.zeros((), bool),
+        )
+
+    def update(updates, state, params=None, **arguments):
+        updates, inner_state = inner.update(
+            updates, state.inner_state, params, **arguments
+        )
+        if metric is not None:
+            found = functions.call("metric", metric, inner_state)
+            arguments["preconditioner"] = found
+        before = state.projection
+        rate = learning_rate
+        if callable(learning_rate):
+            rate = learning_rate(before.count)
+        flags = {}
+
+        def choose(after):
+            spent = after.total_matvecs > before.total_matvecs
+            failed = after.failed_refreshes > before.failed_refreshes
+            flags["sound"] = jnp.where(spent | failed, ~failed, state.sound)
+            factors, flags["scaled"] = guard.scales(after, rate, flags["sound"])
+            return factors
+
+        given = updates, before, params
+        updates, projection = transform.advance(
+            options, choose, watch, *given, **arguments
+        )
+        flags["scaled"] &= projection.switched
+        return updates, AcceleratedState(inner_state, projection, **flags)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,89 @@
+"""What the sweeps of `configs/pays` share.
+
+Each is a task with a grid of learning rates for every inner optimizer, three seeds, and
+`streaming()` in factors on the mini-batch, every four steps. The rate rises over the
+prefix, from whose end the arms fork, and then decays to 0 as a cosine.
+
+A preset is an inner optimizer, "sgd", "momentum", "adamw" or "muon". AdamW and Muon
+have a second setting, with the subspace in their own metric. "adamw-quick" takes a few
+steps of 100 examples, with one seed, to see that all of it runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from bulk_sgd.lab.sweep import grid
+from bulk_sgd.lab.sweep.tuning import Tuning
+
+_OPTIMIZERS = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9},
+    "adamw": {"name": "adamw"},
+    "muon": {"name": "muon", "momentum": 0.95},
+}
+ARMS = "sgd", "bulk_sgd", "scales(0.5, 2)", "scales(0.25, 2)", "accelerated"
+_METRICS = grid.values("subspace.preconditioned", (False, True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pays:
+    """The sweep of a task; `get_config` and `get_sweep` are those of its file."""
+
+    task: Callable  # returns a config; what it says of training does not count
+    num_steps: int
+    rates: dict[str, tuple]  # to begin with, for each inner optimizer
+    fork: int = 100
+    warmup: bool = True
+    arms: tuple = ARMS
+
+    @property
+    def tune(self):
+        """How the sweep is tuned."""
+        return Tuning("optimizer.learning_rate", reference="sgd")
+
+    def get_config(self, preset: str = "sgd"):
+        """The base config of an inner optimizer."""
+        optimizer, quick = _parse(preset)
+        config = self.task()
+        config.name = f"Does it pay around {optimizer}? {config.name}"
+        steps, fork = (60, 20) if quick else (self.num_steps, self.fork)
+        config.num_steps, config.switch.step = steps, fork
+        config.switch.alignment = 0.0
+        config.switch.gradient = "update"
+        config.eval_every = fork // 2
+        deep = config.model.name in ("vit", "decoder")
+        config.model.scan_layers = deep and optimizer != "muon"  # compiles faster
+        config.optimizer.update(_OPTIMIZERS[optimizer])
+        config.optimizer.schedule, config.optimizer.decay_steps = "cosine", steps
+        config.optimizer.warmup_steps = fork if self.warmup else 0
+        config.subspace.rank = 10
+        config.subspace.solver, config.subspace.data = "streaming", "batch"
+        config.subspace.refresh_every = 1
+        config.subspace.every, config.subspace.gain, config.subspace.factors = 4, 0.2, 4
+        config.arms = self.arms
+        config.loss.name, config.loss.reduction = "cross_entropy", "sum"
+        config.checkpoint.every = 0  # a cell takes a minute
+        config.progress = config.tensorboard = False
+        if quick:
+            config.data.num_train, config.data.num_test = 100, 50
+        return config
+
+    def get_sweep(self, preset: str = "sgd"):
+        """Rates and seeds, in the Euclidean metric and that of the optimizer."""
+        optimizer, quick = _parse(preset)
+        rates = self.rates[optimizer][: 2 if quick else None]
+        return grid.product(
+            _METRICS if optimizer in ("adamw", "muon") else [{}],
+            grid.values("optimizer.learning_rate", rates),
+            grid.values("seed", range(1 if quick else 3)),
+        )
+
+
+def _parse(preset):
+    optimizer = preset.removesuffix("-quick")
+    if optimizer not in _OPTIMIZERS:
+        names = ", ".join(_OPTIMIZERS)
+        raise ValueError(
+            f"preset is {preset!r}; it must be one of {names}, or that and '-quick'."
+        )
+    return optimizer, optimizer != preset
