@@ -1,14 +1,9 @@
 """Sweeps: cells equal single runs, and interrupted ones go on."""
 
-import contextlib
-import glob
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from paths import ROOT
@@ -132,41 +127,41 @@ def test_another_base_is_refused(swept, tmp_path):
     assert workdir._change(content, changed) is None
 
 
+DYING = """
+import os, pathlib, signal, sys
+sys.path.insert(0, "tests")
+import conftest
+from tiny_runs import CELLS, tiny
+from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.sweep import sweep
+
+left = int(sys.argv[2])
+def mortal(write):
+    def counted(*arguments):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(*arguments)
+    return counted
+metrics.MetricWriter.write = mortal(metrics.MetricWriter.write)
+pathlib.Path.replace = mortal(pathlib.Path.replace)
+sweep.run_sweep(tiny(), CELLS, sys.argv[1])
+"""
+
+
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
-    """SIGKILL at random moments; the same command goes on."""
-    script = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import conftest; from tiny_runs import CELLS, tiny\n"
-        "from bulk_sgd.lab.sweep import sweep\n"
-        f"sweep.run_sweep(tiny(), CELLS, {str(tmp_path)!r})"
-    )
-    moments, killed = random.Random(0), 0
+    """SIGKILL before a row, or before a file gets its name; the same command goes on.
 
-    def num_rows():
-        count = 0
-        # The module passes over folders that vanish meanwhile; pathlib raises.
-        for name in glob.glob(
-            "cells/**/metrics.jsonl", root_dir=tmp_path, recursive=True
-        ):
-            with contextlib.suppress(FileNotFoundError):  # moved to attempts just now
-                count += (tmp_path / name).read_text().count("\n")
-        return count
-
-    for attempt in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
-        )
-        wanted = num_rows() + moments.randint(1, 4)
-        while attempt < 5 and process.poll() is None and num_rows() < wanted:
-            time.sleep(0.01)
-        if attempt < 5:
-            time.sleep(moments.uniform(0, 0.1))
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed == 5
-    assert list(tmp_path.glob("cells/*/attempts/*"))  # in the middle of a cell
+    Each process dies at a write of that number: in a prefix, when a prefix is to be
+    shared, in the midst of an arm, and twice in later cells. The last one ends.
+    """
+    for moment, status in zip((6, 8, 13, 20, 25, 0), [-signal.SIGKILL] * 5 + [0]):
+        script = [sys.executable, "-c", DYING, tmp_path, str(moment)]
+        assert subprocess.run(script, cwd=ROOT).returncode == status
+    assert len(list(tmp_path.glob("cells/000/attempts/*"))) == 2  # twice without a fork
+    assert list(tmp_path.glob("prefixes/*.partial"))
     tables = [
         study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
     ]
