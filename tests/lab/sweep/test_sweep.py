@@ -127,29 +127,6 @@ def test_another_base_is_refused(swept, tmp_path):
     assert workdir._change(content, changed) is None
 
 
-DYING = """
-import os, pathlib, signal, sys
-sys.path.insert(0, "tests")
-import conftest
-from tiny_runs import CELLS, tiny
-from bulk_sgd.lab.files import metrics
-from bulk_sgd.lab.sweep import sweep
-
-left = int(sys.argv[2])
-def mortal(write):
-    def counted(*arguments):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return write(*arguments)
-    return counted
-metrics.MetricWriter.write = mortal(metrics.MetricWriter.write)
-pathlib.Path.replace = mortal(pathlib.Path.replace)
-sweep.run_sweep(tiny(), CELLS, sys.argv[1])
-"""
-
-
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
     """SIGKILL before a row, or before a file gets its name; the same command goes on.
@@ -157,9 +134,16 @@ def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
     Each process dies at a write of that number: in a prefix, when a prefix is to be
     shared, in the midst of an arm, and twice in later cells. The last one ends.
     """
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import conftest, interruptions; from tiny_runs import CELLS, tiny\n"
+        "from bulk_sgd.lab.sweep import sweep\n"
+        "interruptions.die_at(int(sys.argv[1]))\n"
+        f"sweep.run_sweep(tiny(), CELLS, {str(tmp_path)!r})"
+    )
     for moment, status in zip((6, 8, 13, 20, 25, 0), [-signal.SIGKILL] * 5 + [0]):
-        script = [sys.executable, "-c", DYING, tmp_path, str(moment)]
-        assert subprocess.run(script, cwd=ROOT).returncode == status
+        command = [sys.executable, "-c", script, str(moment)]
+        assert subprocess.run(command, cwd=ROOT).returncode == status
     assert len(list(tmp_path.glob("cells/000/attempts/*"))) == 2  # twice without a fork
     assert list(tmp_path.glob("prefixes/*.partial"))
     tables = [
