@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import collections
 import gc
 import os
 import sys
@@ -34,6 +35,15 @@ gc.freeze()
 gc.set_threshold(50_000, 50, 100)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.hookimpl(trylast=True)  # when those that are left out are gone
+def pytest_collection_modifyitems(items):
+    """Puts files that take long first, so that one worker is not left with the last."""
+    weights = collections.Counter()
+    for item in items:
+        weights[item.path] += 20 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(autouse=True, scope="module")
