@@ -10,4 +10,4 @@ source "$(dirname "$0")/environment.sh"
 
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist=loadfile "$@"
+python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,5 +1,8 @@
 """Runs of a few dispatches, and ways to stop them in their midst."""
 
+import itertools
+import os
+import pathlib
 import signal
 
 from tiny_runs import tiny
@@ -37,6 +40,25 @@ def kill_at(monkeypatch, arm, step):
         return write(self, row)
 
     monkeypatch.setattr(metrics.MetricWriter, "write", die)
+
+
+def die_at(moment):
+    """SIGKILL to this process at its write of that number: a row, or a file's name.
+
+    Kills from outside may all come too late on a fast machine.
+    """
+    count = itertools.count(1)
+
+    def mortal(write):
+        def counted(*arguments):
+            if next(count) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*arguments)
+
+        return counted
+
+    metrics.MetricWriter.write = mortal(metrics.MetricWriter.write)
+    pathlib.Path.replace = mortal(pathlib.Path.replace)
 
 
 def without_times(result):

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 from optax import contrib
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab.from_config import optimizers
 from bulk_sgd.lab.training.experiment import Experiment
 
 RATE, RANK, STEPS, SCALES, SEED = 0.05, 2, 12, (0.25, 1.5), 3
@@ -206,9 +205,9 @@ OPTIMIZERS = {
         lambda loss, params: {"obj_fn": loss},
     ),
 }
+# Updates of all, and gradients of which more is made than a product with a rate.
 CASES = [
-    (name, where)
-    for name in OPTIMIZERS
-    for where in optimizers.PROJECTIONS
-    if (name, where) != ("sam", "gradient")
+    *((name, "update") for name in OPTIMIZERS),
+    *((name, "gradient") for name in ("momentum", "adam", "muon", "sophia")),
+    ("momentum and decay", "gradient"),
 ]

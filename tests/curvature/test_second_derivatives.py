@@ -237,28 +237,28 @@ def test_auto_costs_a_product_no_second_trace():
     assert before == len(traces) == 2  # one of the loss, one of a product
 
 
+@functools.cache
+def eigenvalues_of_a_step(how, refresh_every):
+    # At twice the weights tanh saturates and the top of the spectrum is spread out.
+    made, params = problem(how, dtype=jnp.float32)
+    tx = bulk_sgd.project_bulk(2, refresh_every=refresh_every)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(made)(params)
+        return tx.update(grads, state, params, value_fn=made)
+
+    return step(params, tx.init(params))[1].subspace.eigenvalues
+
+
 @pytest.mark.parametrize("how", ["no jvp", "all on the host"])
 @pytest.mark.parametrize(  # 2: inside of lax.cond
     "refresh_every", [pytest.param(1, marks=pytest.mark.slow), 2]
 )
 def test_transforms_take_any_kernel_inside_jit(how, refresh_every):
-    # At twice the weights tanh saturates and the top of the spectrum is spread out.
-    _, params = problem("plain", dtype=jnp.float32)
-
-    def eigenvalues(how):
-        made, _ = problem(how, dtype=jnp.float32)
-        tx = bulk_sgd.project_bulk(2, refresh_every=refresh_every)
-
-        @jax.jit
-        def step(params, state):
-            grads = jax.grad(made)(params)
-            return tx.update(grads, state, params, value_fn=made)
-
-        return step(params, tx.init(params))[1].subspace.eigenvalues
-
-    expected = eigenvalues("plain")
+    expected = eigenvalues_of_a_step("plain", 2)
     with pytest.warns(UserWarning, match="bulk_sgd.hessian differentiates by"):
-        found = eigenvalues(how)
+        found = eigenvalues_of_a_step(how, refresh_every)
     # Lanczos stops at residuals of 1e-3, which eigenvalues have to the square; the
     # rest is the error of differences, in float32 some 1e-3 of the largest.
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 * expected[0])

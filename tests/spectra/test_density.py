@@ -115,13 +115,18 @@ def test_methods_on_measures_by_hand():
         dimension=8,
         num_matvecs=jnp.int32(4),
     )
-    np.testing.assert_allclose(found.trace, (8 * 1.375, 8 * 0.875))
-    np.testing.assert_allclose(found.distribution([-1.0, 0.0, 1.0, 3.0]).value,
-                               [0, 0.375, 0.625, 1])  # fmt: skip
-    np.testing.assert_allclose(found.quantile([0.0, 0.375, 0.376, 1.0]).value,
-                               [0, 0, 1, 3])  # fmt: skip
-    grid = jnp.linspace(-2, 5, 2001)
-    density = found.density(grid, 0.3).value
+    grid = np.linspace(-2, 5, 2001)
+
+    @jax.jit
+    def methods():
+        distribution = found.distribution([-1.0, 0.0, 1.0, 3.0])
+        quantile = found.quantile([0.0, 0.375, 0.376, 1.0])
+        return found.trace, distribution.value, quantile.value, found.density(grid, 0.3)
+
+    trace, distribution, quantile, (density, _) = methods()
+    np.testing.assert_allclose(trace, (8 * 1.375, 8 * 0.875))
+    np.testing.assert_allclose(distribution, [0, 0.375, 0.625, 1])
+    np.testing.assert_allclose(quantile, [0, 0, 1, 3])
     assert np.trapezoid(density, grid) == pytest.approx(1, rel=1e-4)
     assert np.trapezoid(grid * density, grid) == pytest.approx(1.375, rel=1e-4)
     assert found.width == pytest.approx(0.03)

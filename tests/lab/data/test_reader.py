@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from data_sets import prepared_fixture  # noqa: F401
 from four_devices import python
+from paths import ROOT
 from tiny_runs import on_subset, rows_of, strip_times, tiny
 
 from bulk_sgd.curvature import second_derivatives
@@ -64,9 +65,10 @@ def test_only_two_dispatches_are_in_memory():
     with Reader(source, np.arange(SIZE), indices, STEPS) as reader:
         for call in range(1, 6):
             reader.read((call - 1) * STEPS)
+            least = (call + 1) * STEPS * BATCH
+            wait_until(lambda least=least: source.read >= least)
             time.sleep(0.3)  # time to read as far ahead as it ever does
-            ahead = source.read - call * STEPS * BATCH
-            assert STEPS * BATCH <= ahead <= (STEPS + 4) * BATCH
+            assert source.read <= least + 4 * BATCH
 
 
 def test_the_last_batches_are_at_hand():
@@ -80,11 +82,11 @@ def test_the_last_batches_are_at_hand():
         assert source.read <= (3 * STEPS + 4) * BATCH
 
 
-def wait_for_the_end(threads):
+def wait_until(condition):
     deadline = time.monotonic() + 20
-    while threads() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not threads()
 
 
 def test_threads_end_with_the_reader():
@@ -94,7 +96,7 @@ def test_threads_end_with_the_reader():
         reader.read(0)
         assert started()
         reader.read(300)  # ends those of the first reader too
-    wait_for_the_end(started)
+    wait_until(lambda: not started())
 
 
 def test_a_run_leaves_no_threads_and_reads_what_it_measures_once(tmp_path, monkeypatch):
@@ -208,25 +210,19 @@ def test_a_subset_of_data_that_are_read_misses_as_much_as_in_memory(monkeypatch)
 
 @pytest.mark.slow
 def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
-    config = on_subset(
-        data__streaming=True, checkpoint__every=5, num_steps=200, switch__step=100
-    )
-    program = (
-        "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from tiny_runs import on_subset\n"
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import conftest, interruptions, tiny_runs\n"
         "from bulk_sgd.lab.training import train\n"
-        "train.train_and_evaluate(on_subset(data__streaming=True, checkpoint__every=5,"
-        " num_steps=200, switch__step=100), sys.argv[1])"
+        "interruptions.die_at(12)\n"
+        "config = tiny_runs.on_subset(data__streaming=True, checkpoint__every=5)\n"
+        "train.train_and_evaluate(config, sys.argv[1])"
     )
+    config = on_subset(data__streaming=True, checkpoint__every=5)
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", program, str(killed)])
-    while process.poll() is None:
-        rows = rows_of(killed) if (killed / "metrics.jsonl").exists() else []
-        if len(rows) > 8:
-            process.send_signal(signal.SIGKILL)
-        time.sleep(0.02)
-    assert process.wait() == -signal.SIGKILL
-    assert len(rows_of(killed)) < 60  # it was not done
+    process = subprocess.run([sys.executable, "-c", script, str(killed)], cwd=ROOT)
+    assert process.returncode == -signal.SIGKILL
+    assert [row["step"] for row in rows_of(killed, "sgd")] == [8, 13]
     train.train_and_evaluate(config, killed)
     train.train_and_evaluate(config, tmp_path / "whole")
     assert strip_times(rows_of(killed)) == strip_times(rows_of(tmp_path / "whole"))

@@ -1,15 +1,10 @@
 """Sweeps: cells equal single runs, and interrupted ones go on."""
 
-import contextlib
-import glob
 import json
-import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from paths import ROOT
@@ -196,39 +191,23 @@ def test_sweep_without_forks_is_left_as_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
-    """SIGKILL at random moments; the same command goes on."""
+    """SIGKILL before a row, or before a file gets its name; the same command goes on.
+
+    Each process dies at a write of that number: in a prefix, when a prefix is to be
+    shared, in the midst of an arm, and twice in later cells. The last one ends.
+    """
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "import conftest; from tiny_runs import CELLS, tiny\n"
+        "import conftest, interruptions; from tiny_runs import CELLS, tiny\n"
         "from bulk_sgd.lab.sweep import sweep\n"
+        "interruptions.die_at(int(sys.argv[1]))\n"
         f"sweep.run_sweep(tiny(), CELLS, {str(tmp_path)!r})"
     )
-    moments, killed = random.Random(0), 0
-
-    def num_rows():
-        count = 0
-        # The module passes over folders that vanish meanwhile; pathlib raises.
-        for name in glob.glob(
-            "cells/**/metrics.jsonl", root_dir=tmp_path, recursive=True
-        ):
-            with contextlib.suppress(FileNotFoundError):  # moved to attempts just now
-                count += (tmp_path / name).read_text().count("\n")
-        return count
-
-    for attempt in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, start_new_session=True
-        )
-        wanted = num_rows() + moments.randint(1, 4)
-        while attempt < 5 and process.poll() is None and num_rows() < wanted:
-            time.sleep(0.01)
-        if attempt < 5:
-            time.sleep(moments.uniform(0, 0.1))
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed == 5
-    assert list(tmp_path.glob("cells/*/attempts/*"))  # in the middle of a cell
+    for moment, status in zip((6, 8, 13, 20, 25, 0), [-signal.SIGKILL] * 5 + [0]):
+        command = [sys.executable, "-c", script, str(moment)]
+        assert subprocess.run(command, cwd=ROOT).returncode == status
+    assert len(list(tmp_path.glob("cells/000/attempts/*"))) == 2  # twice without a fork
+    assert list(tmp_path.glob("prefixes/*.partial"))
     tables = [
         study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
     ]

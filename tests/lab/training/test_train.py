@@ -212,6 +212,7 @@ def test_programs_compile_once_for_all_arms(tmp_path, caplog, shared_programs):
     assert compilations(caplog, "_train") == 2
 
 
+@pytest.mark.slow
 def test_stable_rates_are_between_those_that_a_loop_by_hand_can_bear(tmp_path):
     config = tiny(arms=("sgd",), stability__rounds=2, stability__num_steps=5)
     config.checkpoint.every = 0
@@ -254,6 +255,7 @@ def test_seeds_draw_other_subsets():
     assert not np.array_equal(*(subset.inputs for subset in subsets))
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
     workdir, _ = finished
     train.train_and_evaluate(with_momentum(microbatch_size=25), tmp_path)
