@@ -63,9 +63,10 @@ def streaming(
     the vectors in order and close to the eigenvectors.
 
     The vectors belong to the largest algebraic eigenvalues, as with `lanczos`, unless
-    an eigenvalue lies below −10 λ_k (for gains from 0.1 on): its vector can then return
-    again and again. In the first sweeps ρ is near 1, and directions of negative
-    curvature can enter; they leave as ρ falls.
+    an eigenvalue lies below −10 λ_k (for gains up to 0.1; −8 λ_k for a gain of 0.2, and
+    nearer for larger ones): its vector can then return again and again. In the first
+    sweeps ρ is near 1, and directions of negative curvature can enter; they leave as ρ
+    falls.
 
     Attributes of the result: `eigenvalues` are running averages of v_iᵀ H_b v_i.
     `residuals` are standard errors of the averaged products,

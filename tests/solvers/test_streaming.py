@@ -36,12 +36,13 @@ def test_converges_to_the_top_space_of_a_constant_matrix(columns):
     assert np.all(path.converged)
 
 
-@pytest.mark.parametrize("columns", [0, 1, 2])
-def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns):
+@pytest.mark.parametrize(("columns", "gain"), [(0, 0.1), (1, 0.1), (2, 0.1), (1, 0.2)])
+def test_follows_the_largest_eigenvalues_and_not_the_most_negative(columns, gain):
+    # −40 is −8 λ_k.
     values = [10, 8, 6, 5, *np.linspace(2, -1, SIZE - 6), -20, -40]
     matrix = helpers.symmetric(values)
     sweeps = 150 * RANK // (columns or RANK)
-    found, _, _ = run(sweeps, [matrix], columns=columns)
+    found, _, _ = run(sweeps, [matrix], columns=columns, gain=gain)
     assert projector_error(found, matrix=matrix) < 1e-3
     np.testing.assert_allclose(found.eigenvalues, values[:RANK], rtol=1e-4)
 

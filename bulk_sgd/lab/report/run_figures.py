@@ -165,10 +165,10 @@ def mark_fork(axes: Axes, run: RunResults, text: str | None = None) -> None:
     if step is None:
         return
     axes.axvline(step, color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)))
-    text = style.plain(f"fork at {run.fork_text}" if text is None else text)
+    if text is None:  # the reason in a line of its own
+        text = style.plain(f"fork at {run.fork_text}".replace(" (", "\n("))
     low, high = axes.get_xlim()
-    # Before the fork if there is room: losses fall after it.
-    side = "right" if (step - low) / (high - low) > 0.4 else "left"
+    side = "right" if step - low >= high - step else "left"  # where there is more room
     position = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     across = -4 if side == "right" else 4

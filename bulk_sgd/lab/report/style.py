@@ -185,7 +185,7 @@ class _OneTwoFive(LogLocator):
 def percent_axis(axes: Axes) -> None:
     """A y axis that ends a little above 100, where its last tick is."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 100 + 0.03 * (100 - low)))
+    axes.set_ylim(low, min(high, 100 + 0.01 * (100 - low)))
     axes.yaxis.set_major_locator(_UpTo100())
 
 
