@@ -301,9 +301,8 @@ def test_float_targets_are_for_a_loss_of_ones_own(monkeypatch, tmp_path):
             Experiment(config)
         config.loss.name = "own_things:distance"
         assert Experiment(config).dataset.train_targets.dtype == np.float32
-        config.loss.name = "optax:l2_loss"  # one per output, not one per example
-        wanted = r"l2_loss', which returns losses of shape \(1, 1\) .* one loss per ex"
-        with pytest.raises(ValueError, match=wanted):
+        config.loss.name = "optax:l2_loss"  # not one per example
+        with pytest.raises(ValueError, match="optax:l2_loss"):
             Experiment(config)
 
 
