@@ -54,7 +54,7 @@ def train_loss(objective, params):
 
 def in_subspace(params, subspace, objective):
     gradient = jax.grad(objective)(params)
-    return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(2)}
+    return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(3)}
 
 
 def moved(params, start, step, order=2):

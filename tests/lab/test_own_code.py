@@ -108,7 +108,7 @@ def test_own_things_are_entries_like_those_of_the_registries(tmp_path, monkeypat
         chi, known = row.pop("own/in_subspace/chi"), row["alignment_gradient"]
         assert chi == (known and pytest.approx(known, abs=1e-6))
         # Without a subspace, which it takes, a function is measured no more than they.
-        assert row.pop("own/in_subspace/sizes") == (known and [1, 1])
+        assert row.pop("own/in_subspace/sizes") == (known and [1, 1, 1])
         assert row.pop("own/moved/step") == row["step"]
         assert (row.pop("own/moved/length") > 0) == (row["step"] > 0)
     assert rows == numbers(tmp_path / "named")
