@@ -112,6 +112,10 @@ def with_dropout(num_classes, rngs):
     )
 
 
+def without_any():
+    return lambda key: {}, lambda params, inputs: inputs
+
+
 def with_averages(num_classes):
     return nn.Sequential([nn.BatchNorm(True), nn.Dense(num_classes)])
 

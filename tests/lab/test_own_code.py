@@ -143,6 +143,7 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
             "needs more; a run gives it input_shape, nu",
         ),
         ("model.name", "own_things:with_dropout", "network holds Rng.*; it must do wi"),
+        ("model.name", "own_things:without_any", "the network has no parameters"),
         ("model.name", "own_things:with_averages", "network holds batch_stats beside"),
         ("model.options", {"depth": 3}, r"config.model.options has depth, which own_t"),
         ("model.options", {"width": np.ones(2)}, "holds what its record cannot"),
@@ -211,7 +212,7 @@ def test_traceback_has_frames_of_other_files_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "derived.py").write_text("from based import both as net")
     (tmp_path / "based.py").write_text(
-        "def both():\n    return lambda key: {}, apply\n"
+        "def both():\n    return lambda key: 1.0, apply\n"
         "def apply(params, x):\n    return x @ x.absent\n"
     )
     with pytest.raises(plugins.PluginError, match=r"(?s)based\.py.*x @ x\.absent"):
