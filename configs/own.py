@@ -27,7 +27,7 @@ def hinge(outputs, labels, power=2):  # one loss per example
     return optax.losses.multiclass_hinge_loss(outputs, labels) ** power
 
 
-def weight_norm(params):  # `subspace` and `objective` are there for the asking, too
+def weight_norm(params):  # `start`, `step`, `subspace`, `objective` are there too
     return optax.tree.norm(params)
 
 

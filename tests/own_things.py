@@ -54,7 +54,7 @@ def train_loss(objective, params):
 
 def in_subspace(params, subspace, objective):
     gradient = jax.grad(objective)(params)
-    return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(2)}
+    return {"chi": subspace.alignment(gradient), "sizes": jnp.ones(3)}
 
 
 def moved(params, start, step, order=2):
@@ -110,6 +110,10 @@ def with_dropout(num_classes, rngs):
     return nnx.Sequential(
         nnx.Linear(3, num_classes, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
     )
+
+
+def without_any():
+    return lambda key: {}, lambda params, inputs: inputs
 
 
 def with_averages(num_classes):

@@ -43,7 +43,7 @@ def _check_outputs(config, dataset, outputs, targets, whole):
         kind = type(outputs).__name__
         raise ValueError(f"{name} returns a {kind}; it must return one array.")
     labels, count = _labels(dataset), dataset.num_classes
-    largest = max(count - 1, *(part.max() for part in labels))
+    largest = max([count - 1, *(int(part.max()) for part in labels)])
     axes = len(targets.shape) + 1 if whole else max(1, outputs.ndim)
     if outputs.ndim != axes or outputs.shape[0] != 1:
         needed = f"{(*targets.shape, count)}, one per example"

@@ -49,6 +49,24 @@ def test_parameters_are_those_of_the_last_row(result, arm):
     assert loss == pytest.approx(last, rel=1e-6)  # float32, in another program
 
 
+def test_start_of_a_run_is_that_of_its_seed(tmp_path):
+    config = tiny(seed=1, num_steps=10, measures__own=("own_things:moved",))
+    config.measures.options.order = 1
+    start = Experiment(config).params
+    result = run(config, tmp_path)
+    for arm in config.arms:
+        ends = result.parameters(arm)
+        moved = sum(
+            np.abs(ends[layer][name] - np.asarray(x)).sum()
+            for layer, part in start.items()
+            for name, x in part.items()
+        )
+        assert result.series(arm, "own/moved/length")[-1] == pytest.approx(moved)
+    config.measures.options.ordr = 1
+    with pytest.raises(ValueError, match=r"options has ordr, which no function in"):
+        Experiment(config)
+
+
 def test_figures_are_axes_to_restyle(result, tmp_path):
     for figure in ("loss", "alignment", "eigenvalues", "cost"):
         assert all(isinstance(x, matplotlib.axes.Axes) for x in result.axes(figure))

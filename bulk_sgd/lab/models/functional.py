@@ -26,7 +26,8 @@ def functional(network, seed: int, example) -> tuple[Callable, dict]:
 
     Raises:
       TypeError: the network is of no such kind.
-      ValueError: it holds other arrays than parameters, such as averages over batches.
+      ValueError: it holds other arrays than parameters, such as averages over batches,
+        or has no parameters.
     """
     equinox = sys.modules.get("equinox")
     others = {}
@@ -67,6 +68,8 @@ def _by_name(params) -> tuple[dict, Callable]:
     Checkpoints keep no other trees: they turn the numbers of a list into strings.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    if not leaves:
+        raise ValueError("the network has no parameters.")
     named, places = {}, []
     for path, leaf in leaves:
         parts = [jax.tree_util.keystr((part,), simple=True) for part in path]

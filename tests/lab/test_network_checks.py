@@ -1,0 +1,78 @@
+"""Networks, labels and losses of a config that do not go together."""
+
+import numpy as np
+import own_things
+import pytest
+from tiny_runs import tiny
+
+from bulk_sgd.lab.training import train
+from bulk_sgd.lab.training.experiment import Experiment
+
+INPUTS = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+
+
+def test_float_targets_are_for_a_loss_of_ones_own(monkeypatch, tmp_path):
+    arrays = {f"x_{part}": INPUTS for part in ("train", "test")}
+    arrays |= {f"y_{part}": INPUTS[:, 0] for part in ("train", "test")}
+    monkeypatch.setattr(own_things, "images", lambda: arrays)
+    np.savez(tmp_path / "same.npz", **arrays)
+    for name in ("own_things:images", str(tmp_path / "same.npz")):
+        config = on_five(data__name=name)
+        with pytest.raises(ValueError, match="which takes integer labels; those of"):
+            Experiment(config)
+        config.loss.name = "own_things:distance"
+        assert Experiment(config).dataset.train_targets.dtype == np.float32
+        config.loss.name = "optax:l2_loss"  # not one per example
+        with pytest.raises(ValueError, match="optax:l2_loss"):
+            Experiment(config)
+
+
+def on_five(**changes):
+    """A tiny run on five examples of data of one's own."""
+    fields = {"data__name": "own_things:images", "data__normalization": "none"}
+    config = tiny(**fields | changes)
+    config.data.num_train = config.data.num_test = 0
+    config.batch_size = 5
+    return config
+
+
+def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
+    arrays = {f"x_{part}": INPUTS for part in ("train", "test")}
+    return arrays | {"y_train": np.array(labels), "y_test": np.array(tested)}
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "sentence"),
+    [
+        ("two", "squared_error", r"which has 2 outputs, but the labels of .* to 2\."),
+        ("two", "mse", r"which has 2 outputs, but the labels of .* go up to 2\."),
+        ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
+        ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
+        ("couple", "mse", "which returns a tuple; it must return one array"),
+        ("equinox", "distance", r"returns losses of shape \(1, 3\) for outputs of sha"),
+        ("single", "distance", None),  # a score of its own, and no class
+        ("equinox", "mse", None),
+    ],
+)
+def test_outputs_fit_the_labels(monkeypatch, model, loss, sentence):
+    monkeypatch.setattr(own_things, "images", lambda: arrays_of([0, 1, 2, 0, 1]))
+    own = loss if loss == "mse" else f"own_things:{loss}"
+    config = on_five(model__name=f"own_things:{model}", loss__name=own)
+    if sentence is None:
+        assert Experiment(config).doubts == []
+        return
+    with pytest.raises(ValueError, match=rf"^config\..*{sentence}"):
+        Experiment(config)
+
+
+def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_path):
+    arrays = arrays_of([0, 1, 0, 1, 40], tested=[0, 1, 2, 2, 2])
+    monkeypatch.setattr(own_things, "images", lambda: arrays)
+    config = on_five(num_steps=8)
+    assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "config.data.name is 'own_things:images': no training example has 2, 3, 4, … "
+        "(38) of the 41 labels from 0 to 40; test examples have 2.",
+        "config.num_steps is 8, as config.switch.step: the run ends at its fork, and "
+        "no arm takes a step.",
+    ]
