@@ -2,6 +2,7 @@
 
 import collections
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from bulk_sgd.lab.files.progress import Progress
 from bulk_sgd.lab.sweep import grid, sweep
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.training import memory_forecast
+from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.loop import Trainer
+from bulk_sgd.lab.training.run import keeps_ends
 from bulk_sgd.solvers.streaming import EAGER
 
 # Measured steps, or as many as lie between two refreshes. They hold so few refreshes,
@@ -125,6 +128,8 @@ def _cost(cells, like, known) -> tuple[Cost, Experiment]:
         seconds += steps[every] * each
         matvecs += refreshes[every] * solve
     seconds += _measuring(experiment, state, rows)
+    states = sum(_num_states(*cell, keeps_ends(experiment)) for cell in cells)
+    seconds += states * _writing(state) if states else 0.0
     arrays = memory_forecast.of_arrays(experiment)
     forecast = memory_forecast.of_program(arrays, trainer.executables[True]) or arrays
     cost = Cost(len(configs), steps.total(), matvecs, seconds, forecast.total)
@@ -141,18 +146,32 @@ def _stretches(config, ends, known):
         rows = _rows(config, switch.step, bool(every), ends=0)
         yield _parts(config.subspace, 0, switch.step, every), rows
     every = config.subspace.refresh_every
-    for arm in config.arms:
-        end = (ends or {}).get(record.compact(arm))
-        begin = switch.step if end is None else end
+    for begin, is_new in _arms(config, ends):
         length = config.num_steps - begin
-        if length <= 0:
-            continue
         rows = _rows(config, length, True, ends=1)
         yield _parts(config.subspace, seen + begin - switch.step, length, every), rows
-        trials = stability.rounds + 2 if stability.rounds and end is None else 0
+        trials = stability.rounds + 2 if stability.rounds and is_new else 0
         for _ in range(trials):  # with both ends of the interval
             parts = _parts(config.subspace, seen, stability.num_steps, every)
             yield parts, {"evaluate": 1}
+
+
+def _arms(config, ends) -> list[tuple[int, bool]]:
+    """The step from which each arm has something to run, and whether it is new."""
+    known = [(ends or {}).get(record.compact(arm)) for arm in config.arms]
+    found = [(config.switch.step if x is None else x, x is None) for x in known]
+    return [(begin, is_new) for begin, is_new in found if begin < config.num_steps]
+
+
+def _num_states(config, ends, keeps_ends) -> int:
+    """How many states a cell writes: on its way, at its fork and before its ends."""
+    every, arms = config.checkpoint.every, _arms(config, ends)
+    if not every:
+        return 0
+    steps = [config.num_steps - begin for begin, _ in arms]
+    steps += [config.switch.step] if ends is None else []
+    on_the_way = sum(length // every for length in steps)
+    return on_the_way + (ends is None) + len(arms) * keeps_ends
 
 
 def _parts(space, seen, length, every):
@@ -224,6 +243,19 @@ def _measuring(experiment, state, counts) -> float:
             first, again = _timed(call)[0], _timed(call)[0]
             total += first + (count - 1) * again
     return total
+
+
+def _writing(state) -> float:
+    """Seconds to write a state, among the temporary files."""
+
+    def write():
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(folder)
+            checkpoints.save_fork(state)
+            checkpoints.close()
+
+    write()  # what a process does once
+    return _timed(write)[0]
 
 
 def _timed(fn, *arguments):

@@ -52,8 +52,7 @@ class Run(contextlib.AbstractContextManager):
         self.workdir = workdir
         config, identity = experiment.config, experiment.identity
         self._every = config.checkpoint.every
-        size = len(experiment.arms) * memory_forecast.num_bytes(experiment.state)
-        self._keeps_ends = bool(self._every) and size <= 1e9 * config.checkpoint.ends
+        self._keeps_ends = keeps_ends(experiment)
         self._checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
         self.resumed = self._resume()
         self.rows = {}
@@ -202,6 +201,13 @@ class Run(contextlib.AbstractContextManager):
             where = "; ".join(places) or f"the fork, step {int(fork.step)}"
             print(f"{self.workdir}: going on from {where}.", file=sys.stderr)
         return Resumed(fork, states, taken)
+
+
+def keeps_ends(experiment: Experiment) -> bool:
+    """Whether a run keeps a state of each arm, from which it can grow."""
+    fields = experiment.config.checkpoint
+    size = len(experiment.arms) * memory_forecast.num_bytes(experiment.state)
+    return bool(fields.every) and size <= 1e9 * fields.ends
 
 
 # What a record says of the run that goes on, and not of the one before.

@@ -55,6 +55,17 @@ def test_rows_and_refreshes_that_a_cell_asks_for():
     assert len([*estimate._stretches(config, None, known)]) == 6  # the prefix is there
 
 
+def test_states_that_a_cell_writes():
+    config = tiny(checkpoint__every=5, arms=("sgd", "dom_sgd"), num_steps=20)
+    states = lambda *arguments: estimate._num_states(config, *arguments)
+    # In 8 steps 1 and in each 12 steps 2, at the fork, and before both ends.
+    assert states(None, True) == 1 + 2 * 2 + 1 + 2
+    assert states(None, False) == 6
+    assert states({"sgd": 15}, True) == 1 + 2 + 2  # an arm grows, and one is new
+    config.checkpoint.every = 0
+    assert states(None, False) == 0
+
+
 def test_streaming_is_eager_first():
     space = tiny(subspace__solver="streaming", subspace__every=4).subspace
     assert estimate._parts(space, 0, 35, 1) == [(1, 30, 30), (4, 5, 2)]
