@@ -1,6 +1,7 @@
 """The time of one training step inside a compiled loop, optimizer by optimizer."""
 
 import dataclasses
+import functools
 import statistics
 
 import jax
@@ -111,11 +112,13 @@ class _Loop:
             return jax.lax.scan(step, carry, indices)[0]
 
         self.run = jax.jit(run, donate_argnums=0)
+        # All on one device before the first call: the second would compile anew.
+        here = functools.partial(jax.device_put, device=jax.devices()[0])
         params = jax.tree.map(jnp.copy, params)
-        self.carry = params, optimizer.init(params)
+        self.carry = here((params, optimizer.init(params)))
         count = objective.num_examples
         indices = batch_indices(0, 0, steps, count, batch_size)
-        self.data = objective, jnp.asarray(indices)
+        self.data = here((objective, jnp.asarray(indices)))
 
     def __call__(self):
         self.carry = self.run(self.carry, *self.data)

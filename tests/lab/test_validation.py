@@ -63,6 +63,7 @@ def test_blocks_have_no_factors(solver):
     fields = config.default()
     fields.subspace.update(solver=solver, factors=2)
     config.validate(fields)
+    assert solvers.num_rows(fields.subspace, 10**6) == 1  # a product
     fields.subspace.blocks = "layer"
     with pytest.raises(ValueError, match=r"factors is 2; with .*blocks it must be 0"):
         config.validate(fields)
