@@ -40,7 +40,8 @@ def history(tx, steps=12, broken=(), dtype=None):
         updates, state = tx.update(grads, state, params, matvec=matvec)
         return state, (updates, state)
 
-    tx = optax.with_extra_args_support(tx)
+    if isinstance(tx, optax.GradientTransformation):
+        tx = optax.with_extra_args_support(tx)
     run = lambda: jax.lax.scan(step, tx.init(params), jnp.arange(steps))[1]
     return jax.jit(run)()
 
@@ -73,16 +74,16 @@ def test_a_settled_step_scales_the_update_of_the_optimizer_by_the_projector(x64)
 @pytest.mark.parametrize("switch", [0, 4, bulk_sgd.Switch(step=4)])
 def test_steps_before_are_those_of_the_optimizer_bit_for_bit(switch):
     first = SETTLED + (4 if switch else 0)
-    plain, _ = history(momentum(0.01))
-    found, _ = history(make(momentum(0.01), 0.01, switch=switch))
+    plain, _ = history(optax.sgd(0.01))
+    found, _ = history(make(optax.sgd(0.01), 0.01, switch=switch))
     assert_same(at(found, slice(first)), at(plain, slice(first)))
     assert not np.array_equal(flat(at(found, first)), flat(at(plain, first)))
 
 
 def test_products_that_are_not_finite_leave_the_optimizer_until_they_are():
     broken = range(8, 11)
-    plain, _ = history(momentum(0.01), 14)
-    found, states = history(make(momentum(0.01), 0.01), 14, broken)
+    plain, _ = history(optax.sgd(0.01), 14)
+    found, states = history(make(optax.sgd(0.01), 0.01), 14, broken)
     scaled = [t for t in range(SETTLED, 14) if t not in broken]
     assert np.flatnonzero(states.scaled).tolist() == scaled
     assert_same(at(found, slice(8, 11)), at(plain, slice(8, 11)))
@@ -130,7 +131,7 @@ def test_a_negative_spectrum_is_not_scaled(monkeypatch):
 
 
 def test_steps_are_whole_beyond_the_threshold_and_the_bulk_is_bounded(x64):
-    rates = jnp.linspace(0.05, 0.25, 13)
+    rates = jnp.geomspace(0.02, 0.25, 13)
     schedule = lambda step: rates[step]
     plain, _ = history(optax.sgd(schedule), 13)
     found, states = history(make(optax.sgd(schedule), schedule, threshold=2.0), 13)
@@ -188,15 +189,15 @@ def test_wrappers_of_optax_change_nothing():
     rate = optax.cosine_decay_schedule(0.05, 12)
     whole, _ = history(make(momentum(rate), rate))
     chained = optax.chain(optax.identity(), make(momentum(rate), rate))
-    assert_same(history(chained)[0], whole)
+    np.testing.assert_allclose(flat(history(chained)[0]), flat(whole), **CLOSE)
     hyper = optax.inject_hyperparams(
         lambda learning_rate: make(momentum(learning_rate), learning_rate)
     )
     constant, _ = history(make(momentum(0.05), 0.05))
     injected = history(hyper(learning_rate=0.05))[0]
     np.testing.assert_allclose(flat(injected), flat(constant), **CLOSE)
-    every = optax.MultiSteps(make(momentum(rate), rate), 1).gradient_transformation()
-    assert_same(history(every)[0], whole)
+    every, _ = history(optax.MultiSteps(make(momentum(rate), rate), 1))
+    np.testing.assert_allclose(flat(every), flat(whole), **CLOSE)
 
 
 def test_a_state_that_was_saved_goes_on_bit_for_bit():
@@ -221,6 +222,7 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit():
         assert_same((found, again), (updates, states[-1]))
 
 
+@pytest.mark.slow
 def test_defaults_settle_on_a_small_network():
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.normal(size=(20, 20)), jnp.float32)}
