@@ -121,6 +121,7 @@ def measures(scale):
     return [*plain, *found[-6:]], jax.tree.map(lambda x: x / scale, scaled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_measures_are_the_same_in_all_units(scale):
     for got, right in zip(measures(scale), measures(1.0)):
@@ -202,6 +203,7 @@ def quadratic(params):
     )
 
 
+@pytest.mark.slow
 def test_leaves_without_entries_are_no_block():
     matvec = bulk_sgd.hessian(quadratic, EMPTY)
     found = bulk_sgd.block_eigenpairs(matvec, EMPTY, rank=2)
@@ -213,6 +215,7 @@ def test_leaves_without_entries_are_no_block():
     np.testing.assert_allclose(state.subspace.eigenvalues, 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_measures_broadcast_no_ranks_and_take_empty_leaves(strict_ranks):
     matvec = bulk_sgd.hessian(quadratic, EMPTY)
     pairs = bulk_sgd.top_eigenpairs(matvec, EMPTY, rank=2)
