@@ -160,7 +160,13 @@ def test_budget_bounds_the_matvecs(budget):
     )
 
 
-@pytest.mark.parametrize(("rank", "bound"), [(1, 60), (10, 150), (30, 350)])
+@pytest.mark.parametrize(
+    ("rank", "bound"),
+    [
+        (10, 150),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 60), (30, 350))),
+    ],
+)
 def test_default_budget_grows_with_the_rank(rank, bound):
     matrix = np.diag(np.linspace(1, 2, 500))
     pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0, 500), rank, tol=0)

@@ -131,6 +131,7 @@ def test_measures_are_the_same_in_all_units(scale):
         np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_subsampling_is_the_same_in_all_units():
     inputs = jnp.asarray(RNG.standard_normal((20, 6)), jnp.float32)
 
@@ -170,6 +171,7 @@ def test_a_trace_has_a_derivative(quartic, sketch):
     np.testing.assert_allclose(slope, [24] * 3 + [0] * 9, rtol=tol, atol=tol)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_trace_are_unbiased(x64):
     frame = jnp.asarray(np.linalg.qr(RNG.standard_normal((12, 12)))[0])
     loss = lambda w: jnp.sum(jnp.arange(12) * (frame @ w) ** 4)
