@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIST = pathlib.Path(__file__).with_suffix(".toml")
-PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-m", "", "-p", "no:cacheprovider"]
 LIMIT = 900  # seconds for the tests of one break
 CAUGHT, SURVIVED, STALE = "caught", "survived", "stale"
 PASSED, FAILED = 0, 1  # pytest's exit statuses; with any other no test ran

@@ -43,7 +43,14 @@ def test_leading_eigenpairs_of_prescribed_spectra(spectrum, which):
             assert_leading_pairs(matrix, solve(matrix, seed, which=which), which)
 
 
-@pytest.mark.parametrize(("spectrum", "which"), CASES)
+def slow_but_largest(*case):
+    """Each end of the spectrum is a program of its own, which takes long."""
+    return pytest.param(*case, marks=[] if "largest" in case else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "which"), [slow_but_largest(*case) for case in CASES]
+)
 def test_repeated_eigenvalues_are_all_seen_at_a_loose_tolerance(spectrum, which):
     for seed, matrix in itertools.product(range(2), matrices(spectrum)):
         loose = {"seed": seed, "tol": 1e-2, "which": which}
@@ -61,7 +68,9 @@ def test_no_search_follows_a_solve_that_failed():
     assert int(pairs.num_matvecs) == 5
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+@pytest.mark.parametrize(
+    "which", map(slow_but_largest, ("largest", "smallest", "magnitude"))
+)
 def test_converged_is_never_claimed_above_the_tolerance(which):
     claims = []
     for name in SPECTRA:
@@ -151,7 +160,13 @@ def test_budget_bounds_the_matvecs(budget):
     )
 
 
-@pytest.mark.parametrize(("rank", "bound"), [(1, 60), (10, 150), (30, 350)])
+@pytest.mark.parametrize(
+    ("rank", "bound"),
+    [
+        (10, 150),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 60), (30, 350))),
+    ],
+)
 def test_default_budget_grows_with_the_rank(rank, bound):
     matrix = np.diag(np.linspace(1, 2, 500))
     pairs = bulk_sgd.top_eigenpairs(operator(matrix), normal(0, 500), rank, tol=0)

@@ -121,6 +121,7 @@ def measures(scale):
     return [*plain, *found[-6:]], jax.tree.map(lambda x: x / scale, scaled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_measures_are_the_same_in_all_units(scale):
     for got, right in zip(measures(scale), measures(1.0)):
@@ -130,6 +131,7 @@ def test_measures_are_the_same_in_all_units(scale):
         np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_subsampling_is_the_same_in_all_units():
     inputs = jnp.asarray(RNG.standard_normal((20, 6)), jnp.float32)
 
@@ -169,6 +171,7 @@ def test_a_trace_has_a_derivative(quartic, sketch):
     np.testing.assert_allclose(slope, [24] * 3 + [0] * 9, rtol=tol, atol=tol)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_trace_are_unbiased(x64):
     frame = jnp.asarray(np.linalg.qr(RNG.standard_normal((12, 12)))[0])
     loss = lambda w: jnp.sum(jnp.arange(12) * (frame @ w) ** 4)
@@ -202,6 +205,7 @@ def quadratic(params):
     )
 
 
+@pytest.mark.slow
 def test_leaves_without_entries_are_no_block():
     matvec = bulk_sgd.hessian(quadratic, EMPTY)
     found = bulk_sgd.block_eigenpairs(matvec, EMPTY, rank=2)
@@ -213,6 +217,7 @@ def test_leaves_without_entries_are_no_block():
     np.testing.assert_allclose(state.subspace.eigenvalues, 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_measures_broadcast_no_ranks_and_take_empty_leaves(strict_ranks):
     matvec = bulk_sgd.hessian(quadratic, EMPTY)
     pairs = bulk_sgd.top_eigenpairs(matvec, EMPTY, rank=2)

@@ -137,6 +137,7 @@ def quartic_at(a, b):
     return {"a": jnp.full(2, float(a)), "b": b * jnp.arange(1.0, 4)}
 
 
+@pytest.mark.slow
 def test_any_loss_and_pairs():
     points = [(f"p{i}", quartic_at(i, 1)) for i in range(2)]
     settings = dataclasses.replace(PLAIN, by=lambda path: path)
@@ -199,6 +200,7 @@ def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
         analyze([], quartic, tmp_path / "new", by_function)
 
 
+@pytest.mark.slow
 def test_no_key_is_used_twice():
     settings = Settings(1, 1e-3, 2, 3, 2, 1, slice_points=3)
     with jax.debug_key_reuse(True):  # JAX raises a KeyReuseError

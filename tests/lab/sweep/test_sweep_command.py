@@ -100,30 +100,18 @@ def test_label_noise_is_an_option_of_the_data(monkeypatch):
 
 
 @pytest.mark.slow
-def test_list_cells_and_refusals():
+def test_list_cells_and_refusal():
     config = "--config=configs/ablations/refresh.py"
-    listed = subprocess.run(
-        command(config, "--list_cells"), cwd=ROOT, capture_output=True, text=True
+    listed, refused = (
+        subprocess.run(command(config, *more), cwd=ROOT, capture_output=True, text=True)
+        for more in (["--list_cells"], ["--workdir=x", "--cell=99"])
     )
     first = listed.stdout.splitlines()[0].split(" ", 1)
     assert first[0] == "0"
     assert json.loads(first[1]) == {"subspace.refresh_every": 1, "seed": 0}
-    for arguments, match in [
-        ((config,), "--workdir is missing"),
-        (("--config=configs/mnist_mlp.py", "--list_cells"), "has no get_sweep"),
-        ((config, "--workdir=x", "--cell=99"), "cell is 99"),
-        ((config, "--list_cells", "--config.batch_size=0"), "config.batch_size is 0"),
-        (
-            (config, "--list_cells", "--config.subspace.refresh_every=7"),
-            "--config.subspace.refresh_every is set on the command line, but the cells",
-        ),
-    ]:
-        result = subprocess.run(
-            command(*arguments), cwd=ROOT, capture_output=True, text=True
-        )
-        assert result.returncode == 2
-        assert match in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
+    assert refused.returncode == 2
+    assert "cell is 99" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def fail():
@@ -151,21 +139,45 @@ class Values(types.SimpleNamespace):
         return getattr(self, name)
 
 
+def run_program(monkeypatch, path, overrides=(), **values):
+    """The program with a config file, fields set on the command line, and flags."""
+    flag = types.SimpleNamespace(
+        get_config_filename=lambda _: str(path), get_override_values=lambda _: overrides
+    )
+    monkeypatch.setattr(sweep_command, "config_flags", flag)
+    flags = {"workdir": None, "prefixes": None, "lanes": 1, "cell": None}
+    flags |= {"config": tiny(), "list_cells": False, "estimate": False}
+    sweep_command._run(Values(**flags | values))
+
+
+REFRESH, LIST = "ablations/refresh.py", {"list_cells": True}
+EVERY = "subspace.refresh_every"
+
+
+@pytest.mark.parametrize(
+    ("path", "overrides", "values", "match"),
+    [
+        (REFRESH, [], {}, "--workdir is missing"),
+        ("mnist_mlp.py", [], LIST, "has no get_sweep"),
+        (REFRESH, [], LIST | {"config": tiny(batch_size=0)}, "config.batch_size is 0"),
+        (REFRESH, [EVERY], LIST, f"--config.{EVERY} is set on the command line, but"),
+    ],
+)
+def test_flags_that_do_not_fit_the_file(monkeypatch, path, overrides, values, match):
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(ValueError, match=match):
+        run_program(monkeypatch, ROOT / "configs" / path, overrides, **values)
+
+
 @pytest.mark.parametrize(("cell", "status"), [(None, 1), (0, 1), (1, None), (2, None)])
 def test_array_job_answers_for_its_own_cell(tmp_path, monkeypatch, cell, status):
     """Exit status 1 is for a cell that was to run and failed."""
     path = tmp_path / "config.py"
     path.write_text("def get_sweep():\n  return [{'seed': i} for i in range(3)]\n")
-    flag = types.SimpleNamespace(
-        get_config_filename=lambda _: str(path), get_override_values=lambda _: {}
-    )
-    monkeypatch.setattr(sweep_command, "config_flags", flag)
     ends = ["failed", "complete", "pending"]
     monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: ends)
-    values = Values(config=tiny(), workdir="x", prefixes=None, lanes=1)
-    values.cell, values.list_cells, values.estimate = cell, False, False
     try:
-        sweep_command._run(values)
+        run_program(monkeypatch, path, workdir="x", cell=cell)
         ended = None
     except SystemExit as error:
         ended = error.code

@@ -32,7 +32,10 @@ def undisturbed(tmp_path_factory):
 
 # Dispatches 0 to 3 are the prefix, 4 to 9 the first arm, 10 to 15 the second; the last
 # of each ends its stretch, so that there is nothing to save.
-@pytest.mark.parametrize("dispatches", [0, 2, 3, 4, 7, 9, 12])
+@pytest.mark.parametrize(
+    "dispatches",
+    [*(pytest.param(x, marks=pytest.mark.slow) for x in (0, 3, 7, 9)), 2, 4, 12],
+)
 def test_interrupted_run_goes_on_bit_for_bit(
     undisturbed, tmp_path, monkeypatch, dispatches
 ):
@@ -49,6 +52,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
     assert not (tmp_path / "attempts").exists()
 
 
+@pytest.mark.slow
 def test_prefix_that_an_alignment_ends_goes_on(tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     result = train.train_and_evaluate(config(**BY_ALIGNMENT), whole)

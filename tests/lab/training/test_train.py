@@ -178,6 +178,7 @@ def test_switch_by_alignment_forks_at_the_step_that_exceeds_it(alignments, tmp_p
     assert result["switch"] == {"step": 2, "reason": "step 2"}
 
 
+@pytest.mark.slow
 def test_switch_by_the_full_gradient_counts_measured_steps_alone(tmp_path):
     subspace = bulk_sgd.scale_by_subspace(RANK, solver=SOLVER, refresh_every=2)
     trace = by_hand(tiny(), optax.chain(subspace, optax.sgd(RATE)), 7)

@@ -13,7 +13,9 @@ from bulk_sgd.lab.training import evaluation, measures, train, trouble
 from bulk_sgd.lab.training.experiment import Experiment
 
 
-@pytest.mark.parametrize("source", ["full", "batch"])
+@pytest.mark.parametrize(
+    "source", ["full", pytest.param("batch", marks=pytest.mark.slow)]
+)
 def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
     config = tiny(subspace__data=source, subspace__refresh_every=5)
     experiment = Experiment(config)
@@ -102,6 +104,7 @@ def test_factors_say_what_their_cut_takes(tmp_path):
     assert "Energy lost by the cut" in page
 
 
+@pytest.mark.slow
 def test_products_are_of_the_first_examples_of_a_batch():
     config = tiny(subspace__data="batch", subspace__batch_fraction=0.4)
     experiment = Experiment(config)
@@ -200,6 +203,7 @@ def test_measures_compare_blocks_and_a_subset_with_what_they_stand_for(tmp_path)
     assert 0 < row["subsampling_eigenvalues"] < row["sharpness"]
 
 
+@pytest.mark.slow
 def test_a_solved_subspace_is_the_exact_one():
     config = tiny(measures__every=5)
     experiment = Experiment(config)
