@@ -223,9 +223,7 @@ def _illegal_value(error, argv) -> str:
 
 def _unknown_field(error, argv) -> str:
     """The sentence of ml_collections, and the groups that it leaves out."""
-    while isinstance(error.args[0], Exception):  # AttributeError(KeyError(…))
-        error = error.args[0]
-    field, *hints = str(error.args[0]).splitlines()
+    field, *hints = _words(error).splitlines()
     name = field.strip("'")
     for flag in argv:
         found = re.match(rf"--config\.((?:\w+\.)*{re.escape(name)})\b", flag)
@@ -234,6 +232,13 @@ def _unknown_field(error, argv) -> str:
     if ".options." in field:
         field += "; set it in get_config first"
     return ". ".join([f"--config has no field {field}", *hints])
+
+
+def _words(error) -> str:
+    """What an error says, without the quotes of a KeyError."""
+    while isinstance(error.args[0], Exception):  # AttributeError(KeyError(…))
+        error = error.args[0]
+    return str(error.args[0])
 
 
 def _in_config_file(error) -> str | None:
@@ -246,7 +251,7 @@ def _in_config_file(error) -> str | None:
     if not own:
         return None
     where = f"--config: {own[-1].filename}, line {own[-1].lineno}, {own[-1].line!r}"
-    problem = str(error).strip("'\"")
+    problem = _words(error)
     field = re.search(r'Key "(.*?)" does not exist', problem)
     if not field:
         return f"{where}: {type(error).__name__}: {problem}."

@@ -108,7 +108,7 @@ def test_networks_of_another_kind_are_refused_before_training(tables):
     with pytest.raises(ValueError, match=r"name is 'mlp', but the inputs are tokens"):
         Experiment(config)
     config.model.name = "decoder"
-    wanted = r"'decoder', which has outputs .*'tsv:.* needs \(1, 2\), one per example"
+    wanted = r"'decoder', which has outputs .*'tsv:.* needs \(1, 3\), one per example"
     with pytest.raises(ValueError, match=wanted):
         Experiment(config)
 
