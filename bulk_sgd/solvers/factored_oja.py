@@ -7,7 +7,7 @@ vectors. `recut` then turns the weights into factors, in one power step.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,45 +59,94 @@ def step(matvec, rows, state: FactoredStreamingState, window, updates, key, acts
     return branches.cond(acts, act, lambda: (rows, state, jnp.zeros((), bool)))
 
 
+class _Call(NamedTuple):
+    """One call of the solver: what was there before, and where it acts."""
+
+    rows: factors.Factored
+    state: FactoredStreamingState
+    window: oja.Window
+    partner: jax.Array  # the row to rotate with
+    missing: jax.Array  # (w,) bools, which rows of the window are zero
+    acts: Any
+
+    @property
+    def places(self):
+        """The rows that change: those of the window and the partner."""
+        start, width, *_ = self.window
+        places = jnp.append(start + jnp.arange(width), self.partner)
+        return places[: min(width + 1, len(self.state.lost))]
+
+
 def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
-    start, width, turning, weight = window
-    rank = len(state.lost)
-    partner = rotation.partner(state.quotients, turning, window.outside(rank))
-    # The rows that change: those of the window, and the one to rotate with.
-    places = jnp.append(start + jnp.arange(width), partner)[: min(width + 1, rank)]
-    before = jax.tree.map(lambda x: x[places], rows.stored)
-    stored, products, mixing = _seeded(rows, state.gram, window, updates, key)
-    own = basis.take_rows(stored, start, width)
-    vectors = basis.map_rows(operators.linearize(matvec), recut.expand(own))
-    old = state.quotients, state.noise
-    frame = recut.frame(vectors, stored, products, old)
+    start, width, turning, _ = window
+    partner = rotation.partner(
+        state.quotients, turning, window.outside(len(state.lost))
+    )
+    squares = jax.lax.dynamic_slice_in_dim(jnp.diag(state.gram), start, width)
+    call = _Call(rows, state, window, partner, squares == 0, acts)
+    multiply = operators.linearize(matvec)
+
+    def vectors(seeding, own):
+        fresh = lambda: oja.fresh(call.missing, own, rows, updates, key)
+        return jax.lax.cond(seeding, fresh, lambda: basis.map_rows(multiply, own))
+
+    def turn(index, known):
+        return _turn(call, vectors, index == 0, *known[:3])
+
+    # Rows that are missing take a turn of their own before. In a loop both turns are
+    # one program, half as long to compile.
+    turns = 1 + branches.any_lane(jnp.any(call.missing)).astype(jnp.int32)
+    begin = _begun(call, key), rows.mixing, state, jnp.zeros((), bool)
+    stored, mixing, after, usable = jax.lax.fori_loop(2 - turns, 2, turn, begin)
+    return factors.Factored(mixing, stored), after, usable
+
+
+def _turn(call: _Call, vectors, seeding, stored, mixing, state):
+    """Moves the window by its products; if `seeding`, moves what is missing from zero.
+
+    `vectors(seeding, own)` are the products with the rows `own`, or the new rows.
+    """
+    start, width, _, weight = call.window
+    places, rank = call.places, len(state.lost)
+    own = recut.expand(basis.take_rows(stored, start, width))
+    vectors = vectors(seeding, own)
+    old = basis.scale(jnp.where(seeding, 0, 1), (state.quotients, state.noise))
+    frame = recut.frame(vectors, stored, state.gram, old)
     scaled = state.quotients / frame.unit, (state.noise / frame.unit) ** 2
 
     inside, squares = frame.gram[:width, width:], jnp.diag(frame.gram)[:width]
     beyond = squares - jnp.sum(_multiply(inside, mixing.T) ** 2, axis=1)
-    averages, quotients, noise = oja.average(inside, beyond, window, *scaled)
-    weights = _mixtures(frame.gram, mixing, scaled[0], window)
-    quotients, noise = oja.of_vectors(weights, window, quotients, noise)
+    averages, quotients, noise = oja.average(inside, beyond, call.window, *scaled)
+    weights = _mixtures(frame.gram, mixing, scaled[0], call.window)
+    quotients, noise = oja.of_vectors(weights, call.window, quotients, noise)
     # What mixes like squares: noise, old losses, and the weights of the new ones.
-    fresh = weight * (1 - window.outside(rank))
+    fresh = weight * (1 - call.window.outside(rank))
     variances = jnp.stack([noise, (1 - fresh) * state.lost, fresh], axis=1)
     weights, starts, quotients, variances = _rotated(
-        weights, window, partner, quotients, variances
+        weights, call.window, call.partner, quotients, variances
     )
+    new_rows = jnp.eye(len(places), width + rank, dtype=weights.dtype), places
+    weights, starts = basis.where(seeding, new_rows, (weights, starts))
     moved, kept = recut.move(frame, weights, starts)
-    usable = acts & jnp.isfinite(kept).all()
+    usable = call.acts & jnp.isfinite(kept).all()
     usable &= jnp.isfinite(averages).all() & jnp.isfinite(beyond).all()
 
-    stored = _replaced(stored, places, basis.where(usable, moved, before))
-    products = _bordered(products, places, factors.gram(moved, stored))
+    usable = jnp.where(seeding, jnp.any(call.missing), usable)
+    missing = jnp.append(call.missing, False)[: len(places)]
+    before = jax.tree.map(lambda x: x[places], call.rows.stored)
+    placed = basis.where_rows(usable & (missing | ~seeding), moved, before)
+    stored = _replaced(stored, places, placed)
+    products = _bordered(state.gram, places, factors.gram(placed, stored))
     variance, lost, fresh = variances.T
     quotients, noise = frame.unit * quotients, frame.unit * jnp.sqrt(variance)
     losses = _losses(weights[:, :width], squares, kept)
     lost += fresh * _replaced(jnp.zeros_like(lost), places, losses)
-    after = FactoredStreamingState(state.count, quotients, noise, products, lost)
-    mixing = factors.orthonormalizing(products)
-    mixing, after = basis.where(usable, (mixing, after), (rows.mixing, state))
-    return factors.Factored(mixing, stored), after, usable
+    after = quotients, noise, products, lost
+    after = basis.where(seeding, state._replace(gram=products)[1:], after)
+    after = FactoredStreamingState(state.count, *after)
+    found = factors.orthonormalizing(products), after
+    mixing, after = basis.where(usable, found, (call.rows.mixing, call.state))
+    return stored, mixing, after, usable & ~seeding
 
 
 def _losses(weights, squares, kept):
@@ -110,29 +159,18 @@ def _losses(weights, squares, kept):
     return jnp.where(kept > 0, jnp.clip(lost, 0, 1), 0)
 
 
-def _seeded(rows, products, window: oja.Window, updates, key):
-    """The stored rows with none of the window missing, their Gram matrix, a mixing."""
-    start, width = window.start, window.width
-    own = basis.take_rows(rows.stored, start, width)
-    squares = jax.lax.dynamic_slice_in_dim(jnp.diag(products), start, width)
-    missing = squares == 0
+def _begun(call: _Call, key):
+    """The stored rows with random factors, where power steps may begin, if missing."""
+    stored, width = call.rows.stored, call.window.width
 
     def fill():
-        dense = oja.fresh(missing, recut.expand(own), rows, updates, key)
-        # Its power step begins anywhere.
+        own = basis.take_rows(stored, call.window.start, width)
         begin = basis.random_normal(jax.random.fold_in(key, 1), own)
-        frame = recut.frame(dense, begin, jnp.zeros((width, width), products.dtype))
-        weights = jnp.eye(width, 2 * width, dtype=products.dtype)
-        cut, _ = recut.move(frame, weights, jnp.arange(width))
-        filled = basis.where_rows(missing, cut, own)
-        places = start + jnp.arange(width)
-        stored = _replaced(rows.stored, places, filled)
-        new = _bordered(products, places, factors.gram(filled, stored))
-        new = stored, new, factors.orthonormalizing(new)
-        return basis.where(branches.own_lane(missing.any()), new, old)
+        begin = basis.where_rows(call.missing, begin, own)
+        filled = _replaced(stored, call.places[:width], begin)
+        return basis.where(branches.own_lane(jnp.any(call.missing)), filled, stored)
 
-    old = rows.stored, products, rows.mixing
-    return branches.cond(missing.any(), fill, lambda: old)
+    return branches.cond(jnp.any(call.missing), fill, lambda: stored)
 
 
 def _mixtures(products, mixing, quotients, window: oja.Window):
