@@ -5,7 +5,7 @@ import pathlib
 from matplotlib.axes import Axes
 
 from bulk_sgd import checks
-from bulk_sgd.lab.files import metrics, parameters, record
+from bulk_sgd.lab.files import identities, metrics, parameters
 from bulk_sgd.lab.report.results import PREFIX, RunResults, read_run
 from bulk_sgd.lab.report.run_report import figures_of
 from bulk_sgd.lab.sweep import workdir as sweep_workdir
@@ -34,7 +34,7 @@ class Result(RunResults):
 
         Raises ValueError for another name, FileNotFoundError where none were kept.
         """
-        arm = record.compact(arm)
+        arm = identities.compact(arm)
         checks.one_of("arm", arm, (PREFIX, *self.arms))
         return parameters.read(self.workdir, arm)
 

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from bulk_sgd.lab import config
 from bulk_sgd.lab.commands import cli
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import identities, metrics, record
 
 DEFAULT = "from bulk_sgd.lab.config import default as get_config\n"
 PRINTS = dict.fromkeys(("data", "program", "tracer"), "x")
@@ -230,14 +230,14 @@ def test_workdir_that_cannot_be_made(tmp_path, place):
     workdir = tmp_path / place
     reason = "is a file" if place == "file" else "cannot be made: N"
     with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
-        record.claim(workdir, record.Identity({}, PRINTS))
+        record.claim(workdir, identities.Identity({}, PRINTS))
     assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
 
 
 def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
-    plain = record.plain(config.default())
+    plain = identities.plain(config.default())
     record.write(tmp_path, {"status": record.FAILED, "config": plain})
-    other = record.Identity(plain | {"seed": 1}, PRINTS)
+    other = identities.Identity(plain | {"seed": 1}, PRINTS)
     assert record.claim(tmp_path, other) is None
     (tmp_path / metrics.FILE).write_text("{}\n")
     with pytest.raises(ValueError, match=r"differs in config\.seed"):
@@ -289,7 +289,7 @@ def test_errors_of_input_end_with_their_sentence(capsys):
 
 
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
-    mine = record.Identity(record.plain(config.default()), PRINTS)
+    mine = identities.Identity(identities.plain(config.default()), PRINTS)
     assert record.claim(tmp_path, mine) is None
     record.archive(tmp_path)
     assert not capsys.readouterr().err

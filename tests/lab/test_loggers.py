@@ -10,7 +10,7 @@ from tiny_runs import tiny
 from wandb.proto import wandb_internal_pb2
 
 from bulk_sgd.lab import config as config_lib
-from bulk_sgd.lab.files import loggers, record
+from bulk_sgd.lab.files import identities, loggers, record
 from bulk_sgd.lab.files.metrics import MetricWriter
 
 ROWS = [
@@ -34,7 +34,7 @@ ENDS = {"prefix": record.COMPLETE, "scales(0.5,2)": record.DIVERGED}
 def write(workdir, ends=ENDS, **fields):
     """Writes `ROWS` as a run would that was interrupted after its third row."""
     workdir.mkdir()
-    plain = record.plain(tiny(**fields))
+    plain = identities.plain(tiny(**fields))
     for rows in (ROWS[:3], ROWS[3:]):
         writer = MetricWriter(workdir, plain)
         for row in rows:
@@ -183,7 +183,7 @@ def test_a_missing_package_is_said_before_anything_starts(monkeypatch):
 
 
 def test_loggers_change_no_result():
-    plain = record.plain(tiny())
-    assert not record.changes(plain, plain | {"wandb": "x", "mlflow": "y"})
+    plain = identities.plain(tiny())
+    assert not identities.changes(plain, plain | {"wandb": "x", "mlflow": "y"})
     before = {name: x for name, x in plain.items() if name not in loggers.LOGGERS}
-    assert not record.changes(before, plain)  # of a version without them
+    assert not identities.changes(before, plain)  # of a version without them

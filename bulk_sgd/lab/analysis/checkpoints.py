@@ -12,7 +12,7 @@ from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.analysis.point import Point
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment
@@ -59,7 +59,7 @@ class RunPoints:
         self._experiment = Experiment(config)
         prints = self._experiment.identity.fingerprints
         known = self.record.get("fingerprints")
-        other, self._doubt = record.other_fingerprints(known, prints)
+        other, self._doubt = identities.other_fingerprints(known, prints)
         if other:
             raise ValueError(f"workdir {str(workdir)!r} holds a run of {other}.")
         self._workdir = workdir
@@ -141,7 +141,7 @@ class RunPoints:
 
 
 def _config(plain: dict) -> ConfigDict:
-    """The config that `record.plain` made `plain` from, for the devices at hand."""
+    """The config that `identities.plain` made `plain` from, for the devices at hand."""
 
     def fill(config, plain):
         for name, value in plain.items():

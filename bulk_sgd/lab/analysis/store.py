@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.analysis.point import Point, Settings
-from bulk_sgd.lab.files import atomic, record
+from bulk_sgd.lab.files import atomic, identities
 
 FILE = "analysis.json"
 _SETTINGS = "settings.json"
@@ -38,7 +38,9 @@ class Store:
         if not path.exists():
             _write(path, wanted)
             return
-        changed = record.differences(json.loads(path.read_text()), wanted, "settings")
+        changed = identities.differences(
+            json.loads(path.read_text()), wanted, "settings"
+        )
         if changed:
             raise ValueError(
                 f"folder {str(self.folder)!r} holds an analysis with other settings, "

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from bulk_sgd.lab.commands import cli
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.sweep import estimate, grid, sweep, tuning, workdir
 
 flags.disclaim_key_flags()
@@ -60,7 +60,7 @@ def _run(values):
     if values.list_cells:
         configs = sweep.configs_of(values.config, cells)  # raises if one is wrong
         tuning.check(tune, cells, configs)
-        plain = record.plain(values.config)
+        plain = identities.plain(values.config)
         for index, cell in enumerate(workdir.ordered(values.workdir, plain, cells)):
             print(index, json.dumps(cell))
         return

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from bulk_sgd import checks
 from bulk_sgd.lab.devices import relay
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import identities, metrics, record
 
 MODES = ("auto", "on", "off")
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -128,7 +128,7 @@ def check_agreement(plain: dict, path: str = "config"):
     """
     if jax.process_count() == 1:
         return
-    changed = record.differences(on_first(lambda: plain), plain, path)
+    changed = identities.differences(on_first(lambda: plain), plain, path)
     differing = multihost_utils.process_allgather(np.bool_(len(changed) > 0))
     if changed:
         raise ValueError(
@@ -143,7 +143,7 @@ def check_agreement(plain: dict, path: str = "config"):
         )
 
 
-def claim(workdir, identity: record.Identity) -> dict | None:
+def claim(workdir, identity: identities.Identity) -> dict | None:
     """`record.claim` by process 0, with its answer or error on all processes.
 
     They also refuse data or code that are not the same on all processes, and a folder

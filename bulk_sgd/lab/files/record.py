@@ -8,119 +8,18 @@ import platform
 import shlex
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
 
-from bulk_sgd.lab.files import atomic, loggers, metrics
+from bulk_sgd.lab.files import atomic, identities, metrics
 
 FILE = "run.json"
 RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
 DIVERGED, FAILED, PENDING = "diverged", "failed", "pending"
 ENDED = (COMPLETE, DIVERGED)  # such a run is never run again
 
-# Fields that change no result, so that a run may go on with other values.
-IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", *loggers.LOGGERS)
 PREFIX = "prefix"  # the name of the stretch before the fork
 CHECKPOINTS = "checkpoints"  # the folder of a run's states
-
-_OTHER = {
-    "data": "other data than config.data names now",
-    "program": "another program, whose network, loss or optimizer had other code",
-}
-
-
-class Identity(NamedTuple):
-    """What a run is of, beside the devices."""
-
-    config: dict  # plain
-    # "data" and "program", the "tracer" of the program, and the "code" of the user's
-    # modules in it, by function.
-    fingerprints: dict
-
-
-def plain(config) -> dict:
-    """A ConfigDict as JSON holds it: nested dicts, lists for tuples."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def differences(left, right, path="config") -> list[str]:
-    """Dotted names of the fields in which two plain configs differ."""
-    if not (isinstance(left, dict) and isinstance(right, dict)):
-        return [] if left == right else [path]
-    found = []
-    for name in sorted(left.keys() | right.keys()):
-        if name in left and name in right:
-            found += differences(left[name], right[name], f"{path}.{name}")
-        else:
-            found.append(f"{path}.{name}")
-    return found
-
-
-def changes(earlier, config) -> list[str]:
-    """`differences` of plain configs in the fields that change results."""
-    return [
-        name
-        for name in differences(earlier, config)
-        if name.split(".")[1] not in IMMATERIAL
-    ]
-
-
-def conflicts(earlier, config) -> list[str]:
-    """`changes` to a config that a run, or a sweep, of `earlier` cannot grow into."""
-    grows = {
-        "config.num_steps": lambda a, b: a <= b,
-        "config.arms": lambda a, b: {*map(compact, a)} <= {*map(compact, b)},
-    }
-    return [
-        name
-        for name in changes(earlier, config)
-        if name not in grows
-        or not grows[name](*(x[name.split(".")[1]] for x in (earlier, config)))
-    ]
-
-
-def compact(arm: str) -> str:
-    """The name of an arm, without white space."""
-    return "".join(arm.split())
-
-
-def other(earlier: dict, identity: Identity) -> tuple[str, str]:
-    """`other_fingerprints` of a record, or how its config differs if it conflicts."""
-    changed = conflicts(earlier["config"], identity.config)
-    if changed:
-        return f"another config, which differs in {', '.join(changed)}", ""
-    return other_fingerprints(earlier.get("fingerprints"), identity.fingerprints)
-
-
-def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
-    """What differs between two fingerprints, and what about `earlier` is unknown.
-
-    Each is a phrase, empty where all is well. `earlier` is None in early versions.
-    """
-    if earlier is None:
-        return "", "recorded without fingerprints of its data and program"
-    found = [name for name in _OTHER if earlier[name] != now[name]]
-    if found == ["program"] and earlier["tracer"] != now["tracer"]:
-        tracers = f"{earlier['tracer']}, not {now['tracer']}"
-        return "", f"recorded with {tracers}, so that its program cannot be compared"
-    if not found:
-        return "", ""
-    code = _other_code(earlier.get("code", {}), now.get("code", {}))
-    if found[0] == "program" and code:
-        return f"another program: {code} had other code", ""
-    return _OTHER[found[0]], ""
-
-
-def _other_code(earlier: dict, now: dict) -> str:
-    """What differs in the modules that both have, as "a, b of module m"."""
-    found = []
-    for module in earlier.keys() & now.keys():
-        before, after = earlier[module], now[module]
-        names = sorted(x for x in {*before, *after} if before.get(x) != after.get(x))
-        listed = ", ".join(name or "what is outside of functions" for name in names)
-        found += [f"{listed} of module {module}"] * bool(names)
-    return " and ".join(sorted(found))
 
 
 def provenance() -> dict:
@@ -224,9 +123,10 @@ def finished(workdir, config: dict) -> bool:
     earlier = begun(workdir)
     if earlier is None or earlier["status"] not in ENDED:
         return False
-    if earlier["status"] == DIVERGED or not changes(earlier["config"], config):
+    before = earlier["config"]
+    if earlier["status"] == DIVERGED or not identities.changes(before, config):
         return True
-    if has_fork(workdir) or conflicts(earlier["config"], config):
+    if has_fork(workdir) or identities.conflicts(before, config):
         return False
     raise ValueError(
         f"workdir {str(workdir)!r} holds a finished run without the checkpoint at its "
@@ -235,7 +135,7 @@ def finished(workdir, config: dict) -> bool:
     )
 
 
-def claim(workdir, identity: Identity) -> dict | None:
+def claim(workdir, identity: identities.Identity) -> dict | None:
     """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
 
     A finished run of fewer steps or arms goes on from its fork. Raises ValueError if
@@ -246,7 +146,7 @@ def claim(workdir, identity: Identity) -> dict | None:
     earlier = begun(workdir)
     if earlier is None:
         return None
-    what, doubt = other(earlier, identity)
+    what, doubt = identities.other(earlier, identity)
     if what:
         raise ValueError(
             f"workdir {str(workdir)!r} holds a run of {what}; choose another workdir."

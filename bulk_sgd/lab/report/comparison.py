@@ -4,14 +4,14 @@ import json
 import os
 import pathlib
 
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities
 from bulk_sgd.lab.report import page
 from bulk_sgd.lab.report.results import read_run
 from bulk_sgd.lab.report.study import Axis, Cell, is_study, read_study, show
 from bulk_sgd.lab.report.tuned import winners
 from bulk_sgd.lab.sweep.grid import LABEL
 
-_LEFT_OUT = ("seed", *record.IMMATERIAL)
+_LEFT_OUT = ("seed", *identities.IMMATERIAL)
 
 
 def read_comparison(workdirs, labels=()) -> Axis:

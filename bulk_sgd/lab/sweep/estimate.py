@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.files.progress import Progress
 from bulk_sgd.lab.sweep import grid, sweep
 from bulk_sgd.lab.sweep import workdir as workdir_lib
@@ -55,10 +55,10 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
     configs = sweep.configs_of(base, cells)
     left, before = list(range(len(configs))), {}
     if workdir is not None:
-        cells = workdir_lib.ordered(workdir, record.plain(base), cells)
+        cells = workdir_lib.ordered(workdir, identities.plain(base), cells)
         configs = sweep.configs_of(base, grid.check(cells))
         left = workdir_lib.unfinished(
-            workdir, {i: record.plain(config) for i, config in enumerate(configs)}
+            workdir, {i: identities.plain(config) for i, config in enumerate(configs)}
         )
         before = distributed.on_first(lambda: {i: _ends(workdir, i) for i in left})
     found, like, known = [], None, set()
@@ -97,7 +97,7 @@ def _ends(workdir, index) -> dict[str, int] | None:
     found = record.read(workdir_lib.cell_folder(workdir, index))
     if found is None or found["status"] != record.COMPLETE:
         return None
-    return {record.compact(x): arm["last_step"] for x, arm in found["arms"].items()}
+    return {identities.compact(x): arm["last_step"] for x, arm in found["arms"].items()}
 
 
 def _cost(cells, like, known) -> tuple[Cost, Experiment]:
@@ -158,7 +158,7 @@ def _stretches(config, ends, known):
 
 def _arms(config, ends) -> list[tuple[int, bool]]:
     """The step from which each arm has something to run, and whether it is new."""
-    known = [(ends or {}).get(record.compact(arm)) for arm in config.arms]
+    known = [(ends or {}).get(identities.compact(arm)) for arm in config.arms]
     found = [(config.switch.step if x is None else x, x is None) for x in known]
     return [(begin, is_new) for begin, is_new in found if begin < config.num_steps]
 

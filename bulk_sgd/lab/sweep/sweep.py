@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.sweep import grid, tuning
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.workdir import cell_folder
@@ -66,7 +66,7 @@ def run_sweep(
     configs = configs_of(base, cells)
     tune = tuning.check(tune, cells, configs)
     checks.integer("lanes", lanes, 1)
-    plain, given = record.plain(base), cells
+    plain, given = identities.plain(base), cells
     claim = functools.partial(workdir_lib.claim, workdir, plain, given, about, tune)
     cells = grid.check(
         distributed.on_first(lambda: workdir_lib.ordered(workdir, plain, given))
@@ -98,13 +98,13 @@ def _prepare(configs, chosen, workdir, prefixes, say, claim):
 
     Returns an experiment, the cells that have not ended, and the store of prefixes.
     """
-    plain = list(map(record.plain, configs))
+    plain = list(map(identities.plain, configs))
     for fields in plain:
         distributed.check_agreement(fields)
     left = workdir_lib.unfinished(workdir, {i: plain[i] for i in chosen})
     like, prints = _check_data(configs, chosen, left, say)
     distributed.on_first(claim)
-    identity = {i: record.Identity(plain[i], prints[i]) for i in chosen}
+    identity = {i: identities.Identity(plain[i], prints[i]) for i in chosen}
     claim_cell = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
     todo = [index for index in chosen if claim_cell(index) is None]
     if len(todo) < len(chosen):
@@ -129,7 +129,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
         raise ValueError("The sweep has no cells.")
     seen = {}
     for index, config in enumerate(configs):
-        first = seen.setdefault(json.dumps(record.plain(config)), index)
+        first = seen.setdefault(json.dumps(identities.plain(config)), index)
         if first != index:
             raise ValueError(f"cells {first} and {index} have the same config.")
     return configs
@@ -223,7 +223,9 @@ class _Runner:
     def _record_failure(self, index):
         folder = cell_folder(self._workdir, index)
         (folder / "error.txt").write_text(traceback.format_exc())
-        found = record.read(folder) or {"config": record.plain(self._configs[index])}
+        found = record.read(folder) or {
+            "config": identities.plain(self._configs[index])
+        }
         record.write(folder, found | {"status": record.FAILED})
 
     def _tell(self, index, status, start, reason):

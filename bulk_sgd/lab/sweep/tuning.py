@@ -13,7 +13,7 @@ import statistics
 import numpy as np
 
 from bulk_sgd import checks
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import identities, metrics, record
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.sweep.workdir import cell_folder
 
@@ -42,8 +42,8 @@ class Tuning:
     def is_reference(self, label: str, arm: str) -> bool:
         """Whether the reference names this row."""
         names = arm, label, f"{label}: {arm}"
-        named = record.compact(self.reference)
-        return bool(named) and named in map(record.compact, names)
+        named = identities.compact(self.reference)
+        return bool(named) and named in map(identities.compact, names)
 
     def best(self, losses: dict[float, list[float]]) -> float | None:
         """The value with the lowest median loss; None if at least half diverged."""

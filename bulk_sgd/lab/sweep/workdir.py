@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import atomic, record
+from bulk_sgd.lab.files import atomic, identities, record
 from bulk_sgd.lab.sweep import grid
 
 FILE = "sweep.json"
@@ -111,7 +111,7 @@ def _heirs(earlier, base, cells) -> list[int | None]:
     before = earlier["cells"] + earlier["added"]
     old_base = earlier.get("config", base)  # early versions did not write it
     heirs, free = [None] * len(before), dict(enumerate(_overridden(base, cells)))
-    for differences in (record.changes, record.conflicts):
+    for differences in (identities.changes, identities.conflicts):
         for index, config in enumerate(_overridden(old_base, before)):
             if heirs[index] is None:
                 same = (i for i in free if not differences(config, free[i]))
@@ -136,7 +136,7 @@ def _change(earlier, content, heirs) -> str | None:
     if not lost:
         return None
     bases = earlier.get("config", content["config"]), content["config"]
-    for changed in record.conflicts(*bases):
+    for changed in identities.conflicts(*bases):
         before, now = (_value(base, changed) for base in bases)
         return f"this sweep with {changed} = {before}, which is now {now}"
     return f"another sweep, with a cell {lost[0]} that this one lacks"

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.training.state import TrainState
 from bulk_sgd.linalg import basis
 
@@ -35,7 +35,7 @@ class Checkpoints:
         self,
         workdir,
         keep: int = 2,
-        identity: record.Identity | None = None,
+        identity: identities.Identity | None = None,
         read_only=False,
     ):
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
@@ -195,7 +195,7 @@ class Checkpoints:
 
     def _check(self, earlier, num_params):
         """Raises `_OtherRun` unless a checkpoint belongs to this run."""
-        what, _ = record.other(earlier, self._identity)
+        what, _ = identities.other(earlier, self._identity)
         if not what and earlier["num_params"] != num_params:
             what = f"{earlier['num_params']} parameters, not {num_params}"
         if not what:

@@ -15,7 +15,7 @@ from bulk_sgd.lab.data.batches import batch_indices
 from bulk_sgd.lab.data.reader import Batches, Reader
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.devices.sharding import Layout
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities
 from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.from_config import losses
 from bulk_sgd.lab.models.build import build_model
@@ -24,7 +24,7 @@ from bulk_sgd.lab.training.state import Scalars, Task, TrainState
 from bulk_sgd.lab.training.steps import Programs
 
 # Experiments that differ in nothing else share a prefix that an alignment can end.
-_AFTER_ALIGNMENT = ("arms", "num_steps", *record.IMMATERIAL)
+_AFTER_ALIGNMENT = ("arms", "num_steps", *identities.IMMATERIAL)
 # A prefix that ends at a step depends on none of these either.
 _AFTER_STEP = (
     *_AFTER_ALIGNMENT,
@@ -72,7 +72,7 @@ class Experiment:
 
     def __init__(self, config, like: "Experiment | None" = None, *, devices=None):
         config_lib.validate(config)
-        distributed.check_agreement(record.plain(config))
+        distributed.check_agreement(identities.plain(config))
         self.config = config
         self.arms = arms_lib.parse_all(config.arms)
         self.layout = Layout.of(config, devices)
@@ -124,7 +124,7 @@ class Experiment:
         return self.config.switch.alignment > 0
 
     @property
-    def identity(self) -> record.Identity:
+    def identity(self) -> identities.Identity:
         """What a record, a checkpoint or a prefix must be of to serve this experiment.
 
         The data are read and the program is traced on the first call alone.
@@ -132,7 +132,7 @@ class Experiment:
         prints = {"data": self._of_data(), "program": self._of_program()}
         prints["code"] = fingerprints.of_code(plugins.sources(self.config))
         prints["tracer"] = fingerprints.tracer()
-        return record.Identity(record.plain(self.config), prints)
+        return identities.Identity(identities.plain(self.config), prints)
 
     def indices(self, first_step: int, num_steps: int | None = None):
         """Examples of steps, by default of one dispatch, int32 `(n, batch_size)`."""
@@ -262,7 +262,7 @@ def program_of(config) -> str:
 
 def _without(config, fields) -> str:
     """The config as canonical text, without some of its dotted fields."""
-    plain = record.plain(config)
+    plain = identities.plain(config)
     for field in fields:
         *groups, name = field.split(".")
         functools.reduce(dict.__getitem__, groups, plain).pop(name)

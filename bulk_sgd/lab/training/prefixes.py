@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import atomic, record
+from bulk_sgd.lab.files import atomic, identities, record
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.state import TrainState
 
@@ -77,7 +77,7 @@ class PrefixStore:
         if story is None:
             return
         known = story.get("fingerprints")
-        what, doubt = record.other_fingerprints(known, fingerprints)
+        what, doubt = identities.other_fingerprints(known, fingerprints)
         if what:
             raise ValueError(_refusal(path, f"is of {what}"))
         if doubt and path not in self._doubted:

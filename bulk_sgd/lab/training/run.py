@@ -8,7 +8,7 @@ import jax
 
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import metrics, parameters, record
+from bulk_sgd.lab.files import identities, metrics, parameters, record
 from bulk_sgd.lab.files.metrics import MetricWriter
 from bulk_sgd.lab.files.record import PREFIX
 from bulk_sgd.lab.from_config import losses, optimizers
@@ -183,7 +183,7 @@ class Run(contextlib.AbstractContextManager):
         taken = _fresh_record(self.experiment)
         command = taken["command"]
         taken |= {name: known[name] for name in known.keys() - {*renewed}}
-        grows = record.changes(known["config"], taken["config"])
+        grows = identities.changes(known["config"], taken["config"])
         if grows and command not in taken["command"].splitlines():
             taken["command"] += f"\n{command}"  # together they give the run as it is
         entries, states = record.entries(taken), {}
@@ -225,7 +225,7 @@ def _fresh_record(experiment: Experiment) -> dict:
     return {
         "status": record.RUNNING,
         "name": config.name,
-        "config": record.plain(config),
+        "config": identities.plain(config),
         "sources": plugins.sources(config),
         **record.provenance(),
         "ended": None,

@@ -6,7 +6,7 @@ import sys
 
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.files.progress import Progress
 from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.training import fork, memory_forecast, stability
@@ -119,10 +119,10 @@ def _joined(config, workdir):
     if known is None or known["status"] not in record.ENDED:
         return config
     steps, arms = known["config"]["num_steps"], known["config"]["arms"]
-    has = {record.compact(arm) for arm in arms}
+    has = {identities.compact(arm) for arm in arms}
     joined = copy.deepcopy(config)
     joined.num_steps = max(steps, config.num_steps)
-    joined.arms = (*arms, *(x for x in config.arms if record.compact(x) not in has))
+    joined.arms = (*arms, *(x for x in config.arms if identities.compact(x) not in has))
     return joined
 
 

@@ -12,7 +12,7 @@ from tiny_runs import CELLS, numbers, quiet, rows_of, tiny
 
 from bulk_sgd.lab import load
 from bulk_sgd.lab.devices import signals
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import identities, metrics, record
 from bulk_sgd.lab.report import study, study_report
 from bulk_sgd.lab.sweep import grid, sweep, workdir
 from bulk_sgd.lab.training import run, train
@@ -139,7 +139,7 @@ def test_another_base_is_refused(swept, tmp_path):
     content = json.loads(before)
     del content["config"]
     (tmp_path / workdir.FILE).write_text(json.dumps(content))
-    plain = record.plain(tiny(num_steps=10))
+    plain = identities.plain(tiny(num_steps=10))
     assert workdir.ordered(tmp_path, plain, CELLS[::-1]) == CELLS
 
 
@@ -173,7 +173,7 @@ def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
 
 
 def test_cells_grow_by_what_they_set():
-    base = record.plain(tiny())
+    base = identities.plain(tiny())
     earlier = {"config": base, "added": [{"seed": 5}]}
     earlier["cells"] = [{"num_steps": 20}, {"num_steps": 40}, {"arms": ["sgd"]}]
     cells = [{"arms": ["dom_sgd", "sgd"]}, {"num_steps": 40}, {"num_steps": 60}]

@@ -6,7 +6,7 @@ import pytest
 from interruptions import Killed, config, interrupt_after, kill_at, without_times
 from tiny_runs import numbers, tiny
 
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.training import train
 
 
@@ -92,7 +92,9 @@ def test_finished_run_without_its_fork_is_refused(tmp_path):
 
 def test_only_what_leaves_earlier_steps_alone_can_grow():
     def conflicts(**changes):
-        return record.conflicts(*map(record.plain, (config(), config(**changes))))
+        return identities.conflicts(
+            *map(identities.plain, (config(), config(**changes)))
+        )
 
     more = ("scales( 1, 2)", "bulk_sgd ", "sgd")
     assert not conflicts(num_steps=30, arms=more, name="x", checkpoint__every=5)

@@ -14,7 +14,7 @@ from bulk_sgd.lab.data import npz
 from bulk_sgd.lab.data.dataset import Dataset
 from bulk_sgd.lab.data.rows import LazyRows
 from bulk_sgd.lab.devices import signals
-from bulk_sgd.lab.files import record
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.from_config import losses
 from bulk_sgd.lab.models import layers
 from bulk_sgd.lab.sweep import sweep
@@ -108,7 +108,7 @@ def test_run_from_before_goes_on(workdir, capsys):
 
 def test_program_of_other_versions_cannot_be_compared():
     now = {"data": "a", "program": "b", "tracer": "jax 2"}
-    compare = record.other_fingerprints
+    compare = identities.other_fingerprints
     assert compare(now, now) == compare(now | {"tracer": "jax 1"}, now) == ("", "")
     other, doubt = compare({"data": "a", "program": "c", "tracer": "jax 1"}, now)
     assert not other

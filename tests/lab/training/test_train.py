@@ -21,7 +21,7 @@ from tiny_runs import (
 )
 
 import bulk_sgd
-from bulk_sgd.lab.files import metrics, record
+from bulk_sgd.lab.files import identities, metrics, record
 from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
@@ -112,7 +112,7 @@ def test_record_says_what_ran(finished):
     stored = json.loads((workdir / record.FILE).read_text())
     assert stored == result
     assert stored["status"] == "complete"
-    assert stored["config"] == record.plain(with_momentum())
+    assert stored["config"] == identities.plain(with_momentum())
     assert stored["switch"] == {"step": 8, "reason": "step 8"}
     assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
     assert stored["versions"]["jax"] == jax.__version__
