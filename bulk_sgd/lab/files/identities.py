@@ -1,0 +1,106 @@
+"""What a run is of: its config, data and program, and how two of them differ."""
+
+import json
+from typing import NamedTuple
+
+from bulk_sgd.lab.files import loggers
+
+# Fields that change no result, so that a run may go on with other values.
+IMMATERIAL = ("check_memory", "checkpoint", "name", "progress", *loggers.LOGGERS)
+_OTHER = {
+    "data": "other data than config.data names now",
+    "program": "another program, whose network, loss or optimizer had other code",
+}
+
+
+class Identity(NamedTuple):
+    """What a run is of, beside the devices."""
+
+    config: dict  # plain
+    # "data" and "program", the "tracer" of the program, and the "code" of the user's
+    # modules in it, by function.
+    fingerprints: dict
+
+
+def plain(config) -> dict:
+    """A ConfigDict as JSON holds it: nested dicts, lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(left, right, path="config") -> list[str]:
+    """Dotted names of the fields in which two plain configs differ."""
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        return [] if left == right else [path]
+    found = []
+    for name in sorted(left.keys() | right.keys()):
+        if name in left and name in right:
+            found += differences(left[name], right[name], f"{path}.{name}")
+        else:
+            found.append(f"{path}.{name}")
+    return found
+
+
+def changes(earlier, config) -> list[str]:
+    """`differences` of plain configs in the fields that change results."""
+    return [
+        name
+        for name in differences(earlier, config)
+        if name.split(".")[1] not in IMMATERIAL
+    ]
+
+
+def conflicts(earlier, config) -> list[str]:
+    """`changes` to a config that a run, or a sweep, of `earlier` cannot grow into."""
+    grows = {
+        "config.num_steps": lambda a, b: a <= b,
+        "config.arms": lambda a, b: {*map(compact, a)} <= {*map(compact, b)},
+    }
+    return [
+        name
+        for name in changes(earlier, config)
+        if name not in grows
+        or not grows[name](*(x[name.split(".")[1]] for x in (earlier, config)))
+    ]
+
+
+def compact(arm: str) -> str:
+    """The name of an arm, without white space."""
+    return "".join(arm.split())
+
+
+def other(earlier: dict, identity: Identity) -> tuple[str, str]:
+    """`other_fingerprints` of a record, or how its config differs if it conflicts."""
+    changed = conflicts(earlier["config"], identity.config)
+    if changed:
+        return f"another config, which differs in {', '.join(changed)}", ""
+    return other_fingerprints(earlier.get("fingerprints"), identity.fingerprints)
+
+
+def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
+    """What differs between two fingerprints, and what about `earlier` is unknown.
+
+    Each is a phrase, empty where all is well. `earlier` is None in early versions.
+    """
+    if earlier is None:
+        return "", "recorded without fingerprints of its data and program"
+    found = [name for name in _OTHER if earlier[name] != now[name]]
+    if found == ["program"] and earlier["tracer"] != now["tracer"]:
+        tracers = f"{earlier['tracer']}, not {now['tracer']}"
+        return "", f"recorded with {tracers}, so that its program cannot be compared"
+    if not found:
+        return "", ""
+    code = _other_code(earlier.get("code", {}), now.get("code", {}))
+    if found[0] == "program" and code:
+        return f"another program: {code} had other code", ""
+    return _OTHER[found[0]], ""
+
+
+def _other_code(earlier: dict, now: dict) -> str:
+    """What differs in the modules that both have, as "a, b of module m"."""
+    found = []
+    for module in earlier.keys() & now.keys():
+        before, after = earlier[module], now[module]
+        names = sorted(x for x in {*before, *after} if before.get(x) != after.get(x))
+        listed = ", ".join(name or "what is outside of functions" for name in names)
+        found += [f"{listed} of module {module}"] * bool(names)
+    return " and ".join(sorted(found))
