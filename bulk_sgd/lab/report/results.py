@@ -13,7 +13,8 @@ import numpy as np
 
 from bulk_sgd import checks
 from bulk_sgd.lab.files import metrics
-from bulk_sgd.lab.files.record import PREFIX, compact
+from bulk_sgd.lab.files.identities import compact
+from bulk_sgd.lab.files.record import PREFIX
 
 SGD, DOM_SGD, BULK_SGD = "sgd", "dom_sgd", "bulk_sgd"
 _METHODS = {(1.0, 1.0): SGD, (1.0, 0.0): DOM_SGD, (0.0, 1.0): BULK_SGD}
