@@ -90,7 +90,7 @@ def accelerated(
       tol: the largest residual, divided by λ_1, with which steps are scaled.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
-        eigenvectors are those of the preconditioned Hessian.
+        subspace belongs to the preconditioned Hessian.
       solver: finds the subspace at every step; by default
         `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`.
       curvature: as in `scale_by_subspace`, like the arguments below.
