@@ -1,6 +1,7 @@
 """What do wrong labels and a wider network change for scaled updates?
 
-Own data, with label noise as an option of their function: docs/own_code.md.
+A function of this file makes the data; the label noise is an option of this function.
+docs/own_code.md explains such options.
 
   python -m bulk_sgd.sweep --config=configs/label_noise.py --workdir=runs/label_noise
   python -m bulk_sgd.report --workdir=runs/label_noise

@@ -27,7 +27,7 @@ def hinge(outputs, labels, power=2):  # one loss per example
     return optax.losses.multiclass_hinge_loss(outputs, labels) ** power
 
 
-def weight_norm(params):  # `start`, `step`, `subspace`, `objective` are there too
+def weight_norm(params):  # or of `start`, `step`, `subspace`, `objective` too
     return optax.tree.norm(params)
 
 

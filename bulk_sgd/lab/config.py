@@ -28,7 +28,8 @@ def default() -> ConfigDict:
     # "mnist5k" or "sonnets" (embedded), "tfds:NAME" (a prepared TFDS data set),
     # "tsv:PATH" (labelled sentences), "text:PATH" (running text), "tokens:PATH" (token
     # ids of running text in an .npy), "random" (tokens, for measuring speed), or a path
-    # to an .npz with x_train, y_train, x_test, y_test. Paths are from where you run it.
+    # to an .npz with x_train, y_train, x_test, y_test. A relative path starts at the
+    # folder where you run the command.
     config.data.name = "mnist5k"
     config.data.data_dir = ""  # TFDS: where it was prepared; "" is the TFDS default
     config.data.train_split = "train"  # TFDS
@@ -179,8 +180,8 @@ def default() -> ConfigDict:
     config.switch.measure_every = 1  # steps between refreshes in the prefix
 
     # What runs from the fork: "sgd", "dom_sgd", "bulk_sgd", "bulk_path(α)" (α, 1),
-    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α), "scales(a, b)", or scales that
-    # give way as in `bulk_sgd.accelerated`: "accelerated" or "accelerated(a, b)".
+    # "dom_path(α)" (1, α), "cross_path(α)" (α, 1 − α), "scales(a, b)"; or, with the
+    # guard of `bulk_sgd.accelerated`, "accelerated" (¼, 2) or "accelerated(a, b)".
     config.arms = ("sgd", "dom_sgd", "bulk_sgd", "bulk_path(0.5)")
 
     # Energies of H, G and F in the subspace and the bulk, batch sharpness, and the
@@ -195,9 +196,9 @@ def default() -> ConfigDict:
     # how far the eigenvectors turn, and where they live. The cost is three matvecs,
     # some 20 losses and a second copy of the basis (docs/experiments.md).
     config.measures.step_every = 0
-    # Import paths of functions of `params`, `start` (the parameters at step 0), `step`,
-    # `subspace`, `objective` and fields of `options`, or of some of them: each row of
-    # metrics has their values.
+    # Import paths of functions whose values go into each row of metrics. A function
+    # gets the arguments that it names: `params`, `start` (the parameters at step 0),
+    # `step`, `subspace`, `objective`, or a field of `options`.
     config.measures.own = ()
 
     # Bisects, on a log scale, for the largest learning rate at which each arm is stable

@@ -1,6 +1,6 @@
 """Whether the network, the data, the loss and the rank of a config go together.
 
-Shapes alone are looked at, and labels, so that nothing is compiled.
+The checks read only shapes and labels, so they compile nothing.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def _check_outputs(config, dataset, outputs, targets, whole):
             f"{needed if whole else 'a first axis of examples'}."
         )
     width = outputs.shape[-1]
-    # The one output of a loss of two classes, or of a regression, is no class.
+    # With a loss of two classes, or a regression, the one output is not a class.
     is_score = width == 1 and plugins.is_path(config.loss.name)
     if whole and width <= largest and not is_score:
         raise ValueError(
@@ -85,23 +85,23 @@ def _labels(dataset) -> list[np.ndarray]:
 
 
 def doubts(config, dataset) -> list[str]:
-    """What is allowed and may be a mistake: a sentence for each."""
+    """Sentences about settings that are allowed but may be mistakes."""
     found = []
     labels = [set(np.unique(part).tolist()) for part in _labels(dataset)]
     if labels and (absent := {*range(dataset.num_classes)} - labels[0]):
         tested = sorted(absent & labels[1])
         found.append(
-            f"config.data.name is {config.data.name!r}: no training example has "
-            f"{_listed(sorted(absent))} of the {dataset.num_classes} labels from 0 to "
-            f"{dataset.num_classes - 1}"
+            f"config.data.name is {config.data.name!r}: labels go from 0 to "
+            f"{dataset.num_classes - 1}, but no training example has label "
+            f"{_listed(sorted(absent))}"
             + f"; test examples have {_listed(tested)}" * bool(tested)
             + "."
         )
     switch = config.switch
     if switch.step == config.num_steps and switch.alignment == 0:
         found.append(
-            f"config.num_steps is {config.num_steps}, as config.switch.step: the run "
-            "ends at its fork, and no arm takes a step."
+            f"config.num_steps and config.switch.step are both {config.num_steps}: the "
+            "run ends at its fork, and no arm takes a step."
         )
     return found
 

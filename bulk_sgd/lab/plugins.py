@@ -83,7 +83,7 @@ def load(field: str, path: str):
 
 
 def _parameters(field, path) -> tuple[list[inspect.Parameter], bool]:
-    """The parameters of a user's function that have names; if it takes any others."""
+    """The named parameters of a user's function, and whether it takes any others."""
     fn = load(field, path)
     with telling(field, path):
         # The metaclasses of flax and Equinox hide the parameters of a class.
@@ -102,7 +102,7 @@ def taken(field: str, path: str) -> set[str]:
 
 
 def call(field: str, path: str, options: Mapping, /, **offered):
-    """Calls a user's function with its options, and what it names of the `offered`."""
+    """Calls a user's function with its options and the `offered` that it names."""
     fn, options = load(field, path), dict(options)
     named, takes_any = _parameters(field, path)
     names = {x.name for x in named}
@@ -135,7 +135,7 @@ def telling(field: str, name: str):
         if not is_path(name):
             raise
         traced = isinstance(error, jax.errors.ConcretizationTypeError)
-        hint = " JAX traces it: use jnp.where or jax.lax.cond in place of if." * traced
+        hint = " JAX traces it: use jnp.where or jax.lax.cond instead of if." * traced
         raise PluginError(
             f"{field} is {name!r}, which fails with {type(error).__name__}.{hint}\n"
             + _trace(error, name.partition(":")[0])
@@ -143,7 +143,7 @@ def telling(field: str, name: str):
 
 
 def _trace(error, module: str) -> str:
-    """The traceback in files of the user, or in a module that is installed."""
+    """The traceback through the user's files, or through an installed module."""
     told = traceback.TracebackException.from_exception(error)
     own = [frame for frame in told.stack if not _is_installed(frame.filename)]
     is_inside = lambda frame: pathlib.Path(frame.filename).stem in module.split(".")
@@ -192,9 +192,9 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def code(text: str) -> dict[str, str]:
-    """The code of each function and class of a source, and of the rest under "".
+    """The code of each function and class of a source; under "" the rest.
 
-    It has neither comments nor the functions that set fields.
+    It leaves out comments, `get_config` and `get_sweep`.
     """
     found = {"": ""}
     for node in ast.parse(text).body:

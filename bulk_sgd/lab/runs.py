@@ -53,10 +53,10 @@ class Result(RunResults):
 
 
 class SweepResult(dict):
-    """What a sweep has left: a dict from the number of a cell to its `Result`.
+    """The results of a sweep: a dict from the number of a cell to its `Result`.
 
-    It lacks the cells that have no row of metrics yet. `cells` has the fields of every
-    cell, those that a tuned sweep has added too.
+    It has only the cells with a row of metrics. `cells` has the fields of every cell,
+    including the cells that tuning added.
     """
 
     def __init__(self, workdir):
@@ -71,7 +71,7 @@ class SweepResult(dict):
 
     @property
     def records(self) -> list[dict]:
-        """The rows of all cells, each with the number of its cell and its fields."""
+        """The rows of all cells, each with the number and the fields of its cell."""
         return [
             {"cell": index, **self.cells[index], **row}
             for index, result in self.items()

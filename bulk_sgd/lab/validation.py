@@ -187,8 +187,8 @@ def _check_measures(config):
     taken = set().union(*(plugins.taken(field, path) for path in measures.own))
     if unknown := sorted({*measures.options} - taken):
         raise ValueError(
-            f"config.measures.options has {', '.join(unknown)}, which no function in "
-            f"config.measures.own takes, {measures.own!r}."
+            f"config.measures.options has {', '.join(unknown)}, but no function in "
+            f"config.measures.own, {measures.own!r}, takes this argument."
         )
     if len({path.rpartition(":")[2] for path in measures.own}) < len(measures.own):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How much of dense rows remains if their matrices are cut to a low rank."""
+"""What remains of dense rows after their matrices are cut to a low rank."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,17 @@ def check_factors(factors):
     if factors == ADAPTIVE:
         raise checks.ArgumentError(
             "factors",
-            "is 'adaptive'; a solver has arrays of fixed shapes, so it must be an "
-            "integer there. Subspace.factored('adaptive') finds one.",
+            "is 'adaptive'; it must be an integer, because a solver has arrays of "
+            "fixed shapes. Subspace.factored('adaptive') finds one.",
         )
     checks.integer("factors", factors, 1, why="None keeps whole vectors")
 
 
 def energies(rows, ranks, axes=None) -> list:
-    """Of each leaf the squared length `(k, n)` of k rows within each of n ranks.
+    """The squared length of k rows that the best cut to each of n ranks keeps.
 
-    The best cut keeps it; a leaf that is no matrix keeps all. `matrices.sides` explains
-    `axes`.
+    There is one array `(k, n)` per leaf. A leaf that is not a matrix keeps its whole
+    length. `matrices.sides` explains `axes`.
     """
 
     def kept(leaf, side):
@@ -42,18 +42,18 @@ def energies(rows, ranks, axes=None) -> list:
 
 
 def smallest(rows, lost: float, most: int, axes=None) -> int:
-    """The least `factors`, at most `most`, with which a cut takes little of each row.
+    """The smallest `factors` at which a cut takes little of each row, or else `most`.
 
-    Little is a share of its squared length up to `lost`. A matrix that the cut leaves
-    dense, because factors would save nothing, loses nothing.
+    Little means: at most the share `lost` of the squared length. A matrix stays dense
+    if factors would save nothing; it then loses nothing.
 
     Raises ArgumentError if the rows are traced: the result is a Python integer.
     """
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(rows)):
         raise checks.ArgumentError(
             "factors",
-            "is 'adaptive'; inside of jit, vmap and scan, where shapes are fixed, it "
-            "must be an integer.",
+            "is 'adaptive'; inside jit, vmap and scan, where shapes are fixed, it must "
+            "be an integer.",
         )
     rows = basis.widen(rows)
     ranks = range(1, most + 1)

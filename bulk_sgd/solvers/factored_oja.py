@@ -60,7 +60,7 @@ def step(matvec, rows, state: FactoredStreamingState, window, updates, key, acts
 
 
 class _Call(NamedTuple):
-    """One call of the solver: what was there before, and where it acts."""
+    """The inputs of one call of the solver."""
 
     rows: factors.Factored
     state: FactoredStreamingState
@@ -93,8 +93,8 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     def turn(index, known):
         return _turn(call, vectors, index == 0, *known[:3])
 
-    # Rows that are missing take a turn of their own before. In a loop both turns are
-    # one program, half as long to compile.
+    # If rows are missing, a first turn fills them. In a loop both turns are the same
+    # program, which halves the time to compile.
     turns = 1 + branches.any_lane(jnp.any(call.missing)).astype(jnp.int32)
     begin = _begun(call, key), rows.mixing, state, jnp.zeros((), bool)
     stored, mixing, after, usable = jax.lax.fori_loop(2 - turns, 2, turn, begin)
@@ -102,9 +102,9 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
 
 
 def _turn(call: _Call, vectors, seeding, stored, mixing, state):
-    """Moves the window by its products; if `seeding`, moves what is missing from zero.
+    """Moves the rows of the window by their products; if `seeding`, fills missing ones.
 
-    `vectors(seeding, own)` are the products with the rows `own`, or the new rows.
+    `vectors(seeding, own)` returns the products with the rows `own`, or the new rows.
     """
     start, width, _, weight = call.window
     places, rank = call.places, len(state.lost)
@@ -160,7 +160,7 @@ def _losses(weights, squares, kept):
 
 
 def _begun(call: _Call, key):
-    """The stored rows with random factors, where power steps may begin, if missing."""
+    """The stored rows; missing ones get random factors, so power steps can begin."""
     stored, width = call.rows.stored, call.window.width
 
     def fill():

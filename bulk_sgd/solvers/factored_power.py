@@ -1,9 +1,9 @@
 """Power steps on a basis in factors, for the solver `power`.
 
-The step is that of a dense basis, V ← orth(H V) in the order of the Ritz values, but
-each product H v_i is cut as soon as it is known, and only its factors stay. Rotation
-and orthogonalisation then change nothing but the small mixing of the basis. So there is
-one dense product at a time, never k of them.
+A step computes V ← orth(H V), in the order of the Ritz values, as with a dense basis.
+But it cuts each product H v_i before it computes the next one, and keeps only its
+factors. So there is one dense product at a time, never k. Rotation and
+orthogonalisation change only the mixing matrix of the basis, which is small.
 """
 
 import functools
@@ -16,7 +16,7 @@ from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, branches, factors, recut, units
 from bulk_sgd.solvers.subspace import Subspace
 
-EAGER = 10  # steps of the call that begins, from random rows
+EAGER = 10  # steps of the first call, which begins with random rows
 
 _multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -26,8 +26,7 @@ class FactoredPowerState(NamedTuple):
 
     Attributes:
       count: int32, calls so far.
-      lost: `(k,)`, the share of the squared length of H v_i that the last cut took,
-        from 0 to 1.
+      lost: `(k,)`, the share of ‖H v_i‖² that the last cut took, from 0 to 1.
     """
 
     count: jax.Array
@@ -35,14 +34,14 @@ class FactoredPowerState(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A product p = H v_i and its cut; lengths are in the unit, squares in its square.
+    """A product p = H v_i and its cut; lengths are multiples of `unit`.
 
     Attributes:
-      row: the cut product, of length one.
-      kept: its squared length before.
+      row: the cut product, scaled to length one.
+      kept: the squared length of the cut product before this scaling.
       square: ‖p‖².
       inside: `(k,)`, Vᵀ p.
-      unit: scalar.
+      unit: a scalar.
     """
 
     row: Any
@@ -58,7 +57,7 @@ def init(rank: int, dtype) -> FactoredPowerState:
 
 
 def solve(matvec, subspace: Subspace, state: FactoredPowerState, updates, key):
-    """A call of the solver: one step, or the first ones if there is no basis yet."""
+    """One call of the solver: one step, or `EAGER` steps if there is no basis yet."""
     del updates
     new = jnp.all(subspace.eigenvectors.mixing == 0)
     steps = jnp.where(new, EAGER, 1)
@@ -75,7 +74,7 @@ def solve(matvec, subspace: Subspace, state: FactoredPowerState, updates, key):
 
 
 def _step(matvec, subspace: Subspace):
-    """The moved subspace, and what its cuts took."""
+    """The subspace after a step, and the share that each cut took."""
     rows, size = subspace.eigenvectors, subspace.rank
     products = factors.gram(rows.stored, rows.stored)
     one = functools.partial(_product, matvec, rows, products)
@@ -89,7 +88,7 @@ def _step(matvec, subspace: Subspace):
 
     own = factors.gram(cut.row, cut.row)
     squares = jnp.outer(length, length) * own
-    # Of a product with itself, what the cut takes is known.
+    # The squared lengths are exact: they include what the cuts take.
     squares = jnp.where(jnp.eye(size, dtype=bool), relative**2 * cut.square, squares)
     whole = jnp.sum(_multiply(turn, squares) * turn, axis=1)
     outside = whole - jnp.sum(_multiply(turn, projected) ** 2, axis=1)
@@ -103,7 +102,7 @@ def _step(matvec, subspace: Subspace):
 
 
 def _product(matvec, rows, products, index) -> _Cut:
-    """The product with one row of the basis, cut."""
+    """Multiplies one row of the basis and cuts the product."""
     own = rows.mixing[index]
     product = matvec(basis.row(rows, index))
     frame = recut.frame(jax.tree.map(lambda x: x[None], product), rows.stored, products)
@@ -116,10 +115,10 @@ def _product(matvec, rows, products, index) -> _Cut:
 
 
 def _rotated(stored, products, length, turn):
-    """The basis of the turned products, made orthonormal in their order.
+    """Turns the products and makes them orthonormal in their order.
 
-    Both steps are on small matrices: first an orthonormal basis of the stored rows,
-    then the coordinates of the products in it.
+    This takes small matrices only: an orthonormal basis of the stored rows, then the
+    coordinates of the products in this basis.
     """
     first = factors.orthonormalizing(products)
     found = _multiply(turn * length[None], _multiply(products, first.T))
@@ -133,7 +132,7 @@ def _rotated(stored, products, length, turn):
 
 
 def _seeded(rows: factors.Factored, key) -> factors.Factored:
-    """The rows, with random ones in the place of those that are missing."""
+    """The rows, with random rows in place of missing ones."""
     missing = jnp.any(jnp.all(rows.mixing == 0, axis=1))
 
     def fill():

@@ -51,14 +51,14 @@ def power(
     of V, made orthonormal. `residuals` belong to the basis before the step. With
     "update" there is one product p, and each residual is |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
 
-    With `factors` each m × n matrix of parameters in a vector is a sum of r outer
-    products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at a
-    time, cuts it and keeps its factors, so that there are never k dense vectors. For
-    the same reason no Lanczos solve runs, which would hold 2 k + 10 of them. The first
-    call takes ten steps from random rows instead. Vectors then belong to the
-    eigenvalues of largest magnitude, negative ones included. Cuts leave a part of each
-    vector outside of the basis, so that no new dominant direction stays orthogonal to
-    it for ever. In `residuals`, what is cut of two products counts as orthogonal.
+    With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
+    outer products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at
+    a time, cuts it and keeps its factors, so there are never k dense vectors. No
+    Lanczos solve runs, because it would hold 2 k + 10 of them. Instead, the first call
+    takes ten power steps from random rows, and the vectors belong to the eigenvalues of
+    largest magnitude, negative ones included. Cuts move vectors slightly out of the
+    span of the products, so no new dominant direction stays orthogonal to the basis for
+    ever. `residuals` treat the parts that two cuts remove as orthogonal.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this
@@ -75,7 +75,8 @@ def power(
       solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
         number of calls for which a new dominant direction can stay unseen.
       factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
-        default vectors are dense. The arguments above must then have their defaults.
+        default vectors are dense. With `factors`, the arguments above must have their
+        defaults.
       axes: with `factors`, which axes of a parameter are rows and columns, as in
         `bulk_sgd.Subspace.factored`.
 
@@ -135,7 +136,7 @@ def power(
 
 
 def _factored(given, factors, axes) -> Solver:
-    """The solver with a basis in factors; what is `given` must be the defaults."""
+    """The solver with a basis in factors; `given` must equal the defaults."""
     ranks.check_factors(factors)
     for name, value in given.items():
         plain = power.__kwdefaults__.get(name, "basis")

@@ -62,23 +62,23 @@ def streaming(
     later ones average over about 1/`gain` sweeps. One Jacobi rotation per call keeps
     the vectors in order and close to the eigenvectors.
 
-    The vectors belong to the largest algebraic eigenvalues, as with `lanczos`, unless
-    an eigenvalue lies below −10 λ_k (for gains up to 0.1; −8 λ_k for a gain of 0.2, and
-    nearer for larger ones): its vector can then return again and again. In the first
-    sweeps ρ is near 1, and directions of negative curvature can enter; they leave as ρ
-    falls.
+    The vectors belong to the largest algebraic eigenvalues, as with `lanczos`. There is
+    one exception: the vector of an eigenvalue below −10 λ_k can return again and again.
+    This bound holds for gains up to 0.1. It is −8 λ_k for a gain of 0.2, and closer to
+    zero for larger gains. In the first sweeps ρ is near 1, and directions of negative
+    curvature can enter; they leave as ρ falls.
 
     Attributes of the result: `eigenvalues` are running averages of v_iᵀ H_b v_i.
     `residuals` are standard errors of the averaged products,
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
-    With `factors` each m × n matrix of parameters in a vector is a sum of r outer
-    products (see `bulk_sgd.Subspace.factored`): r (m + n) numbers instead of m·n. Where
-    matrices are large, the basis takes a small part of the memory of the parameters,
-    and a step reads little of it. Vectors are cut to this form after each
-    step, and are not quite orthogonal then; `eigenvalues` belong to the vectors before
-    they are made so. P remains an exact projector.
+    With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
+    outer products (see `bulk_sgd.Subspace.factored`): r (m + n) numbers instead of m·n.
+    If matrices are large, the basis takes far less memory than the parameters, and a
+    step reads little of it. Each step cuts the vectors to this form; then they are not
+    quite orthogonal. `eigenvalues` belong to these vectors. The solver makes the basis
+    orthonormal from them, so P remains an exact projector.
 
     Error and cost: see `docs/solvers.md`.
 

@@ -115,18 +115,18 @@ class Subspace(NamedTuple):
         span.
 
         Args:
-          factors: the rank r of each matrix, at least 1. With "adaptive", outside of
-            `jit`, it is the smallest one with which no eigenvector loses more than the
-            share `lost` of its squared length; `found.eigenvectors.factors` is r. A
-            solver needs r in advance: take it from a subspace that was solved before.
+          factors: the rank r of each matrix, at least 1. Outside `jit` it may be
+            "adaptive": the smallest r at which no eigenvector loses more than the share
+            `lost` of its squared length. `found.eigenvectors.factors` is this r. A
+            solver needs r in advance, so solve once before and take r from the result.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns one. By default a leaf of three
             axes is a stack of matrices. In any other leaf the last axis holds the
             columns, as in a convolution `(h, w, in, out)`.
-          lost: with "adaptive", a share from 0 to 1.
-          max_factors: with "adaptive", the largest r that is tried, at least 1. If it
-            is too small, it is taken, and what is kept shows it.
+          lost: with "adaptive", the largest share to lose, from 0 to 1.
+          max_factors: with "adaptive", the largest r to try, at least 1. If it is too
+            small, r is `max_factors`, and the returned share shows the larger loss.
 
         Returns:
           The factored `Subspace`, and the share `(k,)` of the squared length of each

@@ -1,4 +1,4 @@
-"""The optimizer to begin with: any optax optimizer, faster in the bulk, and guarded."""
+"""Wraps any optax optimizer: guarded scales make it faster in the bulk."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from bulk_sgd.transforms.eager import Watch
 from bulk_sgd.transforms.guard import Guard
 from bulk_sgd.transforms.switch import Switch
 
-# Defaults, which the lab's arm has too.
+# Defaults of `accelerated` and of the lab's arm.
 SCALES = 0.25, 2.0
 THRESHOLD, TOL = 2.0, 1.0
 
@@ -25,10 +25,11 @@ class AcceleratedState(NamedTuple):
     """State of `accelerated`; read fields with `optax.tree_utils.tree_get`.
 
     Attributes:
-      inner_state: of the inner optimizer.
+      inner_state: the state of the inner optimizer.
       projection: the `ScaleBySubspaceState`.
       sound: bool, whether the last solve that took products succeeded.
-      scaled: bool, whether the last step was scaled; if not, it was the inner one.
+      scaled: bool, whether the last step was scaled; if not, it was the step of the
+        inner optimizer.
     """
 
     inner_state: Any
@@ -56,45 +57,47 @@ def accelerated(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer: shorter steps along sharp directions, longer ones elsewhere.
 
-    An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. Tune
-    the learning rate alone: by default P belongs to the ten leading eigenvectors of the
-    Hessian, which `streaming()` averages over mini-batches for one product in four
-    steps. `update` takes `value_fn`, the loss of the mini-batch, or `matvec`, its
-    Hessian's products.
+    An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. By
+    default P projects onto the ten leading eigenvectors of the Hessian. `streaming()`
+    finds them: it averages the Hessians of mini-batches, with one product per step at
+    first and one every fourth step later. Tune only the learning rate. Pass `update`
+    either `value_fn`, the loss of the mini-batch, or `matvec`, which multiplies a
+    vector by the Hessian of this loss.
 
-    The step is that of `inner`, bit for bit,
+    The step equals the step of `inner`, bit for bit,
 
-    - before `switch`, and until the subspace has had two refreshes per vector;
+    - before `switch`, and until two refreshes per vector have succeeded;
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
-    - from a solve that fails, as where products are not finite, to one that does not;
+    - after a solve fails, for example on products that are not finite, until a solve
+      succeeds;
     - while λ_1 is not positive;
-    - while η·λ_1, with the rate η, exceeds the `threshold` of stability. Steps with
-      a < 1 let λ_1 grow, and only the instability of a whole step lowers it again.
+    - while η·λ_1, with the rate η, exceeds the stability `threshold`. Steps with a < 1
+      let λ_1 grow. Only unscaled steps, which are unstable there, lower it again.
 
-    The bulk's eigenvalues are at most λ_k. So b is lowered, but not below 1, where
-    b·η·λ_k exceeds the threshold.
+    Eigenvalues in the bulk are at most λ_k. If b·η·λ_k exceeds the threshold, b is
+    lowered until it does not, but never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.
-      learning_rate: the same rate η again, a number at least 0 or a schedule of the
-        step, for the threshold.
+      learning_rate: the rate η of `inner` again, to compare η·λ_1 with the threshold:
+        a number at least 0, or a schedule of the step.
       rank: number of leading eigenvectors k.
       dominant_scale: the factor a.
       bulk_scale: the factor b.
       threshold: the largest η·λ_1 of a scaled step. For SGD it is 2. With momentum β,
         mini-batches are unstable from 2 (1 − β) on (arXiv 2604.14108), and the full
         batch from 2 (1 + β).
-      tol: the largest residual, relative to λ_1, of a subspace that is trusted.
+      tol: the largest residual, divided by λ_1, with which steps are scaled.
       metric: a function of the state of `inner` that returns its preconditioner, such
-        as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`: the subspace is then
-        that of the preconditioned Hessian. By default it is the Hessian's.
+        as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
+        subspace belongs to the preconditioned Hessian.
       solver: finds the subspace at every step; by default
         `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`.
       curvature: as in `scale_by_subspace`, like the arguments below.
-      switch: the step from which a subspace is sought, or a `Switch`.
+      switch: the step from which the scales may act, or a `Switch`.
       mask: selects parameters; the others take the steps of `inner`.
-      sharding: of the parameters over devices.
-      seed: of the solver's random directions.
+      sharding: how devices share the parameters.
+      seed: for the solver's random directions.
 
     Returns:
       An optimizer with an `AcceleratedState`.

@@ -1,17 +1,17 @@
-"""When scales (a, b) act: in a subspace that is trusted, on a step that is stable."""
+"""The guard of `accelerated`: when a step may be scaled."""
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-SWEEPS = 2  # so many refreshes per vector before a subspace is used
+SWEEPS = 2  # successful refreshes per vector before the scales act
 
 
 class Guard(NamedTuple):
-    """Scales, and the bounds within which they act; numbers, maybe traced.
+    """Scales and the bounds within which they act: numbers, perhaps traced.
 
-    A step of rate η along an eigenvector of eigenvalue λ is stable on a quadratic while
-    ηλ is below the `threshold` of the optimizer.
+    On a quadratic loss, a step of rate η along an eigenvector with eigenvalue λ is
+    stable if ηλ is below the optimizer's `threshold`.
     """
 
     dominant_scale: Any  # a
@@ -20,10 +20,10 @@ class Guard(NamedTuple):
     tol: Any  # largest residual, relative to λ_1
 
     def scales(self, state, rate, sound=True):
-        """The factors (a, b) in a `ScaleBySubspaceState`, and whether they are not 1.
+        """The factors (a, b) for a `ScaleBySubspaceState`, and whether they act.
 
-        A NaN counts as doubt. `sound` is False where more is known against the subspace
-        than the state says.
+        If they do not act, both are 1. They do not act if the state has a NaN, nor if
+        `sound` is False: then the caller knows that the subspace is bad.
         """
         found = state.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
@@ -35,9 +35,9 @@ class Guard(NamedTuple):
         return tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors), acts
 
     def _bounded(self, steepest):
-        """The factor b, lowered where bηλ_k exceeds the threshold, to 1 at the least.
+        """The factor b, lowered if bηλ_k exceeds the threshold, but not below 1.
 
-        The eigenvalues of the bulk are at most λ_k.
+        Eigenvalues in the bulk are at most λ_k.
         """
         bound = self.threshold / jnp.where(steepest > 0, steepest, 1)
         lowered = jnp.clip(

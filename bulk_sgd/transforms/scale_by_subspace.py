@@ -182,7 +182,7 @@ def checked(
     sharding=None,
     seed=0,
 ) -> step.Options:
-    """The `step.Options` of arguments of `scale_by_subspace`; else its errors."""
+    """Checks the arguments of `scale_by_subspace`; returns them as `step.Options`."""
     checks.integer("rank", rank, 1)
     scales.check("dominant_scale", dominant_scale, rank)
     scales.check("bulk_scale", bulk_scale)
@@ -248,7 +248,7 @@ def advance(
     preconditioner=None,
     **extra_args,
 ):
-    """One step, with the scales that `choose` returns for the refreshed state."""
+    """Takes one step; `choose` returns its scales (a, b) from the refreshed state."""
     _check_params(params)
     _check_state(state, options.rank)
     if matvec is None:

@@ -36,7 +36,7 @@ class Options:
     seed: Any
 
     def scales(self, state):
-        """(a, b) in a state whose refresh is done: numbers, a maybe one per vector."""
+        """The scales (a, b) after a refresh; a may have one number per vector."""
         dominant = scales.factors("dominant_scale", self.dominant_scale, state)
         return dominant, scales.factors("bulk_scale", self.bulk_scale, state)
 

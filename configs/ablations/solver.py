@@ -5,9 +5,9 @@ with the exact subspace of the full data at every step: the loss 2,000 steps aft
 fork, over three seeds. They do where Bulk-SGD is stable (learning rate 0.02). At the
 base rate of 0.1 it is not, with the exact subspace least of all: `docs/solvers.md`.
 
-"decoder" asks whether a basis in factors changes where training ends: the language
-model of `configs/char_lm.py`, 400 steps after a fork at step 100, `streaming()` with
-dense vectors and in factors, over three seeds.
+The preset "decoder" asks whether a basis in factors changes where training ends. It
+trains the language model of `configs/char_lm.py` for 400 steps after a fork at step
+100, with `streaming()` on dense vectors and in factors, over three seeds.
 
 About 15 minutes with preset "cpu" on two CPU cores. Not part of `scripts/reproduce.sh`.
 
@@ -61,7 +61,7 @@ def _decoder():
     config.name = "Solver, decoder"
     config.arms = ("bulk_sgd", "scales(0.5, 2)")
     config.num_steps, config.switch.step, config.eval_every = 500, 100, 100
-    config.model.scan_layers = True  # compiles quicker
+    config.model.scan_layers = True  # compiles faster
     config.subspace.refresh_every = 1
     config.checkpoint.every = 0  # a cell takes a minute
     config.progress = config.tensorboard = False

@@ -1,12 +1,13 @@
 """What the sweeps of `configs/pays` share.
 
-Each is a task with a grid of learning rates for every inner optimizer, three seeds, and
-`streaming()` in factors on the mini-batch, every four steps. The rate rises over the
-prefix, from whose end the arms fork, and then decays to 0 as a cosine.
+Each sweep trains one task, with a grid of learning rates for each inner optimizer and
+with three seeds. The solver is `streaming()` in factors, with a product on every fourth
+mini-batch. The learning rate rises during the prefix. After the fork it decays to 0 as
+a cosine.
 
-A preset is an inner optimizer, "sgd", "momentum", "adamw" or "muon". AdamW and Muon
-have a second setting, with the subspace in their own metric. "adamw-quick" takes a few
-steps of 100 examples, with one seed, to see that all of it runs.
+A preset is an inner optimizer: "sgd", "momentum", "adamw" or "muon". AdamW and Muon
+have a second setting, with the subspace in their own metric. A preset with "-quick",
+such as "adamw-quick", takes 60 steps on 100 examples with one seed, as a test.
 """
 
 import dataclasses
@@ -27,11 +28,11 @@ _METRICS = grid.values("subspace.preconditioned", (False, True))
 
 @dataclasses.dataclass(frozen=True)
 class Pays:
-    """The sweep of a task; `get_config` and `get_sweep` are those of its file."""
+    """The sweep of a task; its file exports `get_config`, `get_sweep` and `tune`."""
 
-    task: Callable  # returns a config; what it says of training does not count
+    task: Callable  # returns a config, whose fields of training are replaced
     num_steps: int
-    rates: dict[str, tuple]  # to begin with, for each inner optimizer
+    rates: dict[str, tuple]  # the first grid of each inner optimizer
     fork: int = 100
     warmup: bool = True
     arms: tuple = ARMS
@@ -69,7 +70,7 @@ class Pays:
         return config
 
     def get_sweep(self, preset: str = "sgd"):
-        """Rates and seeds, in the Euclidean metric and that of the optimizer."""
+        """Rates and seeds; for AdamW and Muon also in the metric of the optimizer."""
         optimizer, quick = _parse(preset)
         rates = self.rates[optimizer][: 2 if quick else None]
         return grid.product(
@@ -84,6 +85,6 @@ def _parse(preset):
     if optimizer not in _OPTIMIZERS:
         names = ", ".join(_OPTIMIZERS)
         raise ValueError(
-            f"preset is {preset!r}; it must be one of {names}, or that and '-quick'."
+            f"preset is {preset!r}; it must be one of {names}, or one with '-quick'."
         )
     return optimizer, optimizer != preset

@@ -71,8 +71,8 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
     config = on_five(num_steps=8)
     assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
     assert capsys.readouterr().err.splitlines()[:2] == [
-        "config.data.name is 'own_things:images': no training example has 2, 3, 4, … "
-        "(38) of the 41 labels from 0 to 40; test examples have 2.",
-        "config.num_steps is 8, as config.switch.step: the run ends at its fork, and "
-        "no arm takes a step.",
+        "config.data.name is 'own_things:images': labels go from 0 to 40, but no "
+        "training example has label 2, 3, 4, … (38); test examples have 2.",
+        "config.num_steps and config.switch.step are both 8: the run ends at its fork, "
+        "and no arm takes a step.",
     ]

@@ -63,7 +63,7 @@ def test_start_of_a_run_is_that_of_its_seed(tmp_path):
         )
         assert result.series(arm, "own/moved/length")[-1] == pytest.approx(moved)
     config.measures.options.ordr = 1
-    with pytest.raises(ValueError, match=r"options has ordr, which no function in"):
+    with pytest.raises(ValueError, match=r"options has ordr, but no function in"):
         Experiment(config)
 
 

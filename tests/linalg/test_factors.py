@@ -212,7 +212,7 @@ def test_adaptive_factors_are_the_smallest_that_keep_enough():
 
 def test_adaptive_factors_need_values():
     space = dense()
-    with pytest.raises(ValueError, match="factors is 'adaptive'; inside of jit"):
+    with pytest.raises(ValueError, match="factors is 'adaptive'; inside jit"):
         jax.jit(lambda s: s.factored("adaptive"))(space)
     for solver in (bulk_sgd.power, bulk_sgd.streaming):
         with pytest.raises(ValueError, match="factors is 'adaptive'; a solver has"):

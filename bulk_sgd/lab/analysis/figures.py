@@ -177,8 +177,8 @@ def rank_figure(points: list[dict]) -> Figure:
         axes.set(xscale="log", xlabel="rank of each matrix", ylim=(-0.02, 1.02))
         axes.set_xticks(ranks, ranks)
         axes.minorticks_off()
-    left.set_ylabel("share that is kept, by eigenvector")
-    right.set_ylabel("share that is kept, by matrix")
+    left.set_ylabel("kept share, by eigenvector")
+    right.set_ylabel("kept share, by matrix")
     if 0 < len(matrices) <= SHOWN_MATRICES:
         right.legend(fontsize=8)
     return figure
@@ -230,13 +230,13 @@ def _paths(points):
 
 
 def _dashes(points, path):
-    """The dashes of a path where colours tell other things."""
+    """The dashes of a path, for figures whose colours do not stand for paths."""
     dashes = "-", *style.DASHES
     return dashes[_paths(points).index(path) % len(dashes)]
 
 
 def _name_paths(figure, points):
-    """A legend of the dashes, if there are several paths."""
+    """Adds a legend of the dashes if there are several paths."""
     paths = _paths(points)
     if len(paths) > 1:
         lines = [

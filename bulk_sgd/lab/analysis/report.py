@@ -17,15 +17,15 @@ _FIGURES = {
         "outliers, which come before the largest ratio of two successive eigenvalues."),
     "energies": (figures.energy_figure, "Hessian, Gauss-Newton and functional part",
         "H = G + F. Left: traces, with two standard errors. Right: the share of the "
-        "squared Frobenius norm in the dominant subspace of H. Names are at the end of "
-        "the last path."),
+        "squared Frobenius norm in the dominant subspace of H. Labels are at the end "
+        "of the last path."),
     "change": (figures.change_figure, "How the subspace turns",
         "Between a point and the one before. Left: ‖U₁ᵀU₂‖²/k. Right: ‖(P₁ − P₂)g‖/‖g‖ "
         "for the gradient g, and χ of the way between the points in the earlier "
         "subspace."),
     "blocks": (figures.block_figure, "Layer by layer",
         "Left: the largest eigenvalue of each diagonal block of the Hessian. Right: "
-        "its share of the dominant eigenvectors' squared length. Names are at the end "
+        "its share of the dominant eigenvectors' squared length. Labels are at the end "
         "of the last path."),
     "rank_profile": (figures.rank_figure, "Rank of the eigenvectors",
         "At the last point: the share of squared length that remains if each matrix of "

@@ -164,7 +164,7 @@ def _as_tuple(text: str) -> tuple:
 def _check_config_file(argv):
     """Refuses a --config without get_config(), where ml_collections has a traceback.
 
-    Makes the files beside it importable, as `_Beside` has it.
+    Makes the files beside it importable; `_Beside` defines the order.
     """
     # A field, --config.x=…, is no file; a variant follows a colon.
     found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
@@ -190,17 +190,17 @@ def _check_config_file(argv):
 
 
 class _Beside(importlib.abc.MetaPathFinder):
-    """Finds a module beside the config before one of its name in the current folder.
+    """Prefers a module beside the config to one of its name in the current folder.
 
-    All other modules are found in the order of the path: in the current folder, among
-    what is installed, and then beside the config.
+    Python finds all other modules in the order of the path: first in the current
+    folder, then among installed packages, then beside the config.
     """
 
     def __init__(self, folder: str):
         self._folder = folder
 
     def find_spec(self, name, path, target=None):
-        """What the folder of the config has if the current folder has one too."""
+        """The module beside the config, if the current folder has one of its name."""
         if path is not None:
             return None
         find = importlib.machinery.PathFinder.find_spec
@@ -242,7 +242,7 @@ def _words(error) -> str:
 
 
 def _in_config_file(error) -> str | None:
-    """The sentence of a field or attribute that a config file names; None otherwise."""
+    """A sentence about an error in a line of the config file; None if it has none."""
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

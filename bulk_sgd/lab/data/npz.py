@@ -26,9 +26,11 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
     if not pathlib.Path(path).exists():
         known = "mnist5k, sonnets, random, tfds:NAME, tsv:PATH, text:PATH, tokens:PATH"
         known += ", the import path of your own, module:name,"
-        place = str(pathlib.Path(path).resolve().parent)
+        place = str(pathlib.Path(path).resolve())
         raise wrong(
-            config, "name", f"must be {known} or an existing .npz; {place!r} has none"
+            config,
+            "name",
+            f"must be {known} or an existing .npz; {place!r} does not exist",
         )
     if not zipfile.is_zipfile(path):
         raise wrong(config, "name", "it is not the archive that numpy.savez writes")
@@ -36,9 +38,9 @@ def read(config, part: str) -> tuple[LazyRows, np.ndarray, int]:
 
 
 def checked(config, part: str, pixels, labels) -> tuple[LazyRows, np.ndarray, int]:
-    """What `read` returns, of arrays; `pixels` may be `LazyRows`.
+    """What `read` returns, made from arrays; `pixels` may be `LazyRows`.
 
-    Labels that are floats are for a loss of the user's own.
+    Float labels need a loss of the user's own.
     """
     rows = LazyRows(pixels.shape, pixels.dtype, pixels.__getitem__)
     inputs = images.as_inputs(config, part, rows)

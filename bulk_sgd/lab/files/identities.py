@@ -1,4 +1,4 @@
-"""What a run is of: its config, data and program, and how two of them differ."""
+"""The identity of a run: its config, data and program. How two identities differ."""
 
 import json
 from typing import NamedTuple
@@ -14,11 +14,11 @@ _OTHER = {
 
 
 class Identity(NamedTuple):
-    """What a run is of, beside the devices."""
+    """The config, the data and the program of a run, without its devices."""
 
     config: dict  # plain
-    # "data" and "program", the "tracer" of the program, and the "code" of the user's
-    # modules in it, by function.
+    # Hashes of the "data" and the "program", the "tracer" of the program, and hashes of
+    # the "code" of the user's modules, by module and function.
     fingerprints: dict
 
 
@@ -77,9 +77,10 @@ def other(earlier: dict, identity: Identity) -> tuple[str, str]:
 
 
 def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
-    """What differs between two fingerprints, and what about `earlier` is unknown.
+    """How two fingerprints differ, and what is unknown about `earlier`.
 
-    Each is a phrase, empty where all is well. `earlier` is None in early versions.
+    Each is a phrase, empty if there is nothing to say. Early versions of the library
+    recorded no fingerprints; then `earlier` is None.
     """
     if earlier is None:
         return "", "recorded without fingerprints of its data and program"
@@ -96,11 +97,11 @@ def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
 
 
 def _other_code(earlier: dict, now: dict) -> str:
-    """What differs in the modules that both have, as "a, b of module m"."""
+    """Functions that differ in the modules that both have, "a, b of module m"."""
     found = []
     for module in earlier.keys() & now.keys():
         before, after = earlier[module], now[module]
         names = sorted(x for x in {*before, *after} if before.get(x) != after.get(x))
-        listed = ", ".join(name or "what is outside of functions" for name in names)
+        listed = ", ".join(name or "the top level" for name in names)
         found += [f"{listed} of module {module}"] * bool(names)
     return " and ".join(sorted(found))

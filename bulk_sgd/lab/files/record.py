@@ -115,10 +115,9 @@ def has_fork(workdir) -> bool:
 
 
 def finished(workdir, config: dict) -> bool:
-    """Whether the run in `workdir` has ended, with all that the plain config asks for.
+    """Whether the run in `workdir` has ended and has all that the plain config names.
 
-    Raises ValueError if it lacks steps or arms alone, and there is no fork to go on
-    from.
+    Raises ValueError if it lacks only steps or arms, but has no fork to continue from.
     """
     earlier = begun(workdir)
     if earlier is None or earlier["status"] not in ENDED:
@@ -130,7 +129,7 @@ def finished(workdir, config: dict) -> bool:
         return False
     raise ValueError(
         f"workdir {str(workdir)!r} holds a finished run without the checkpoint at its "
-        "fork (config.checkpoint.every was 0), so that it cannot grow; choose another "
+        "fork (config.checkpoint.every was 0), so it cannot grow; choose another "
         "workdir."
     )
 

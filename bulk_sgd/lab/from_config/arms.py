@@ -22,8 +22,8 @@ _ALLOWED = (
 class Arm(NamedTuple):
     """A method u ← a·P u + b·(u − P u); `name` is the config's.
 
-    The scales are constant unless they are `guarded`, as by `bulk_sgd.accelerated`,
-    with the threshold of mini-batches where it is known.
+    The scales are constant. If `guarded`, they act only in the steps that
+    `bulk_sgd.accelerated` would scale, with the threshold of mini-batches if known.
     """
 
     name: str

@@ -108,8 +108,8 @@ def check_mean(config, loss_fn: LossFn, outputs, targets):
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Share of outputs `(n, classes)` that peak at their int target, a float32 scalar.
 
-    Of several equal peaks the first counts. It is NaN for targets that are no ints, and
-    for a single output.
+    Of several equal peaks the first counts. The result is NaN if the targets are not
+    ints, and for a single output.
     """
     if not jnp.issubdtype(targets.dtype, jnp.integer) or outputs.shape[-1] == 1:
         return jnp.float32(jnp.nan)

@@ -26,8 +26,8 @@ def functional(network, seed: int, example) -> tuple[Callable, dict]:
 
     Raises:
       TypeError: the network is of no such kind.
-      ValueError: it holds other arrays than parameters, such as averages over batches,
-        or has no parameters.
+      ValueError: the network has arrays that are not parameters, such as averages over
+        batches, or it has no parameters.
     """
     equinox = sys.modules.get("equinox")
     others = {}

@@ -28,8 +28,8 @@ TARGET = 0.9
 def outcome(run: RunResults, arm: str) -> dict[str, float]:
     """The numbers of an arm by name; NaN for what is not known.
 
-    `batch_sharpness` is times η, `stable_ratio` over SGD's, `diverged` 0 or 1. What
-    functions of the user measured, `own/NAME`, is there with its last finite value.
+    `batch_sharpness` is multiplied by η, `stable_ratio` is divided by SGD's, and
+    `diverged` is 0 or 1. `own/NAME` is the last finite value of the user's function.
     """
     summary, arms = run.summary(arm), run.info.get("arms") or {}
     # No arm begins from a prefix that diverged.

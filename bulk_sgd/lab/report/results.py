@@ -85,7 +85,7 @@ class RunResults:
 
     def _own(self, ndim):
         rows = [row for rows in self.rows.values() for row in rows]
-        values = {}  # the first that is known: without a subspace some are not
+        values = {}  # the first known ones: rows without a subspace may lack some
         for key in (key for key in rows[0] if key.startswith("own/")):
             known = (row[key] for row in rows if row.get(key) is not None)
             values[key] = next(known, None)

@@ -159,7 +159,7 @@ def run_styles(run: RunResults) -> dict[str, style.LineStyle]:
 def mark_fork(axes: Axes, run: RunResults, text: str | None = None) -> None:
     """A vertical line at the fork with `text` at its foot, by default step and reason.
 
-    The text is inside of the axes, so that there is room for a title.
+    The text is inside the axes, so a title has room above them.
     """
     step = run.fork_step
     if step is None:

@@ -41,7 +41,8 @@ def save(figure: Figure, path: pathlib.Path) -> bytes:
 def fit_column(figure: Figure) -> None:
     """Makes a drawn figure as wide as a column: panels below one another, smaller text.
 
-    More than three panels are placed in two columns; two rows become these columns.
+    More than three panels go into two columns. If there are two rows, each row becomes
+    a column.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
     old = panels[0].get_gridspec()
@@ -53,7 +54,7 @@ def fit_column(figure: Figure) -> None:
         places = [places[i, row] for row in range(2) for i in range(rows)]
     _label_each(panels, old.ncols)
     labelsize = COLUMN_SCALE * STYLE["font.size"]  # also for ticks to come
-    for axes in figure.axes:  # with bars of colours
+    for axes in figure.axes:  # including colour bars
         axes.tick_params(which="both", labelsize=labelsize)
     for place, axes in zip(places, panels):
         axes.set_subplotspec(place)
@@ -74,7 +75,7 @@ def fit_column(figure: Figure) -> None:
 
 
 def _label_each(panels, columns):
-    """Gives each panel the labels that a row or a column of panels has once."""
+    """Gives each panel the axis labels that its row or its column shares."""
     for i, axes in enumerate(panels):
         first, last = panels[i - i % columns], panels[i % columns :: columns][-1]
         axes.set_ylabel(axes.get_ylabel() or first.get_ylabel())

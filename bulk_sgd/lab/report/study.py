@@ -119,7 +119,7 @@ class Axis:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether settings differ in nothing but numbers, or lists of them."""
+        """Whether settings differ only in numbers or lists of numbers."""
         found = [cells[0].settings for cells in self.groups.values()]
         labels = any(LABEL in settings for settings in found)
         values = [x.get(field, "") for x in found for field in self.varied]
@@ -136,7 +136,7 @@ class Axis:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Names of the numbers that functions of the user measured in any cell."""
+        """Names of the numbers that the user's functions measured in any cell."""
         return tuple(dict.fromkeys(x for c in self.cells if c.run for x in c.run.own))
 
     def measured(self, key: str) -> bool:
@@ -173,7 +173,7 @@ def _varied(fields, cells):
 
 
 def _by_values(groups, fields):
-    """Settings by their numbers, since a sweep that grew has its new ones last."""
+    """Sorts settings by their numbers: a sweep that grew has its new ones last."""
     found = [cells[0].settings for cells in groups]
     if any(LABEL in x or {*fields} - {*x} for x in found):
         return groups
@@ -188,7 +188,7 @@ def _by_values(groups, fields):
 
 
 def _is_numeric(value):
-    """Whether it is a number, or a list of them."""
+    """Whether a value is a number or a list of numbers."""
     if isinstance(value, list):
         return all(map(_is_numeric, value))
     return type(value) in (int, float)

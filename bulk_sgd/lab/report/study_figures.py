@@ -112,7 +112,7 @@ def curves_figure(axis: Axis) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def own_figure(axis: Axis) -> Figure:
-    """What functions of the user measured along training, a row of panels for each."""
+    """Measurements by the user's functions along training, a row of panels for each."""
     keys = [(key, plain(key.removeprefix("own/"))) for key in axis.own]
     if len(axis.groups) > 1:
         return _curves(axis, keys)[0]
@@ -163,7 +163,7 @@ def group_styles(axis: Axis) -> dict[str, LineStyle]:
     if all(len(found) == 1 for found in arms) and len(axis.summaries) == len(arms):
         styles = arm_styles(axis.summaries.values())
         return {label: styles[arm] for label, (arm,) in zip(axis.groups, arms)}
-    if axis.tune and one_arm_each(axis.groups):  # as the figures of its rows
+    if axis.tune and one_arm_each(axis.groups):  # as in the figures of tuned rows
         plain = _reference(axis)
         others = series_styles([x for x in axis.groups if x != plain])
         return {x: others.get(x, LineStyle(INK)) for x in axis.groups}
@@ -171,7 +171,7 @@ def group_styles(axis: Axis) -> dict[str, LineStyle]:
 
 
 def _reference(axis):
-    """The label of the setting that those of a tuned axis are compared with."""
+    """The label of the setting with which a tuned axis compares the others."""
     arms = {x: arm for x, cells in axis.groups.items() for c in cells for arm in c.arms}
     named = [x for x, arm in arms.items() if axis.tune.is_reference(x, arm)]
     plain = [x for x, arm in arms.items() if axis.summaries[arm].method == SGD]

@@ -220,20 +220,20 @@ def _caption(axis, name):
     lines = field_label(axis) or "settings"
     logs = f"{over}, of the logarithms on log scales" if seeds > 1 else over
     beside = (
-        " Where several methods share a setting, they stand side by side, so that none "
-        "hides another; the setting is that of the tick." * (len(axis.summaries) > 1)
+        " Around each tick, the methods of this setting stand side by side, so that "
+        "none hides another." * (len(axis.summaries) > 1)
     )
     return {
         "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
         f"loss at the fork, and the optimizer's stability threshold for ηλ₁.{beside}",
         "curves": f"After the fork, a panel per method; lines: {lines}; {over}. "
-        "χ belongs to the updates before they are scaled.",
+        "χ is measured on the updates before they are scaled.",
         "own": f"Measured by your own functions along training; {over}.",
         "families": f"Along the families of scales (a, b); {logs}. α = 1 of the bulk "
         "path and of the dom path is SGD.",
         "plane": f"Over the plane of scales (a, b); {over}. A × counts the seeds that "
-        "diverged; points without a number were not run. A speed-up of 0 was never "
-        "reached.",
+        "diverged; points without a number were not run. A speed-up of 0 means that "
+        "the run never reached the loss.",
         "training": f"After the fork, {over}.",
         "energies": "Shares of trace and squared Frobenius norm in the dominant "
         f"subspace of H, along SGD; {over}. Without the trace share where the trace is "

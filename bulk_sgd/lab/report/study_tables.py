@@ -61,7 +61,7 @@ def plus_minus(spread: Spread) -> str:
     mean = spread.mean
     if spread.count < 2:
         return number(mean)
-    rounding = 1e-12 * abs(mean)  # of equal numbers
+    rounding = 1e-12 * abs(mean)  # the deviation of equal numbers is not exactly 0
     deviation = spread.deviation if spread.deviation > rounding else 0.0
     larger = number(max(abs(mean), deviation))
     if "e" in larger:

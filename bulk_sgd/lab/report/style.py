@@ -160,7 +160,7 @@ def log_axis(axes: Axes) -> None:
 
 
 def plain_ticks(axes: Axes) -> None:
-    """Plain numbers at the ticks of a log y axis, also of a bar of colours."""
+    """Plain numbers at the ticks of a log y axis, or of a colour bar."""
     axes.yaxis.set_major_locator(_OneTwoFive(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: exact(value))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
@@ -176,14 +176,14 @@ def plain_ticks(axes: Axes) -> None:
 
 class _OneTwoFive(LogLocator):
     def tick_values(self, low, high):
-        """Powers of ten over more than three decades, where others have no room."""
+        """Only powers of ten over more than three decades: others have no room."""
         wide = 0 < 1e3 * low < high
         found = () if wide else super().tick_values(low, high)
         return found if len(found) else LogLocator().tick_values(low, high)
 
 
 def percent_axis(axes: Axes) -> None:
-    """A y axis that ends a little above 100, where its last tick is."""
+    """A y axis that ends a little above 100, with no tick above 100."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, min(high, 100 + 0.01 * (100 - low)))
     axes.yaxis.set_major_locator(_UpTo100())
@@ -199,8 +199,8 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     """Labels the x axis, and each line in the right margin at the height of its end.
 
     `ends` holds (y in data units, text, keywords of the line) per line. The limits of
-    the axes must be final; they are frozen here. Labels follow the lines to another
-    scale, with the distances that keep them apart on this one.
+    the axes must be final; they are frozen here. If the
+    scale changes later, each label follows its line and keeps its offset from it.
     """
     axes.set_xlabel("step")
     ends = sorted((e for e in ends if math.isfinite(e[0])), key=lambda end: end[0])

@@ -10,8 +10,8 @@ def write_report(workdir, *others, labels=(), out=None) -> pathlib.Path:
     """Writes the report of a run or of a study, finished or not, into `workdir/report`.
 
     The page is self-contained. Its figures are saved beside it as PNG, PDF and SVG. A
-    sweep or study also has every number as `tables.json`. A study, and a sweep that
-    decides some claim of the paper, has the claims table as `claims.md`.
+    sweep or study also has every number in `tables.json`. A study has the claims table
+    in `claims.md`, and so has a sweep that decides a claim of the paper.
 
     Args:
       workdir: folder of a run, of a sweep, or of several sweeps.

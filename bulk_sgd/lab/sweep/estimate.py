@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 def estimate(base, cells, workdir=None) -> list[Cost]:
-    """The cost of what is left of the cells to run, one entry per program.
+    """The cost of what the cells have left to run, one entry per program.
 
     It compiles each program and takes some steps at the start of training. Solves later
     in training may take more or fewer matvecs. It assumes that cells run one after
@@ -93,7 +93,7 @@ def table(costs: list[Cost]) -> str:
 
 
 def _ends(workdir, index) -> dict[str, int] | None:
-    """The last step of each arm of a cell that has ended, and is to grow."""
+    """The last step of each arm of a completed cell, None for any other cell."""
     found = record.read(workdir_lib.cell_folder(workdir, index))
     if found is None or found["status"] != record.COMPLETE:
         return None
@@ -101,9 +101,9 @@ def _ends(workdir, index) -> dict[str, int] | None:
 
 
 def _cost(cells, like, known) -> tuple[Cost, Experiment]:
-    """The cost of cells of one program, each with its config and `_ends`.
+    """The cost of cells that share a program; each is a pair of config and `_ends`.
 
-    `known` has the prefixes of earlier cells.
+    `known` holds the prefixes that earlier cells have counted.
     """
     configs = [config for config, _ in cells]
     seconds, experiment = _timed(Experiment, configs[0], like)
@@ -246,7 +246,7 @@ def _measuring(experiment, state, counts) -> float:
 
 
 def _writing(state) -> float:
-    """Seconds to write a state, among the temporary files."""
+    """Seconds to write a state, into a temporary folder."""
 
     def write():
         with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +254,7 @@ def _writing(state) -> float:
             checkpoints.save_fork(state)
             checkpoints.close()
 
-    write()  # what a process does once
+    write()  # the first write of a process is slower
     return _timed(write)[0]
 
 

@@ -58,8 +58,8 @@ def run_sweep(
 
     Raises:
       ValueError: before anything starts, if an argument is wrong, a cell does not fit
-        the data, two are equal, the workdir holds a sweep that cannot grow into this
-        one, or it or the prefixes are of other data or code.
+        the data, two cells are equal, the workdir holds a sweep that cannot grow into
+        this one, or the workdir or the prefixes belong to other data or code.
     """
     workdir, say = pathlib.Path(workdir), say or _say
     cells = grid.check(cells)
@@ -94,7 +94,7 @@ def run_sweep(
 
 
 def _prepare(configs, chosen, workdir, prefixes, say, claim):
-    """Checks and claims the sweep, and its cells that are `chosen`.
+    """Checks and claims the sweep and its `chosen` cells.
 
     Returns an experiment, the cells that have not ended, and the store of prefixes.
     """
@@ -136,7 +136,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, chosen, left, say):
-    """Builds one experiment per program to check its data, and says what is doubtful.
+    """Builds one experiment per program to check its data, and prints its doubts.
 
     Returns the last one, and the fingerprints of each cell. The experiment of cells
     that have all ended is none to train, and has no arrays.

@@ -27,9 +27,9 @@ def statuses(workdir, indices) -> list[str]:
 
 
 def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
-    """Writes `sweep.json`, if need be over a sweep that failed before a first row.
+    """Writes `sweep.json`: it is new, grows, or replaces a sweep that failed at once.
 
-    A sweep that is there may grow. Raises ValueError if it is another one.
+    Raises ValueError if the workdir holds another sweep with rows.
     """
     workdir = record.make_folder(workdir)
     content = {
@@ -58,10 +58,10 @@ def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
 
 
 def ordered(workdir, base: dict, cells: list[dict]) -> list[dict]:
-    """All cells of a sweep by the number of their folder.
+    """All cells of a sweep, in the order of the numbers of their folders.
 
-    A cell that `sweep.json` has, or that one there grows into, keeps its number. New
-    ones come last. Where that is another sweep, `claim` will refuse it.
+    A cell keeps its number if `sweep.json` has it, or has a cell that grows into it.
+    New cells come last. If `sweep.json` is of another sweep, `claim` will refuse it.
     """
     cells = json.loads(json.dumps(cells))
     earlier = read(workdir) if workdir is not None else None
@@ -73,10 +73,10 @@ def ordered(workdir, base: dict, cells: list[dict]) -> list[dict]:
 
 
 def unfinished(workdir, configs: dict[int, dict]) -> list[int]:
-    """The cells, of those whose plain configs these are, with something left to run.
+    """The indices of cells with something left to run; `configs` are plain.
 
     Raises:
-      ValueError: if one has ended, but cannot go on to what its config asks for.
+      ValueError: if a finished cell cannot grow to what its config names.
     """
     done = lambda index: record.finished(cell_folder(workdir, index), configs[index])
     return distributed.on_first(lambda: [i for i in configs if not done(i)])
@@ -85,8 +85,8 @@ def unfinished(workdir, configs: dict[int, dict]) -> list[int]:
 def read(workdir) -> dict | None:
     """What `sweep.json` holds, None where there is none.
 
-    That is `name`, `about`, `config`, `cells`, `tune`, and the cells that were `added`
-    to others by tuning, or after it.
+    Its keys are `name`, `about`, `config`, `cells`, `tune` and `added`: the cells that
+    tuning has added, or growth after tuning.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
@@ -107,7 +107,7 @@ def _write(workdir, content):
 
 
 def _heirs(earlier, base, cells) -> list[int | None]:
-    """Which of the cells each earlier one is, or else grows into."""
+    """The index of the cell that each earlier cell equals, or else grows into."""
     before = earlier["cells"] + earlier["added"]
     old_base = earlier.get("config", base)  # early versions did not write it
     heirs, free = [None] * len(before), dict(enumerate(_overridden(base, cells)))
@@ -131,7 +131,7 @@ def _in_order(earlier, cells, heirs):
 
 
 def _change(earlier, content, heirs) -> str | None:
-    """How the sweep in a workdir differs from one it can grow into, None if not."""
+    """Why the earlier sweep cannot grow into the new one, None if it can."""
     lost = [cell for cell, i in zip(earlier["cells"], heirs) if i is None]
     if not lost:
         return None

@@ -70,9 +70,9 @@ def gradient_alignment(config, subspace, inner, gradient):
 
 
 def own(config, layout, state: TrainState, task: Task, start) -> dict:
-    """What the functions in `config.measures.own` return, by columns.
+    """The values of the functions in `config.measures.own`, by column.
 
-    `start` has the parameters at step 0. A function gets those of
+    `start` has the parameters at step 0. A function gets the fields of
     `config.measures.options` that it names.
     """
     del layout

@@ -115,7 +115,7 @@ class Experiment:
 
     @property
     def doubts(self) -> list[str]:
-        """What is allowed and may be a mistake, to be said before the first step."""
+        """Sentences about possible mistakes, to print before the first step."""
         return network_checks.doubts(self.config, self.dataset)
 
     @property
@@ -125,7 +125,7 @@ class Experiment:
 
     @property
     def identity(self) -> identities.Identity:
-        """What a record, a checkpoint or a prefix must be of to serve this experiment.
+        """The identity that a record, a checkpoint or a prefix must have to serve here.
 
         The data are read and the program is traced on the first call alone.
         """

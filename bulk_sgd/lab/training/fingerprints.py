@@ -82,7 +82,7 @@ def of_program(build, loss_fn, fields, inputs, targets, sources=None) -> str:
 
 
 def of_code(sources) -> dict[str, dict[str, str]]:
-    """A hash of each function and class of the user's modules, to say which differs."""
+    """A hash of each function and class of the user's modules, by module and name."""
 
     def hashed(text):
         digest = _digest()

@@ -64,7 +64,7 @@ def measure(
 
 
 def _own(experiment, state, has_subspace) -> dict:
-    """The columns of the user's functions, None if they lack the subspace they take."""
+    """The columns of the user's functions, None if one takes a missing subspace."""
     own = experiment.config.measures.own
     if not own:
         return {}

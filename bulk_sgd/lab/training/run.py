@@ -185,7 +185,7 @@ class Run(contextlib.AbstractContextManager):
         taken |= {name: known[name] for name in known.keys() - {*renewed}}
         grows = identities.changes(known["config"], taken["config"])
         if grows and command not in taken["command"].splitlines():
-            taken["command"] += f"\n{command}"  # together they give the run as it is
+            taken["command"] += f"\n{command}"  # both together make this run
         entries, states = record.entries(taken), {}
         for name in taken["arms"] if fork else (PREFIX,):
             before = record.entries(known).get(name)

@@ -21,7 +21,7 @@ class Scalars(NamedTuple):
     refresh_every: Any = 1  # steps
     threshold: Any = jnp.inf  # the last step's average alignment is the first above it
     seed: Any = 0  # of the solver's random directions
-    guarded: Any = False  # whether the scales give way, as in `bulk_sgd.accelerated`
+    guarded: Any = False  # whether the guard of `bulk_sgd.accelerated` applies
 
 
 class TrainState(NamedTuple):

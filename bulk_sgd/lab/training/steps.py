@@ -77,7 +77,7 @@ class Programs:
         return self._layout.constrain(state)
 
     def _options(self, scalars: Scalars, rate):
-        """Those of the transform with the numbers of a run, at the rate of a step."""
+        """The transform's options: the numbers of a run, and the rate of a step."""
         space, solver = self._config.subspace, self._solver
         if space.keep == "rate":  # which vectors stay depends on the rate
             solver = solvers.build(space, rate)
@@ -200,7 +200,7 @@ class Programs:
         return scaled, projection, ratio
 
     def _factors(self, options, scalars, rate, projection):
-        """The scales (a, b) of a step whose refresh is done."""
+        """The scales (a, b) of a step, after its refresh."""
         known = optimizers.batch_stability_threshold(self._config.optimizer)
         threshold = THRESHOLD if known is None else known
         fixed = options.scales(projection)

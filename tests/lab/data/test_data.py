@@ -133,7 +133,7 @@ def test_unsound_npz_is_refused(npz, changes, message):
     ("changes", "message"),
     [
         ({"name": "minst5k"}, r"name is 'minst5k', but must be mnist5k, sonnets, "),
-        ({"name": "absent.npz"}, rf"existing \.npz; '{Path.cwd()}' has none"),
+        ({"name": "absent.npz"}, rf"'{Path.cwd()}/absent\.npz' does not exist"),
         ({"normalization": "zscore"}, r"normalization is 'zscore'.*'standard'"),
         ({"num_train": 5001}, r"^config\.data\.num_train is 5001, but there are 5000"),
         ({"num_test": 1001}, r"^config\.data\.num_test is 1001, but there are 1000"),

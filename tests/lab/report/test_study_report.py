@@ -77,7 +77,7 @@ def test_page_of_a_real_run_and_a_failed_cell(studied):
     assert images == {f"{name}.png" for name in names}
     assert text.count("data:image/png;base64,") == 4
     assert "batch: cell 2 ({&quot;batch_size&quot;: 20}) is failed." in text
-    assert "they stand side by side" in text  # of the five arms at each batch size
+    assert "stand side by side" in text  # of the five arms at each batch size
     tables = json.loads((path.parent / "tables.json").read_text())
     outcome = tables["axes"]["seeds"][0]["arms"]["bulk_sgd"]
     run = study.read_study(studied)[1].cells[0].run
