@@ -243,14 +243,5 @@ def _fresh_record(experiment: Experiment) -> dict:
         "loss_label": losses.label(config.loss),
         "switch": None,
         "prefix": {"status": record.PENDING, "last_step": 0},
-        "arms": {
-            arm.name: {
-                "label": arm.label,
-                "formula": arm.formula,
-                "dominant_scale": arm.dominant_scale,
-                "bulk_scale": arm.bulk_scale,
-                "status": record.PENDING,
-            }
-            for arm in experiment.arms
-        },
+        "arms": record.pending(experiment.arms),
     }
