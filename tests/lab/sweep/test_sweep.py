@@ -167,6 +167,8 @@ def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
         mine = numbers(sweep.cell_folder(grown, found.index(cells[index])))
         assert sorted(mine, key=order) == sorted(theirs, key=order)
     assert not list(grown.glob("cells/*/attempts"))
+    (axis,) = study.read_study(grown)
+    assert {cell.status for cell in axis.cells} == {"complete"}
     said.clear()
     go(grown, None)
     assert said == ["6 of 6 cells had ended before."]
