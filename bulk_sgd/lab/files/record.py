@@ -12,7 +12,6 @@ import sys
 import jax
 
 from bulk_sgd.lab.files import atomic, identities, metrics
-from bulk_sgd.lab.from_config import arms as arms_lib
 
 FILE = "run.json"
 RUNNING, COMPLETE, INTERRUPTED = "running", "complete", "interrupted"
@@ -60,20 +59,6 @@ def write(workdir, record: dict):
 def entries(record: dict) -> dict[str, dict]:
     """What a record says of the prefix and of each arm, by name."""
     return {PREFIX: record["prefix"], **record["arms"]}
-
-
-def pending(arms: list[arms_lib.Arm]) -> dict[str, dict]:
-    """What a record says of arms that have not begun, by name."""
-    return {
-        arm.name: {
-            "label": arm.label,
-            "formula": arm.formula,
-            "dominant_scale": arm.dominant_scale,
-            "bulk_scale": arm.bulk_scale,
-            "status": PENDING,
-        }
-        for arm in arms
-    }
 
 
 def end(record: dict, status: str):
@@ -149,14 +134,14 @@ def finished(workdir, config: dict) -> bool:
     )
 
 
-def claim(workdir, identity: identities.Identity) -> dict | None:
+def claim(workdir, identity: identities.Identity, arms: dict) -> dict | None:
     """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
 
-    A finished run of fewer steps or arms goes on from its fork. One that diverged on
-    its way there ends whatever is added, and its record then names the new arms. Raises
-    ValueError if the folder cannot be made, or holds rows of another config, of other
-    data or of another program, or no fork to go on from. Prints a line if this is
-    unknown.
+    A finished run of fewer steps or arms goes on from its fork. One that diverged
+    before it stays finished, and its record takes up new ones among `arms`: what a
+    record says of each arm before it begins, by name. Raises ValueError if the folder
+    cannot be made, or holds rows of another config, of other data or of another
+    program, or no fork to go on from. Prints a line if this is unknown.
     """
     workdir = make_folder(workdir)
     earlier = begun(workdir)
@@ -176,7 +161,7 @@ def claim(workdir, identity: identities.Identity) -> dict | None:
     earlier["config"] = earlier["config"] | {"name": config["name"]}
     if earlier["status"] == DIVERGED:
         earlier["config"] = config
-        earlier["arms"] = pending(arms_lib.parse_all(config["arms"])) | earlier["arms"]
+        earlier["arms"] = arms | earlier["arms"]
     if earlier != before:
         write(workdir, earlier)
     return earlier

@@ -20,6 +20,7 @@ from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, record
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.sweep import grid, tuning
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.workdir import cell_folder
@@ -105,7 +106,9 @@ def _prepare(configs, chosen, workdir, prefixes, say, claim):
     like, prints = _check_data(configs, chosen, left, say)
     distributed.on_first(claim)
     identity = {i: identities.Identity(plain[i], prints[i]) for i in chosen}
-    claim_cell = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
+    claim_cell = lambda i: distributed.claim(
+        cell_folder(workdir, i), identity[i], arms_lib.pending(configs[i].arms)
+    )
     todo = [index for index in chosen if claim_cell(index) is None]
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")

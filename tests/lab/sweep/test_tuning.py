@@ -8,6 +8,7 @@ from tiny_runs import quiet, tiny
 from written_studies import write_tuned
 
 from bulk_sgd.lab.files import identities, metrics, record
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.sweep import grid, sweep, tuning, workdir
 from bulk_sgd.lab.sweep.tuning import Tuning
 
@@ -50,7 +51,8 @@ def test_an_arm_that_a_diverged_prefix_is_given_has_diverged(tmp_path):
     record.write(tmp_path, found | {"config": plain("sgd"), "arms": arms})
     (tmp_path / metrics.FILE).touch()
     grown = identities.Identity(plain("sgd", "dom_sgd"), {})
-    assert record.claim(tmp_path, grown) == record.read(tmp_path)
+    pending = arms_lib.pending(grown.config["arms"])
+    assert record.claim(tmp_path, grown, pending) == record.read(tmp_path)
     assert record.read(tmp_path)["config"] == grown.config
     assert record.read(tmp_path)["arms"]["dom_sgd"]["label"] == "Dom-SGD"
     assert tuning.losses(tmp_path, TUNE) == {"sgd": math.inf, "dom_sgd": math.inf}
