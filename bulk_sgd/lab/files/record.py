@@ -114,6 +114,11 @@ def has_fork(workdir) -> bool:
     return (pathlib.Path(workdir) / CHECKPOINTS / "fork" / "0").is_dir()
 
 
+def has_end(workdir, arm: str) -> bool:
+    """Whether a state at the end of an arm exists, from which it can grow."""
+    return (pathlib.Path(workdir) / CHECKPOINTS / "ends" / arm).is_dir()
+
+
 def finished(workdir, config: dict) -> bool:
     """Whether the run in `workdir` has ended and has all that the plain config names.
 
