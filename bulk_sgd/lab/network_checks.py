@@ -84,10 +84,13 @@ def _labels(dataset) -> list[np.ndarray]:
     return list(parts) if all(known) else []
 
 
-def doubts(config, dataset) -> list[str]:
-    """Sentences about settings that are allowed but may be mistakes."""
-    found = []
-    labels = [set(np.unique(part).tolist()) for part in _labels(dataset)]
+def doubts(config, dataset=None) -> list[str]:
+    """Sentences about settings that are allowed but may be mistakes.
+
+    Without a data set they are those about the config alone.
+    """
+    found, parts = [], [] if dataset is None else _labels(dataset)
+    labels = [set(np.unique(part).tolist()) for part in parts]
     if labels and (absent := {*range(dataset.num_classes)} - labels[0]):
         tested = sorted(absent & labels[1])
         found.append(

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab import network_checks
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.from_config import arms as arms_lib
@@ -139,7 +140,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, chosen, left, say):
-    """Builds one experiment per program to check its data, and prints its doubts.
+    """Builds one experiment per program to check its data, and prints all doubts.
 
     Returns the last one, and the fingerprints of each cell. The experiment of cells
     that have all ended is none to train, and has no arrays.
@@ -153,6 +154,8 @@ def _check_data(configs, chosen, left, say):
             raise ValueError(f"cell {group[0]}: {error}") from error
         prints |= dict.fromkeys(group, like.identity.fingerprints)
         doubts |= dict.fromkeys(like.doubts)
+        for index in group[1:]:  # on the same data
+            doubts |= dict.fromkeys(network_checks.doubts(configs[index]))
     for sentence in doubts:
         say(sentence)
     return like, prints

@@ -174,6 +174,15 @@ def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
     assert said == ["6 of 6 cells had ended before."]
 
 
+def test_doubts_are_told_of_every_cell():
+    """The second one shares the programs of the first, and ends at its fork."""
+    configs = sweep.configs_of(tiny(), [{}, {"num_steps": 8}])
+    said = []
+    sweep._check_data(configs, [0, 1], [], said.append)
+    (line,) = said
+    assert line.startswith("config.num_steps and config.switch.step are both 8: the")
+
+
 def test_cells_grow_by_what_they_set():
     base = identities.plain(tiny())
     earlier = {"config": base, "added": [{"seed": 5}]}
