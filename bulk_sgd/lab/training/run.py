@@ -195,6 +195,9 @@ class Run(contextlib.AbstractContextManager):
             elif found := checkpoints.load_newest(blank, name):
                 states[name], story = found
                 entries[name].update(record.entries(story["record"])[name])
+            # They start from the fork, so that no later step changes them.
+            rates = {"stable_rate", "unstable_rate"} & (before or {}).keys()
+            entries[name].update({rate: before[rate] for rate in rates})
         if fork is None and not states:
             return None
         if distributed.is_first():

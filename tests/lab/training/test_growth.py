@@ -7,7 +7,7 @@ from interruptions import Killed, config, interrupt_after, kill_at, without_time
 from tiny_runs import numbers, tiny
 
 from bulk_sgd.lab.files import identities, record
-from bulk_sgd.lab.training import train
+from bulk_sgd.lab.training import stability, train
 
 
 def short(**changes):
@@ -48,6 +48,16 @@ def test_grown_run_equals_one_long_run(whole, tmp_path, monkeypatch, capsys):
     before, grown = result["command"].splitlines()
     assert (before, grown.split()[-1]) == (first, "--config.num_steps=20")
     check_equal(tmp_path, result, whole)
+
+
+def test_stable_rates_are_searched_once(tmp_path, monkeypatch):
+    fields = {"stability__rounds": 1, "stability__num_steps": 2, "arms": ("sgd",)}
+    first = train.train_and_evaluate(config(num_steps=13, **fields), tmp_path)
+    monkeypatch.setattr(stability, "Bisection", None)
+    grown = train.train_and_evaluate(config(num_steps=20, **fields), tmp_path)
+    rates = [run["arms"]["sgd"]["stable_rate"] for run in (first, grown)]
+    assert rates[0] == rates[1]
+    assert grown["arms"]["sgd"]["last_step"] == 20
 
 
 def test_killed_while_it_grows_without_a_checkpoint_since(whole, tmp_path, monkeypatch):
