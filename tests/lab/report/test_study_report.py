@@ -69,6 +69,7 @@ def studied(run, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_page_of_a_real_run_and_a_failed_cell(studied):
     path = study_report.write_report(studied)
     text = path.read_text()

@@ -116,6 +116,7 @@ def test_program_of_other_versions_cannot_be_compared():
     assert "data" in compare({"data": "b", "program": "c", "tracer": "jax 1"}, now)[0]
 
 
+@pytest.mark.slow
 def test_prefix_of_others_is_refused(workdir, monkeypatch, capsys):
     folder = workdir / "prefixes"
 
@@ -152,6 +153,7 @@ def forget(folder):
         np.savez(path, **arrays, story=json.dumps(story))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workdir")
 def test_edits_are_seen_and_nothing_else(monkeypatch):
     def prints(**changes):
