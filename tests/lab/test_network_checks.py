@@ -44,7 +44,7 @@ def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
 @pytest.mark.parametrize(
     ("model", "loss", "sentence"),
     [
-        ("two", "squared_error", r"which has 2 outputs, but the labels of .* to 2\."),
+        ("two", "squared_error", r"which fails with ValueError"),
         ("two", "mse", r"which has 2 outputs, but the labels of .* go up to 2\."),
         ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
         ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
@@ -63,6 +63,17 @@ def test_outputs_fit_the_labels(monkeypatch, model, loss, sentence):
         return
     with pytest.raises(ValueError, match=rf"^config\..*{sentence}"):
         Experiment(config)
+
+
+def test_fewer_outputs_than_classes_are_told_of_a_loss_of_ones_own(monkeypatch):
+    monkeypatch.setattr(own_things, "images", lambda: arrays_of([0, 1, 2, 0, 1]))
+    config = on_five(model__name="own_things:two", loss__name="own_things:ordinal")
+    assert Experiment(config).doubts == [
+        "config.model.name is 'own_things:two', which has 2 outputs, but the labels of "
+        "config.data.name = 'own_things:images' go up to 2: config.loss.name = "
+        "'own_things:ordinal' must be for such outputs, and the accuracy, which takes "
+        "the largest output for the class, means nothing."
+    ]
 
 
 def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_path):
