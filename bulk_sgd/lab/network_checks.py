@@ -113,13 +113,18 @@ def doubts(config, dataset, model_fn, params) -> list[str]:
         )
     if plugins.is_path(config.loss.name):
         found += _doubt_outputs(config, dataset, model_fn, params)
+    return found + config_doubts(config)
+
+
+def config_doubts(config) -> list[str]:
+    """Those of `doubts` that need the config alone."""
     switch = config.switch
     if switch.step == config.num_steps and switch.alignment == 0:
-        found.append(
+        return [
             f"config.num_steps and config.switch.step are both {config.num_steps}: the "
             "run ends at its fork, and no arm takes a step."
-        )
-    return found
+        ]
+    return []
 
 
 def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:

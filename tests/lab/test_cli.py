@@ -230,7 +230,7 @@ def test_workdir_that_cannot_be_made(tmp_path, place):
     workdir = tmp_path / place
     reason = "is a file" if place == "file" else "cannot be made: N"
     with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
-        record.claim(workdir, identities.Identity({}, PRINTS))
+        record.claim(workdir, identities.Identity({}, PRINTS), {})
     assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
 
 
@@ -238,14 +238,14 @@ def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
     plain = identities.plain(config.default())
     record.write(tmp_path, {"status": record.FAILED, "config": plain})
     other = identities.Identity(plain | {"seed": 1}, PRINTS)
-    assert record.claim(tmp_path, other) is None
+    assert record.claim(tmp_path, other, {}) is None
     (tmp_path / metrics.FILE).write_text("{}\n")
     with pytest.raises(ValueError, match=r"differs in config\.seed"):
-        record.claim(tmp_path, other)
+        record.claim(tmp_path, other, {})
     (tmp_path / metrics.FILE).unlink()
     record.write(tmp_path, {"status": record.RUNNING, "config": plain})
     with pytest.raises(ValueError, match=r"differs in config\.seed"):
-        record.claim(tmp_path, other)
+        record.claim(tmp_path, other, {})
 
 
 def test_commit_is_dirty_where_code_or_configs_changed(tmp_path, monkeypatch):
@@ -290,11 +290,11 @@ def test_errors_of_input_end_with_their_sentence(capsys):
 
 def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
     mine = identities.Identity(identities.plain(config.default()), PRINTS)
-    assert record.claim(tmp_path, mine) is None
+    assert record.claim(tmp_path, mine, {}) is None
     record.archive(tmp_path)
     assert not capsys.readouterr().err
     record.write(tmp_path, {"status": record.INTERRUPTED, **mine._asdict()})
-    assert record.claim(tmp_path, mine) is None
+    assert record.claim(tmp_path, mine, {}) is None
     record.archive(tmp_path)
     told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
     assert capsys.readouterr().err == told

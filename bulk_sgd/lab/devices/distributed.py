@@ -143,7 +143,7 @@ def check_agreement(plain: dict, path: str = "config"):
         )
 
 
-def claim(workdir, identity: identities.Identity) -> dict | None:
+def claim(workdir, identity: identities.Identity, arms: dict) -> dict | None:
     """`record.claim` by process 0, with its answer or error on all processes.
 
     They also refuse data or code that are not the same on all processes, and a folder
@@ -161,7 +161,7 @@ def claim(workdir, identity: identities.Identity) -> dict | None:
                 "which reads and writes it for all; copy it there, or use storage that "
                 "both see."
             )
-    return on_first(lambda: record.claim(workdir, identity))
+    return on_first(lambda: record.claim(workdir, identity, arms))
 
 
 def whole(array) -> np.ndarray:

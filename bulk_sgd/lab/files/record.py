@@ -114,6 +114,11 @@ def has_fork(workdir) -> bool:
     return (pathlib.Path(workdir) / CHECKPOINTS / "fork" / "0").is_dir()
 
 
+def has_end(workdir, arm: str) -> bool:
+    """Whether a state at the end of an arm exists, from which it can grow."""
+    return (pathlib.Path(workdir) / CHECKPOINTS / "ends" / arm).is_dir()
+
+
 def finished(workdir, config: dict) -> bool:
     """Whether the run in `workdir` has ended and has all that the plain config names.
 
@@ -134,12 +139,14 @@ def finished(workdir, config: dict) -> bool:
     )
 
 
-def claim(workdir, identity: identities.Identity) -> dict | None:
+def claim(workdir, identity: identities.Identity, arms: dict) -> dict | None:
     """Prepares `workdir` for a run; returns the record, renamed, if it is finished.
 
-    A finished run of fewer steps or arms goes on from its fork. Raises ValueError if
-    the folder cannot be made, or holds rows of another config, of other data or of
-    another program, or no fork to go on from. Prints a line if this is unknown.
+    A finished run of fewer steps or arms goes on from its fork. One that diverged
+    before it stays finished, and its record takes up new ones among `arms`: what a
+    record says of each arm before it begins, by name. Raises ValueError if the folder
+    cannot be made, or holds rows of another config, of other data or of another
+    program, or no fork to go on from. Prints a line if this is unknown.
     """
     workdir = make_folder(workdir)
     earlier = begun(workdir)
@@ -154,8 +161,13 @@ def claim(workdir, identity: identities.Identity) -> dict | None:
         print(f"The run in {str(workdir)!r} was {doubt}.", file=sys.stderr)
     if not finished(workdir, identity.config):
         return None
-    if earlier["name"] != identity.config["name"]:
-        earlier["name"] = earlier["config"]["name"] = identity.config["name"]
+    config, before = identity.config, dict(earlier)
+    earlier["name"] = config["name"]
+    earlier["config"] = earlier["config"] | {"name": config["name"]}
+    if earlier["status"] == DIVERGED:
+        earlier["config"] = config
+        earlier["arms"] = arms | earlier["arms"]
+    if earlier != before:
         write(workdir, earlier)
     return earlier
 

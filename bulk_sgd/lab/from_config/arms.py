@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bulk_sgd.lab.files import record
 from bulk_sgd.transforms.accelerated import SCALES
 from bulk_sgd.transforms.aliases import PATHS, path_scales
 
@@ -78,3 +79,17 @@ def parse_all(texts: Iterable[str]) -> list[Arm]:
         if names.count(name) > 1:
             raise ValueError(f"config.arms names {name!r} twice; each arm runs once.")
     return found
+
+
+def pending(texts: Iterable[str]) -> dict[str, dict]:
+    """What a record says of the arms of a config before they begin, by name."""
+    return {
+        arm.name: {
+            "label": arm.label,
+            "formula": arm.formula,
+            "dominant_scale": arm.dominant_scale,
+            "bulk_scale": arm.bulk_scale,
+            "status": record.PENDING,
+        }
+        for arm in parse_all(texts)
+    }

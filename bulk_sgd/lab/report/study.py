@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.report.formatting import exact
 from bulk_sgd.lab.report.outcomes import outcome
 from bulk_sgd.lab.report.results import RunResults, Summary, read_run
+from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.grid import LABEL
 from bulk_sgd.lab.sweep.tuning import Tuning
@@ -220,11 +222,31 @@ def _read_axis(folder):
         status = "failed" if (workdir / "error.txt").exists() else "pending"
         # Not begun, or failed before its first row.
         with contextlib.suppress(FileNotFoundError, ValueError):
-            run = read_run(workdir)
+            run = _as_asked(read_run(workdir), content.get("config"), settings)
             status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
     tune = content["tune"] and Tuning(**content["tune"])
     return Axis(folder.name, content["name"], content["about"], cells, tune)
+
+
+def _as_asked(run, base, settings):
+    """The run, interrupted if its sweep has grown and the run has not.
+
+    Its arms would be compared with arms of more steps.
+    """
+    config = run.info.get("config")
+    if not base or not config:  # of early versions
+        return run
+    grown = identities.changes(config, grid.override(base, settings))
+    if not grown:
+        return run
+    arms = run.info.get("arms") or {}
+    if "config.num_steps" in grown:
+        status = {record.COMPLETE: record.INTERRUPTED}
+        now = lambda entry: status.get(entry.get("status"), entry.get("status"))
+        arms = {arm: entry | {"status": now(entry)} for arm, entry in arms.items()}
+    info = run.info | {"status": record.INTERRUPTED, "arms": arms}
+    return dataclasses.replace(run, info=info)
 
 
 def one_arm_each(groups: dict[str, list[Cell]]) -> bool:

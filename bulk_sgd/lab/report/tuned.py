@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from bulk_sgd.lab.files import record
 from bulk_sgd.lab.report.outcomes import reach
 from bulk_sgd.lab.report.results import PREFIX, SGD
 from bulk_sgd.lab.report.study import Axis, Cell, one_arm_each
@@ -90,8 +91,9 @@ def rows(axis: Axis) -> list[Row]:
     for label, cells in settings.items():
         ends, at = {}, {}
         for cell in cells:
-            run = cell.run
-            ends[cell.index] = tuning.losses(run.workdir, axis.tune) if run else {}
+            ended = cell.status in record.ENDED
+            losses = tuning.losses(cell.run.workdir, axis.tune) if ended else {}
+            ends[cell.index] = losses
             at.setdefault(value[cell.index], []).append(cell)
         for arm in arms:
             losses = {x: [ends[c.index].get(arm) for c in at[x]] for x in at}

@@ -1,6 +1,7 @@
 """What a sweep will cost, from a few measured steps of each of its programs."""
 
 import collections
+import functools
 import sys
 import tempfile
 import time
@@ -60,7 +61,9 @@ def estimate(base, cells, workdir=None) -> list[Cost]:
         left = workdir_lib.unfinished(
             workdir, {i: identities.plain(config) for i, config in enumerate(configs)}
         )
-        before = distributed.on_first(lambda: {i: _ends(workdir, i) for i in left})
+        folder = functools.partial(workdir_lib.cell_folder, workdir)
+        ends = lambda i: _ends(folder(i), configs[i].num_steps)
+        before = distributed.on_first(lambda: {i: ends(i) for i in left})
     found, like, known = [], None, set()
     groups = sweep.groups(configs, left)
     for number, group in enumerate(groups, 1):
@@ -92,12 +95,23 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(map(row, lines))
 
 
-def _ends(workdir, index) -> dict[str, int] | None:
-    """The last step of each arm of a completed cell, None for any other cell."""
-    found = record.read(workdir_lib.cell_folder(workdir, index))
+def _ends(folder, num_steps) -> dict[str, int] | None:
+    """The step from which each arm of a completed cell goes on to `num_steps`.
+
+    None for any other cell. An arm that diverged has nothing left; one without a state
+    at its end goes on from the fork.
+    """
+    found = record.read(folder)
     if found is None or found["status"] != record.COMPLETE:
         return None
-    return {identities.compact(x): arm["last_step"] for x, arm in found["arms"].items()}
+
+    def begin(name, arm):
+        if arm["status"] == record.DIVERGED:
+            return num_steps
+        kept = arm["last_step"] >= num_steps or record.has_end(folder, name)
+        return arm["last_step"] if kept else found["switch"]["step"]
+
+    return {identities.compact(x): begin(x, arm) for x, arm in found["arms"].items()}
 
 
 def _cost(cells, like, known) -> tuple[Cost, Experiment]:

@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 
 from bulk_sgd import checks
 from bulk_sgd.lab import config as config_lib
+from bulk_sgd.lab import network_checks
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, record
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.sweep import grid, tuning
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.sweep.workdir import cell_folder
@@ -105,7 +107,9 @@ def _prepare(configs, chosen, workdir, prefixes, say, claim):
     like, prints = _check_data(configs, chosen, left, say)
     distributed.on_first(claim)
     identity = {i: identities.Identity(plain[i], prints[i]) for i in chosen}
-    claim_cell = lambda i: distributed.claim(cell_folder(workdir, i), identity[i])
+    claim_cell = lambda i: distributed.claim(
+        cell_folder(workdir, i), identity[i], arms_lib.pending(configs[i].arms)
+    )
     todo = [index for index in chosen if claim_cell(index) is None]
     if len(todo) < len(chosen):
         say(f"{len(chosen) - len(todo)} of {len(chosen)} cells had ended before.")
@@ -136,7 +140,7 @@ def configs_of(base, cells: list[grid.Cell]) -> list[ConfigDict]:
 
 
 def _check_data(configs, chosen, left, say):
-    """Builds one experiment per program to check its data, and prints its doubts.
+    """Builds one experiment per program to check its data, and prints all doubts.
 
     Returns the last one, and the fingerprints of each cell. The experiment of cells
     that have all ended is none to train, and has no arrays.
@@ -150,6 +154,8 @@ def _check_data(configs, chosen, left, say):
             raise ValueError(f"cell {group[0]}: {error}") from error
         prints |= dict.fromkeys(group, like.identity.fingerprints)
         doubts |= dict.fromkeys(like.doubts)
+        for index in group[1:]:  # on the same data
+            doubts |= dict.fromkeys(network_checks.config_doubts(configs[index]))
     for sentence in doubts:
         say(sentence)
     return like, prints

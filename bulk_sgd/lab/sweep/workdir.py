@@ -107,17 +107,36 @@ def _write(workdir, content):
 
 
 def _heirs(earlier, base, cells) -> list[int | None]:
-    """The index of the cell that each earlier cell equals, or else grows into."""
+    """The index of the cell that each earlier cell equals, or else grows into.
+
+    As many grow as can: one gives up a cell to another if it also grows into a third.
+    """
     before = earlier["cells"] + earlier["added"]
     old_base = earlier.get("config", base)  # early versions did not write it
-    heirs, free = [None] * len(before), dict(enumerate(_overridden(base, cells)))
-    for differences in (identities.changes, identities.conflicts):
-        for index, config in enumerate(_overridden(old_base, before)):
-            if heirs[index] is None:
-                same = (i for i in free if not differences(config, free[i]))
-                heirs[index] = next(same, None)
-                free.pop(heirs[index], None)
-    return heirs
+    old, new = _overridden(old_base, before), _overridden(base, cells)
+    source: dict[int, int] = {}  # the earlier cell by the index of its heir
+    for index, config in enumerate(old):
+        free = (i for i in range(len(new)) if i not in source)
+        same = (i for i in free if not identities.changes(config, new[i]))
+        if (heir := next(same, None)) is not None:
+            source[heir] = index
+    equal = set(source)
+
+    def place(index, seen):
+        others = [i for i in range(len(new)) if i not in equal]
+        for i in sorted(others, key=source.__contains__):  # the free ones first
+            if i in seen or identities.conflicts(old[index], new[i]):
+                continue
+            seen.add(i)
+            if i not in source or place(source[i], seen):
+                source[i] = index
+                return True
+        return False
+
+    for index in sorted({*range(len(old))} - {*source.values()}):
+        place(index, set())
+    heirs = {index: i for i, index in source.items()}
+    return [heirs.get(index) for index in range(len(old))]
 
 
 def _overridden(base, cells):
@@ -132,14 +151,25 @@ def _in_order(earlier, cells, heirs):
 
 def _change(earlier, content, heirs) -> str | None:
     """Why the earlier sweep cannot grow into the new one, None if it can."""
-    lost = [cell for cell, i in zip(earlier["cells"], heirs) if i is None]
-    if not lost:
-        return None
+    every = earlier["cells"] + earlier["added"]
+    left = [index for index, i in enumerate(heirs) if i is None]
     bases = earlier.get("config", content["config"]), content["config"]
-    for changed in identities.conflicts(*bases):
-        before, now = (_value(base, changed) for base in bases)
-        return f"this sweep with {changed} = {before}, which is now {now}"
-    return f"another sweep, with a cell {lost[0]} that this one lacks"
+    lost = [every[index] for index in left if index < len(earlier["cells"])]
+    if lost:
+        for changed in identities.conflicts(*bases):
+            return _told(bases, changed)
+        return f"another sweep, with a cell {lost[0]} that this one lacks"
+    # The others keep their fields, and take the rest from the new base.
+    for index in left:
+        configs = [grid.override(base, every[index]) for base in bases]
+        for changed in identities.conflicts(*configs):
+            return f"{_told(bases, changed)} in its cell {index}"
+    return None
+
+
+def _told(bases, changed) -> str:
+    before, now = (_value(base, changed) for base in bases)
+    return f"this sweep with {changed} = {before}, which is now {now}"
 
 
 def _value(base, path) -> str:

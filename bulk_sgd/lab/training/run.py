@@ -11,6 +11,7 @@ from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, metrics, parameters, record
 from bulk_sgd.lab.files.metrics import MetricWriter
 from bulk_sgd.lab.files.record import PREFIX
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.from_config import losses, optimizers
 from bulk_sgd.lab.training import memory_forecast
 from bulk_sgd.lab.training.checkpoint import Checkpoints
@@ -243,14 +244,5 @@ def _fresh_record(experiment: Experiment) -> dict:
         "loss_label": losses.label(config.loss),
         "switch": None,
         "prefix": {"status": record.PENDING, "last_step": 0},
-        "arms": {
-            arm.name: {
-                "label": arm.label,
-                "formula": arm.formula,
-                "dominant_scale": arm.dominant_scale,
-                "bulk_scale": arm.bulk_scale,
-                "status": record.PENDING,
-            }
-            for arm in experiment.arms
-        },
+        "arms": arms_lib.pending(config.arms),
     }

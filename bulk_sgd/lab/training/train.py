@@ -8,6 +8,7 @@ from bulk_sgd.lab import config as config_lib
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.files.progress import Progress
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.training import fork, memory_forecast, stability
 from bulk_sgd.lab.training.experiment import Experiment
@@ -61,7 +62,8 @@ def train_and_evaluate(config, workdir) -> dict:
     if distributed.is_first():
         for sentence in experiment.doubts:
             print(sentence, file=sys.stderr)
-    finished = distributed.claim(workdir, experiment.identity)
+    pending = arms_lib.pending(experiment.config.arms)
+    finished = distributed.claim(workdir, experiment.identity, pending)
     steps, arms = experiment.config.num_steps, experiment.config.arms
     has_more = (steps, arms) != (config.num_steps, tuple(config.arms))
     if has_more and distributed.is_first():

@@ -54,6 +54,24 @@ def test_a_value_competes_once_all_its_seeds_have_ended(tmp_path):
     assert (row.best, [*row.losses], len(row.cells)) == (0.1, [0.1], 2)
 
 
+def test_a_value_competes_once_it_has_the_steps_of_its_sweep(tmp_path):
+    write_tuned(tmp_path, {"plain": {0.1: (0.5,), 0.2: (0.1,)}}, TUNE)
+    base = {"num_steps": 80, "optimizer": {"learning_rate": 0.0}, "seed": 0}
+    sweep = tmp_path / workdir.FILE
+    content = json.loads(sweep.read_text()) | {"config": base}
+    sweep.write_text(json.dumps(content))
+    for index, steps in enumerate((80, 40)):  # the second one has not grown yet
+        path = workdir.cell_folder(tmp_path, index) / "run.json"
+        config = grid.override(base, content["cells"][index]) | {"num_steps": steps}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
+    (axis,) = study.read_study(tmp_path)
+    (row,) = tuned.rows(axis)
+    assert (row.best, [*row.losses], len(row.cells)) == (0.1, [0.1], 1)
+    assert [cell.status for cell in axis.cells] == ["complete", "interrupted"]
+    outcomes = [cell.outcome("sgd")["loss_ratio"] for cell in axis.cells]
+    assert outcomes == [pytest.approx(0.5 / 4), pytest.approx(math.nan, nan_ok=True)]
+
+
 def test_the_reference_is_sgd_if_none_is_named(tmp_path):
     cells = grid.product(
         grid.values("batch_size", (5, 10)), grid.values(TUNE["field"], (0.1, 0.2))

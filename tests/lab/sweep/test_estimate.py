@@ -67,6 +67,20 @@ def test_states_that_a_cell_writes():
     assert states(None, False) == 0
 
 
+def test_arms_of_a_cell_that_grows_begin_where_their_states_are(tmp_path):
+    arm = lambda step, status="complete": {"last_step": step, "status": status}
+    arms = {"sgd": arm(20), "dom_sgd": arm(20), "bulk_sgd": arm(12, "diverged")}
+    found = {"status": "complete", "switch": {"step": 8}, "arms": arms}
+    record.write(tmp_path, found)
+    (tmp_path / record.CHECKPOINTS / "ends/sgd").mkdir(parents=True)
+    ends = {"sgd": 20, "dom_sgd": 8, "bulk_sgd": 40}
+    assert estimate._ends(tmp_path, 40) == ends
+    names = ("sgd", "dom_sgd", "bulk_sgd", "scales(1, 2)")
+    left = estimate._arms(tiny(arms=names, num_steps=40), ends)
+    assert left == [(20, False), (8, False), (8, True)]
+    assert estimate._ends(tmp_path, 20) == ends | {"dom_sgd": 20, "bulk_sgd": 20}
+
+
 def test_streaming_is_eager_first():
     space = tiny(subspace__solver="streaming", subspace__every=4).subspace
     assert estimate._parts(space, 0, 35, 1) == [(1, 30, 30), (4, 5, 2)]

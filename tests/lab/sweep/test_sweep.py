@@ -168,9 +168,20 @@ def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
         mine = numbers(sweep.cell_folder(grown, found.index(cells[index])))
         assert sorted(mine, key=order) == sorted(theirs, key=order)
     assert not list(grown.glob("cells/*/attempts"))
+    (axis,) = study.read_study(grown)
+    assert {cell.status for cell in axis.cells} == {"complete"}
     said.clear()
     go(grown, None)
     assert said == ["6 of 6 cells had ended before."]
+
+
+def test_doubts_are_told_of_every_cell():
+    """The second one shares the programs of the first, and ends at its fork."""
+    configs = sweep.configs_of(tiny(), [{}, {"num_steps": 8}])
+    said = []
+    sweep._check_data(configs, [0, 1], [], said.append)
+    (line,) = said
+    assert line.startswith("config.num_steps and config.switch.step are both 8: the")
 
 
 def test_cells_grow_by_what_they_set():
@@ -179,6 +190,27 @@ def test_cells_grow_by_what_they_set():
     earlier["cells"] = [{"num_steps": 20}, {"num_steps": 40}, {"arms": ["sgd"]}]
     cells = [{"arms": ["dom_sgd", "sgd"]}, {"num_steps": 40}, {"num_steps": 60}]
     assert workdir._heirs(earlier, base, cells) == [2, 1, 0, None]
+    # The first one leaves its first choice to the other, which has no second.
+    earlier = {"config": base, "cells": [{"arms": ["sgd"]}, {"arms": ["dom_sgd"]}]}
+    cells = [{"arms": ["sgd", "dom_sgd"]}, {"arms": ["sgd", "bulk_sgd"]}]
+    assert workdir._heirs(earlier | {"added": []}, base, cells) == [1, 0]
+
+
+def test_added_cells_keep_what_they_took_from_the_base(tmp_path):
+    """The cells of the call override what changes in the base; that of tuning not."""
+    rate = "optimizer.learning_rate"
+    cells = grid.values(rate, (0.1, 0.2))
+    base = identities.plain(tiny(optimizer__momentum=0.9))
+    workdir.claim(tmp_path, base, cells, "")
+    workdir.add(tmp_path, [{rate: 0.4}])
+    before = (tmp_path / workdir.FILE).read_text()
+    cells = [cell | {"optimizer.momentum": 0.9} for cell in cells]
+    told = r"config\.optimizer\.momentum = 0\.9, which is now 0\.0 in its cell 2; cho"
+    with pytest.raises(ValueError, match=told):
+        workdir.claim(tmp_path, identities.plain(tiny()), cells, "")
+    assert (tmp_path / workdir.FILE).read_text() == before
+    workdir.claim(tmp_path, base | {"num_steps": 30}, cells, "")
+    assert workdir.read(tmp_path)["added"] == [{rate: 0.4}]
 
 
 def test_sweep_without_forks_is_left_as_it_was(tmp_path):

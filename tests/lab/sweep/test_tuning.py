@@ -7,7 +7,8 @@ import pytest
 from tiny_runs import quiet, tiny
 from written_studies import write_tuned
 
-from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.files import identities, metrics, record
+from bulk_sgd.lab.from_config import arms as arms_lib
 from bulk_sgd.lab.sweep import grid, sweep, tuning, workdir
 from bulk_sgd.lab.sweep.tuning import Tuning
 
@@ -41,6 +42,20 @@ def test_loss_of_an_arm_is_a_mean_of_its_last_rows(tmp_path):
     assert tuning.losses(workdir.cell_folder(tmp_path, 1), TUNE) == {"sgd": math.inf}
     assert tuning.losses(tmp_path / "nowhere", TUNE) == {}
     assert len(cells) == 2
+
+
+def test_an_arm_that_a_diverged_prefix_is_given_has_diverged(tmp_path):
+    plain = lambda *arms: identities.plain(tiny(arms=arms))
+    found = {"name": "x", "status": "diverged", "prefix": {"status": "diverged"}}
+    arms = {"sgd": {"label": "SGD", "status": "pending"}}
+    record.write(tmp_path, found | {"config": plain("sgd"), "arms": arms})
+    (tmp_path / metrics.FILE).touch()
+    grown = identities.Identity(plain("sgd", "dom_sgd"), {})
+    pending = arms_lib.pending(grown.config["arms"])
+    assert record.claim(tmp_path, grown, pending) == record.read(tmp_path)
+    assert record.read(tmp_path)["config"] == grown.config
+    assert record.read(tmp_path)["arms"]["dom_sgd"]["label"] == "Dom-SGD"
+    assert tuning.losses(tmp_path, TUNE) == {"sgd": math.inf, "dom_sgd": math.inf}
 
 
 @pytest.mark.parametrize(
