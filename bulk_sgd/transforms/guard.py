@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Subspace
+
 SWEEPS = 2  # successful refreshes per vector before the scales act
 
 
@@ -31,16 +34,30 @@ class Guard(NamedTuple):
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable
-        factors = self.dominant_scale, self._bounded(rate * jnp.min(values))
+        factors = self.dominant_scale, self._bounded(rate * largest_in_bulk(found))
         return tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors), acts
 
     def _bounded(self, steepest):
-        """The factor b, lowered if bηλ_k exceeds the threshold, but not below 1.
+        """The factor b, lowered if bηλ exceeds the threshold, but not below 1.
 
-        Eigenvalues in the bulk are at most λ_k.
+        `steepest` is ηλ, with the largest eigenvalue λ of the bulk.
         """
         bound = self.threshold / jnp.where(steepest > 0, steepest, 1)
         lowered = jnp.clip(
             bound, min=jnp.minimum(self.bulk_scale, 1), max=self.bulk_scale
         )
         return jnp.where(steepest > 0, lowered, self.bulk_scale)
+
+
+def largest_in_bulk(found: Subspace):
+    """An upper bound on the eigenvalues of the bulk.
+
+    The solver takes the largest eigenvalues or the largest magnitudes, so those that it
+    did not find are at most min |λ_i|. A row of zeros is in the bulk: `adaptive` keeps
+    the eigenvalue of a vector that it drops, and a vector not yet found has 0.
+    """
+    values = found.eigenvalues
+    kept = basis.squared_norms(found.eigenvectors) > 0
+    known = kept | (values != 0)
+    others = jnp.min(jnp.abs(values), where=known, initial=jnp.inf)
+    return jnp.maximum(others, jnp.max(values, where=~kept, initial=-jnp.inf))

@@ -11,6 +11,8 @@ from helpers import exact_solver, flat, symmetric, top
 from transform_runs import CLOSE, EXACT, assert_same, pytree
 
 import bulk_sgd
+from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.transforms.guard import largest_in_bulk
 
 RANK = 3
 MATRIX = symmetric([10, 9, 8, 1, 0.9, 0.5, 0.3, 0.2, 0.1, 0, -1])
@@ -146,6 +148,23 @@ def test_steps_are_whole_beyond_the_threshold_and_the_bulk_is_bounded(x64):
     assert seen == {(True, False), (True, True), (False, True)}
 
 
+@pytest.mark.parametrize(
+    ("values", "kept", "bulk"),
+    [
+        ([10, 9, 8], [1, 1, 1], 8),
+        ([10, 9, 8], [1, 0, 0], 9),  # dropped by `adaptive`
+        ([10, 9, 0], [1, 1, 0], 9),  # not yet found
+        ([10, -7, 6], [1, 1, 1], 6),  # by magnitude
+        ([10, 8, -7], [1, 1, 1], 7),
+    ],
+)
+def test_the_bulk_is_bounded_by_its_largest_eigenvalue(values, kept, bulk):
+    rows = jnp.eye(3, 11) * jnp.asarray(kept, jnp.float32)[:, None]
+    zeros = jnp.zeros(3)
+    found = Subspace(jnp.asarray(values, jnp.float32), rows, zeros, True, 3)
+    assert float(largest_in_bulk(found)) == bulk
+
+
 def test_sharpness_that_outruns_a_fixed_rate_has_its_part_back():
     # The curvature along x_0 grows with x_1, which the steps increase.
     loss = lambda x: 0.5 * (1 + x[1]) ** 2 * x[0] ** 2 - x[1]
@@ -260,6 +279,7 @@ def test_defaults_settle_on_a_small_network():
         ({"bulk_scale": jnp.inf}, "bulk_scale is inf; it must be a number"),
         ({"metric": "adam"}, "metric is of type str; it must be a function"),
         ({"metric": lambda: 1}, r"metric cannot be called as metric\(inner_state\)"),
+        ({"solver": bulk_sgd.streaming_pca()}, "solver is streaming_pca, which keeps"),
         ({"rank": 0}, "rank is 0; it must be at least 1"),
     ],
 )
