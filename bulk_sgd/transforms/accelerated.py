@@ -66,7 +66,7 @@ def accelerated(
 
     The step equals the step of `inner`, bit for bit,
 
-    - before `switch`, and until two refreshes per vector have succeeded;
+    - before `switch`, and until ten products per vector have succeeded;
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers.subspace import Subspace
 
-SWEEPS = 2  # successful refreshes per vector before the scales act
+# Successful products per vector before the scales act. In the first sweeps of
+# `streaming` every eigenvalue is too low.
+SWEEPS = 10
 
 
 class Guard(NamedTuple):
@@ -30,7 +32,7 @@ class Guard(NamedTuple):
         """
         found = state.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = state.refreshes - state.failed_refreshes >= SWEEPS * found.rank
+        settled = _successful_products(state) >= SWEEPS * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable
@@ -47,6 +49,12 @@ class Guard(NamedTuple):
             bound, min=jnp.minimum(self.bulk_scale, 1), max=self.bulk_scale
         )
         return jnp.where(steepest > 0, lowered, self.bulk_scale)
+
+
+def _successful_products(state):
+    """The products of refreshes that succeeded, if all refreshes take equally many."""
+    successes = state.refreshes - state.failed_refreshes
+    return state.total_matvecs * (successes / jnp.maximum(state.refreshes, 1))
 
 
 def largest_in_bulk(found: Subspace):
