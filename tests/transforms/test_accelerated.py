@@ -222,6 +222,18 @@ def test_metric_is_that_of_the_optimizer(x64):
     np.testing.assert_allclose(flat(at(found, -1)), dense, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("broken", [0.0, jnp.nan])
+def test_a_metric_that_cannot_be_divided_by_leaves_the_optimizer(broken):
+    def metric(inner_state):
+        d = jax.tree.map(jnp.ones_like, pytree(0))
+        return d | {"v": d["v"].at[0].set(broken)}
+
+    plain, _ = history(optax.sgd(0.01))
+    found, states = history(make(optax.sgd(0.01), 0.01, metric=metric))
+    assert not states.scaled.any()
+    assert_same(found, plain)
+
+
 def test_wrappers_of_optax_change_nothing():
     rate = optax.cosine_decay_schedule(0.05, 12)
     whole, _ = history(make(momentum(rate), rate))
