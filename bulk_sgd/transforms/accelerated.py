@@ -171,10 +171,8 @@ def accelerated(
         flags = {}
 
         def choose(after):
-            spent = after.total_matvecs > before.total_matvecs
-            failed = after.failed_refreshes > before.failed_refreshes
-            flags["sound"] = jnp.where(spent | failed, ~failed, state.sound)
-            factors, flags["scaled"] = guard.scales(after, rate, flags["sound"])
+            chosen = guard.scales(before, after, rate, state.sound)
+            factors, flags["sound"], flags["scaled"] = chosen
             return factors
 
         given = updates, before, params

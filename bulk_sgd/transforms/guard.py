@@ -24,20 +24,26 @@ class Guard(NamedTuple):
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
 
-    def scales(self, state, rate, sound=True):
-        """The factors (a, b) for a `ScaleBySubspaceState`, and whether they act.
+    def scales(self, before, after, rate, sound):
+        """The factors (a, b) of a step, whether the subspace is sound, and if they act.
 
-        If they do not act, both are 1. They do not act if the state has a NaN, nor if
-        `sound` is False: then the caller knows that the subspace is bad.
+        `before` and `after` are the `ScaleBySubspaceState`s around its refresh. The
+        subspace is sound if the last solve that took products succeeded; the argument
+        `sound` says so of the step before. If the factors do not act, both are 1. They
+        do not act if the state has a NaN.
         """
-        found = state.subspace
+        spent = after.total_matvecs > before.total_matvecs
+        failed = after.failed_refreshes > before.failed_refreshes
+        sound = jnp.where(spent | failed, ~failed, sound)
+        found = after.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = _successful_products(state) >= SWEEPS * found.rank
+        settled = _successful_products(after) >= SWEEPS * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable
         factors = self.dominant_scale, self._bounded(rate * largest_in_bulk(found))
-        return tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors), acts
+        given = tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors)
+        return given, sound, acts
 
     def _bounded(self, steepest):
         """The factor b, lowered if bηλ exceeds the threshold, but not below 1.
