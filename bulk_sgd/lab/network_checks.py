@@ -11,8 +11,9 @@ import numpy as np
 
 from bulk_sgd import checks
 from bulk_sgd.lab import plugins
-from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.from_config import arms, losses, solvers
 from bulk_sgd.linalg import basis
+from bulk_sgd.transforms.guard import SWEEPS
 
 
 def check_network(config, dataset, model_fn, loss_fn, params):
@@ -124,7 +125,7 @@ def config_doubts(config) -> list[str]:
             f"config.num_steps and config.switch.step are both {config.num_steps}: the "
             "run ends at its fork, and no arm takes a step."
         ]
-    return []
+    return _idle(config)
 
 
 def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:
@@ -138,6 +139,23 @@ def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:
     return [
         f"{narrow}: config.loss.name = {config.loss.name!r} must be for such outputs, "
         "and the accuracy, which takes the largest output for the class, means nothing."
+    ]
+
+
+def _idle(config) -> list[str]:
+    """A doubt if the guard of an arm waits for matvecs until the run ends."""
+    guarded = [arm.name for arm in arms.parse_all(config.arms) if arm.guarded]
+    space, left = config.subspace, config.num_steps - config.switch.step
+    if not guarded or not left or config.switch.alignment:
+        return []
+    refreshes, each = -(-left // space.refresh_every), solvers.usual_matvecs(space)
+    if refreshes * each >= SWEEPS * space.rank:
+        return []
+    return [
+        f"config.arms has {guarded[0]!r}, which is plain until {SWEEPS * space.rank} "
+        f"matvecs are spent, {SWEEPS} per vector, but its {refreshes} refreshes take "
+        f"about {refreshes * each}: lower config.subspace.refresh_every, "
+        f"{space.refresh_every}, or raise config.num_steps, {config.num_steps}."
     ]
 
 

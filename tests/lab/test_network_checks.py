@@ -1,5 +1,7 @@
 """Networks, labels and losses of a config that do not go together."""
 
+import re
+
 import numpy as np
 import own_things
 import pytest
@@ -87,3 +89,23 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
         "config.num_steps and config.switch.step are both 8: the run ends at its fork, "
         "and no arm takes a step.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("solver", "every", "sentence"),
+    [
+        ("lanczos", 1, None),
+        ("lanczos", 5, r"until 30 matvecs .* its 3 refreshes take about 18: lower"),
+        ("power", 1, None),
+        ("streaming", 1, r"its 12 refreshes take about 12: .* raise .*num_steps, 20"),
+    ],
+)
+def test_guards_that_wait_until_the_run_ends_are_told(solver, every, sentence):
+    fields = {"subspace__solver": solver, "subspace__refresh_every": every}
+    config = tiny(arms=("sgd", "accelerated"), **fields)
+    found = Experiment(config).doubts
+    assert len(found) == (sentence is not None)
+    if sentence:
+        assert re.search(sentence, found[0])
+    config.arms = ("sgd",)
+    assert Experiment(config).doubts == []

@@ -1,14 +1,17 @@
 """The experiment end to end, on a tiny task, against loops written by hand."""
 
+import dataclasses
 import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from hand_written import by_hand
 from tiny_runs import (
+    EVERY,
     RANK,
     RATE,
     STEPS,
@@ -74,6 +77,30 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, wrap):
     chi = [alignment for _, alignment, _ in trace]
     assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
     assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
+
+
+def test_guarded_arms_tell_the_share_of_scaled_steps(finished):
+    workdir, _ = finished
+    shares = [row["scaled"] for row in rows_of(workdir, "accelerated")]
+    assert shares[0] is None
+    assert 0 < shares[1] < 1
+    assert shares[2:] == [1, 1]
+    assert {row["scaled"] for row in rows_of(workdir, "bulk_sgd")} == {None}
+
+
+def test_guarded_arms_rest_after_a_failed_solve_until_one_succeeds():
+    made = Experiment(with_momentum(arms=("accelerated",)))
+    (arm,), good = made.arms, made.task.curvature
+    bad = dataclasses.replace(good, inputs=jnp.nan * good.inputs)
+    state, shares = made.start(), []
+    for curvature, every in ((good, 1), (good, 1), (bad, 1), (good, 10**6), (good, 1)):
+        task = made.task.with_curvature(curvature)
+        scalars = made.scalars(arm)._replace(refresh_every=every)
+        given = made.feed(int(state.step)), EVERY, scalars
+        state, trace = made.programs.train(state, task, *given, projected=True)
+        shares.append(float(trace.scaled.mean()))
+    assert shares[1] > 0
+    assert shares[2:] == [0, 0, 1]
 
 
 def test_methods_differ(finished):
