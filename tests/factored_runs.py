@@ -71,7 +71,7 @@ def follow(
 
 def unfolded(found):
     """The rows of a subspace of any form as a float64 matrix."""
-    return helpers.rows(basis.map_in_turn(lambda row: row, found.eigenvectors))
+    return helpers.rows(basis.dense(found.eigenvectors))
 
 
 def eigenvectors(count, weights):

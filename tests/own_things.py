@@ -103,6 +103,11 @@ def from_torch(arrays):
     return [arrays["weight"].T, arrays["bias"]]
 
 
+def ordinal(outputs, targets):
+    above = targets[:, None] > jnp.arange(outputs.shape[1])
+    return optax.sigmoid_binary_cross_entropy(outputs, above).sum(axis=1)
+
+
 # And what does not work.
 
 

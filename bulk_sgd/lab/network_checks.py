@@ -11,16 +11,15 @@ import numpy as np
 
 from bulk_sgd import checks
 from bulk_sgd.lab import plugins
-from bulk_sgd.lab.from_config import losses
+from bulk_sgd.lab.from_config import arms, losses, solvers
 from bulk_sgd.linalg import basis
+from bulk_sgd.transforms.guard import SWEEPS
 
 
 def check_network(config, dataset, model_fn, loss_fn, params):
     """Raises ValueError unless network, targets, loss and rank go together."""
-    row = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    inputs, targets = row(dataset.train_inputs), row(dataset.train_targets)
-    with plugins.telling("config.model.name", config.model.name):
-        outputs = jax.eval_shape(model_fn, params, inputs)
+    targets = _one(dataset.train_targets)
+    outputs = _outputs(config, dataset, model_fn, params)
     whole = jnp.issubdtype(targets.dtype, jnp.integer)
     if not whole and not plugins.is_path(config.loss.name):
         raise ValueError(
@@ -36,17 +35,25 @@ def check_network(config, dataset, model_fn, loss_fn, params):
     checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
 
 
+def _one(examples):
+    return jax.ShapeDtypeStruct((1, *examples.shape[1:]), examples.dtype)
+
+
+def _outputs(config, dataset, model_fn, params):
+    """What the network returns for one example, as shapes."""
+    with plugins.telling("config.model.name", config.model.name):
+        return jax.eval_shape(model_fn, params, _one(dataset.train_inputs))
+
+
 def _check_outputs(config, dataset, outputs, targets, whole):
     """Raises ValueError unless the outputs for one example fit its target."""
     name = f"config.model.name is {config.model.name!r}, which"
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         kind = type(outputs).__name__
         raise ValueError(f"{name} returns a {kind}; it must return one array.")
-    labels, count = _labels(dataset), dataset.num_classes
-    largest = max([count - 1, *(int(part.max()) for part in labels)])
     axes = len(targets.shape) + 1 if whole else max(1, outputs.ndim)
     if outputs.ndim != axes or outputs.shape[0] != 1:
-        needed = f"{(*targets.shape, count)}, one per example"
+        needed = f"{(*targets.shape, dataset.num_classes)}, one per example"
         if targets.ndim > 1:
             needed = needed.replace("example", "position")
         raise ValueError(
@@ -54,14 +61,22 @@ def _check_outputs(config, dataset, outputs, targets, whole):
             f"config.data.name = {config.data.name!r} needs "
             f"{needed if whole else 'a first axis of examples'}."
         )
-    width = outputs.shape[-1]
-    # With a loss of two classes, or a regression, the one output is not a class.
-    is_score = width == 1 and plugins.is_path(config.loss.name)
-    if whole and width <= largest and not is_score:
-        raise ValueError(
-            f"{name} has {width} output{'s' * (width != 1)}, but the labels of "
-            f"config.data.name = {config.data.name!r} go up to {largest}."
-        )
+    # The outputs for a loss of one's own may be other things than classes.
+    own = plugins.is_path(config.loss.name)
+    narrow = not own and _narrow(config, dataset, outputs.shape[-1])
+    if narrow:
+        raise ValueError(f"{narrow}.")
+
+
+def _narrow(config, dataset, width: int) -> str:
+    """Says that the outputs are fewer than the classes; empty if they are not."""
+    labels = _labels(dataset)
+    largest = max([dataset.num_classes - 1, *(int(part.max()) for part in labels)])
+    return (width <= largest) * (
+        f"config.model.name is {config.model.name!r}, which has {width} "
+        f"output{'s' * (width != 1)}, but the labels of config.data.name = "
+        f"{config.data.name!r} go up to {largest}"
+    )
 
 
 def _check_losses(config, outputs, found):
@@ -84,13 +99,10 @@ def _labels(dataset) -> list[np.ndarray]:
     return list(parts) if all(known) else []
 
 
-def doubts(config, dataset=None) -> list[str]:
-    """Sentences about settings that are allowed but may be mistakes.
-
-    Without a data set they are those about the config alone.
-    """
-    found, parts = [], [] if dataset is None else _labels(dataset)
-    labels = [set(np.unique(part).tolist()) for part in parts]
+def doubts(config, dataset, model_fn, params) -> list[str]:
+    """Sentences about settings that are allowed but may be mistakes."""
+    found = []
+    labels = [set(np.unique(part).tolist()) for part in _labels(dataset)]
     if labels and (absent := {*range(dataset.num_classes)} - labels[0]):
         tested = sorted(absent & labels[1])
         found.append(
@@ -100,13 +112,51 @@ def doubts(config, dataset=None) -> list[str]:
             + f"; test examples have {_listed(tested)}" * bool(tested)
             + "."
         )
+    if plugins.is_path(config.loss.name):
+        found += _doubt_outputs(config, dataset, model_fn, params)
+    return found + config_doubts(config)
+
+
+def config_doubts(config) -> list[str]:
+    """Those of `doubts` that need the config alone."""
     switch = config.switch
     if switch.step == config.num_steps and switch.alignment == 0:
-        found.append(
+        return [
             f"config.num_steps and config.switch.step are both {config.num_steps}: the "
             "run ends at its fork, and no arm takes a step."
-        )
-    return found
+        ]
+    return _idle(config)
+
+
+def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:
+    """A sentence, if a loss of one's own has fewer outputs than there are classes."""
+    width = _outputs(config, dataset, model_fn, params).shape[-1]
+    whole = jnp.issubdtype(dataset.train_targets.dtype, jnp.integer)
+    # A single output is a score; it has no accuracy.
+    narrow = whole and width > 1 and _narrow(config, dataset, width)
+    if not narrow:
+        return []
+    return [
+        f"{narrow}: config.loss.name = {config.loss.name!r} must be for such outputs, "
+        "and the accuracy, which takes the largest output for the class, means nothing."
+    ]
+
+
+def _idle(config) -> list[str]:
+    """A doubt if the guard of an arm waits for matvecs until the run ends."""
+    guarded = [arm.name for arm in arms.parse_all(config.arms) if arm.guarded]
+    space, left = config.subspace, config.num_steps - config.switch.step
+    if not guarded or not left or config.switch.alignment:
+        return []
+    refreshes, each = -(-left // space.refresh_every), solvers.usual_matvecs(space)
+    if refreshes * each >= SWEEPS * space.rank:
+        return []
+    return [
+        f"config.arms has {guarded[0]!r}, which is plain until {SWEEPS * space.rank} "
+        f"matvecs are spent, {SWEEPS} per vector, but its {refreshes} refreshes take "
+        f"about {refreshes * each}: lower config.subspace.refresh_every, "
+        f"{space.refresh_every}, or raise config.num_steps, {config.num_steps}."
+    ]
 
 
 def _listed(values) -> str:

@@ -191,6 +191,10 @@ _TEXT = "__text__"  # of a module that has no file
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
+# `type X = …` has a name as well, but as an expression.
+_NAMED = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+
 def code(text: str) -> dict[str, str]:
     """The code of each function and class of a source; under "" the rest.
 
@@ -198,7 +202,7 @@ def code(text: str) -> dict[str, str]:
     """
     found = {"": ""}
     for node in ast.parse(text).body:
-        name = getattr(node, "name", "")
+        name = node.name if isinstance(node, _NAMED) else ""
         found[name] = found.get(name, "") + ast.unparse(node) + "\n"
     return {k: v for k, v in found.items() if k not in ("get_config", "get_sweep")}
 

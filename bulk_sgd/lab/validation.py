@@ -75,6 +75,7 @@ def check_values(config: ConfigDict):
     loggers.check(config)
     sharding.validate(config.sharding)
     _check_pairs(config)
+    _check_guarded(config)
     _check_every_step(config)
     _check_measures(config)
 
@@ -159,6 +160,16 @@ def _check_pairs(config):
             f"config.optimizer.schedule is {config.optimizer.schedule!r}; where "
             "config.stability.rounds is not 0 it must be 'constant', because a rate "
             "that changes after the fork is not one rate that is stable or not."
+        )
+
+
+def _check_guarded(config):
+    guarded = [arm.name for arm in arms.parse_all(config.arms) if arm.guarded]
+    if guarded and not solvers.finds_leading(config.subspace):
+        raise ValueError(
+            f"config.arms has {guarded[0]!r}, whose guard needs eigenvalues of the "
+            "whole curvature; config.subspace.solver must find them, and "
+            "config.subspace.blocks must be ''."
         )
 
 

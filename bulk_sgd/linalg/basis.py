@@ -128,6 +128,11 @@ def row(basis, index):
     )
 
 
+def dense(basis):
+    """The basis with dense rows, made one after the other."""
+    return map_in_turn(lambda row: row, basis) if isinstance(basis, Form) else basis
+
+
 def like(basis):
     """The shapes and dtypes of one row, dense."""
     return jax.eval_shape(lambda basis: row(basis, 0), basis)

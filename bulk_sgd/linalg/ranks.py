@@ -25,8 +25,8 @@ def check_factors(factors):
 def energies(rows, ranks, axes=None) -> list:
     """The squared length of k rows that the best cut to each of n ranks keeps.
 
-    There is one array `(k, n)` per leaf. A leaf that is not a matrix keeps its whole
-    length. `matrices.sides` explains `axes`.
+    There is one array `(k, n)` per leaf. The rank None cuts nothing, and a leaf that is
+    not a matrix keeps its whole length. `matrices.sides` explains `axes`.
     """
 
     def kept(leaf, side):
@@ -44,8 +44,8 @@ def energies(rows, ranks, axes=None) -> list:
 def smallest(rows, lost: float, most: int, axes=None) -> int:
     """The smallest `factors` at which a cut takes little of each row, or else `most`.
 
-    Little means: at most the share `lost` of the squared length. A matrix stays dense
-    if factors would save nothing; it then loses nothing.
+    Little means: at most the share `lost` of the squared length, rounding aside. A
+    matrix stays dense if factors would save nothing; it then loses nothing.
 
     Raises ArgumentError if the rows are traced: the result is a Python integer.
     """
@@ -57,15 +57,14 @@ def smallest(rows, lost: float, most: int, axes=None) -> int:
         )
     rows = basis.widen(rows)
     ranks = range(1, most + 1)
-    within = [np.asarray(x, np.float64) for x in energies(rows, ranks, axes)]
-    squares = [
-        np.sum(np.asarray(x, np.float64) ** 2, axis=tuple(range(1, x.ndim)))
-        for x in jax.tree.leaves(rows)
-    ]
+    within = [np.asarray(x, float) for x in energies(rows, (*ranks, None), axes)]
+    # Energies are sums of squared singular values, exact to some roundings.
+    rounding = 10 * jnp.finfo(basis.working_dtype(rows)).eps
+    most_lost = (lost + rounding) * sum(within)[:, -1]
     for index, rank in enumerate(ranks):
         found = sides(basis.like(rows), rank, axes)
-        parts = zip(within, squares, found)
-        gone = sum(whole - x[:, index] for x, whole, side in parts if side is not None)
-        if np.all(gone <= lost * sum(squares)):
+        parts = zip(within, found)
+        gone = sum(x[:, -1] - x[:, index] for x, side in parts if side is not None)
+        if np.all(gone <= most_lost):
             return rank
     return most

@@ -61,11 +61,16 @@ def solve(matvec, subspace: Subspace, state: FactoredPowerState, updates, key):
     del updates
     new = jnp.all(subspace.eigenvectors.mixing == 0)
     steps = jnp.where(new, EAGER, 1)
-    start = subspace._replace(eigenvectors=_seeded(subspace.eigenvectors, key))
     with jax.default_matmul_precision("highest"):
         multiply = operators.linearize(matvec)
-        step = lambda _, known: _step(multiply, known[0])
-        found, lost = jax.lax.fori_loop(0, steps, step, (start, state.lost))
+
+        def step(index, known):
+            rows = known[0].eigenvectors
+            # A step can lose rows: those that a large eigenvalue makes alike.
+            rows = _seeded(rows, jax.random.fold_in(key, index))
+            return _step(multiply, known[0]._replace(eigenvectors=rows))
+
+        found, lost = jax.lax.fori_loop(0, steps, step, (subspace, state.lost))
     found = found._replace(
         converged=jnp.all(jnp.isfinite(lost)),
         num_matvecs=(steps * subspace.rank).astype(jnp.int32),

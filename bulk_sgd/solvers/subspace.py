@@ -112,13 +112,14 @@ class Subspace(NamedTuple):
         rank r = `factors`. An m × n matrix then takes r (m + n) numbers, not m n.
         Vectors, scalars and matrices too small to gain stay dense. After the cut the
         rows are made orthonormal again, so that P is the exact projector onto their
-        span.
+        span. A basis in factors is expanded to k dense vectors for it.
 
         Args:
           factors: the rank r of each matrix, at least 1. Outside `jit` it may be
             "adaptive": the smallest r at which no eigenvector loses more than the share
-            `lost` of its squared length. `found.eigenvectors.factors` is this r. A
-            solver needs r in advance, so solve once before and take r from the result.
+            `lost` of its squared length, rounding aside. `found.eigenvectors.factors`
+            is this r, or 0 if every leaf stays dense. A solver needs r in advance, so
+            solve once before and take r from the result.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns one. By default a leaf of three
@@ -146,12 +147,13 @@ class Subspace(NamedTuple):
           >>> pairs.factored("adaptive", lost=0.01)[0].eigenvectors.factors
           1
         """
+        rows = basis.dense(self.eigenvectors)
         if factors == ADAPTIVE:
             checks.between("lost", lost, 0, 1)
             checks.integer("max_factors", max_factors, 1)
-            factors = smallest(self.eigenvectors, lost, max_factors, axes)
+            factors = smallest(rows, lost, max_factors, axes)
         checks.integer("factors", factors, 1, why="or 'adaptive'")
-        found, kept = cut(self.eigenvectors, factors, axes)
+        found, kept = cut(rows, factors, axes)
         return self._replace(eigenvectors=found), kept
 
 

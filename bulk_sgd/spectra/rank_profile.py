@@ -58,7 +58,7 @@ def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankP
     ranks = checks.sequence("ranks", ranks)
     for index, rank in enumerate(ranks):
         checks.integer(f"ranks[{index}]", rank, 1)
-    rows = basis.map_in_turn(lambda row: row, subspace.eigenvectors)
+    rows = basis.dense(subspace.eigenvectors)
     leaves, treedef = jax.tree.flatten(rows)
     within = energies(rows, ranks, axes)
     lengths = [jnp.sum(x**2, axis=range(1, x.ndim))[:, None] for x in leaves]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bulk_sgd import checks, functions
-from bulk_sgd.solvers.solver import Solver
+from bulk_sgd.solvers.solver import Solver, check_solver
 from bulk_sgd.solvers.streaming import streaming
 from bulk_sgd.transforms import scale_by_subspace as transform
 from bulk_sgd.transforms import scales
@@ -66,7 +66,7 @@ def accelerated(
 
     The step equals the step of `inner`, bit for bit,
 
-    - before `switch`, and until two refreshes per vector have succeeded;
+    - before `switch`, and until ten products per vector have succeeded;
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
@@ -74,8 +74,9 @@ def accelerated(
     - while η·λ_1, with the rate η, exceeds the stability `threshold`. Steps with a < 1
       let λ_1 grow. Only unscaled steps, which are unstable there, lower it again.
 
-    Eigenvalues in the bulk are at most λ_k. If b·η·λ_k exceeds the threshold, b is
-    lowered until it does not, but never below 1.
+    The largest eigenvalue λ in the bulk is at most min |λ_i|, or that of a vector that
+    `adaptive` dropped. If b·η·λ exceeds the threshold, b is lowered until it does not,
+    but never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.
@@ -92,7 +93,8 @@ def accelerated(
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
         subspace belongs to the preconditioned Hessian.
       solver: finds the subspace at every step; by default
-        `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`.
+        `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`. It must keep eigenpairs of
+        the whole curvature, not of blocks.
       curvature: as in `scale_by_subspace`, like the arguments below.
       switch: the step from which the scales may act, or a `Switch`.
       mask: selects parameters; the others take the steps of `inner`.
@@ -137,6 +139,7 @@ def accelerated(
     if metric is not None:
         functions.check("metric", metric, "inner_state")
     solver = streaming(factors=4, every=4, gain=0.2) if solver is None else solver
+    check_solver(solver, eigenpairs=True)
     options = transform.checked(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
         sharding=sharding, seed=seed,
@@ -168,10 +171,8 @@ def accelerated(
         flags = {}
 
         def choose(after):
-            spent = after.total_matvecs > before.total_matvecs
-            failed = after.failed_refreshes > before.failed_refreshes
-            flags["sound"] = jnp.where(spent | failed, ~failed, state.sound)
-            factors, flags["scaled"] = guard.scales(after, rate, flags["sound"])
+            chosen = guard.scales(before, after, rate, state.sound)
+            factors, flags["sound"], flags["scaled"] = chosen
             return factors
 
         given = updates, before, params

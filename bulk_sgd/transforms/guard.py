@@ -4,7 +4,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-SWEEPS = 2  # successful refreshes per vector before the scales act
+from bulk_sgd.linalg import basis
+from bulk_sgd.solvers.subspace import Subspace
+
+# Successful products per vector before the scales act. In the first sweeps of
+# `streaming` every eigenvalue is too low.
+SWEEPS = 10
 
 
 class Guard(NamedTuple):
@@ -19,28 +24,54 @@ class Guard(NamedTuple):
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
 
-    def scales(self, state, rate, sound=True):
-        """The factors (a, b) for a `ScaleBySubspaceState`, and whether they act.
+    def scales(self, before, after, rate, sound):
+        """The factors (a, b) of a step, whether the subspace is sound, and if they act.
 
-        If they do not act, both are 1. They do not act if the state has a NaN, nor if
-        `sound` is False: then the caller knows that the subspace is bad.
+        `before` and `after` are the `ScaleBySubspaceState`s around its refresh. The
+        subspace is sound if the last solve that took products succeeded; the argument
+        `sound` says so of the step before. If the factors do not act, both are 1. They
+        do not act if the state has a NaN.
         """
-        found = state.subspace
+        spent = after.total_matvecs > before.total_matvecs
+        failed = after.failed_refreshes > before.failed_refreshes
+        sound = jnp.where(spent | failed, ~failed, sound)
+        found = after.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = state.refreshes - state.failed_refreshes >= SWEEPS * found.rank
+        settled = _successful_products(after) >= SWEEPS * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable
-        factors = self.dominant_scale, self._bounded(rate * jnp.min(values))
-        return tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors), acts
+        factors = self.dominant_scale, self._bounded(rate * largest_in_bulk(found))
+        given = tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors)
+        return given, sound, acts
 
     def _bounded(self, steepest):
-        """The factor b, lowered if bηλ_k exceeds the threshold, but not below 1.
+        """The factor b, lowered if bηλ exceeds the threshold, but not below 1.
 
-        Eigenvalues in the bulk are at most λ_k.
+        `steepest` is ηλ, with the largest eigenvalue λ of the bulk.
         """
         bound = self.threshold / jnp.where(steepest > 0, steepest, 1)
         lowered = jnp.clip(
             bound, min=jnp.minimum(self.bulk_scale, 1), max=self.bulk_scale
         )
         return jnp.where(steepest > 0, lowered, self.bulk_scale)
+
+
+def _successful_products(state):
+    """The products of refreshes that succeeded, if all refreshes take equally many."""
+    successes = state.refreshes - state.failed_refreshes
+    return state.total_matvecs * (successes / jnp.maximum(state.refreshes, 1))
+
+
+def largest_in_bulk(found: Subspace):
+    """An upper bound on the eigenvalues of the bulk.
+
+    The solver takes the largest eigenvalues or the largest magnitudes, so those that it
+    did not find are at most min |λ_i|. A row of zeros is in the bulk: `adaptive` keeps
+    the eigenvalue of a vector that it drops, and a vector not yet found has 0.
+    """
+    values = found.eigenvalues
+    kept = basis.squared_norms(found.eigenvectors) > 0
+    known = kept | (values != 0)
+    others = jnp.min(jnp.abs(values), where=known, initial=jnp.inf)
+    return jnp.maximum(others, jnp.max(values, where=~kept, initial=-jnp.inf))

@@ -139,11 +139,13 @@ def scale(switch: Switch, factors, state, selected: Selected):
     weights = jnp.where(inert, 0, excess * coefficients)
     correction = basis.combine(weights, state.subspace.eigenvectors)
     correction = preconditioning.divide(selected.root, correction)
+    # Scales of 1 leave u as it is, even where the preconditioner is zero or NaN.
+    acts = after.switched & (jnp.any(dominant != 1) | (bulk != 1))
 
     def scaled(u, c):
         wide = bulk * u.astype(c.dtype)
         wide = jnp.where(c == 0, wide, wide + c)  # −0 + 0 would lose its sign
-        return jnp.where(after.switched, wide.astype(u.dtype), u)
+        return jnp.where(acts, wide.astype(u.dtype), u)
 
     return jax.tree.map(scaled, selected.updates, correction), after
 

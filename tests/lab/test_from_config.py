@@ -79,6 +79,21 @@ def test_optimizers_are_optax_with_their_fields():
 
 
 @pytest.mark.parametrize(
+    ("changes", "threshold"),
+    [
+        ({"momentum": 0.9}, 0.2),
+        ({"momentum": 0.9, "nesterov": True}, 3.8 / 2.8),
+        ({"name": "adam"}, 2.0),
+    ],
+)
+def test_guarded_arms_end_at_the_lowest_known_threshold(changes, threshold):
+    fields = config.default().optimizer
+    fields.update(changes)
+    found = optimizers.guard_threshold(fields, fields.name == "adam")
+    assert found == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize(
     ("solver", "changes", "spent"),
     [
         ("power", {}, 3),

@@ -21,6 +21,8 @@ from optimizer_runs import (
 import bulk_sgd
 from bulk_sgd.curvature.hessian import CURVATURES
 
+pytestmark = pytest.mark.slow  # each test trains, or compiles solves of its own
+
 
 def scale_parts_of_muon(vector, hessian, state):
     """The parts in the coordinates P^½ θ of Muon."""

@@ -1,5 +1,7 @@
 """Networks, labels and losses of a config that do not go together."""
 
+import re
+
 import numpy as np
 import own_things
 import pytest
@@ -44,7 +46,7 @@ def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
 @pytest.mark.parametrize(
     ("model", "loss", "sentence"),
     [
-        ("two", "squared_error", r"which has 2 outputs, but the labels of .* to 2\."),
+        ("two", "squared_error", r"which fails with ValueError"),
         ("two", "mse", r"which has 2 outputs, but the labels of .* go up to 2\."),
         ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
         ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
@@ -65,6 +67,17 @@ def test_outputs_fit_the_labels(monkeypatch, model, loss, sentence):
         Experiment(config)
 
 
+def test_fewer_outputs_than_classes_are_told_of_a_loss_of_ones_own(monkeypatch):
+    monkeypatch.setattr(own_things, "images", lambda: arrays_of([0, 1, 2, 0, 1]))
+    config = on_five(model__name="own_things:two", loss__name="own_things:ordinal")
+    assert Experiment(config).doubts == [
+        "config.model.name is 'own_things:two', which has 2 outputs, but the labels of "
+        "config.data.name = 'own_things:images' go up to 2: config.loss.name = "
+        "'own_things:ordinal' must be for such outputs, and the accuracy, which takes "
+        "the largest output for the class, means nothing."
+    ]
+
+
 def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_path):
     arrays = arrays_of([0, 1, 0, 1, 40], tested=[0, 1, 2, 2, 2])
     monkeypatch.setattr(own_things, "images", lambda: arrays)
@@ -76,3 +89,23 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
         "config.num_steps and config.switch.step are both 8: the run ends at its fork, "
         "and no arm takes a step.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("solver", "every", "sentence"),
+    [
+        ("lanczos", 1, None),
+        ("lanczos", 5, r"until 30 matvecs .* its 3 refreshes take about 18: lower"),
+        ("power", 1, None),
+        ("streaming", 1, r"its 12 refreshes take about 12: .* raise .*num_steps, 20"),
+    ],
+)
+def test_guards_that_wait_until_the_run_ends_are_told(solver, every, sentence):
+    fields = {"subspace__solver": solver, "subspace__refresh_every": every}
+    config = tiny(arms=("sgd", "accelerated"), **fields)
+    found = Experiment(config).doubts
+    assert len(found) == (sentence is not None)
+    if sentence:
+        assert re.search(sentence, found[0])
+    config.arms = ("sgd",)
+    assert Experiment(config).doubts == []

@@ -58,6 +58,16 @@ def test_bounds_go_by_the_rank_of_a_block(changes):
         config.validate(fields)
 
 
+@pytest.mark.parametrize("changes", [{"solver": "krylov_filter"}, {"blocks": "layer"}])
+def test_guarded_arms_need_the_eigenvalues_of_the_whole_curvature(changes):
+    fields = config.default()
+    fields.subspace.update(**changes)
+    config.validate(fields)
+    fields.arms = ("sgd", "accelerated(0.5, 2)")
+    with pytest.raises(ValueError, match=r"config\.arms has 'accelerated\(0\.5,2\)'"):
+        config.validate(fields)
+
+
 @pytest.mark.parametrize("solver", ["power", "streaming"])
 def test_blocks_have_no_factors(solver):
     fields = config.default()

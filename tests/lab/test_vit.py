@@ -69,6 +69,7 @@ def test_seeds_share_a_function(init):
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 def test_hessian_products_agree_with_finite_differences():
     model_fn, params = network(fields(activation="gelu"), IMAGE, 3)
     value_fn = lambda p, x: jnp.sum(model_fn(p, x) ** 2)

@@ -53,7 +53,7 @@ def vector(seed=1):
 
 def unfolded(found):
     """The rows of a basis of any form as a float64 matrix."""
-    return rows(basis.map_in_turn(lambda row: row, found))
+    return rows(basis.dense(found))
 
 
 def best_cut(space, rank):
@@ -210,12 +210,34 @@ def test_adaptive_factors_are_the_smallest_that_keep_enough():
     assert subspace.empty(LIKE, 2).factored("adaptive", lost=0)[0].kept == 0
 
 
+def test_adaptive_factors_of_an_exact_rank_are_this_rank():
+    rng = np.random.default_rng(0)
+    for rank in (1, 3):
+        ends = (rng.standard_normal((2, *s)) for s in ((40, rank), (rank, 30)))
+        leaves = {"kernel": jnp.asarray(np.matmul(*ends), jnp.float32)}
+        space = subspace.empty({"kernel": jnp.zeros((40, 30))}, 2)
+        space = space._replace(eigenvectors=leaves)
+        found = space.factored("adaptive", lost=0, max_factors=4)[0]
+        assert found.eigenvectors.factors == rank
+
+
+def test_a_basis_in_factors_can_be_cut_again():
+    once = dense().factored(2)[0]
+    # Its rows after the first have more terms: they combine those that are stored.
+    whole = once._replace(eigenvectors=basis.dense(once.eigenvectors))
+    for cut in (2, "adaptive"):
+        (found, kept), (expected, also) = (x.factored(cut) for x in (once, whole))
+        assert found.eigenvectors.factors == expected.eigenvectors.factors
+        np.testing.assert_allclose(found.overlap(expected), 1, rtol=1e-5)
+        np.testing.assert_allclose(kept, also, rtol=1e-5)
+
+
 def test_adaptive_factors_need_values():
     space = dense()
     with pytest.raises(ValueError, match="factors is 'adaptive'; inside jit"):
         jax.jit(lambda s: s.factored("adaptive"))(space)
     for solver in (bulk_sgd.power, bulk_sgd.streaming):
-        with pytest.raises(ValueError, match="factors is 'adaptive'; a solver has"):
+        with pytest.raises(ValueError, match="factors is 'adaptive'; it must be"):
             solver(factors="adaptive")
     with pytest.raises(ValueError, match="lost is 2; it must be"):
         space.factored("adaptive", lost=2)

@@ -60,6 +60,7 @@ def test_a_second_pass_is_for_a_vector_that_needs_it(passes, along, expected):
     assert len(passes) == expected
 
 
+@pytest.mark.slow
 def test_one_pass_over_the_basis_does_for_nearly_every_step_of_a_solve(passes):
     diagonal = jnp.arange(1.0, 200.0) ** 2
 

@@ -68,6 +68,7 @@ def test_a_product_that_is_no_vector_is_refused(wrong, spans, monkeypatch):
         bulk_sgd.top_eigenpairs(lambda vector: wrong, LIKE, 1)
 
 
+@pytest.mark.slow
 def test_a_warm_start_of_less_precision_is_widened():
     weights = jnp.arange(1.0, 41.0)
     matvec = jax.tree_util.Partial(jnp.multiply, weights)
@@ -83,6 +84,7 @@ def test_a_warm_start_of_less_precision_is_widened():
     assert np.all(np.linalg.norm(residuals, axis=1) <= 2e-4 * 40)
 
 
+@pytest.mark.slow
 def test_a_solve_is_that_of_unpacked_vectors(monkeypatch):
     with jax.enable_x64(True):
         like = jax.tree.map(lambda x: x.astype(float), LIKE)

@@ -99,6 +99,7 @@ def test_overlap_with_the_global_subspace():
     assert 0.2 < share < 0.9  # blocks of a dense matrix are not the matrix
 
 
+@pytest.mark.slow
 def test_a_block_goes_on_from_its_own_rows():
     power = bulk_sgd.blockwise(bulk_sgd.power())
     exact, _ = solve(bulk_sgd.blockwise(EXACT))
@@ -107,6 +108,7 @@ def test_a_block_goes_on_from_its_own_rows():
     assert int(found.num_matvecs) == RANK  # a step, no solve
 
 
+@pytest.mark.slow
 def test_repeated_eigenvalues_of_a_last_layer(x64):
     """Under squared error each eigenvalue of its block occurs once per output."""
     inputs = jnp.asarray(np.random.default_rng(0).standard_normal((60, 30)))

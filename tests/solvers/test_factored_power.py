@@ -74,6 +74,15 @@ def test_the_eigenvalues_are_those_of_largest_magnitude(x64):
     np.testing.assert_allclose(found.eigenvalues, [10, 8, 6, -5], rtol=1e-9)
 
 
+def test_the_first_call_keeps_rows_that_one_eigenvalue_makes_alike():
+    values = [50, 1.2, 1, 0.9]
+    matrix = helpers.symmetric([*values, *np.linspace(0.5, -0.3, SIZE - 4)])
+    found, *_ = power(6, [matrix], steps=1)
+    assert int(found.kept) == RANK
+    # Ten steps with the ratio 5 / 9, fewer for rows that were lost on the way.
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=0.05)
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_p_projects_onto_its_span_over_noisy_steps(rank):
     matrices = [helpers.symmetric(SPECTRUM, seed) for seed in range(3)]

@@ -50,6 +50,7 @@ def test_p_projects_onto_its_span_over_many_noisy_steps(columns, factors):
     assert stored["kernel"].left.shape[:2] == (RANK, factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 1, 2])
 def test_converges_to_eigenvectors_of_low_rank(columns):
     rows, _ = eigenvectors(RANK, (1.0,))

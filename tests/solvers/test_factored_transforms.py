@@ -95,6 +95,7 @@ def test_lanes_are_as_alone():
         np.testing.assert_allclose(x[1], y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_matrices_it_is_the_dense_tracker():
     sharpness = jnp.array([9.0, 5.0, 2.0, 1.0, 0.5])
     loss = lambda x: 0.5 * jnp.sum(sharpness * x**2)
@@ -112,6 +113,7 @@ def test_without_matrices_it_is_the_dense_tracker():
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_acts_on_one_call_in_so_many_after_ten_sweeps():
     tx, step = stepper(every=3)
     carry, spent = start(tx), []

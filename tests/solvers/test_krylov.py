@@ -10,6 +10,8 @@ import bulk_sgd
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import krylov, subspace
 
+pytestmark = pytest.mark.slow  # each test trains, or compiles solves of its own
+
 SIZE, RANK = 30, 4
 SPECTRUM = np.array([20, 12, 8, 6, *np.linspace(2, -3, SIZE - 4)])
 MATRIX = helpers.symmetric(SPECTRUM)

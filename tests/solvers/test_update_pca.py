@@ -187,7 +187,9 @@ def test_the_window_is_laid_out_like_a_basis():
     tx = bulk_sgd.project_bulk(RANK, solver=bulk_sgd.update_pca(8))
     like = shaped(draw(1)[0])
     state = jax.eval_shape(
-        lambda: TrainState(jnp.zeros(()), like, (), tx.init(like), jnp.zeros(()))
+        lambda: TrainState(*[jnp.zeros(())] * 6)._replace(
+            params=like, inner=(), projection=tx.init(like)
+        )
     )
     placed = layout.state(state).projection.solver_state
     assert tuple(placed.window.rows["a"].spec) == (None, None, "fsdp")

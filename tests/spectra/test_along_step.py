@@ -259,7 +259,7 @@ def test_localization_is_one_for_random_vectors_and_n_thirds_for_one(x64):
     assert found[0] == pytest.approx(10 / 3)
     assert np.isnan(found[1])
     cut, _ = subspace(vectors).factored(1)
-    dense_rows = subspace(rows(basis.map_in_turn(lambda row: row, cut.eigenvectors)))
+    dense_rows = subspace(rows(basis.dense(cut.eigenvectors)))
     found, expected = map(bulk_sgd.localization, (cut, dense_rows))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     random = np.random.default_rng(3).standard_normal((200, 500))

@@ -46,6 +46,7 @@ def test_block_eigenpairs_equal_dense_blocks(x64, point, by):
             np.testing.assert_allclose(projector(got), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tol", [1e-3, 1e-9])
 def test_repeated_eigenvalues_of_the_last_layer_are_all_seen(x64, tol):
     """Under squared error the block of a linear last layer is a Kronecker product."""

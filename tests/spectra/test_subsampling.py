@@ -10,6 +10,8 @@ import pytest
 
 import bulk_sgd
 
+pytestmark = pytest.mark.slow  # each test trains, or compiles solves of its own
+
 TOTAL, RANK = 2000, 3
 MODEL_FN, PARAMS, _ = helpers.mlp()
 INPUTS = np.random.default_rng(5).standard_normal((TOTAL, 3)) * [3, 2, 1]

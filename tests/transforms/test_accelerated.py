@@ -11,11 +11,13 @@ from helpers import exact_solver, flat, symmetric, top
 from transform_runs import CLOSE, EXACT, assert_same, pytree
 
 import bulk_sgd
+from bulk_sgd.solvers.subspace import Subspace
+from bulk_sgd.transforms.guard import largest_in_bulk
 
 RANK = 3
 MATRIX = symmetric([10, 9, 8, 1, 0.9, 0.5, 0.3, 0.2, 0.1, 0, -1])
 VALUES, P = top(MATRIX, RANK)
-SETTLED = 2 * RANK - 1  # the first step with enough refreshes
+SETTLED = 2  # the third solve, after 3 · 11 ≥ 10 · RANK products
 FACTORS = {"dominant_scale": 0.25, "bulk_scale": 3.0}
 make = functools.partial(
     bulk_sgd.accelerated, rank=RANK, solver=exact_solver(), switch=0, **FACTORS
@@ -68,7 +70,7 @@ def test_a_settled_step_scales_the_update_of_the_optimizer_by_the_projector(x64)
         np.testing.assert_allclose(
             flat(at(found, t)), expected(plain, t, [0.25] * 3), **EXACT
         )
-    assert states.scaled.tolist() == [False] * SETTLED + [True] * 7
+    assert states.scaled.tolist() == [False] * SETTLED + [True] * 10
 
 
 @pytest.mark.parametrize("switch", [0, 4, bulk_sgd.Switch(step=4)])
@@ -100,12 +102,12 @@ def test_a_solver_that_rests_after_a_failure_is_not_scaled():
         found, _ = exact.solve(matvec, subspace, (), updates, key)
         works = acts & found.converged
         kept = jax.tree.map(lambda x, y: jnp.where(works, x, y), found, subspace)
-        spent = acts * found.num_matvecs
+        spent = acts * 10 * RANK
         return kept._replace(converged=works | ~acts, num_matvecs=spent), state + 1
 
     solver = bulk_sgd.Solver(lambda params, rank: jnp.int32(0), solve, guarded=True)
     _, states = history(make(optax.sgd(0.01), 0.01, solver=solver), 16, [8])
-    resting = [t for t in range(SETTLED, 16) if not 8 <= t < 12]
+    resting = [t for t in range(16) if not 8 <= t < 12]
     assert np.flatnonzero(states.scaled).tolist() == resting
 
 
@@ -146,6 +148,23 @@ def test_steps_are_whole_beyond_the_threshold_and_the_bulk_is_bounded(x64):
     assert seen == {(True, False), (True, True), (False, True)}
 
 
+@pytest.mark.parametrize(
+    ("values", "kept", "bulk"),
+    [
+        ([10, 9, 8], [1, 1, 1], 8),
+        ([10, 9, 8], [1, 0, 0], 9),  # dropped by `adaptive`
+        ([10, 9, 0], [1, 1, 0], 9),  # not yet found
+        ([10, -7, 6], [1, 1, 1], 6),  # by magnitude
+        ([10, 8, -7], [1, 1, 1], 7),
+    ],
+)
+def test_the_bulk_is_bounded_by_its_largest_eigenvalue(values, kept, bulk):
+    rows = jnp.eye(3, 11) * jnp.asarray(kept, jnp.float32)[:, None]
+    zeros = jnp.zeros(3)
+    found = Subspace(jnp.asarray(values, jnp.float32), rows, zeros, True, 3)
+    assert float(largest_in_bulk(found)) == bulk
+
+
 def test_sharpness_that_outruns_a_fixed_rate_has_its_part_back():
     # The curvature along x_0 grows with x_1, which the steps increase.
     loss = lambda x: 0.5 * (1 + x[1]) ** 2 * x[0] ** 2 - x[1]
@@ -165,10 +184,28 @@ def test_sharpness_that_outruns_a_fixed_rate_has_its_part_back():
     for t in range(16):
         sharpness = float(jnp.linalg.eigvalsh(jax.hessian(loss)(x))[-1])
         updates, state, plain = step(x, state)
-        assert bool(state.scaled) is (t > 0 and rate * sharpness < 2)
+        settled = t >= 4  # two products per solve
+        assert bool(state.scaled) is (settled and rate * sharpness < 2)
         assert np.array_equal(updates, plain) is (not state.scaled)
         x = optax.apply_updates(x, updates)
     assert rate * sharpness > 2
+
+
+def test_eigenvalues_that_are_still_too_low_do_not_scale():
+    values, rate = jnp.linspace(10, -8, 200), 0.25
+    tx = bulk_sgd.accelerated(
+        optax.sgd(rate), rate, rank=10, solver=bulk_sgd.streaming()
+    )
+
+    def step(state, key):
+        grads = values * jax.random.normal(key, values.shape)
+        state = tx.update(grads, state, grads, matvec=lambda v: values * v)[1]
+        return state, (state.scaled, state.projection.subspace.eigenvalues.max())
+
+    keys = jax.random.split(jax.random.key(0), 150)
+    _, (scaled, tops) = jax.jit(lambda: jax.lax.scan(step, tx.init(values), keys))()
+    assert not scaled.any()
+    assert rate * tops[20] < 2  # though η λ_1 = 2.5
 
 
 def test_metric_is_that_of_the_optimizer(x64):
@@ -183,6 +220,18 @@ def test_metric_is_that_of_the_optimizer(x64):
     assert 0.01 * top(scaled, RANK)[0][0] < 2  # below the threshold
     dense = (0.25 * inside + 3 * (u - inside)) / np.sqrt(d)
     np.testing.assert_allclose(flat(at(found, -1)), dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("broken", [0.0, jnp.nan])
+def test_a_metric_that_cannot_be_divided_by_leaves_the_optimizer(broken):
+    def metric(inner_state):
+        d = jax.tree.map(jnp.ones_like, pytree(0))
+        return d | {"v": d["v"].at[0].set(broken)}
+
+    plain, _ = history(optax.sgd(0.01))
+    found, states = history(make(optax.sgd(0.01), 0.01, metric=metric))
+    assert not states.scaled.any()
+    assert_same(found, plain)
 
 
 def test_wrappers_of_optax_change_nothing():
@@ -260,6 +309,7 @@ def test_defaults_settle_on_a_small_network():
         ({"bulk_scale": jnp.inf}, "bulk_scale is inf; it must be a number"),
         ({"metric": "adam"}, "metric is of type str; it must be a function"),
         ({"metric": lambda: 1}, r"metric cannot be called as metric\(inner_state\)"),
+        ({"solver": bulk_sgd.streaming_pca()}, "solver is streaming_pca, which keeps"),
         ({"rank": 0}, "rank is 0; it must be at least 1"),
     ],
 )

@@ -36,6 +36,7 @@ def test_a_mask_that_can_be_called_is_no_function(network, as_function):
     assert state.subspace.eigenvectors.layers[0].bias is None
 
 
+@pytest.mark.slow
 def test_blocks_and_layouts_of_a_network_that_can_be_called(network):
     devices = jax.sharding.Mesh(jax.devices()[:1], ("x",))
     whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())

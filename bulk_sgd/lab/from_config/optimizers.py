@@ -11,6 +11,7 @@ from optax import contrib
 from bulk_sgd import checks
 from bulk_sgd.curvature import optimizer_states
 from bulk_sgd.lab import plugins
+from bulk_sgd.transforms.accelerated import THRESHOLD
 
 
 class _Kind(NamedTuple):
@@ -241,6 +242,18 @@ def batch_stability_threshold(config) -> float | None:
     if config.name != "sgd" or config.nesterov:
         return None
     return 2 - 2 * config.momentum
+
+
+def guard_threshold(config, preconditioned: bool) -> float:
+    """The largest ηλ_1 of a scaled step of a guarded arm, as in `accelerated`.
+
+    It is that of mini-batches if known, else that of the full batch, but at most the
+    default of `accelerated`.
+    """
+    known = batch_stability_threshold(config)
+    if known is None:
+        known = stability_threshold(config, preconditioned) or THRESHOLD
+    return min(THRESHOLD, known)
 
 
 def _schedule(config) -> optax.Schedule:

@@ -74,6 +74,11 @@ def every_step(config) -> str:
     return _kind(config).every_step
 
 
+def usual_matvecs(config) -> int:
+    """About how many products a refresh takes."""
+    return _kind(config).usual_matvecs(config)
+
+
 def num_rows(config, dimension: int) -> int:
     """How many vectors a solve holds at least, beside the state of the solver.
 
@@ -88,6 +93,7 @@ class _Kind(NamedTuple):
     build: Callable  # from `config.subspace`
     check: Callable  # raises ValueError on its fields there
     num_rows: Callable = lambda config, dimension: 0
+    usual_matvecs: Callable = lambda config: 2 * config.rank  # of a solve
     every_step: str = ""  # why it must see every step
     hessian_free: bool = False  # whether its eigenvalues are variances of updates
 
@@ -190,6 +196,7 @@ _SOLVERS = {
         ),
         _check_power,
         lambda c, n: 1 if c.factors else _solve_rows(c, c.rank, n),
+        usual_matvecs=lambda c: 1 if c.along == "update" else c.rank,
     ),
     "streaming": _Kind(
         lambda c: streaming(
@@ -197,6 +204,7 @@ _SOLVERS = {
         ),
         _check_streaming,
         lambda c, n: c.columns or c.rank,
+        usual_matvecs=lambda c: c.columns or c.rank,
         every_step="averages over steps",
     ),
     "krylov_filter": _Kind(

@@ -155,7 +155,7 @@ def _check_data(configs, chosen, left, say):
         prints |= dict.fromkeys(group, like.identity.fingerprints)
         doubts |= dict.fromkeys(like.doubts)
         for index in group[1:]:  # on the same data
-            doubts |= dict.fromkeys(network_checks.doubts(configs[index]))
+            doubts |= dict.fromkeys(network_checks.config_doubts(configs[index]))
     for sentence in doubts:
         say(sentence)
     return like, prints

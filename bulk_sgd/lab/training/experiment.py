@@ -116,7 +116,8 @@ class Experiment:
     @property
     def doubts(self) -> list[str]:
         """Sentences about possible mistakes, to print before the first step."""
-        return network_checks.doubts(self.config, self.dataset)
+        made = self.model_fn, self.params
+        return network_checks.doubts(self.config, self.dataset, *made)
 
     @property
     def ends_by_alignment(self) -> bool:

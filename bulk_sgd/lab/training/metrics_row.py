@@ -7,7 +7,7 @@ import optax
 from bulk_sgd.curvature.hessian import CURVATURES
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.files.record import PREFIX
-from bulk_sgd.lab.from_config import optimizers, solvers
+from bulk_sgd.lab.from_config import arms, optimizers, solvers
 from bulk_sgd.lab.training import evaluation
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.run import Entry
@@ -17,7 +17,7 @@ from bulk_sgd.lab.training.state import TrainState
 _OPTIONAL = (
     *("batch_loss", "alignment_update", "alignment_gradient", "descent_ratio"),
     *("eigenvalues", "residuals", "kept", "energy_lost", "sharpness"),
-    "sharpness_ratio",
+    *("sharpness_ratio", "scaled"),
 )
 
 
@@ -51,6 +51,8 @@ def measure(
     taken = 0 if trace is None else int(trace.num_steps)
     if taken:
         row["batch_loss"] = float(np.mean(trace.batch_losses[:taken]))
+        if name != PREFIX and arms.parse(name).guarded:
+            row["scaled"] = float(np.mean(trace.scaled[:taken]))
     if has_subspace:
         row["kept"] = int(found.kept)
         row["energy_lost"] = _energy_lost(state)

@@ -32,6 +32,7 @@ class TrainState(NamedTuple):
     inner: Any  # of the optimizer
     projection: ScaleBySubspaceState
     loss: jax.Array  # of the last batch
+    sound: jax.Array  # bool, whether the last solve that took products succeeded
 
 
 class Trace(NamedTuple):
@@ -39,7 +40,8 @@ class Trace(NamedTuple):
 
     The descent ratio is ⟨g, v⟩ / ⟨g, u⟩ with g the batch gradient, u the incoming and v
     the scaled update: to first order, the share of the decrease of the batch loss that
-    the scales leave. With `config.measures.step_every`, the displacement is how far the
+    the scales leave. `scaled` says where the guard of a guarded arm let its scales act.
+    With `config.measures.step_every`, the displacement is how far the
     subspace turns in the whole dispatch. It needs a second copy of the basis.
     """
 
@@ -47,15 +49,16 @@ class Trace(NamedTuple):
     batch_losses: jax.Array
     alignments: jax.Array  # χ_k of the incoming updates
     descent_ratios: jax.Array
+    scaled: jax.Array
     displacement: Displacement | None = None
 
     @classmethod
     def blank(cls, feed) -> "Trace":
         """The trace before the first step of a dispatch with this feed."""
         zeros = jnp.zeros(len(jax.tree.leaves(feed)[0]))
-        return cls(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
+        return cls(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros)
 
-    def add(self, loss, alignment, descent_ratio) -> "Trace":
+    def add(self, loss, alignment, descent_ratio, scaled) -> "Trace":
         """The trace after one more step."""
         now = self.num_steps
         return Trace(
@@ -63,6 +66,7 @@ class Trace(NamedTuple):
             batch_losses=self.batch_losses.at[now].set(loss),
             alignments=self.alignments.at[now].set(alignment),
             descent_ratios=self.descent_ratios.at[now].set(descent_ratio),
+            scaled=self.scaled.at[now].set(scaled),
         )
 
 

@@ -22,7 +22,7 @@ from bulk_sgd.lab.training.state import Scalars, Task, Trace, TrainState
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.spectra.eigenvectors import displacement
 from bulk_sgd.transforms import scale_by_subspace as transform
-from bulk_sgd.transforms.accelerated import THRESHOLD, TOL
+from bulk_sgd.transforms.accelerated import TOL
 from bulk_sgd.transforms.eager import Watch
 from bulk_sgd.transforms.guard import Guard
 from bulk_sgd.transforms.switch import Switch
@@ -73,6 +73,7 @@ class Programs:
             inner=optimizer.init(params),
             projection=transform.init(self._options(Scalars(0.0), 0.0), params),
             loss=jnp.zeros((), jnp.float32),
+            sound=jnp.ones((), bool),
         )
         return self._layout.constrain(state)
 
@@ -144,20 +145,22 @@ class Programs:
         if not projected:
             updates, inner = optimize(grads)
             projection, ratio = state.projection, jnp.ones(())
+            sound, acts = state.sound, False
         elif fields.projection == "gradient":
-            updates, projection, ratio = project(grads, grads, state.inner)
+            updates, projection, ratio, sound, acts = project(grads, grads, state.inner)
             updates, inner = optimize(updates)
         else:
             updates, inner = optimize(grads)
-            updates, projection, ratio = project(grads, updates, inner)
+            updates, projection, ratio, sound, acts = project(grads, updates, inner)
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             inner=inner,
             projection=projection,
             loss=loss.astype(jnp.float32),
+            sound=sound,
         )
-        new_trace = trace.add(loss, projection.alignment, ratio)
+        new_trace = trace.add(loss, projection.alignment, ratio, acts)
         return self._layout.constrain(new_state), new_trace
 
     def _curved(self, task: Task, batch: Objective) -> Objective:
@@ -179,11 +182,20 @@ class Programs:
     def _project(
         self, scalars, rate, task, curved, matvec, state, grads, updates, inner
     ):
-        """The scaled updates, the new projection state, and the descent ratio."""
+        """The scaled updates, the new projection state, the descent ratio and flags.
+
+        The flags of the guard: whether the subspace is sound, and the scales act.
+        """
         options = self._options(scalars, rate)
+        flags = []
+
+        def choose(after):
+            factors, *flags[:] = self._factors(options, scalars, rate, state, after)
+            return factors
+
         scaled, projection = transform.advance(
             options,
-            functools.partial(self._factors, options, scalars, rate),
+            choose,
             Watch(),
             updates,
             state.projection,
@@ -197,16 +209,17 @@ class Programs:
             projection = projection._replace(alignment_average=average)
         promised = basis.dot(grads, updates)
         ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
-        return scaled, projection, ratio
+        return scaled, projection, ratio, *flags
 
-    def _factors(self, options, scalars, rate, projection):
-        """The scales (a, b) of a step, after its refresh."""
-        known = optimizers.batch_stability_threshold(self._config.optimizer)
-        threshold = THRESHOLD if known is None else known
-        fixed = options.scales(projection)
-        given, _ = Guard(*fixed, threshold, TOL).scales(projection, rate)
+    def _factors(self, options, scalars, rate, state, after):
+        """The scales (a, b) of a step, after its refresh, and the guard's flags."""
+        space, fields = self._config.subspace, self._config.optimizer
+        threshold = optimizers.guard_threshold(fields, space.preconditioned)
+        fixed = options.scales(after)
+        guard = Guard(*fixed, threshold, TOL)
+        given, sound, acts = guard.scales(state.projection, after, rate, state.sound)
         pick = functools.partial(jnp.where, scalars.guarded)
-        return jax.tree.map(pick, given, fixed)
+        return jax.tree.map(pick, given, fixed), sound, acts
 
     def _full_average(self, scalars, task, state, projection, inner):
         """The switch rule's average for the full gradient, over measured steps."""

@@ -22,6 +22,8 @@ from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.steps import Programs
 
+pytestmark = pytest.mark.slow  # each test trains, or compiles solves of its own
+
 SIZE, BATCH, STEPS = 1000, 4, 6
 
 
@@ -208,7 +210,6 @@ def test_a_subset_of_data_that_are_read_misses_as_much_as_in_memory(monkeypatch)
         assert found[True][name] == found[False][name]
 
 
-@pytest.mark.slow
 def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -228,7 +229,6 @@ def test_a_killed_run_that_reads_goes_on_bit_for_bit(tmp_path):
     assert strip_times(rows_of(killed)) == strip_times(rows_of(tmp_path / "whole"))
 
 
-@pytest.mark.slow
 def test_lanes_read_too(tmp_path):
     config = on_subset(data__streaming=True, arms=("sgd", "bulk_sgd"))
     experiment = Experiment(config)

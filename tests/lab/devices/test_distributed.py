@@ -60,6 +60,7 @@ def test_wrong_input_on_one_process_ends_the_job(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_on_without_a_job_is_refused_and_auto_runs_alone(tmp_path):
     def run(mode, **more):
         return subprocess.run(

@@ -42,6 +42,7 @@ def measured():
         return objective, points, analyze(points, objective, settings=SMALL)
 
 
+@pytest.mark.slow
 def test_spectra_are_those_of_dense_matrices(x64, measured):
     objective, points, results = measured
     for point, result in zip(points, results):
@@ -153,6 +154,7 @@ def test_any_loss_and_pairs():
     )  # rounding of float32
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
     objective, points, expected = measured
 
@@ -179,6 +181,7 @@ def test_interrupted_it_goes_on(tmp_path, x64, measured, monkeypatch):
         analyze(points, objective, tmp_path, Settings(rank=3))
 
 
+@pytest.mark.slow
 def test_points_of_other_parameters_or_runs_do_not_count(tmp_path):
     about = lambda seed: {"run": {"config": {"seed": seed}}}
 

@@ -50,6 +50,7 @@ def files(tmp_path_factory):
     return module, folder
 
 
+@pytest.mark.slow
 def test_files_of_every_format_hold_the_same_network(fields, files):
     module, folder = files
     fields.model.name = "own_things:Stacked"

@@ -99,6 +99,6 @@ def test_labels_of_stacked_panels_stand_apart(run):
     axes = step_figures.step_sharpness_figure(run).axes[0]
     labels = {run.summary(arm).label for arm in run.arms}
     texts = [text for text in axes.texts if text.get_text() in labels]
-    heights = sorted(text.get_position()[1] for text in texts)
-    # All lines end at 90. A line of text in a panel of at most 3 inches:
-    assert np.diff(heights).min() > texts[0].get_fontsize() / 72 / 3
+    place = lambda text: text.get_transform().transform(text.get_position())[1]
+    heights = sorted(map(place, texts))  # in pixels; all lines end at 90
+    assert np.diff(heights).min() > texts[0].get_fontsize() / 72 * axes.figure.dpi

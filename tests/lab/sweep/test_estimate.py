@@ -12,6 +12,7 @@ from bulk_sgd.lab.training.experiment import Experiment
 CELLS = [{"arms": ("sgd", "dom_sgd")}, {"arms": ("bulk_sgd",)}, {"subspace.rank": 2}]
 
 
+@pytest.mark.slow
 def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
     base = tiny(
         subspace__solver="streaming", subspace__data="batch", subspace__columns=0,

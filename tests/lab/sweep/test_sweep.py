@@ -52,6 +52,7 @@ def test_cells_differ(swept):
         assert len({row["train_loss"] for row in ends}) == 4
 
 
+@pytest.mark.slow
 def test_lanes_under_vmap_equal_single_runs(swept, tmp_path):
     # The third cell leaves a lane empty. Two lanes compile once for all tests here.
     sweep.run_sweep(tiny(), CELLS[:3], tmp_path, lanes=2, say=quiet)

@@ -138,6 +138,7 @@ def test_sweep_that_came_to_nothing_is_replaced(tmp_path, seed_five_fails):
         sweep.run_sweep(tiny(), [{"seed": 5}], tmp_path, say=quiet)
 
 
+@pytest.mark.slow
 def test_cells_of_a_sweep_compile_once(tmp_path, monkeypatch, shared_programs):
     """One at a time or not, cells of one group are given the same programs."""
     shared_programs.clear()

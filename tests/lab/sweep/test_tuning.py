@@ -117,6 +117,7 @@ def test_an_integer_field_is_widened_by_integers(tmp_path, ends, added):
     ]
 
 
+@pytest.mark.slow
 def test_tuned_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     base = tiny(arms=("sgd",), num_steps=10, switch__step=2, eval_every=2)
     cells = grid.labelled("plain", grid.values(RATE, (0.001, 0.004)))

@@ -67,6 +67,7 @@ def test_prefix_that_an_alignment_ends_goes_on(tmp_path, monkeypatch):
         assert numbers(workdir) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_a_basis_in_factors_goes_on(tmp_path, monkeypatch):
     space = {"solver": "streaming", "data": "batch", "factors": 1}
     fields = {f"subspace__{name}": value for name, value in space.items()}

@@ -1,5 +1,6 @@
 """Runs and prefixes are never silently of other data or other code than they name."""
 
+import ast
 import json
 import shutil
 import signal
@@ -116,6 +117,7 @@ def test_program_of_other_versions_cannot_be_compared():
     assert "data" in compare({"data": "b", "program": "c", "tracer": "jax 1"}, now)[0]
 
 
+@pytest.mark.slow
 def test_prefix_of_others_is_refused(workdir, monkeypatch, capsys):
     folder = workdir / "prefixes"
 
@@ -152,6 +154,7 @@ def forget(folder):
         np.savez(path, **arrays, story=json.dumps(story))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workdir")
 def test_edits_are_seen_and_nothing_else(monkeypatch):
     def prints(**changes):
@@ -211,3 +214,24 @@ def test_of_many_rows_a_sample_counts(monkeypatch):
     assert of_data(3_000) != of_data(3_000, change=1)
     assert sum(read) == 2 * 1024
     assert of_data(3_000) != of_data(3_001)
+
+
+class TypeAlias(ast.stmt):
+    """As Python 3.12 parses `type name = value`; its name is an expression."""
+
+    _fields = "name", "value"
+
+
+def test_a_type_statement_of_ones_own_is_code_without_a_name(monkeypatch):
+    double = ast.parse("def double(x):\n    return 2 * x").body
+
+    def of_code(value):
+        alias = TypeAlias(ast.Name("Batch"), ast.Constant(value))
+        with monkeypatch.context() as patch:
+            patch.setattr(ast, "parse", lambda _: ast.Module([alias, *double]))
+            return fingerprints.of_code({"own": ""})["own"]
+
+    first, second = of_code(1), of_code(2)
+    assert first.keys() == {"", "double"}
+    assert first[""] != second[""]
+    assert first["double"] == second["double"]

@@ -21,6 +21,8 @@ from configs import (
     vit_mnist,
 )
 
+pytestmark = pytest.mark.slow  # each test trains, or compiles solves of its own
+
 STEPS = 5
 
 

@@ -1,14 +1,17 @@
 """The experiment end to end, on a tiny task, against loops written by hand."""
 
+import dataclasses
 import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from hand_written import by_hand
 from tiny_runs import (
+    EVERY,
     RANK,
     RATE,
     STEPS,
@@ -28,6 +31,7 @@ from bulk_sgd.lab.training.state import TrainState
 
 MOMENTUM = 0.3
 SOLVER = bulk_sgd.lanczos(1e-5, 200)
+ARMS = "sgd", "bulk_sgd", "accelerated"
 
 
 def with_momentum(**changes):
@@ -38,8 +42,7 @@ def with_momentum(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    config = with_momentum(arms=("sgd", "bulk_sgd", "accelerated"))
-    return workdir, train.train_and_evaluate(config, workdir)
+    return workdir, train.train_and_evaluate(with_momentum(arms=ARMS), workdir)
 
 
 def scaled(inner, *scales):
@@ -74,6 +77,30 @@ def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, wrap):
     chi = [alignment for _, alignment, _ in trace]
     assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
     assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
+
+
+def test_guarded_arms_tell_the_share_of_scaled_steps(finished):
+    workdir, _ = finished
+    shares = [row["scaled"] for row in rows_of(workdir, "accelerated")]
+    assert shares[0] is None
+    assert 0 < shares[1] < 1
+    assert shares[2:] == [1, 1]
+    assert {row["scaled"] for row in rows_of(workdir, "bulk_sgd")} == {None}
+
+
+def test_guarded_arms_rest_after_a_failed_solve_until_one_succeeds():
+    made = Experiment(with_momentum(arms=("accelerated",)))
+    (arm,), good = made.arms, made.task.curvature
+    bad = dataclasses.replace(good, inputs=jnp.nan * good.inputs)
+    state, shares = made.start(), []
+    for curvature, every in ((good, 1), (good, 1), (bad, 1), (good, 10**6), (good, 1)):
+        task = made.task.with_curvature(curvature)
+        scalars = made.scalars(arm)._replace(refresh_every=every)
+        given = made.feed(int(state.step)), EVERY, scalars
+        state, trace = made.programs.train(state, task, *given, projected=True)
+        shares.append(float(trace.scaled.mean()))
+    assert shares[1] > 0
+    assert shares[2:] == [0, 0, 1]
 
 
 def test_methods_differ(finished):
@@ -112,7 +139,7 @@ def test_record_says_what_ran(finished):
     stored = json.loads((workdir / record.FILE).read_text())
     assert stored == result
     assert stored["status"] == "complete"
-    assert stored["config"] == identities.plain(with_momentum())
+    assert stored["config"] == identities.plain(with_momentum(arms=ARMS))
     assert stored["switch"] == {"step": 8, "reason": "step 8"}
     assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
     assert stored["versions"]["jax"] == jax.__version__
@@ -124,7 +151,7 @@ def test_record_says_what_ran(finished):
 
 def test_same_config_same_numbers_and_other_seed_others(finished, tmp_path):
     workdir, _ = finished
-    train.train_and_evaluate(with_momentum(), tmp_path / "again")
+    train.train_and_evaluate(with_momentum(arms=ARMS), tmp_path / "again")
     assert strip_times(rows_of(tmp_path / "again")) == strip_times(rows_of(workdir))
     train.train_and_evaluate(with_momentum(seed=1), tmp_path / "other")
     assert rows_of(tmp_path / "other")[0] != rows_of(workdir)[0]

@@ -42,6 +42,7 @@ def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
     assert known == {"prefix": [0], "sgd": [20]}
 
 
+@pytest.mark.slow
 def test_sharpness_is_at_the_rate_of_the_last_step(tmp_path):
     config = tiny(arms=("sgd",), optimizer__momentum=0.5)
     schedule = {"schedule": "step", "boundaries": (13,), "decay": 0.1}
@@ -141,6 +142,7 @@ def claims_nothing(row):
     assert row["sharpness"] > 0
 
 
+@pytest.mark.slow
 def test_eigenvalues_of_something_else_are_not_claimed(tmp_path):
     config = tiny(arms=("bulk_sgd",), subspace__solver="krylov_filter")
     train.train_and_evaluate(config, tmp_path)
@@ -166,6 +168,7 @@ def test_without_a_subspace_the_fields_to_raise_are_named(solver, fields):
     assert sentence == f"no refresh has converged, so there is no subspace {end}"
 
 
+@pytest.mark.slow
 def test_kept_counts_the_vectors_in_use(tmp_path, capsys):
     config = tiny(subspace__keep="eigenvalue", subspace__threshold=1e3)
     config.progress = True
