@@ -249,6 +249,7 @@ def _fresh_record(experiment: Experiment) -> dict:
                 "formula": arm.formula,
                 "dominant_scale": arm.dominant_scale,
                 "bulk_scale": arm.bulk_scale,
+                "guarded": arm.guarded,
                 "status": record.PENDING,
             }
             for arm in experiment.arms

@@ -30,6 +30,7 @@ from bulk_sgd.lab.training.experiment import Experiment
 from bulk_sgd.lab.training.state import TrainState
 
 MOMENTUM = 0.3
+ARMS = "sgd", "bulk_sgd", "accelerated"
 SOLVER = bulk_sgd.lanczos(1e-5, 200)
 
 
@@ -41,7 +42,7 @@ def with_momentum(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    config = with_momentum(arms=("sgd", "bulk_sgd", "accelerated"))
+    config = with_momentum(arms=ARMS)
     return workdir, train.train_and_evaluate(config, workdir)
 
 
@@ -139,19 +140,21 @@ def test_record_says_what_ran(finished):
     stored = json.loads((workdir / record.FILE).read_text())
     assert stored == result
     assert stored["status"] == "complete"
-    assert stored["config"] == identities.plain(with_momentum())
+    assert stored["config"] == identities.plain(with_momentum(arms=ARMS))
     assert stored["switch"] == {"step": 8, "reason": "step 8"}
     assert stored["num_params"] == 784 * 6 + 6 + 6 * 10 + 10
     assert stored["versions"]["jax"] == jax.__version__
     arm = stored["arms"]["bulk_sgd"]
     assert (arm["status"], arm["last_step"]) == ("complete", STEPS)
     assert (arm["dominant_scale"], arm["bulk_scale"]) == (0.0, 1.0)
+    guarded = [name for name, x in stored["arms"].items() if x["guarded"]]
+    assert guarded == ["accelerated"]
     assert arm["matvecs"] == rows_of(workdir, "bulk_sgd")[-1]["matvecs"]
 
 
 def test_same_config_same_numbers_and_other_seed_others(finished, tmp_path):
     workdir, _ = finished
-    train.train_and_evaluate(with_momentum(), tmp_path / "again")
+    train.train_and_evaluate(with_momentum(arms=ARMS), tmp_path / "again")
     assert strip_times(rows_of(tmp_path / "again")) == strip_times(rows_of(workdir))
     train.train_and_evaluate(with_momentum(seed=1), tmp_path / "other")
     assert rows_of(tmp_path / "other")[0] != rows_of(workdir)[0]
