@@ -59,10 +59,10 @@ def accelerated(
 
     An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. By
     default P projects onto the ten leading eigenvectors of the Hessian. `streaming()`
-    finds them: it averages the Hessians of mini-batches, with one product per step at
-    first and one every fourth step later. Tune only the learning rate. Pass `update`
-    either `value_fn`, the loss of the mini-batch, or `matvec`, which multiplies a
-    vector by the Hessian of this loss.
+    finds them: it averages the Hessians of mini-batches, with one product per step in
+    the first ten sweeps over the basis, 10·k steps, and one every fourth step later.
+    Tune only the learning rate. Pass `update` either `value_fn`, the loss of the
+    mini-batch, or `matvec`, which multiplies a vector by the Hessian of this loss.
 
     The step equals the step of `inner`, bit for bit,
 
@@ -73,6 +73,9 @@ def accelerated(
     - while λ_1 is not positive;
     - while η·λ_1, with the rate η, exceeds the stability `threshold`. Steps with a < 1
       let λ_1 grow. Only unscaled steps, which are unstable there, lower it again.
+
+    The last condition means something for SGD and momentum, or with `metric`: η times
+    λ_1 of the Hessian itself says nothing about the stability of Adam or Muon.
 
     The largest eigenvalue λ in the bulk is at most min |λ_i|, or that of a vector that
     `adaptive` dropped. If b·η·λ exceeds the threshold, b is lowered until it does not,
@@ -91,7 +94,8 @@ def accelerated(
       tol: the largest residual, divided by λ_1, with which steps are scaled.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
-        subspace belongs to the preconditioned Hessian.
+        subspace belongs to the preconditioned Hessian. `optax.inject_hyperparams`
+        takes it for a schedule unless `static_args` name it, beside `rank`.
       solver: finds the subspace at every step; by default
         `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`. It must keep eigenpairs of
         the whole curvature, not of blocks.

@@ -249,6 +249,17 @@ def test_wrappers_of_optax_change_nothing():
     np.testing.assert_allclose(flat(every), flat(whole), **CLOSE)
 
 
+def test_inject_hyperparams_leaves_a_metric_that_it_is_told_of():
+    inject = functools.partial(optax.inject_hyperparams, bulk_sgd.accelerated)
+    given = {"inner": optax.adam(0.01), "learning_rate": 0.01, "rank": RANK}
+    given |= {"metric": bulk_sgd.adam_preconditioner, "solver": exact_solver()}
+    plain, _ = history(bulk_sgd.accelerated(**given))
+    injected, _ = history(inject(static_args=("rank", "metric"))(**given))
+    np.testing.assert_allclose(flat(injected), flat(plain), **CLOSE)
+    with pytest.raises(ValueError, match="0 states of Adam"):
+        history(inject(static_args="rank")(**given))
+
+
 def test_a_state_that_was_saved_goes_on_bit_for_bit():
     rate = optax.cosine_decay_schedule(0.05, 12)
     tx, params, grads = make(momentum(rate), rate), pytree(0), pytree(1)

@@ -89,6 +89,7 @@ def pending(texts: Iterable[str]) -> dict[str, dict]:
             "formula": arm.formula,
             "dominant_scale": arm.dominant_scale,
             "bulk_scale": arm.bulk_scale,
+            "guarded": arm.guarded,
             "status": record.PENDING,
         }
         for arm in parse_all(texts)

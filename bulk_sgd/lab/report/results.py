@@ -26,7 +26,8 @@ class Summary:
 
     `train_loss`, `test_accuracy`, `sharpness` (λ_1) and `sharpness_ratio` (η·λ_1) are
     the last finite values, `loss_ratio` is the loss over the loss at the fork if that
-    is positive, and `alignment` the mean χ_k of the updates after the fork.
+    is positive, and `alignment` the mean χ_k of the updates after the fork. `scales`
+    are NaN for a guarded arm, which is no point of the (a, b) plane.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Summary:
 
     @property
     def method(self) -> str | None:
-        """`'sgd'`, `'dom_sgd'` or `'bulk_sgd'` by the scales; None between them."""
+        """`'sgd'`, `'dom_sgd'` or `'bulk_sgd'` by the scales; None for others."""
         return _METHODS.get(self.scales)
 
 
@@ -194,6 +195,8 @@ class RunResults:
             return np.nanmax([_number(entry.get(key)), 0, *self.series(arm, key)])
 
         scales = (_number(entry.get(f"{part}_scale")) for part in ("dominant", "bulk"))
+        if entry.get("guarded", arm.startswith("accelerated")):  # old records lack it
+            scales = math.nan, math.nan
         return Summary(
             name=arm,
             label=str(entry.get("label") or arm),

@@ -148,12 +148,15 @@ def test_plane_and_family_figures(tmp_path, monkeypatch):
     points = {
         f"scales({a},{b})": (float(a), float(b)) for a in (0, 0.5, 2) for b in (1, 2)
     }
-    for name in points:
-        monkeypatch.setitem(SCALES, name, points[name])
+    guarded = {f"accelerated({a},{b})": (a, b) for a, b in ((0.5, 2), (0, 1), (1, 1))}
+    for name in points | guarded:
+        monkeypatch.setitem(SCALES, name, (points | guarded)[name])
         monkeypatch.setitem(LOSSES, name, LOSSES["bulk_sgd"])
     del points["scales(0,1)"]  # which is Bulk-SGD
-    write_cell(tmp_path, 0, arms=("sgd", "bulk_sgd", *points))
+    write_cell(tmp_path, 0, arms=("sgd", "bulk_sgd", *points, *guarded))
     (axis,) = study.read_study(tmp_path)
+    assert [axis.summaries[arm].method for arm in guarded] == [None] * 3
+    assert len(scale_figures.path_points(axis)["bulk"]) == 3
     dominant, bulk, arms = scale_figures.plane_scales(axis)
     assert (dominant, bulk) == ([0, 0.5, 2], [1, 2])
     assert len(arms) == 6

@@ -146,6 +146,8 @@ def test_record_says_what_ran(finished):
     arm = stored["arms"]["bulk_sgd"]
     assert (arm["status"], arm["last_step"]) == ("complete", STEPS)
     assert (arm["dominant_scale"], arm["bulk_scale"]) == (0.0, 1.0)
+    guarded = [name for name, x in stored["arms"].items() if x["guarded"]]
+    assert guarded == ["accelerated"]
     assert arm["matvecs"] == rows_of(workdir, "bulk_sgd")[-1]["matvecs"]
 
 
