@@ -1,17 +1,14 @@
 """The experiment end to end, on a tiny task, against loops written by hand."""
 
-import dataclasses
 import itertools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from hand_written import by_hand
 from tiny_runs import (
-    EVERY,
     RANK,
     RATE,
     STEPS,
@@ -86,21 +83,6 @@ def test_guarded_arms_tell_the_share_of_scaled_steps(finished):
     assert 0 < shares[1] < 1
     assert shares[2:] == [1, 1]
     assert {row["scaled"] for row in rows_of(workdir, "bulk_sgd")} == {None}
-
-
-def test_guarded_arms_rest_after_a_failed_solve_until_one_succeeds():
-    made = Experiment(with_momentum(arms=("accelerated",)))
-    (arm,), good = made.arms, made.task.curvature
-    bad = dataclasses.replace(good, inputs=jnp.nan * good.inputs)
-    state, shares = made.start(), []
-    for curvature, every in ((good, 1), (good, 1), (bad, 1), (good, 10**6), (good, 1)):
-        task = made.task.with_curvature(curvature)
-        scalars = made.scalars(arm)._replace(refresh_every=every)
-        given = made.feed(int(state.step)), EVERY, scalars
-        state, trace = made.programs.train(state, task, *given, projected=True)
-        shares.append(float(trace.scaled.mean()))
-    assert shares[1] > 0
-    assert shares[2:] == [0, 0, 1]
 
 
 def test_methods_differ(finished):

@@ -1,17 +1,20 @@
 """Runs that diverge, are interrupted, or are refused before they begin."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import STEPS, rows_of, tiny
+from tiny_runs import EVERY, STEPS, rows_of, tiny
 
 from bulk_sgd.lab.files import loggers, metrics, record
 from bulk_sgd.lab.training import train
+from bulk_sgd.lab.training.experiment import Experiment
 
 
 def test_diverged_arm_is_recorded_and_the_others_go_on(tmp_path):
@@ -53,6 +56,21 @@ def test_interrupted_run_says_so_and_starts_again(tmp_path, monkeypatch):
     assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
     assert rows_of(tmp_path / "attempts" / "1") == kept
     assert rows_of(tmp_path, "bulk_sgd")[-1]["step"] == STEPS
+
+
+def test_guarded_arms_rest_after_a_failed_solve_until_one_succeeds():
+    made = Experiment(tiny(optimizer__momentum=0.3, arms=("accelerated",)))
+    (arm,), good = made.arms, made.task.curvature
+    bad = dataclasses.replace(good, inputs=jnp.nan * good.inputs)
+    state, shares = made.start(), []
+    for curvature, every in ((good, 1), (good, 1), (bad, 1), (good, 10**6), (good, 1)):
+        task = made.task.with_curvature(curvature)
+        scalars = made.scalars(arm)._replace(refresh_every=every)
+        given = made.feed(int(state.step)), EVERY, scalars
+        state, trace = made.programs.train(state, task, *given, projected=True)
+        shares.append(float(trace.scaled.mean()))
+    assert shares[1] > 0
+    assert shares[2:] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
