@@ -270,7 +270,7 @@ def test_seeds_draw_other_subsets():
 @pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding(finished, tmp_path):
     workdir, _ = finished
-    train.train_and_evaluate(with_momentum(microbatch_size=25), tmp_path)
+    train.train_and_evaluate(with_momentum(arms=ARMS, microbatch_size=25), tmp_path)
     for split, full in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
         # Bulk-SGD sees two solves to 1e-5, whose projectors differ by that over the
         # gap to λ_{k+1}, of the order of 1e-2; the others see rounding alone.
