@@ -11,7 +11,7 @@ such as "adamw-quick", takes 60 steps on 100 examples with one seed, as a test.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.sweep.tuning import Tuning
@@ -22,17 +22,26 @@ _OPTIMIZERS = {
     "adamw": {"name": "adamw"},
     "muon": {"name": "muon", "momentum": 0.95},
 }
+RATES = {
+    "sgd": (0.1, 0.2, 0.4, 0.8),
+    "momentum": (0.01, 0.02, 0.04, 0.08),
+    "adamw": (0.001, 0.002, 0.004, 0.008),
+    "muon": (0.005, 0.01, 0.02, 0.04),
+}
 ARMS = "sgd", "bulk_sgd", "scales(0.5, 2)", "scales(0.25, 2)", "accelerated"
 _METRICS = grid.values("subspace.preconditioned", (False, True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Pays:
-    """The sweep of a task; its file exports `get_config`, `get_sweep` and `tune`."""
+    """The sweep of a task; its file exports `get_config`, `get_sweep` and `tune`.
+
+    `rates` has the first grid of each inner optimizer.
+    """
 
     task: Callable  # returns a config, whose fields of training are replaced
     num_steps: int
-    rates: dict[str, tuple]  # the first grid of each inner optimizer
+    rates: Mapping[str, tuple] = dataclasses.field(default_factory=lambda: RATES)
     fork: int = 100
     warmup: bool = True
     arms: tuple = ARMS

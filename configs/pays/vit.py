@@ -11,14 +11,5 @@ cross-entropy, batch 50. `configs/pays/base.py` has the protocol and the presets
 from configs.pays.base import Pays
 from configs.vit_mnist import get_config as vit_mnist
 
-pays = Pays(
-    vit_mnist,
-    num_steps=500,
-    rates={
-        "sgd": (0.1, 0.2, 0.4, 0.8),
-        "momentum": (0.01, 0.02, 0.04, 0.08),
-        "adamw": (0.001, 0.002, 0.004, 0.008),
-        "muon": (0.005, 0.01, 0.02, 0.04),
-    },
-)
+pays = Pays(vit_mnist, num_steps=500)
 get_config, get_sweep, tune = pays.get_config, pays.get_sweep, pays.tune
