@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.subspace import Subspace
 
 # Successful products per vector before the scales act. In the first sweeps of
@@ -24,13 +24,13 @@ class Guard(NamedTuple):
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
 
-    def scales(self, before, after, rate, sound):
+    def scales(self, before, after, rate, sound, asked=True):
         """The factors (a, b) of a step, whether the subspace is sound, and if they act.
 
         `before` and `after` are the `ScaleBySubspaceState`s around its refresh. The
         subspace is sound if the last solve that took products succeeded; the argument
         `sound` says so of the step before. If the factors do not act, both are 1. They
-        do not act if the state has a NaN.
+        do not act if the state has a NaN, or if they are not `asked` to.
         """
         spent = after.total_matvecs > before.total_matvecs
         failed = after.failed_refreshes > before.failed_refreshes
@@ -40,8 +40,14 @@ class Guard(NamedTuple):
         settled = _successful_products(after) >= SWEEPS * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
-        acts = sound & settled & (top > 0) & close & stable
-        factors = self.dominant_scale, self._bounded(rate * largest_in_bulk(found))
+        acts = sound & settled & (top > 0) & close & stable & asked
+        # Only a step that is scaled pays for the pass over the basis.
+        bulk = branches.cond(
+            acts,
+            lambda: self._bounded(rate * largest_in_bulk(found)).astype(values.dtype),
+            lambda: jnp.ones((), values.dtype),
+        )
+        factors = self.dominant_scale, bulk
         given = tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors)
         return given, sound, acts
 

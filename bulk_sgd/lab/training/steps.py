@@ -217,7 +217,8 @@ class Programs:
         threshold = optimizers.guard_threshold(fields, space.preconditioned)
         fixed = options.scales(after)
         guard = Guard(*fixed, threshold, TOL)
-        given, sound, acts = guard.scales(state.projection, after, rate, state.sound)
+        known = state.projection, after, rate, state.sound
+        given, sound, acts = guard.scales(*known, asked=scalars.guarded)
         pick = functools.partial(jnp.where, scalars.guarded)
         return jax.tree.map(pick, given, fixed), sound, acts
 
