@@ -49,8 +49,8 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
         the params, 3·10⁻⁴ in float32. Sums in a different order, on an accelerator or
         from a loader that shuffles the same data, differ by about 10⁻⁶. Dropout and
         different batches cause differences of 10⁻² and more. Values of the loss are
-        compared relative to their size, or to `tol` if that is more: take a unit in
-        which the loss is not far below 1.
+        compared relative to their size, or to `tol` if that is larger: rescale a loss
+        that is far below 1.
       seed: seed of the random vectors.
 
     Raises:

@@ -55,7 +55,7 @@ def hessian(value_fn, params, *, mode: str = "auto"):
     Raises:
       TypeError: if `value_fn` does not return a real scalar.
       ValueError: if the params are not floating point arrays, if they are narrower than
-        float32 with finite differences, or if `mode` is none of the above.
+        float32 with finite differences, or if `mode` is unknown.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
@@ -71,15 +71,16 @@ def hessian(value_fn, params, *, mode: str = "auto"):
 def gauss_newton(objective, params, *, mode: str = "auto"):
     """Returns a function that multiplies vectors by G = Jᵀ ∇²ℓ J.
 
-    G is the generalized Gauss-Newton matrix, and J the Jacobian of the model outputs.
+    G is the generalized Gauss-Newton matrix, J the Jacobian of the model outputs f, and
+    ∇²ℓ the Hessian of the loss ℓ(f).
 
     Args:
       objective: an `Objective`; G depends on where the model ends and the loss begins.
       params: pytree of floating point arrays, the point θ.
       mode: how to compute J v, one of the modes of `hessian`. A model with a
-        `jax.custom_vjp` has no forward derivative. "reverse_over_reverse" then
-        differentiates u ↦ Jᵀ u backwards. Products with ∇²ℓ use the same mode. With
-        "finite_differences" they use an exact mode if the loss allows one.
+        `jax.custom_vjp` has no forward derivative; "reverse_over_reverse"
+        differentiates u ↦ Jᵀ u backwards instead. Products with ∇²ℓ use the same mode.
+        With "finite_differences" they use an exact mode if the loss allows one.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -103,9 +104,10 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
 def functional_hessian(objective, params, *, mode: str = "auto"):
     """Returns a function that multiplies vectors by F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
-    F is the Hessian of Σ stop_gradient(∂ℓ/∂f) · f(θ), and products use this form: the
-    difference H − G would lose digits if F is small. For piecewise linear networks the
-    diagonal of F is zero almost everywhere, and so is the trace.
+    Here f_c are the model outputs and ℓ is the loss. F is the Hessian of
+    Σ_c stop_gradient(∂ℓ/∂f_c) f_c(θ), and products use this form: the difference H − G
+    would lose digits if F is small. For piecewise linear networks the diagonal of F is
+    zero almost everywhere, and so is the trace.
 
     Args:
       objective: an `Objective`.

@@ -23,7 +23,7 @@ from bulk_sgd.linalg.matrices import Sides
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kronecker:
-    """A preconditioner of one parameter, a stack of N ≥ 1 matrices, m × n each.
+    """Preconditions one parameter, viewed as a stack of N matrices, m × n each.
 
     `kronecker_preconditioner`, `eigenbasis_preconditioner` and `muon_preconditioner`
     return it.
@@ -31,8 +31,8 @@ class Kronecker:
     Attributes:
       left: `(N, m, p)`, eigenvectors u_i as columns, p ≤ m.
       right: `(N, n, n)`, eigenvectors v_j as columns.
-      values: `(N, p, n)`, the eigenvalues D. If p < m, it has one more row, for all
-        vectors orthogonal to the p columns of `left`.
+      values: `(N, p, n)`, the eigenvalue for each u_i v_jᵀ. If p < m, it is
+        `(N, p + 1, n)`: the last row is for all vectors orthogonal to the u_i.
       shape: the parameter's shape. Static.
       sides: which of its axes are the rows and the columns of the matrices. Static.
     """
@@ -44,7 +44,7 @@ class Kronecker:
     sides: Sides = dataclasses.field(metadata={"static": True})
 
     def map_values(self, fn) -> "Kronecker":
-        """A function of P: the same eigenvectors with `fn` of the eigenvalues."""
+        """The same eigenvectors, with `fn` of the eigenvalues."""
         return dataclasses.replace(self, values=fn(self.values))
 
     @jax.default_matmul_precision("highest")
@@ -65,19 +65,19 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
     """Returns P = L^power ⊗ R^power, which maps X to L^power X R^power.
 
     Shampoo (Gupta, Koren and Singer, *Shampoo: Preconditioned Stochastic Tensor
-    Optimization*, arXiv 1802.09568) has power ¼, L = Σ G Gᵀ and R = Σ Gᵀ G over its
+    Optimization*, arXiv 1802.09568) has power ¼, L = Σ G Gᵀ and R = Σ Gᵀ G, summed over
     gradients G. The cost is an eigendecomposition of L and one of R, O(m³ + n³).
 
     Args:
       left: `(…, m, m)`, symmetric and positive semidefinite; for m × n parameters.
       right: `(…, n, n)`, likewise.
       power: at least 0.
-      eps: above 0; eigenvalues below this share of the largest one are raised to it,
-        and all those of a matrix of zeros to `eps`.
+      eps: above 0. Eigenvalues of `left` and `right` are clipped from below at `eps`
+        times the largest one, or at `eps` if that is zero.
 
     Returns:
-      A `Kronecker`, a leaf of the `preconditioner` of `update` for a parameter of shape
-      `(…, m, n)`, in float32, or float64 if an argument is.
+      A `Kronecker` in float32, or float64 if an argument is. Use it as the leaf of
+      `preconditioner` for a parameter of shape `(…, m, n)`.
 
     Raises:
       ValueError: if an argument has the wrong form or is out of range.
@@ -110,8 +110,8 @@ def eigenbasis_preconditioner(left, right, values):
     """Returns P with given eigenvectors u_i v_jᵀ and eigenvalues `values[i, j]`.
 
     SOAP (Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam*,
-    arXiv 2409.11321) is Adam in the eigenvectors of Shampoo's L and R: `values` is then
-    √v̂ + eps, with v̂ the average of squares in that basis.
+    arXiv 2409.11321) is Adam in the eigenvectors of Shampoo's L and R: its `values` are
+    √v̂ + eps, with v̂ the average of squared gradients in this basis.
 
     Args:
       left: `(…, m, m)`, orthonormal columns u_i; for m × n parameters.
@@ -119,15 +119,15 @@ def eigenbasis_preconditioner(left, right, values):
       values: `(…, m, n)`, positive.
 
     Returns:
-      A `Kronecker`, a leaf of the `preconditioner` of `update` for a parameter of shape
-      `(…, m, n)`, in float32, or float64 if an argument is.
+      A `Kronecker` in float32, or float64 if an argument is. Use it as the leaf of
+      `preconditioner` for a parameter of shape `(…, m, n)`.
 
     Raises:
       ValueError: if an argument has the wrong form.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd
-      >>> values = jnp.array([[2.0, 4.0]])  # of the second moments, their roots
+      >>> values = jnp.array([[2.0, 4.0]])  # roots of second moments
       >>> scale = bulk_sgd.eigenbasis_preconditioner(jnp.eye(1), jnp.eye(2), values)
       >>> params = jnp.ones((1, 2))
       >>> matvec = bulk_sgd.hessian(lambda x: 2 * jnp.sum(x**2), params)

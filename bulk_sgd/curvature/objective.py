@@ -42,22 +42,22 @@ class Objective:
         many examples; the last microbatch may be smaller. Memory is then bounded by one
         microbatch, and results are the same to rounding.
       num_groups: number of groups into which each microbatch is split. Each group has
-        its own running sum; the sums are added after the last microbatch. Set it to the
-        number of devices if these share the examples and each holds all parameters: a
-        product then takes one all-reduce, not one per microbatch. Leave it at 1 with
-        sharded parameters: groups would cost the memory that sharding saves.
+        its own running sum; the sums are added after the last microbatch. In data
+        parallelism with replicated parameters, set it to the number of devices: a
+        product takes one all-reduce, not one per microbatch. With sharded parameters
+        leave it at 1: groups would cost the memory that sharding saves.
       weights: None, or an array of the shape of the losses that `loss_fn` returns, such
         as a mask of examples `(n,)` or of tokens `(n, T)`. Even losses of weight zero
         must be finite. If all weights are zero, values and products raise an error, or
         are NaN if the weights are traced.
 
     Raises:
-      TypeError: if `model_fn` or `loss_fn` does not take two arguments. Values,
-        gradients and products raise it if one fails or returns auxiliary outputs.
+      TypeError: if `model_fn` or `loss_fn` does not take two arguments. Later calls
+        raise it if either function fails or returns auxiliary outputs.
       ValueError: if the leading axes differ, if there is no example, or if
-        `microbatch_size` or `num_groups` is less than 1. Values, gradients and products
-        raise it if `loss_fn` is not a mean over examples, if weights and losses differ
-        in shape, or if the sum of the weights is not positive.
+        `microbatch_size` or `num_groups` is less than 1. Later calls raise it if
+        `loss_fn` is not a mean over examples, if weights and losses differ in shape, or
+        if the sum of the weights is not positive.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd

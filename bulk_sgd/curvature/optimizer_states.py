@@ -1,4 +1,4 @@
-"""P in an optimizer's step θ ← θ − η P⁻¹ m, from its state."""
+"""The matrix P in the step θ ← θ − η P⁻¹ m of an optimizer, from its state."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ def adam_preconditioner(
     """Returns the diagonal of P in Adam's last step θ ← θ − η P⁻¹ m.
 
     After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
-    Here m is the average of the gradients without bias correction, and v̂ is the average
-    of their squares with it. The formula does not hold for `optax.nadam`, which
-    replaces m. In float32 the squares hold gradients from 10⁻¹⁹ to 10¹⁹.
+    Here m is the average of the gradients, not bias-corrected, and v̂ the bias-corrected
+    average of their squares. The formula does not hold for `optax.nadam`, which
+    replaces m. In float32, squares of gradients below 10⁻¹⁹ underflow, and those above
+    10¹⁹ overflow.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
@@ -72,15 +73,15 @@ def muon_preconditioner(
     For a matrix M = U S Vᵀ, `optax.contrib.muon` steps by about c U Vᵀ, where c depends
     on the shape. Hence P = (M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c, a `Kronecker`: its eigenvalue for
     u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
-    a / ‖M‖, with a = 3.44⁵ = 485 by default, so those below ‖M‖ / a do not reach 1.
-    So s_i here is at least (‖M‖ + eps) / a, and has this value where the longer side
-    lacks one. Parameters that Muon leaves to Adam have the diagonal of
-    `adam_preconditioner`.
+    a / ‖M‖, with a = 3.4445⁵ = 485 by default, so those below ‖M‖ / a do not reach 1.
+    Every s_i is therefore raised to at least (‖M‖ + eps) / a. The longer side has more
+    eigenvectors than M has singular values; each missing s_i is this bound.
+    Parameters that Muon leaves to Adam have the diagonal of `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
-    1.2. With `nesterov`, Muon adds one more gradient to M. The state does not hold that
-    sum, so P uses M, also for parameters left to Adam, which then follow Nadam. P does
-    not fit `adaptive=True`, nor any `preconditioning` but "frobenius".
+    1.2. With `nesterov`, Muon adds one more gradient to M, and the parameters left to
+    Adam follow Nadam. The state does not hold these sums, so P leaves that gradient
+    out. P holds only for `adaptive=False` and `preconditioning="frobenius"`.
 
     Each m × n matrix takes a singular value decomposition, about 20 m n min(m, n)
     operations, and three times its memory. If it is split over devices, it is gathered.
@@ -92,8 +93,9 @@ def muon_preconditioner(
       adam_b1: of Adam.
       adam_b2: of Adam.
       adam_eps_root: of Adam.
-      adam_scale: learning rate over `adam_learning_rate`, if Adam has its own.
-      consistent_rms: c / √max(m, n); without it, c = √max(1, out / in).
+      adam_scale: `learning_rate / adam_learning_rate`, if the optimizer has both.
+      consistent_rms: for m inputs and n outputs c is this number times √max(m, n), or
+        √max(1, n / m) without it.
       muon_weight_dimension_numbers: which axes are rows and columns; by default those
         of parameters with two axes.
 

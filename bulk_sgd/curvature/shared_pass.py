@@ -11,10 +11,10 @@ from bulk_sgd.linalg import basis
 def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
     """Returns a loss, its gradient and a function that multiplies by its Hessian.
 
-    The gradient and all products share one pass through the network. A training step
-    that calls `jax.value_and_grad` and gives `value_fn` to a transform asks XLA to find
-    the shared part. XLA does so in plain layers, but not across two loops over layers
-    (`jax.lax.scan`). Hand the products over instead: `tx.update(…, matvec=matvec)`.
+    The gradient and all products share one pass through the network. If a training step
+    calls `jax.value_and_grad` and gives `value_fn` to a transform, XLA must find the
+    shared pass. It does so for plain layers, but not for layers inside `jax.lax.scan`.
+    Pass the products instead: `tx.update(…, matvec=matvec)`.
 
     An `Objective` in microbatches shares nothing, because sharing would keep the
     activations of all microbatches.
@@ -25,8 +25,9 @@ def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
       mode: as in `bulk_sgd.hessian`. Finite differences share nothing.
 
     Returns:
-      `(value, grads, matvec)`: the scalar L(θ), its gradient, a pytree like the params,
-      and `matvec(v)`, which is ∇²L(θ) v in the dtypes of v. Call it in the same `jit`.
+      `(value, grads, matvec)`: the scalar L(θ), its gradient as a pytree like the
+      params, and a function with `matvec(v)` = ∇²L(θ) v, in the dtypes of v. Call the
+      function in the same `jit`.
 
     Raises:
       TypeError, ValueError: as in `bulk_sgd.hessian`.

@@ -129,10 +129,10 @@ class Factors:
 )
 @dataclasses.dataclass(frozen=True)
 class Factored(basis.Form):
-    """A basis of k rows: the mixing times s stored rows.
+    """A basis of k rows, each a linear combination of s stored rows.
 
     Attributes:
-      mixing: `(k, s)`.
+      mixing: `(k, s)`, the weights of the stored rows.
       stored: pytree like the parameters; each leaf is a `Factors` or, with its s rows
         dense, an array `(s, *leaf.shape)`.
     """
@@ -147,25 +147,25 @@ class Factored(basis.Form):
         return max((x.left.shape[1] for x in leaves if is_factors(x)), default=0)
 
     def inner(self, vector):
-        """`basis.inner`."""
+        """Inner products of the rows with a vector, shape `(k,)`."""
         return _multiply(self.mixing, _sum_leaves(_inner, self.stored, vector))
 
     def gram(self, other):
-        """`basis.gram`."""
+        """Inner products with the m rows of another basis, shape `(k, m)`."""
         if not isinstance(other, Factored):
             return basis.map_rows(self.inner, other).T
         products = gram(self.stored, other.stored)
         return _multiply(_multiply(self.mixing, products), other.mixing.T)
 
     def combine(self, coefficients):
-        """`basis.combine`; a basis of combinations is stored in the same factors."""
+        """Combines the rows: `(k,)` gives a vector, `(m, k)` a basis in factors."""
         weights = _multiply(coefficients, self.mixing)
         if weights.ndim > 1:
             return dataclasses.replace(self, mixing=weights)
         return _map(lambda leaf: _combine(weights, leaf), self.stored)
 
     def mix(self, change):
-        """The basis with rows changed as `change` does with the rows of the mixing."""
+        """The basis with `change(mixing)` as its mixing, and the same stored rows."""
         return dataclasses.replace(self, mixing=change(self.mixing))
 
     def orthonormal(self):
@@ -177,9 +177,9 @@ class Factored(basis.Form):
 def orthonormalizing(gram, floor=None):
     """The lower triangular W `(..., k, k)` with W G Wᵀ = I for Gram matrices G.
 
-    Row i of W is zero if row i depends on those before it: if of its squared length no
-    more than the share `floor` is outside of them. By default floor is the cube root of
-    the rounding unit, so that products of the new rows are exact to a hundred units.
+    Row i of W is zero if row i depends on the rows before it: at most the share `floor`
+    of its squared length is outside of their span. By default `floor` is the cube root
+    of the rounding unit, so that products of the new rows are exact to a hundred units.
     """
     if floor is None:
         floor = jnp.finfo(gram.dtype).eps ** (1 / 3)

@@ -56,8 +56,8 @@ def adaptive(
       threshold: keep a vector if `learning_rate` · λ exceeds the threshold, which is at
         least 0. With None the cut is at the largest gap: it keeps at most k − 1
         vectors, or all k if all λ are equal.
-      learning_rate: η. The threshold is then in units of 1/η, with the edge of
-        stability at 2. η may be traced. It must be 1 if `threshold` is None.
+      learning_rate: the rate η, possibly traced. With it, a threshold of 2 is the edge
+        of stability. η must be 1 if `threshold` is None.
 
     Returns:
       A `Solver` with an `AdaptiveState`.

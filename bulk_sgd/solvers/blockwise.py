@@ -20,8 +20,8 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
     et al. scale layers independently by such a projector (*BSFA*, arXiv 2510.25244).
 
     P can differ much from the projector for all parameters, because eigenvectors of H
-    couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the two subspaces,
-    and the training binary reports their overlap among its measures.
+    couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the two subspaces.
+    A run with `config.measures.every` logs their overlap as `exact_overlap`.
 
     Under squared error each eigenvalue of a linear last layer occurs once per output.
     `lanczos()` finds one copy; `lanczos(repeated=True)` and `power()` find all of them.

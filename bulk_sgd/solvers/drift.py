@@ -17,19 +17,18 @@ def on_drift(
 
     A probe of one matvec, H V Λ⁻¹ Vᵀu, tests the basis V = [v_1 … v_k] with eigenvalues
     Λ (diagonal) on the incoming update u. With H the present Hessian, P its projector
-    and P̂ = V Vᵀ, it estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if the
-    estimate exceeds `tol`, if there is no basis yet, if an eigenvalue is zero, and at
-    every `solve_every`-th call. A probe cannot see a new eigenvector that is orthogonal
-    to the basis.
+    and P̂ = V Vᵀ, the probe estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if
+    the estimate exceeds `tol`, if the solver has no basis yet, if an eigenvalue is
+    zero, and at every `solve_every`-th call. A probe cannot see a new eigenvector that
+    is orthogonal to the basis.
 
     Use it with `refresh_every=1`. Put it inside `adaptive` and `blockwise`, not around
     them: `adaptive` can leave no vector to probe, and with `blockwise` the coupling of
     the blocks would look like drift. In both cases `solver` would run at every call.
 
-    Error: about `tol` for mostly dominant updates. The estimate is of first order. It
-    can be too low, but not below the fraction 1 − λ_{k+1} / λ_k of the error. Cost:
-    1/`every` matvecs per step, plus the cost of `solver` when it runs. See
-    `docs/solvers.md` for measurements.
+    Error: about `tol` for mostly dominant updates. To first order, the estimate is at
+    least (1 − λ_{k+1} / λ_k) times the error. Cost: 1/`every` matvecs per step, plus
+    the cost of `solver` when it runs. See `docs/solvers.md` for measurements.
 
     Args:
       solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.

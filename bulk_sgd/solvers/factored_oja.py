@@ -20,15 +20,18 @@ _multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class FactoredStreamingState(NamedTuple):
-    """State of `streaming` in factors, with the stored rows V = [v_1 … v_k].
+    """State of `streaming` with factors.
+
+    V = [v_1 … v_k] are the stored rows, P is the projector onto their span, and H_b the
+    Hessian of the batch.
 
     Attributes:
       count: int32, calls so far.
       quotients: `(k, k)`, running average of Vᵀ H_b V.
-      noise: `(k,)`, running root mean square of the length of H_b v_i outside V.
-      gram: `(k, k)`, Vᵀ V. Cut to a low rank, vectors are not quite orthogonal.
-      lost: `(k,)`, running average of the share of the squared length of H_b v_i that
-        a cut takes, from 0 to 1.
+      noise: `(k,)`, running root mean square of ‖H_b v_i − P H_b v_i‖.
+      gram: `(k, k)`, Vᵀ V. Cut to a low rank, the v_i are not quite orthogonal.
+      lost: `(k,)`, running average of the share of ‖H_b v_i‖² that a cut takes, from 0
+        to 1.
     """
 
     count: jax.Array

@@ -56,8 +56,9 @@ def top_eigenpairs(
         must be at least the smallest of `rank + 2`, `max_matvecs` and the dimension.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
       repeated: whether to search also in the orthogonal complement of the pairs found.
-        Searches end when the complement has no eigenvalue that precedes the last of
-        these pairs by more than `tol · max|λ|`. A search takes about ten matvecs.
+        Searches end when the first eigenvalue of the complement, in the order of
+        `which`, precedes the last of the k pairs by at most `tol · max|λ|`. A search
+        takes about ten matvecs.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.
 

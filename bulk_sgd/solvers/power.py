@@ -47,9 +47,9 @@ def power(
     H v_i lie too far outside of the basis (see `tol`), and at every `solve_every`-th
     call. Power steps cannot find a new eigenvector that is orthogonal to the basis.
 
-    Attributes of the result: `eigenvectors` are the products of H with the Ritz vectors
-    of V, made orthonormal. `residuals` belong to the basis before the step. With
-    "update" there is one product p, and each residual is |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
+    Attributes of the result: `eigenvectors` are the products H y_i, made orthonormal,
+    with y_i the Ritz vectors of V. `residuals` are ‖H y_i − λ_i y_i‖, from before the
+    step. With "update" they are |λ_i| ‖p − V Vᵀp‖ / ‖p‖, with p the only product.
 
     With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
     outer products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at
@@ -58,7 +58,7 @@ def power(
     takes ten power steps from random rows, and the vectors belong to the eigenvalues of
     largest magnitude, negative ones included. Cuts move vectors slightly out of the
     span of the products, so no new dominant direction stays orthogonal to the basis for
-    ever. `residuals` treat the parts that two cuts remove as orthogonal.
+    ever. `residuals` assume that cuts remove orthogonal parts of different products.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this

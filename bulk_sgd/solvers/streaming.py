@@ -36,7 +36,7 @@ class StreamingState(NamedTuple):
     Attributes:
       count: int32, calls so far.
       quotients: `(k, k)`, running average of Vᵀ H_b V.
-      noise: `(k,)`, running root mean square of the length of H_b v_i outside V.
+      noise: `(k,)`, running root mean square of ‖H_b v_i − V Vᵀ H_b v_i‖.
     """
 
     count: jax.Array
@@ -63,10 +63,10 @@ def streaming(
     the vectors in order and close to the eigenvectors.
 
     The vectors belong to the largest algebraic eigenvalues, as with `lanczos`. There is
-    one exception: the vector of an eigenvalue below −10 λ_k can return again and again.
-    This bound holds for gains up to 0.1. It is −8 λ_k for a gain of 0.2, and closer to
-    zero for larger gains. In the first sweeps ρ is near 1, and directions of negative
-    curvature can enter; they leave as ρ falls.
+    one exception: the vector of an eigenvalue below −10 λ_k can enter the basis again
+    and again. This bound holds for gains up to 0.1. It is −8 λ_k for a gain of 0.2, and
+    closer to zero for larger gains. In the first sweeps ρ is near 1, and directions of
+    negative curvature can enter; they leave as ρ falls.
 
     Attributes of the result: `eigenvalues` are running averages of v_iᵀ H_b v_i.
     `residuals` are standard errors of the averaged products,
@@ -75,10 +75,10 @@ def streaming(
 
     With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
     outer products (see `bulk_sgd.Subspace.factored`): r (m + n) numbers instead of m·n.
-    If matrices are large, the basis takes far less memory than the parameters, and a
-    step reads little of it. Each step cuts the vectors to this form; then they are not
-    quite orthogonal. `eigenvalues` belong to these vectors. The solver makes the basis
-    orthonormal from them, so P remains an exact projector.
+    If matrices are large, the basis takes far less memory than the parameters. Each
+    step cuts the vectors to this form, which leaves them not quite orthogonal.
+    `eigenvalues` belong to these vectors. `eigenvectors` are orthonormal combinations
+    of them, so P remains an exact projector.
 
     Error and cost: see `docs/solvers.md`.
 

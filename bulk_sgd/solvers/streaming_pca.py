@@ -38,8 +38,8 @@ class StreamingPCAState(NamedTuple):
 def streaming_pca(gain: float = 0.01) -> Solver:
     """Returns a solver that averages the second moment of the updates, without matvecs.
 
-    Like `update_pca`, it uses the updates u before the incoming one, but it remembers a
-    single vector instead of a window. Each u changes the average C of u uᵀ by
+    Like `update_pca`, it leaves out the incoming update, but it remembers a single
+    update instead of a window. Each update u changes the average C of u uᵀ by
     C ← (1 − ρ) C + ρ u uᵀ. The weight ρ is 1/n at the n-th update, but never below
     `gain`. Use it with `refresh_every=1`.
 

@@ -61,7 +61,7 @@ class Subspace(NamedTuple):
         return jnp.sum(squares > 0, dtype=jnp.int32)
 
     def scaled(self, factor) -> "Subspace":
-        """Returns the same vectors, for the matrix times a positive factor."""
+        """Returns the subspace of the matrix times a factor > 0: the same vectors."""
         values, residuals = factor * self.eigenvalues, factor * self.residuals
         return self._replace(eigenvalues=values, residuals=residuals)
 
@@ -87,8 +87,8 @@ class Subspace(NamedTuple):
     def overlap(self, other: "Subspace"):
         """Returns ‖U₁ᵀ U₂‖²_F / k, from 0 for orthogonal to 1 for equal subspaces.
 
-        k is the number of nonzero rows in the larger basis. If k is 0, so is the
-        overlap.
+        U₁ and U₂ are the two bases, and k is the number of nonzero rows in the larger
+        one. If k is 0, so is the overlap.
         """
         check_subspace("other", other)
         whose = "those of this subspace"
@@ -112,7 +112,7 @@ class Subspace(NamedTuple):
         rank r = `factors`. An m × n matrix then takes r (m + n) numbers, not m n.
         Vectors, scalars and matrices too small to gain stay dense. After the cut the
         rows are made orthonormal again, so that P is the exact projector onto their
-        span. A basis in factors is expanded to k dense vectors for it.
+        span. A basis that is in factors already is first expanded to k dense vectors.
 
         Args:
           factors: the rank r of each matrix, at least 1. Outside `jit` it may be

@@ -23,8 +23,8 @@ class UpdatePCAState(NamedTuple):
     """State of `update_pca`.
 
     Attributes:
-      window: `Rows`, the last m updates, each in a unit of its own.
-      units: `(m,)`, these units, powers of two near the lengths of the updates.
+      window: `Rows`, the last m updates, each divided by its entry of `units`.
+      units: `(m,)`, for each update a power of two near its length.
       products: `(m, m)`, the inner products of the rows of the window.
       count: int32, finite updates so far.
     """

@@ -36,10 +36,11 @@ _TOL, _MAX_LOSSES = 1e-2, 20
 
 
 class StepMeasures(NamedTuple):
-    """Measurements of one step, all scalars; changes are in units of the loss.
+    """Measurements of a step by u from the parameters θ, all scalars.
 
-    A negative change is a decrease. Measured changes are differences of losses, so
-    their error is about the rounding unit times the loss.
+    L is the loss, g and H are its gradient and Hessian at θ, and P is the projector
+    onto the dominant subspace. A negative change is a decrease. Measured changes are
+    differences of losses, so their error is about the rounding unit times the loss.
 
     Attributes:
       predicted_dominant: g·Pu + ½ (Pu)ᵀ H (Pu).
@@ -50,9 +51,9 @@ class StepMeasures(NamedTuple):
       measured_whole: L(θ + u) − L(θ).
       sharpness_update: uᵀ H u / ‖u‖².
       sharpness_gradient: gᵀ H g / ‖g‖².
-      critical_scale: s_c to 1 % and rounding (see `critical_sharpness`), from at most
-        20 losses; NaN if u is not a direction of descent, or if s_c lies outside about
-        10⁻³ to 10³.
+      critical_scale: the s > 0 with L(θ + s u) = L(θ), to 1 % and rounding (see
+        `critical_sharpness`), from at most 20 losses; NaN if u is not a direction of
+        descent, or if s lies outside about 10⁻³ to 10³.
     """
 
     predicted_dominant: jax.Array
@@ -153,23 +154,24 @@ def critical_sharpness(
 ):
     """Returns 2 / η_c, with η_c the learning rate above which a step raises the loss.
 
-    It needs only losses, no derivatives (Kalra et al., arXiv 2601.16979). Starting from
-    the step itself, it doubles or halves the rate until a step lowers the loss and a
-    step twice as large does not. Then it bisects. On a quadratic loss with Hessian H
-    the result is uᵀ H u / (−η g·u). For u = −ηg this is the directional sharpness
-    gᵀ H g / ‖g‖².
+    The search needs only losses, no derivatives (Kalra et al., arXiv 2601.16979).
+    Starting from the given step, it doubles or halves the rate until a step lowers the
+    loss and a step twice as large does not. Then it bisects. On a quadratic loss with
+    gradient g and Hessian H the result is uᵀ H u / (−η g·u). For u = −ηg this is the
+    directional sharpness gᵀ H g / ‖g‖².
 
-    A loss at most four rounding units above the first one counts as lower. Besides
-    `tol`, the relative error is therefore about one such unit of the loss over the
-    largest decrease along u. Losses alone cannot tell a direction of descent from a
-    step over a barrier, where the loss rises first. `step_measures` can, because it
-    knows the gradient.
+    A loss L(θ + s u) counts as lower if it exceeds L(θ) by at most four rounding units
+    of L(θ). This adds about ε L(θ) / D to the relative error `tol`, with ε the rounding
+    unit and D the largest decrease along u. Losses alone cannot tell a direction of
+    descent from a step over a barrier, where the loss rises first. `step_measures` can,
+    because it knows the gradient.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.
       params: pytree of floating point arrays, the point θ.
-      updates: pytree like `params`, the update u at this learning rate.
-      learning_rate: η; with η = 1 the result is 2 / s_c, in units of the update.
+      updates: pytree like `params`, the update u.
+      learning_rate: the rate η of this update. With η = 1 the result is 2 / s, where
+        L(θ + s u) = L(θ).
       tol: relative width of the last interval around η_c.
       max_losses: the largest number of losses.
 

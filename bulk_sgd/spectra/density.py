@@ -34,13 +34,13 @@ from bulk_sgd.spectra.energies import Estimate
 class SpectralDensity(NamedTuple):
     """The eigenvalues of an operator as a probability measure on the line.
 
-    Errors are standard errors of the mean over the probes. The scatter of a few probes
-    says too little where few eigenvalues count for much, but the weights c_i² of the
-    eigenvalues have a known distribution. They give the variance of the mean,
-    2 Var f(λ) / (n + 2) over the number of probes, with Var f(λ) over the density
-    found. An error is the larger one of the two. It does not include that each probe
-    has only m nodes, which smooth features narrower than 1/m of the range. The ends are
-    sharper, since Lanczos converges there first.
+    The error of a mean of f(λ) is the larger of two standard errors over r probes. One
+    is from the scatter of the probes, which is unreliable if few eigenvalues dominate
+    the mean. The other is √(2 Var f(λ) / ((n + 2) r)), from the known distribution of
+    the weights of a random vector, with the variance over the density found.
+
+    Errors do not include smoothing: m nodes per probe blur features narrower than 1/m
+    of the range. The ends are sharper, since Lanczos converges there first.
 
     Attributes:
       nodes: `(probes, steps)`, ascending in each row.
@@ -117,8 +117,8 @@ class SpectralDensity(NamedTuple):
     def quantile(self, levels) -> Estimate:
         """Returns the smallest node at which the share of eigenvalues reaches a level.
 
-        Levels `(p,)` are from 0 to 1. The error is half the distance between the
-        quantiles one standard error of the distribution above and below the level.
+        Levels ℓ `(p,)` are from 0 to 1. The error is half the distance between the
+        quantiles at ℓ + e and ℓ − e, with e the error of `distribution` at the result.
         """
         levels = checks.reals("levels", levels, 0, 1)
         if not isinstance(levels, jax.core.Tracer):

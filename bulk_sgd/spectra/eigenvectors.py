@@ -20,12 +20,12 @@ class Displacement(NamedTuple):
     """How far a subspace and its vectors have turned: 0 not at all, 1 at right angles.
 
     Attributes:
-      vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| in the order of descending eigenvalues; NaN
-        where a vector is missing. Eigenvectors with close eigenvalues change places
-        and rotate among themselves. Their entries are then large although `subspace`
-        is small.
-      subspace: scalar, 1 − ‖U₁ᵀ U₂‖²_F / k, with k the rank of the smaller subspace: 0
-        if the larger one contains it; NaN where a subspace is empty.
+      vectors: `(k,)`, 1 − |⟨u_i, u_i'⟩| with u_i before and u_i' after, in the order of
+        descending eigenvalues; NaN if a vector is missing. Entries can be large
+        although `subspace` is small, because eigenvectors with close eigenvalues change
+        places and rotate among themselves.
+      subspace: scalar, 1 − ‖Uᵀ U'‖²_F / k, with k the rank of the smaller subspace: 0
+        if the larger one contains it; NaN if a subspace is empty.
     """
 
     vectors: jax.Array
@@ -43,7 +43,7 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: unless both are a `Subspace`, with as many vectors of the same form.
+      ValueError: unless both are `Subspace`s with equally many vectors, of one form.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -74,11 +74,10 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
 def localization(subspace: Subspace):
     """Returns n Σ_j v_j⁴ / 3 of each eigenvector v, with n the number of parameters.
 
-    That is its inverse participation ratio Σ_j v_j⁴ over that of a random vector. The
-    ratio is about 1 / m for a unit vector on only m parameters, and its mean over
-    random directions is 3 / (n + 2). So the result is close to 1 for a vector that
-    looks random, and n / 3 for one on a single parameter. Vectors in factors are
-    expanded one at a time.
+    The inverse participation ratio Σ_j v_j⁴ of a unit vector is about 1 / m if only m
+    parameters have a part in it. Its mean over random directions is 3 / (n + 2). So the
+    result is close to 1 for a vector that looks random, and n / 3 for a vector on a
+    single parameter. Vectors in factors are expanded one at a time.
 
     Args:
       subspace: the eigenvectors, dense or in factors.

@@ -76,18 +76,18 @@ class Energies(NamedTuple):
     is for piecewise linear networks. Squares that leave the dtype become zero or
     infinite; shares do not.
 
-    An estimated total T̂ has a standard error e. On average part / T̂ is too large, the
-    more the nearer T is to zero. Shares are part · T̂ / (T̂² + e²) instead. They have no
-    bias to first order, and are zero where T̂ says nothing. The error of a share,
-    |part| e / (T̂² − e²), is half of the range of the shares for totals from T̂ − e to
-    T̂ + e. It is infinite for |T̂| ≤ e: the share is then unknown.
+    Let T̂ be an estimated total and e its standard error. On average part / T̂ is too
+    large, most of all for small totals. Shares are therefore part · T̂ / (T̂² + e²),
+    which has no bias to first order, and is close to zero if |T̂| is far below e. The
+    error of a share is |part| e / (T̂² − e²), half the difference between
+    part / (T̂ − e) and part / (T̂ + e), or infinite if |T̂| ≤ e: the share is unknown.
 
     Attributes:
       trace: tr M.
-      trace_error: standard error of `trace` over the probes.
+      trace_error: standard error of `trace`.
       trace_dominant: tr(Uᵀ M U).
       frobenius: ‖M‖²_F.
-      frobenius_error: standard error of `frobenius` over the probes.
+      frobenius_error: standard error of `frobenius`.
       frobenius_dominant: ‖M U‖²_F.
       frobenius_block: ‖Uᵀ M U‖²_F.
       rayleigh: `(k,)`, u_iᵀ M u_i. The other fields are scalars.
@@ -130,7 +130,7 @@ def energies(matvec, subspace: Subspace, num_probes: int = 30, *, key=None) -> E
       The `Energies`, in the dtype of the basis.
 
     Raises:
-      ValueError: if `num_probes` is not at least 1, or the subspace is none.
+      ValueError: if `num_probes` is below 1, or `subspace` is not a `Subspace`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd
@@ -192,7 +192,7 @@ def _energies(matvec, subspace, key, num_probes):
 
 
 def _share(part, whole: Estimate) -> Estimate:
-    """A part, known exactly, over a whole; `Energies` explains it."""
+    """The share of an exactly known part in a whole; `Energies` explains it."""
     blur = jnp.where(jnp.isnan(whole.error), 0, whole.error)  # of one probe
     unit = units.power_of_two(units.largest((part, whole.value, blur)))
     part, blur, total, error = (x / unit for x in (part, blur, *whole))
@@ -220,12 +220,12 @@ def trace(
       matvec: symmetric linear callable from pytree to pytree.
       params: pytree of floating point arrays like the vectors of `matvec`.
       num_probes: number of random vectors; an error needs at least two.
-      sketch: rank of the sketch, up to the dimension; 0 gives Hutchinson's method. By
-        default 10, or the dimension if that is less, where the trace is exact.
+      sketch: rank of the sketch, from 0 (Hutchinson's method) to the dimension (the
+        exact trace); by default 10, or the dimension if that is less.
       key: PRNG key of the sketch and the probes; by default a fixed one.
 
     Returns:
-      An `Estimate`, with the standard error over the probes.
+      An `Estimate`: the trace and its standard error.
 
     Raises:
       ValueError: if an argument is out of its range.

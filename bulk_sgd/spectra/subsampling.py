@@ -29,14 +29,16 @@ from bulk_sgd.solvers.lanczos import top_eigenpairs
 
 
 class SubsamplingError(NamedTuple):
-    """Expected error of the eigenpairs of a sample, which are marked with a hat.
+    """Expected error of the eigenpairs of a sample.
+
+    λ̂_i, Û and P̂ = Û Ûᵀ belong to the sample; λ_i, U and P belong to all the data.
 
     Attributes:
       eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
       overlap: scalar between 0 and 1, ‖ÛᵀU‖²_F / k.
       projection: scalar, ‖(P̂ − P) v‖ / ‖v‖ for the given vector v.
       converged: bool, whether both solves converged; if not, ignore the other fields.
-      num_matvecs: int32, number of products, each over half of the sample.
+      num_matvecs: int32, number of products, each with half of the sample.
     """
 
     eigenvalues: jax.Array
@@ -65,8 +67,8 @@ def subsampling_error(
     It compares the eigenpairs of two halves of the sample. The root mean square of the
     estimate over many samples is within a factor of 1.5 of the truth (measured along
     training in `docs/solvers.md`). For small samples the noise is beyond first order,
-    and the estimate tends to be too low. A single estimate scatters. The estimate for
-    eigenvalues scatters most, because it averages only k differences.
+    and the estimate tends to be too low. Single estimates scatter, most of all for
+    eigenvalues, which average only k differences.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in

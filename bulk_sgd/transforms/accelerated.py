@@ -27,7 +27,7 @@ class AcceleratedState(NamedTuple):
     Attributes:
       inner_state: the state of the inner optimizer.
       projection: the `ScaleBySubspaceState`.
-      sound: bool, whether the last solve that took products succeeded.
+      sound: bool, whether the last solve that used matvecs succeeded.
       scaled: bool, whether the last step was scaled; if not, it was the step of the
         inner optimizer.
     """
@@ -58,11 +58,12 @@ def accelerated(
     """Wraps an optimizer: shorter steps along sharp directions, longer ones elsewhere.
 
     An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. By
-    default P projects onto the ten leading eigenvectors of the Hessian. `streaming()`
-    finds them: it averages the Hessians of mini-batches, with one product per step in
-    the first ten sweeps over the basis, 10·k steps, and one every fourth step later.
-    Tune only the learning rate. Pass `update` either `value_fn`, the loss of the
-    mini-batch, or `matvec`, which multiplies a vector by the Hessian of this loss.
+    default P projects onto the ten leading eigenvectors of the Hessian, averaged over
+    mini-batches by the solver `streaming` in factors. This takes one product per step
+    during ten sweeps over the basis (the first 10·k steps), and later one product every
+    fourth step. Tune only the learning rate. Pass `update` either `value_fn`, the loss
+    of the mini-batch, or `matvec`, which multiplies a vector by the Hessian of this
+    loss.
 
     The step equals the step of `inner`, bit for bit,
 
@@ -71,15 +72,16 @@ def accelerated(
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
     - while λ_1 is not positive;
-    - while η·λ_1, with the rate η, exceeds the stability `threshold`. Steps with a < 1
-      let λ_1 grow. Only unscaled steps, which are unstable there, lower it again.
+    - while η·λ_1 exceeds the stability `threshold`, with η the learning rate. Steps
+      with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable, and this
+      lowers λ_1 again.
 
-    The last condition means something for SGD and momentum, or with `metric`: η times
-    λ_1 of the Hessian itself says nothing about the stability of Adam or Muon.
+    The last condition is for SGD and momentum. Adam and Muon need `metric`, because η
+    times λ_1 of the plain Hessian says nothing about their stability.
 
-    The largest eigenvalue λ in the bulk is at most min |λ_i|, or that of a vector that
-    `adaptive` dropped. If b·η·λ exceeds the threshold, b is lowered until it does not,
-    but never below 1.
+    No eigenvalue in the bulk exceeds λ, the larger of min |λ_i| and the largest
+    eigenvalue that `adaptive` dropped. If b·η·λ exceeds the threshold, b is lowered
+    until it does not, but never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.
@@ -91,11 +93,11 @@ def accelerated(
       threshold: the largest η·λ_1 of a scaled step. For SGD it is 2. With momentum β,
         mini-batches are unstable from 2 (1 − β) on (arXiv 2604.14108), and the full
         batch from 2 (1 + β).
-      tol: the largest residual, divided by λ_1, with which steps are scaled.
+      tol: steps are scaled only if every residual is at most `tol` · λ_1.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
-        subspace belongs to the preconditioned Hessian. `optax.inject_hyperparams`
-        takes it for a schedule unless `static_args` name it, beside `rank`.
+        subspace belongs to the preconditioned Hessian. With
+        `optax.inject_hyperparams`, list `metric` and `rank` in `static_args`.
       solver: finds the subspace at every step; by default
         `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`. It must keep eigenpairs of
         the whole curvature, not of blocks.

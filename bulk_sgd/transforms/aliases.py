@@ -131,7 +131,7 @@ def bulk_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Bulk-SGD: θ ← θ − η (g − P g) (arXiv 2505.11972).
 
-    `scale_by_subspace` explains P and the keyword-only arguments.
+    g is the gradient. `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -174,7 +174,7 @@ def dom_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Dom-SGD: θ ← θ − η P g (Song, Ahn and Yun, arXiv 2405.16002).
 
-    `scale_by_subspace` explains P and the keyword-only arguments.
+    g is the gradient. `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
@@ -213,13 +213,13 @@ def interpolated_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """A point between SGD, Dom-SGD and Bulk-SGD: θ ← θ − η (a P g + b (g − P g)).
 
-    `scale_by_subspace` explains P and the keyword-only arguments.
+    g is the gradient. `scale_by_subspace` explains P and the keyword-only arguments.
 
     Args:
       learning_rate: the rate η, a number at least 0 or a schedule.
       rank: number of leading eigenvectors k.
       alpha: position α on the path, a number or a schedule of the step.
-      path: "bulk", "dom" or "cross"; `path_scales` has the formulas.
+      path: "bulk", "dom" or "cross"; `path_scales` gives (a, b) for each.
 
     Returns:
       An optimizer whose `update` takes `value_fn`.

@@ -34,8 +34,8 @@ class ScaleBySubspaceState(NamedTuple):
       subspace: the `Subspace` in use: `eigenvalues`, `eigenvectors`, `residuals`,
         `converged` and `num_matvecs` of the last solve that succeeded.
       solver_state: the solver's own state.
-      alignment: χ_k of the last incoming update, between 0 and 1; 0 before the first
-        refresh.
+      alignment: ‖P u‖ / ‖u‖ of the last incoming update u, between 0 and 1; 0 until a
+        refresh succeeds.
       alignment_average: exponential moving average of `alignment`, which `Switch`
         watches.
       switched: bool, whether the scales are applied.
@@ -43,9 +43,9 @@ class ScaleBySubspaceState(NamedTuple):
       total_matvecs: int32, curvature products spent so far.
       refreshes: int32, solves attempted so far.
       failed_refreshes: int32, solves that did not converge or returned a number that is
-        not finite. After each of them the previous subspace stays in use. While all
-        refreshes have failed, no subspace is known, and b scales the whole update.
-        Outside of `jit`, a warning says so.
+        not finite. After each of them the previous subspace stays in use. Until a
+        refresh succeeds, the subspace is empty and `bulk_scale` scales the whole
+        update. Outside of `jit`, a warning says so.
     """
 
     count: jax.Array
@@ -86,20 +86,20 @@ def scale_by_subspace(
     "functional_hessian"). In the paper (Zakarin and Singh, arXiv 2505.11972, 2025) it
     is the loss of the full training set. Like optax line searches, `update` passes
     further keyword arguments on to `value_fn` if `value_fn` names them. Arrays and
-    numbers become data of the loss; flags, strings and functions remain static.
+    numbers are dynamic; flags, strings and functions are static.
 
     `update` also takes `matvec`, a function from a vector to its product with the
-    curvature at the params, such as `bulk_sgd.value_grad_and_matvec` returns. The
-    products then come from it, and neither `value_fn` nor `curvature` is used.
+    curvature at the params, as from `bulk_sgd.value_grad_and_matvec`. If given,
+    `matvec` replaces `value_fn` and `curvature`.
 
     `update` also takes `preconditioner`, a positive matrix D, as a pytree like the
-    params. Each leaf is an array, D's diagonal there, or a `Kronecker`.
-    `adam_preconditioner` and `muon_preconditioner` return such a pytree. U then holds
-    eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u, in their
-    coordinates: u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured
-    on D^½ u. Place such a transform after the optimizer, so that it acts on updates and
-    not on gradients. If the solver has a memory, or if `refresh_every` is above 1, the
-    basis belongs to an older D. The error grows as D changes. It is small once Adam's
+    params. Each leaf is a diagonal, as an array, or a `Kronecker`.
+    `adam_preconditioner` and `muon_preconditioner` return D. The columns of U are
+    eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u:
+    u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½ u.
+    Place the transform after the optimizer, so that it acts on updates and not on
+    gradients. If the solver has a memory, or if `refresh_every` is above 1, the basis
+    belongs to an older D. This error grows as D changes, and is small once Adam's
     average of squares has settled.
 
     `optax.inject_hyperparams` treats every function as a schedule of the step. List in

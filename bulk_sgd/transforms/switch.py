@@ -11,17 +11,18 @@ from bulk_sgd import checks
 class Switch:
     """When a transform starts to act; until then, it passes updates through unchanged.
 
-    The transform starts once an exponential moving average of the alignment χ_k exceeds
-    `alignment`, or at step `step` if that comes first. This is the protocol of Song et
-    al. (arXiv 2405.16002, section 4). The average starts at 0; with the default decay
-    it needs at least 29 steps to reach 0.95.
+    The transform starts once an exponential moving average of the alignment ‖P u‖ / ‖u‖
+    of the updates u exceeds `alignment`, or at step `step` if that comes first. Here P
+    projects onto the dominant subspace. This is the protocol of Song et al. (arXiv
+    2405.16002, section 4). The average starts at 0; with the default decay it needs at
+    least 29 steps to reach 0.95.
 
     Attributes:
       step: the latest step at which to start, at least 0. None sets no latest step. If
         `alignment` is None too, the transform starts at step 0.
       alignment: threshold between 0 and 1. With None, only `step` counts, and the
         transform computes no curvature before that step.
-      decay: weight of the old average, in [0, 1); the new χ_k has weight 1 − decay.
+      decay: weight of the old average, in [0, 1); the new alignment has 1 − decay.
 
     Raises:
       ValueError: if a field is out of its range.
@@ -49,7 +50,7 @@ class Switch:
         return 0 if self.alignment is not None or self.step is None else self.step
 
     def averaged(self, average, alignment):
-        """The average after one more χ_k; one that is not finite does not count."""
+        """The average after one more alignment, which counts only if it is finite."""
         new = self.decay * average + (1 - self.decay) * alignment
         return jnp.where(jnp.isfinite(alignment), new, average).astype(average.dtype)
 
