@@ -20,7 +20,8 @@ _SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"
 _MORE = "the same, 10 times the data"
 _IDLE = "Bulk-SGD, projection alone"
 _RECOMMENDED = "Bulk-SGD, streaming(factors=4, every=4)"
-FEW = _SGD, "SAM", _IDLE, _STREAMING, _RECOMMENDED
+_SELDOM = "Bulk-SGD, streaming(factors=4, every=16)"
+FEW = _SGD, "SAM", _IDLE, _STREAMING, _RECOMMENDED, _SELDOM
 
 
 def measure(
@@ -88,6 +89,7 @@ def _loops(problem, batch_size, steps):
             )
             for r in (1, 2, 4)
         },
+        _SELDOM: bulk(bulk_sgd.streaming(factors=4, every=16)),
     }
 
 

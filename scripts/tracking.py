@@ -113,6 +113,11 @@ def _contestants() -> dict:
             for kind, when in ((streaming, ""), (seldom, ", every 4 steps"))
             for r in (1, 2, 4)
         },
+        "streaming, factors 4, every 16 steps": (
+            streaming(factors=4, every=16, gain=0.4),
+            _BATCH,
+            1,
+        ),
         "streaming, quarter of the batch": (streaming(), _BATCH // 4, 1),
         "streaming, factors 4, quarter": (streaming(factors=4), _BATCH // 4, 1),
         "update PCA, window 20": (update_pca(20), 0, 1),

@@ -61,9 +61,8 @@ def accelerated(
     default P projects onto the ten leading eigenvectors of the Hessian, averaged over
     mini-batches by the solver `streaming` in factors. This takes one product per step
     during ten sweeps over the basis (the first 10·k steps), and later one product every
-    fourth step. Tune only the learning rate. Pass `update` either `value_fn`, the loss
-    of the mini-batch, or `matvec`, which multiplies a vector by the Hessian of this
-    loss.
+    16th step. Tune only the learning rate. Pass `update` either `value_fn`, the loss of
+    the mini-batch, or `matvec`, which multiplies a vector by the Hessian of this loss.
 
     The step equals the step of `inner`, bit for bit,
 
@@ -99,7 +98,7 @@ def accelerated(
         subspace belongs to the preconditioned Hessian. With
         `optax.inject_hyperparams`, list `metric` and `rank` in `static_args`.
       solver: finds the subspace at every step; by default
-        `bulk_sgd.streaming(factors=4, every=4, gain=0.2)`. It must keep eigenpairs of
+        `bulk_sgd.streaming(factors=4, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
       curvature: as in `scale_by_subspace`, like the arguments below.
       switch: the step from which the scales may act, or a `Switch`.
@@ -144,7 +143,7 @@ def accelerated(
     checks.at_least("tol", tol, 0, above=True)
     if metric is not None:
         functions.check("metric", metric, "inner_state")
-    solver = streaming(factors=4, every=4, gain=0.2) if solver is None else solver
+    solver = streaming(factors=4, every=16, gain=0.4) if solver is None else solver
     check_solver(solver, eigenpairs=True)
     options = transform.checked(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,

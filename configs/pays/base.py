@@ -1,7 +1,7 @@
 """What the sweeps of `configs/pays` share.
 
 Each sweep trains one task, with a grid of learning rates for each inner optimizer and
-with three seeds. The solver is `streaming()` in factors, with a product on every fourth
+with three seeds. The solver is `streaming()` in factors, with a product on every 16th
 mini-batch. The learning rate rises during the prefix. After the fork it decays to 0 as
 a cosine.
 
@@ -69,7 +69,8 @@ class Pays:
         config.subspace.rank = 10
         config.subspace.solver, config.subspace.data = "streaming", "batch"
         config.subspace.refresh_every = 1
-        config.subspace.every, config.subspace.gain, config.subspace.factors = 4, 0.2, 4
+        config.subspace.every, config.subspace.gain = 16, 0.4
+        config.subspace.factors = 4
         config.arms = self.arms
         config.loss.name, config.loss.reduction = "cross_entropy", "sum"
         config.checkpoint.every = 0  # a cell takes a minute

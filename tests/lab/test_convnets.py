@@ -156,7 +156,6 @@ def test_wrong_fields_are_named(name, changes, message):
     [
         {"channels": (4, 4, 4)},
         {"name": "resnet8", "width": 4, "num_groups": 2},
-        {"name": "vgg11", "width": 2, "num_groups": 2},
     ],
 )
 def test_song_takes_steps_with_each_network(tmp_path, model):
