@@ -40,8 +40,9 @@ def get_sweep(preset: str = "cpu"):
     streaming = {"subspace.solver": "streaming", "subspace.data": "batch"}
     seldom = {"subspace.every": 4, "subspace.gain": 0.2}
     in_factors = streaming | seldom | {"subspace.factors": 4}
+    cheapest = in_factors | {"subspace.every": 16, "subspace.gain": 0.4}
     if preset == "decoder":
-        return grid.product([streaming, in_factors], SEEDS)
+        return grid.product([streaming, in_factors, cheapest], SEEDS)
     is_small(preset)
     cells = [
         {"subspace.solver": "lanczos"},
@@ -52,6 +53,7 @@ def get_sweep(preset: str = "cpu"):
         streaming,
         streaming | seldom,
         in_factors,
+        cheapest,
     ]
     return grid.product(cells, SEEDS)
 
