@@ -89,9 +89,8 @@ def accelerated(
       rank: number of leading eigenvectors k.
       dominant_scale: the factor a.
       bulk_scale: the factor b.
-      threshold: the largest η·λ_1 of a scaled step. For SGD it is 2. With momentum β,
-        mini-batches are unstable from 2 (1 − β) on (arXiv 2604.14108), and the full
-        batch from 2 (1 + β).
+      threshold: the largest η·λ_1 of a scaled step. Steps of SGD on the full batch are
+        unstable from 2 on, those with momentum β from 2 (1 + β) on.
       tol: steps are scaled only if every residual is at most `tol` · λ_1.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the

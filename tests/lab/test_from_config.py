@@ -81,12 +81,12 @@ def test_optimizers_are_optax_with_their_fields():
 @pytest.mark.parametrize(
     ("changes", "threshold"),
     [
-        ({"momentum": 0.9}, 0.2),
+        ({"momentum": 0.9}, 2.0),
         ({"momentum": 0.9, "nesterov": True}, 3.8 / 2.8),
         ({"name": "adam"}, 2.0),
     ],
 )
-def test_guarded_arms_end_at_the_lowest_known_threshold(changes, threshold):
+def test_guarded_arms_end_at_the_threshold_of_the_full_batch_or_2(changes, threshold):
     fields = config.default().optimizer
     fields.update(changes)
     found = optimizers.guard_threshold(fields, fields.name == "adam")

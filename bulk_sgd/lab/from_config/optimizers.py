@@ -247,12 +247,11 @@ def batch_stability_threshold(config) -> float | None:
 def guard_threshold(config, preconditioned: bool) -> float:
     """The largest ηλ_1 of a scaled step of a guarded arm, as in `accelerated`.
 
-    It is that of mini-batches if known, else that of the full batch, but at most the
-    default of `accelerated`.
+    It is the threshold of the full batch, but at most the default of `accelerated`.
+    Momentum on mini-batches has a far lower one. It bounds their sharpness instead of
+    λ_1, and plain runs pass it unharmed.
     """
-    known = batch_stability_threshold(config)
-    if known is None:
-        known = stability_threshold(config, preconditioned) or THRESHOLD
+    known = stability_threshold(config, preconditioned) or THRESHOLD
     return min(THRESHOLD, known)
 
 
