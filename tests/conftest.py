@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 # In the environment, where processes that tests start find them too. Most of a test's
-# time is compilation, for a speed that tests do not need. XLA ends a process with a flag
-# that it does not know.
+# time is compilation, for a speed that tests do not need. XLA ends a process that has a
+# flag that it does not know.
 if jax.__version_info__ < (0, 13):
     flags = (
         "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
