@@ -6,8 +6,8 @@ orthonormal, and a row of zeros stands for "no vector here".
 
 Every product is contracted leaf by leaf with `precision=HIGHEST`: TPUs and recent GPUs
 otherwise round float32 operands to bfloat16 or TF32, which destroys the orthogonality
-of a Krylov basis. Nothing here flattens or concatenates leaves, so a sharded basis
-stays sharded and a contraction costs one all-reduce of m numbers.
+of a Krylov basis. Nothing here flattens or joins leaves on several devices, so a basis
+that is sharded stays so, and a contraction costs one all-reduce of m numbers.
 """
 
 import functools
@@ -204,15 +204,17 @@ def dot(x, y):
 
 def norm(vector):
     """Euclidean norm of a vector, also where squares of its entries leave the dtype."""
-    square = dot(vector, vector)
-    outside = ~units.hold(square, size(vector))
-    in_units = lambda: norm_in_units(vector)
-    return branches.cond(outside, in_units, lambda: units.root(square))
+    vector = xla.joined(vector)
+    square, count = dot(vector, vector), size(vector)
+    unit = units.for_squares(square, count)
+    in_units = lambda: norm_in_units(vector, unit)
+    plain = lambda: units.root(square)
+    return branches.cond(~units.hold(square, count), in_units, plain)
 
 
-def norm_in_units(vector):
-    """`norm`, without a branch but with two more passes over the vector."""
-    unit = units.power_of_two(units.largest(vector))
+def norm_in_units(vector, unit=None):
+    """`norm`, without a branch, in a unit that by default takes one more pass."""
+    unit = units.power_of_two(units.largest(vector)) if unit is None else unit
     scaled = scale(1 / unit, vector)
     return unit * units.root(dot(scaled, scaled))
 

@@ -44,31 +44,33 @@ def frame(vectors, stored, products, beside=()) -> Frame:
 
     Numbers of the size of the vectors, `beside`, are to have squares in its unit too.
     """
-    halves, own, inner = _products(vectors, stored)
+    halves, inner = _products(vectors, stored)
+    own = basis.gram(vectors, vectors)
     one = jnp.ones((), products.dtype)
-    size = units.largest((units.root(jnp.diag(own)), beside))
-    right = units.hold(size**2, basis.size(vectors))
+    size = units.largest((units.root(jnp.diag(own)), beside)).astype(one.dtype)
+    count = basis.size(vectors)
+    right = units.hold(size**2, count)
 
     def in_units():
-        unit = units.power_of_two(units.largest((vectors, beside))).astype(one.dtype)
-        scaled = jax.tree.map(lambda x: x / unit, vectors)
-        return *_products(scaled, stored), unit
+        unit = units.for_squares(size**2, count)
+        scaled = basis.scale(1 / unit, vectors)
+        return basis.gram(scaled, scaled), unit
 
-    plain = lambda: (halves, own, inner, one)
-    halves, own, inner, unit = branches.cond(~right, in_units, plain)
+    own, unit = branches.cond(~right, in_units, lambda: (own, one))
+    inner, halves = jax.tree.map(lambda x: x / unit, (inner, halves))
     whole = jnp.block([[own, inner], [inner.T, products]])
     return Frame(vectors, stored, halves, whole, unit)
 
 
 def _products(vectors, stored):
-    """The `halves`, and the vectors' inner products with themselves and the rows."""
+    """The `halves`, and the inner products of the vectors with the rows."""
     leaves, treedef = jax.tree.flatten(stored, is_factors)
     halves, inner = [], []
     for rows, leaf in zip(treedef.flatten_up_to(vectors), leaves):
         half = leaf.halves(rows) if is_factors(leaf) else None
         halves.append(half)
         inner.append(basis.gram(rows, leaf) if half is None else leaf.inner_of(half))
-    return halves, basis.gram(vectors, vectors), functools.reduce(jnp.add, inner)
+    return halves, functools.reduce(jnp.add, inner)
 
 
 def expand(stored):
@@ -163,7 +165,9 @@ def _orthonormal(leaves, blocks):
     if not blocks:
         return []
     floor = 100 * jnp.finfo(blocks[0].dtype).eps
-    for _ in range(min(blocks[0].shape[1], 2)):  # twice is enough, once for one column
+
+    def once(_, known):
+        blocks, _ = known
         grams = [_gram(leaf, block) for leaf, block in zip(leaves, blocks)]
         flat = [x.reshape(-1, *x.shape[-2:]) for x in grams]
         inverse = orthonormalizing(jnp.concatenate(flat), floor)
@@ -171,8 +175,15 @@ def _orthonormal(leaves, blocks):
         inverses = jnp.split(inverse, list(itertools.accumulate(sizes))[:-1])
         inverses = [x.reshape(y.shape) for x, y in zip(inverses, grams)]
         blocks = [_mix(*each) for each in zip(leaves, inverses, blocks)]
-    found = [jnp.diagonal(x, axis1=-2, axis2=-1) > 0 for x in inverses]
-    return [(x, y.astype(x.dtype)) for x, y in zip(blocks, found)]
+        found = [jnp.diagonal(x, axis1=-2, axis2=-1) > 0 for x in inverses]
+        return blocks, [x.astype(floor.dtype) for x in found]
+
+    # A loop makes one program of both passes.
+    begin = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(once, 0, (blocks, None))
+    )
+    passes = min(blocks[0].shape[1], 2)  # twice is enough, once for one column
+    return list(zip(*jax.lax.fori_loop(0, passes, once, (blocks, begin[1]))))
 
 
 def _gram(leaf: Factors, block):

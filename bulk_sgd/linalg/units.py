@@ -47,6 +47,18 @@ def hold(squares, count: int):
     return (squares >= least) & jnp.isfinite(squares)
 
 
+def for_squares(squares, count: int):
+    """Units in which all is right where sums of `count` squares may not `hold`; else 1.
+
+    They depend on the sign of the exponent alone: in either one, what left the dtype on
+    its side has squares well inside.
+    """
+    squares = jax.lax.stop_gradient(squares)
+    exponent = int(0.6 * jnp.finfo(squares.dtype).maxexp)
+    unit = jnp.where(squares > 1, 2.0**exponent, 2.0**-exponent)
+    return jnp.where(hold(squares, count), 1, unit).astype(squares.dtype)
+
+
 def measured(vector, unit):
     """A vector in a unit, and the unit; a unit of 0 becomes that of the vector.
 

@@ -6,6 +6,7 @@ one to something slower or larger, for the reason that follows.
 
 import collections
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,33 @@ def vmap(fn):
         return jax.tree.map(lambda x: x[None], fn(jax.tree.map(first, batch)))
 
     return mapped
+
+
+def is_small(size: int) -> bool:
+    """Whether a copy of so many numbers takes less than the launch of some kernels.
+
+    Such arrays may be joined into one, since every operation on an array is compiled
+    and launched on its own. Not if there are several devices: it would gather them.
+    """
+    return size <= 2**16 and jax.device_count() == 1
+
+
+def joined(vector):
+    """The leaves of a vector, with the small ones of one dtype as one flat leaf."""
+    found = collections.defaultdict(list)
+    for i, x in enumerate(jax.tree.leaves(vector)):
+        found[x.dtype if is_small(x.size) else i].append(x)
+    return [x[0] if len(x) == 1 else concatenate(x) for x in found.values()]
+
+
+def concatenate(arrays, lead: int = 0):
+    """Arrays one after the other as one, flat but for its first axes.
+
+    XLA's CPU compiler would fuse it with its readers into a loop with a branch per
+    element.
+    """
+    flat = [x.reshape(*x.shape[:lead], -1) for x in arrays]
+    return jax.lax.optimization_barrier(jnp.concatenate(flat, -1))
 
 
 def update_in_place(update, tree, condition):
@@ -56,19 +84,26 @@ def products(one, all_at_once, left, right):
 def normal(key, shapes, dtype):
     """A list with `jax.random.normal` of each shape, each with a key of its own.
 
-    Arrays of equal shape are drawn in a loop, so that the generator is compiled once
-    per shape: it would be most of what a solver takes to compile.
+    Arrays of equal shape, and small ones of about the same size, are drawn in a loop,
+    so that the generator is compiled once for them: it would be most of what a solver
+    takes to compile. A number depends on its key and its place alone, so small ones are
+    drawn as long as the longest and cut.
     """
     keys = jax.random.split(key, len(shapes))
+    sizes = list(map(math.prod, shapes))
     places = collections.defaultdict(list)
-    for i, shape in enumerate(shapes):
-        places[shape].append(i)
+    for i, (shape, size) in enumerate(zip(shapes, sizes)):
+        places[size.bit_length() // 3 if is_small(size) else shape].append(i)
     drawn = [None] * len(shapes)
-    for shape, alike in places.items():
+    for alike in places.values():
+        longest = max(sizes[i] for i in alike)
+        own = {shapes[i] for i in alike}
+        shape = own.pop() if len(own) == 1 else (longest,)
         draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
         if len(alike) == 1:
             drawn[alike[0]] = draw(keys[alike[0]])
             continue
         for i, array in zip(alike, jax.lax.map(draw, keys[np.array(alike)])):
-            drawn[i] = array
+            part = array if shape == shapes[i] else array[: sizes[i]]
+            drawn[i] = part.reshape(shapes[i])
     return drawn

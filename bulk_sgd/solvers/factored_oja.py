@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from bulk_sgd.curvature import operators
 from bulk_sgd.linalg import basis, branches, factors, recut
+from bulk_sgd.linalg import groups as joining
 from bulk_sgd.solvers import oja, rotation
 
 _multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -82,15 +83,20 @@ class _Call(NamedTuple):
 
 def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     start, width, turning, _ = window
+    groups = joining.find(rows)
+    rows = groups.join(rows)
     partner = rotation.partner(
         state.quotients, turning, window.outside(len(state.lost))
     )
     squares = jax.lax.dynamic_slice_in_dim(jnp.diag(state.gram), start, width)
     call = _Call(rows, state, window, partner, squares == 0, acts)
-    multiply = operators.linearize(matvec)
+    multiply = groups.around(operators.linearize(matvec))
 
     def vectors(seeding, own):
-        fresh = lambda: oja.fresh(call.missing, own, rows, updates, key)
+        def fresh():
+            noise = groups.join(oja.noise(width, updates, key))
+            return oja.fresh(call.missing, own, rows, groups.join(updates), noise)
+
         return jax.lax.cond(seeding, fresh, lambda: basis.map_rows(multiply, own))
 
     def turn(index, known):
@@ -99,9 +105,9 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     # If rows are missing, a first turn fills them. In a loop both turns are the same
     # program, which halves the time to compile.
     turns = 1 + branches.any_lane(jnp.any(call.missing)).astype(jnp.int32)
-    begin = _begun(call, key), rows.mixing, state, jnp.zeros((), bool)
+    begin = _begun(call, groups, key), rows.mixing, state, jnp.zeros((), bool)
     stored, mixing, after, usable = jax.lax.fori_loop(2 - turns, 2, turn, begin)
-    return factors.Factored(mixing, stored), after, usable
+    return factors.Factored(mixing, groups.split(stored)), after, usable
 
 
 def _turn(call: _Call, vectors, seeding, stored, mixing, state):
@@ -162,13 +168,16 @@ def _losses(weights, squares, kept):
     return jnp.where(kept > 0, jnp.clip(lost, 0, 1), 0)
 
 
-def _begun(call: _Call, key):
+def _begun(call: _Call, groups, key):
     """The stored rows; missing ones get random factors, so power steps can begin."""
     stored, width = call.rows.stored, call.window.width
 
     def fill():
         own = basis.take_rows(stored, call.window.start, width)
-        begin = basis.random_normal(jax.random.fold_in(key, 1), own)
+        # Drawn leaf by leaf: the numbers do not depend on what is joined.
+        like = jax.eval_shape(groups.split, own)
+        begin = basis.random_normal(jax.random.fold_in(key, 1), like)
+        begin = groups.join(begin)
         begin = basis.where_rows(call.missing, begin, own)
         filled = _replaced(stored, call.places[:width], begin)
         return basis.where(branches.own_lane(jnp.any(call.missing)), filled, stored)

@@ -184,16 +184,21 @@ def seed(own, rows, updates, key):
     missing = basis.squared_norms(own) == 0
 
     def fill():
-        filled = fresh(missing, own, rows, updates, key)
+        random = noise(missing.size, updates, key)
+        filled = fresh(missing, own, rows, updates, random)
         return basis.where(branches.own_lane(jnp.any(missing)), filled, own)
 
     return branches.cond(jnp.any(missing), fill, lambda: own)
 
 
-def fresh(missing, own, rows, updates, key):
+def noise(count: int, updates, key):
+    """A dense basis of `count` rows of standard normal numbers, like the update."""
+    keys = jax.random.split(key, count)
+    return basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
+
+
+def fresh(missing, own, rows, updates, noise):
     """The rows `own`, dense, with those that are `missing` replaced."""
-    keys = jax.random.split(key, missing.size)
-    noise = basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
     length = basis.norm(updates)
     known = jnp.where(length > 0, length, jnp.inf)
     update = basis.divide(basis.widen(updates), known)
