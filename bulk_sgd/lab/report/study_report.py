@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.files.record import make_folder
 from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
@@ -44,15 +45,14 @@ _SETTING = (
 _HEADS = "claim", "holds if", "measured", "verdict"
 
 
-def write_report(workdir) -> pathlib.Path:
-    """Writes `report/index.html` of a study, finished or not; returns its path.
+def write_report(workdir, out=None) -> pathlib.Path:
+    """Writes the page of a study, finished or not, as `write.write_report` does.
 
     A FileNotFoundError says that `workdir` neither is nor holds a sweep.
     """
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(out or workdir / "report", "out")
     table = claims(list(map(tuned.winners, axes)))
     # A sweep of a user's own need not be about the paper's claims.
     if len(axes) == 1 and not any(map(_is_decided, table)):
@@ -70,8 +70,8 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
 
     Raises ValueError or FileNotFoundError as `read_comparison` does.
     """
-    axis, folder = read_comparison(workdirs, labels), pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    axis = read_comparison(workdirs, labels)
+    folder = make_folder(folder, "out")
     title = shorten(", ".join(axis.groups), 80)
     return _write([axis], folder, title, more=differences(axis))
 
