@@ -99,6 +99,44 @@ def test_records_make_a_frame(result):
     assert np.isfinite(frame.train_loss).all()
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "sentence"),
+    [
+        ("steps", ("SGD",), "arm is 'SGD'; it must be one of bulk_sgd, prefix, sgd"),
+        ("series", ("SGD", "train_loss"), "arm is 'SGD'; it must be one of bulk_sgd,"),
+        (
+            "series",
+            ("sgd", "own/movment"),
+            "key is 'own/movment'; .* of .*, train_loss",
+        ),
+        ("lists", ("sgd", "eigenvalus"), "key is 'eigenvalus'; it .* of .*eigenvalues"),
+        (
+            "series",
+            ("sgd", "eigenvalues"),
+            r"is 'eigenvalues', a list; take lists\(arm",
+        ),
+        (
+            "lists",
+            ("sgd", "train_loss"),
+            r"'train_loss', a number; take series\(arm, k",
+        ),
+    ],
+)
+def test_a_misspelt_name_is_said(result, method, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        getattr(result, method)(*arguments)
+
+
+def test_fields_that_older_runs_lack_spoil_no_figure(result):
+    rows = {
+        arm: [{"step": x["step"], "train_loss": x["train_loss"]} for x in its_rows]
+        for arm, its_rows in result.rows.items()
+    }
+    old = dataclasses.replace(result, rows=rows)
+    assert old.axes("loss")
+    assert np.isnan(old.summary("sgd").sharpness)
+
+
 def test_what_is_not_there_is_said(result, tmp_path):
     with pytest.raises(ValueError, match="arm is 'adam'; it must be one of bulk_sgd"):
         result.parameters("adam")
