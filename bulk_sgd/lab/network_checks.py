@@ -136,10 +136,8 @@ def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:
     narrow = whole and width > 1 and _narrow(config, dataset, width)
     if not narrow:
         return []
-    return [
-        f"{narrow}: config.loss.name = {config.loss.name!r} must be for such outputs, "
-        "and the accuracy, which takes the largest output for the class, means nothing."
-    ]
+    meant = "config.loss.name must be for such outputs"
+    return [f"{narrow}: the accuracy means nothing, and {meant}."]
 
 
 def _idle(config) -> list[str]:

@@ -107,18 +107,18 @@ def test_records_make_a_frame(result):
         (
             "series",
             ("sgd", "own/movment"),
-            "key is 'own/movment'; .* of .*, train_loss",
+            "is 'own/movment'; .* of .*, train_loss",
         ),
         ("lists", ("sgd", "eigenvalus"), "key is 'eigenvalus'; it .* of .*eigenvalues"),
         (
             "series",
             ("sgd", "eigenvalues"),
-            r"is 'eigenvalues', a list; take lists\(arm",
+            r"is 'eigenvalues', a list; take lists\(ar",
         ),
         (
             "lists",
             ("sgd", "train_loss"),
-            r"'train_loss', a number; take series\(arm, k",
+            r"'train_loss', a number; take series\(arm",
         ),
     ],
 )

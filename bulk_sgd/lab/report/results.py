@@ -93,6 +93,11 @@ class RunResults:
         return tuple(key for key, value in values.items() if np.ndim(value) == ndim)
 
     @property
+    def doubts(self) -> list[str]:
+        """Sentences about settings that may be mistakes, as the run printed them."""
+        return self.info.get("doubts") or []
+
+    @property
     def rank(self) -> int | None:
         """Size k of the dominant subspace; None if not recorded."""
         rank = self.info.get("rank")
@@ -119,10 +124,10 @@ class RunResults:
         losses = {arm: self._values(arm, "train_loss") for arm in self.arms}
         exact = [losses[arm][self.steps(arm) == self.fork_step] for arm in losses]
         exact = np.concatenate([*exact, []])
-        prefix = self._values(PREFIX, "train_loss")[
-            self.steps(PREFIX) <= self.fork_step
-        ]
-        return last_finite(exact if np.isfinite(exact).any() else prefix)
+        if np.isfinite(exact).any():
+            return last_finite(exact)
+        until = self.steps(PREFIX) <= self.fork_step
+        return last_finite(self._values(PREFIX, "train_loss")[until])
 
     def steps(self, arm: str) -> np.ndarray:
         """Global steps of the rows of `arm` (or `PREFIX`), ascending, shape (n,)."""

@@ -108,12 +108,13 @@ def _head(axes):
     cells = [cell for axis in axes for cell in axis.cells]
     counts = collections.Counter(cell.status for cell in cells)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
-    notes = "".join(
-        page.note(f"{a.name}: cell {c.index} ({json.dumps(c.settings)}) is {c.status}.")
+    notes = [
+        f"{a.name}: cell {c.index} ({json.dumps(c.settings)}) is {c.status}."
         for a in axes
         for c in a.cells
         if c.status not in ("complete", "pending")
-    )
+    ]
+    notes += dict.fromkeys(x for c in cells if c.run for x in c.run.doubts)
     several = f"Axes: {len(axes)}. " if len(axes) > 1 else ""
     return f"""<p class="facts">{several}Cells: {len(cells)}, {statuses}.</p>
 <p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
@@ -127,7 +128,7 @@ leaves. χ is the length of a vector's dominant part over its whole length. ηλ
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
 refreshes. If only some of the seeds gave a number, n is how many did.</p>
-{notes}"""
+{"".join(map(page.note, notes))}"""
 
 
 def _claims_section(table):

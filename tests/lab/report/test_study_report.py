@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from written_studies import LOSSES, SCALES, write_axis, write_cell
+from written_studies import LOSSES, SCALES, edit_info, write_axis, write_cell
 
 from bulk_sgd.lab.report import (
     study,
@@ -40,9 +40,12 @@ def test_report_of_a_study_that_has_just_begun(tmp_path, monkeypatch, kind):
     assert image.exists() == (kind == "training")  # the others show how arms ended
     assert "0 of 0" in page.read_text()
     write_cell(tmp_path, 1, arms)
+    for index in range(2):
+        edit_info(tmp_path, index, doubts=["The accuracy means nothing."])
     study_report.write_report(tmp_path)
     assert image.exists()
     assert "0 of 1" in page.read_text()
+    assert page.read_text().count("The accuracy means nothing.") == 1
 
 
 @pytest.fixture(scope="module")
