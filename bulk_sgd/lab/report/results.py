@@ -76,7 +76,7 @@ class RunResults:
 
     @functools.cached_property
     def own(self) -> tuple[str, ...]:
-        """Names of the numbers that functions of the user measured."""
+        """Names of the numbers that functions of the user measured, in their order."""
         return self._own(0)
 
     @functools.cached_property
@@ -90,7 +90,12 @@ class RunResults:
         for key in (key for key in rows[0] if key.startswith("own/")):
             known = (row[key] for row in rows if row.get(key) is not None)
             values[key] = next(known, None)
-        return tuple(key for key, value in values.items() if np.ndim(value) == ndim)
+        keys = [key for key, value in values.items() if np.ndim(value) == ndim]
+        measures = (self.info.get("config") or {}).get("measures") or {}
+        order = [path.rpartition(":")[2] for path in measures.get("own") or ()]
+        names = {key: key.split("/")[1] for key in keys}
+        place = lambda key: (*order, names[key]).index(names[key])
+        return tuple(sorted(keys, key=place))  # rows have them by the alphabet
 
     @property
     def doubts(self) -> list[str]:

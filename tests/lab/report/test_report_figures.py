@@ -83,6 +83,33 @@ def test_labels_follow_their_lines_to_another_scale(tmp_path):
     assert abs(height - end) < 1.5 * axes.figure.dpi * label.get_fontsize() / 72
 
 
+def test_own_panels_are_in_the_order_of_the_config_and_take_another_scale(tmp_path):
+    paths = "mine:weight", "mine:parts", "mine:Net.area"
+    write_run(tmp_path, config={"measures": {"own": paths}})
+    edit_rows(
+        tmp_path,
+        lambda row: (
+            row
+            | {
+                "own/Net.area": row["step"] / 10 + 1e-3,
+                "own/parts/b": 3,
+                "own/parts/a": 2,
+            }
+            | {"own/weight": 1}
+        ),
+    )
+    run = read_run(tmp_path)
+    order = "weight", "parts/b", "parts/a", "Net.area"
+    assert run.own == tuple(f"own/{name}" for name in order)
+    *_, axes = run_figures.own_figure(run).axes
+    axes.set_yscale("log")
+    assert 1e-4 < axes.get_ylim()[0] < 1e-3
+    assert 20 < axes.get_ylim()[1] < 100
+    first, _ = run_figures.loss_figure(run).axes
+    first.set_yscale("linear")
+    assert first.get_ylim()[0] < 0.05  # further from 0.1 than on the log scale
+
+
 def test_no_accuracy_above_100_has_a_tick(tmp_path):
     write_run(tmp_path)
     edit_rows(tmp_path, lambda row: row | {"test_accuracy": row["step"] / 200})
