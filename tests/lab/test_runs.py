@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.axes
 import numpy as np
 import pytest
+from paths import ROOT
 from tiny_runs import RANK, rows_of, tiny
 
 from bulk_sgd.lab import load, run
@@ -29,6 +30,11 @@ def test_rows_arms_and_eigenvalues(result):
     )
     again = load(result.workdir)
     assert (again.records, again.info) == (result.records, result.info)
+
+
+def test_every_field_of_a_row_is_documented(result):
+    table = (ROOT / "docs/experiments.md").read_text("utf-8")
+    assert not [name for name in result.records[-1] if f"`{name}`" not in table]
 
 
 def test_names_of_arms_may_have_white_space(result):
