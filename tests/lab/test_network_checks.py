@@ -53,7 +53,7 @@ def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
         ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
         ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
         ("couple", "mse", "which returns a tuple; it must return one array"),
-        ("equinox", "distance", r"returns losses of shape \(1, 3\) for outputs of sha"),
+        ("equinox", "distance", r"\(1, 3\) for .* targets of shape \(1,\), of on"),
         ("single", "distance", None),  # a score of its own, and no class
         ("equinox", "mse", None),
     ],
