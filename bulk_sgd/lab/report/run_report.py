@@ -243,10 +243,10 @@ def _table(run):
     styles = run_figures.run_styles(run)
     colors = [styles[s.name].color for s in summaries]
     return f"""{page.table("Final numbers", list(columns), rows, colors)}
-<p class="facts">Losses, accuracies and eigenvalues are the last finite values. Steps,
-matvecs and seconds count from the fork. Mean {chi(run.rank)} is over the updates after
-the fork, before they are projected. A refresh that failed kept the previous
-subspace.</p>"""
+<p class="facts">Losses, accuracies, eigenvalues and measurements of your own are the
+last finite values. Steps, matvecs and seconds count from the fork. Mean
+{chi(run.rank)} is over the updates after the fork, before they are projected. A refresh
+that failed kept the previous subspace.</p>"""
 
 
 def _test_column(run):
@@ -257,8 +257,9 @@ def _test_column(run):
 
 
 def _provenance(info):
-    names = "status", "command", "git", "device", "started", "ended"
-    entries = {name: info.get(name) for name in names}
+    names = "git", "device", "started", "ended"
+    entries = {"status": info.get("status"), **page.commands([info])}
+    entries |= {name: info.get(name) for name in names}
     entries["versions"] = page.versions(info)
     if isinstance(info.get("seconds"), (int, float)):
         entries["seconds"] = number(info["seconds"])

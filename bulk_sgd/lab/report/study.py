@@ -137,6 +137,13 @@ class Axis:
         return found
 
     @property
+    def shares_forks(self) -> bool:
+        """Whether some loss at a fork is common to all settings that have forked."""
+        known = [{c.run.fork_loss for c in x if c.run} for x in self.groups.values()]
+        known = [{loss for loss in x if math.isfinite(loss)} for x in known]
+        return bool(set.intersection(*(list(filter(None, known)) or [{0.0}])))
+
+    @property
     def own(self) -> tuple[str, ...]:
         """Names of the numbers that the user's functions measured in any cell."""
         return tuple(dict.fromkeys(x for c in self.cells if c.run for x in c.run.own))

@@ -89,7 +89,8 @@ def _write(axes, folder, title, table=(), more=""):
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
     parts = [_head(axes), _claims_section(table) if table else "", more]
-    parts += [*(_section(axis, folder) for axis in axes), _provenance(axes)]
+    parts += [_section(axis, folder, title) for axis in axes]
+    parts += [_provenance(axes)]
     return page.write(folder, page.text(title), "".join(parts))
 
 
@@ -122,7 +123,8 @@ the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD (1, 0), Bulk-
 (0, 1). Numbers are means over seeds ± one standard deviation. <em>Progress</em> is the
 decrease of the training loss after the fork over SGD's. <em>Speed-up</em> is the
 number of steps (or matvecs) in which SGD made {TARGET:.0%} of its decrease over the
-number in which the arm reached the same loss, 0 if it never did. The <em>descent
+number in which the arm reached the same loss, 0 if it never did; if some seeds never
+did, the mean is over the others. The <em>descent
 ratio</em> is the part of the first-order decrease of the batch loss that the scaling
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
@@ -156,9 +158,10 @@ def _is_decided(claim):
     return claim.verdict in (HOLDS, FAILS)
 
 
-def _section(axis: Axis, folder):
+def _section(axis: Axis, folder, title):
     question, *rest = axis.about.split("\n\n")
-    parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
+    head = f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>'
+    parts = [head] if axis.title != title else []  # of the page
     parts += [f"<p><em>{page.text(question)}</em></p>"] if question else []
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
     parts.append(_setting(axis))
@@ -224,9 +227,10 @@ def _caption(axis, name):
         " Around each tick, the methods of this setting stand side by side, so that "
         "none hides another." * (len(axis.summaries) > 1)
     )
+    fork = "the loss at the fork, and " * axis.shares_forks
     return {
-        "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
-        f"loss at the fork, and the optimizer's stability threshold for ηλ₁.{beside}",
+        "settings": f"Each method over the settings of the axis; {logs}. Dashed: "
+        f"{fork}the optimizer's stability threshold for ηλ₁.{beside}",
         "curves": f"After the fork, a panel per method; lines: {lines}; {over}. "
         "χ is measured on the updates before they are scaled.",
         "own": f"Measured by your own functions along training; {over}.",
@@ -277,6 +281,6 @@ def _provenance(axes):
         "device": "; ".join(distinct("device")),
         "git": "; ".join(distinct("git")),
         "versions": page.versions(infos[-1]),
-        "commands": "\n".join(distinct("command")),
+        **page.commands(infos),
     }
     return "<h2>Provenance</h2>\n" + page.definitions(entries)

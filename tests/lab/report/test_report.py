@@ -191,7 +191,7 @@ def test_page_shows_all_commands_and_only_fields_that_the_run_uses(tmp_path):
     model = {"name": "own:Net", "hidden": [200], "num_heads": 4, "options": {"wide": 3}}
     write_run(tmp_path, config={"model": model}, command="first\nsecond")
     text = write_report(tmp_path).read_text("utf-8")
-    assert "<dd>first\nsecond</dd>" in text
+    assert "<dt>commands (grown)</dt><dd>first\nsecond</dd>" in text
     assert re.search(r"dd {[^}]*white-space: pre-line", text)
     assert "&quot;wide&quot;: 3" in text
     assert "hidden" not in text
