@@ -141,7 +141,7 @@ def test_settings_of_other_prefixes_are_compared_by_their_last_loss(tmp_path):
     edit_rows(tmp_path / "cells/001", lambda x: x | {"train_loss": 3 * x["train_loss"]})
     assert shown().get_ylabel() == "last training loss"
     # No line at the loss of a fork.
-    assert not [line for line in shown().lines if list(line.get_xdata()) == [0, 1]]
+    assert not [line for line in shown().lines if list(line.get_ydata()) == [1, 1]]
     np.testing.assert_allclose(shown().lines[0].get_ydata(), [0.4, 1.2])
     page = study_report.write_report(tmp_path).read_text()
     assert '<th scope="col">last loss</th>' in page
