@@ -83,6 +83,7 @@ class Axis:
     about: str
     cells: list[Cell]
     tune: Tuning | None = None
+    grown: bool = False  # by cells of a later command
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -233,7 +234,8 @@ def _read_axis(folder):
             status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
     tune = content["tune"] and Tuning(**content["tune"])
-    return Axis(folder.name, content["name"], content["about"], cells, tune)
+    words = folder.name, content["name"], content["about"]
+    return Axis(*words, cells, tune, content["grown"])
 
 
 def _as_asked(run, base, settings):

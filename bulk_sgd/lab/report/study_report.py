@@ -281,6 +281,6 @@ def _provenance(axes):
         "device": "; ".join(distinct("device")),
         "git": "; ".join(distinct("git")),
         "versions": page.versions(infos[-1]),
-        **page.commands(infos),
+        **page.commands(infos, any(axis.grown for axis in axes)),
     }
     return "<h2>Provenance</h2>\n" + page.definitions(entries)

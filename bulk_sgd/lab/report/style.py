@@ -169,7 +169,7 @@ def plain_ticks(axes: Axes) -> None:
         """Numbers also at the minor ticks of an axis that has few major ones."""
         low, high = axes.get_ylim()
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        few = () if high > 32 * low else (3, 7) if high > 5 * low else range(10)
+        few = () if high > 32 * low else (3, 4, 7) if high > 5 * low else range(10)
         return exact(value) if digit in few and digit not in (1, 2, 5) else ""
 
     axes.yaxis.set_minor_formatter(number)
