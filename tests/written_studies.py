@@ -75,6 +75,12 @@ def write_cell(
     (folder / "metrics.jsonl").write_text(lines)
 
 
+def edit_info(workdir, index, **changes):
+    """Changes the record of a cell."""
+    path = workdir_lib.cell_folder(workdir, index) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def write_axis(workdir, cells, name="Axis", tune=None):
     workdir.mkdir(parents=True, exist_ok=True)
     content = {"name": name, "about": "Asks?\n\nMore.", "cells": cells, "tune": tune}

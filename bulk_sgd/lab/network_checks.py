@@ -29,7 +29,7 @@ def check_network(config, dataset, model_fn, loss_fn, params):
     _check_outputs(config, dataset, outputs, targets, whole)
     with plugins.telling("config.loss.name", config.loss.name):
         found = jax.eval_shape(loss_fn, outputs, targets)
-    _check_losses(config, outputs, found)
+    _check_losses(config, outputs, targets, found)
     losses.check_mean(config.loss, loss_fn, outputs, targets)
     most = basis.size(params), "the number of parameters"
     checks.integer("config.subspace.rank", config.subspace.rank, 1, *most)
@@ -79,7 +79,7 @@ def _narrow(config, dataset, width: int) -> str:
     )
 
 
-def _check_losses(config, outputs, found):
+def _check_losses(config, outputs, targets, found):
     """Raises ValueError if there are more losses than positions of one example."""
     shape = getattr(found, "shape", None)
     most = max(1, outputs.ndim - 1)
@@ -87,8 +87,9 @@ def _check_losses(config, outputs, found):
         got = type(found).__name__ if shape is None else f"losses of shape {shape}"
         raise ValueError(
             f"config.loss.name is {config.loss.name!r}, which returns {got} for "
-            f"outputs of shape {outputs.shape}, of one example; it must return one "
-            "loss per example or per position, or their mean."
+            f"outputs of shape {outputs.shape} and targets of shape {targets.shape}, "
+            "of one example; it must return one loss per example or per position, or "
+            "their mean."
         )
 
 
@@ -136,10 +137,8 @@ def _doubt_outputs(config, dataset, model_fn, params) -> list[str]:
     narrow = whole and width > 1 and _narrow(config, dataset, width)
     if not narrow:
         return []
-    return [
-        f"{narrow}: config.loss.name = {config.loss.name!r} must be for such outputs, "
-        "and the accuracy, which takes the largest output for the class, means nothing."
-    ]
+    meant = "config.loss.name must be for such outputs"
+    return [f"{narrow}: the accuracy means nothing, and {meant}."]
 
 
 def _idle(config) -> list[str]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from bulk_sgd import checks
+from bulk_sgd.curvature import blocks
 
 
 class PluginError(ValueError):
@@ -120,13 +121,22 @@ def call(field: str, path: str, options: Mapping, /, **offered):
             f"{', '.join(known)}."
         )
     given = {name: value for name, value in offered.items() if name in names}
-    with telling(field, path):
+    with telling(field, path, given.get("params")):
         return fn(**given | options)
 
 
+_TRACED = {
+    jax.errors.ConcretizationTypeError: "jnp.where or jax.lax.cond instead of if",
+    jax.errors.TracerArrayConversionError: "jnp in place of np",
+}
+
+
 @contextlib.contextmanager
-def telling(field: str, name: str):
-    """Tells an error in the code of an import path as such; leaves others alone."""
+def telling(field: str, name: str, params=None):
+    """Tells an error in the code of an import path as such; leaves others alone.
+
+    Of a missing key it tells the `params` that are there.
+    """
     try:
         yield
     except PluginError:
@@ -134,22 +144,30 @@ def telling(field: str, name: str):
     except Exception as error:
         if not is_path(name):
             raise
-        traced = isinstance(error, jax.errors.ConcretizationTypeError)
-        hint = " JAX traces it: use jnp.where or jax.lax.cond instead of if." * traced
+        use = [text for kind, text in _TRACED.items() if isinstance(error, kind)]
+        hint = "".join(f" JAX traces it: use {text}." for text in use)
+        if isinstance(error, KeyError) and params is not None:
+            known = blocks.paths(params)
+            more = f", … ({len(known)})" * (len(known) > 20)
+            hint = f" The params are {', '.join(known[:20])}{more}."
         raise PluginError(
             f"{field} is {name!r}, which fails with {type(error).__name__}.{hint}\n"
-            + _trace(error, name.partition(":")[0])
+            + _trace(error, name.partition(":")[0], ends=not use)
         ) from error
 
 
-def _trace(error, module: str) -> str:
-    """The traceback through the user's files, or through an installed module."""
+def _trace(error, module: str, ends: bool) -> str:
+    """The traceback through the user's files, or through an installed module.
+
+    It `ends` with what the error says, or before.
+    """
     told = traceback.TracebackException.from_exception(error)
     own = [frame for frame in told.stack if not _is_installed(frame.filename)]
     is_inside = lambda frame: pathlib.Path(frame.filename).stem in module.split(".")
     told.__notes__ = None  # JAX's, about the frames that it leaves out
     told.stack[:] = own or list(filter(is_inside, told.stack))
-    return "".join(told.format(chain=False)).rstrip()
+    lines = list(told.format(chain=False))
+    return "".join(lines if ends else [lines[0], *told.stack.format()]).rstrip()
 
 
 def _is_installed(filename: str) -> bool:

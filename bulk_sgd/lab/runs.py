@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from bulk_sgd import checks
@@ -29,6 +30,32 @@ class Result(RunResults):
         of = f"{self.info['status']}, {', '.join(self.arms)}, {rows} rows of metrics"
         return f"Result({str(self.workdir)!r}: {of})"
 
+    def steps(self, arm: str):
+        """The steps of the rows of an arm, or of "prefix", ascending, shape (n,).
+
+        Raises ValueError for another name, as `series` and `lists` do.
+        """
+        checks.one_of("arm", identities.compact(arm), (PREFIX, *self.arms))
+        return super().steps(arm)
+
+    def series(self, arm: str, key: str):
+        """A field along `steps(arm)`, shape (n,), NaN where null."""
+        self._check(arm, key, np.isscalar, "a list; take lists(arm, key)")
+        return super().series(arm, key)
+
+    def lists(self, arm: str, key: str):
+        """A field that is a list along `steps(arm)`, shape (n, m), NaN where null."""
+        self._check(arm, key, np.iterable, "a number; take series(arm, key)")
+        return super().lists(arm, key)
+
+    def _check(self, arm, key, is_right, other):
+        self.steps(arm)
+        rows = self.records
+        checks.one_of("key", key, {name for row in rows for name in row})
+        known = (row[key] for row in rows if row.get(key) is not None)
+        if not all(map(is_right, known)):
+            raise ValueError(f"key is {key!r}, {other}.")
+
     def parameters(self, arm: str) -> dict:
         """The last parameters of an arm, or of "prefix": nested dicts of NumPy arrays.
 
@@ -46,10 +73,12 @@ class Result(RunResults):
         adds "changes", "step_sharpness" and "eigenvectors"; `config.measures.every`
         adds "ranks".
         """
-        figures = figures_of(self)
+        # Without the checks of names: early versions wrote fewer fields.
+        run = RunResults(self.workdir, self.info, self.rows, self.unreadable)
+        figures = figures_of(run)
         checks.one_of("figure", figure, figures)
         draw, _ = figures[figure]
-        return draw(self).axes
+        return draw(run).axes
 
 
 class SweepResult(dict):

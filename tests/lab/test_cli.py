@@ -9,12 +9,10 @@ from absl import flags
 from conftest import ROOT
 from ml_collections import config_flags
 
-from bulk_sgd.lab import config
 from bulk_sgd.lab.commands import cli
-from bulk_sgd.lab.files import identities, metrics, record
 
 DEFAULT = "from bulk_sgd.lab.config import default as get_config\n"
-PRINTS = dict.fromkeys(("data", "program", "tracer"), "x")
+DEFAULTS = [f"--config={ROOT}/configs/default.py"]
 CONFIG = "def get_config(variant=''):\n  raise ValueError(f'variant is {variant!r}')\n"
 
 
@@ -49,26 +47,38 @@ def program(name, *arguments, cwd=None):
 
 
 @pytest.fixture
-def refusal(tmp_path, monkeypatch, capsys):
-    """What the program says to a config file of some content and to another flag."""
+def parsed(monkeypatch):
+    """The flags that words of a command line set."""
 
-    def parse(content, variant="", flag="--steps=1"):
-        path = tmp_path / "config.py"
-        path.write_text(content)
+    def parse(*words):
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", None, "", flag_values=values)
         flags.DEFINE_integer("steps", 1, "", flag_values=values)
         monkeypatch.setattr(cli.flags, "FLAGS", values)
-        argv = ["main", f"--config={path}{variant}", flag]
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        argv = ["main", *words]
         monkeypatch.setattr(sys, "argv", argv)
+        assert cli.parse(argv) == ["main"]
+        return values
+
+    return parse
+
+
+@pytest.fixture
+def refusal(tmp_path, parsed, capsys):
+    """What the program says to a config file of some content and to another flag."""
+
+    def refuse(content, variant="", flag="--steps=1"):
+        path = tmp_path / "config.py"
+        path.write_text(content)
         with pytest.raises(SystemExit) as ended:
-            cli.parse(argv)
+            parsed(f"--config={path}{variant}", flag)
         assert ended.value.code == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1
         return told
 
-    return parse
+    return refuse
 
 
 def test_config_that_fails_ends_with_its_reason(refusal):
@@ -160,18 +170,12 @@ def test_misspelt_field_of_a_file_is_told_with_its_line(refusal, line, problem):
 
 
 @pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])
-def test_the_last_value_of_a_field_wins(monkeypatch, form):
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    monkeypatch.setattr(cli.flags, "FLAGS", values)
+def test_the_last_value_of_a_field_wins(parsed, form):
     settings = [("model.hidden", "(5,)"), ("optimizer.momentum", "0.5"), ("seed", "1")]
     settings += [("seed", "2"), ("model.hidden", "(7,)"), ("optimizer.momentum", "-1")]
     words = " ".join(form.format(*setting) for setting in settings).split()
-    argv = ["main", f"--config={ROOT}/configs/default.py", "--noconfig.progress"]
-    argv += [*words, "--config.tensorboard"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert cli.parse(argv) == ["main"]
-    found = values.config
+    words = [*DEFAULTS, "--noconfig.progress", *words, "--config.tensorboard"]
+    found = parsed(*words).config
     assert (found.model.hidden, found.seed) == ((7,), 2)
     assert (found.optimizer.momentum, found.progress) == (-1, False)
 
@@ -192,18 +196,35 @@ def test_the_last_value_of_a_field_wins(monkeypatch, form):
         ("measures.own", "own:a,own:b", ("own:a", "own:b")),
     ],
 )
-def test_tuples_need_no_quotes(monkeypatch, form, field, text, value):
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    monkeypatch.setattr(cli.flags, "FLAGS", values)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    argv = ["main", f"--config={ROOT}/configs/default.py"]
-    argv += form.format(field, text).split(" ")
-    monkeypatch.setattr(sys, "argv", argv)
-    assert cli.parse(argv) == ["main"]
+def test_tuples_need_no_quotes(parsed, form, field, text, value):
+    found = parsed(*DEFAULTS, *form.format(field, text).split(" ")).config
     *groups, name = field.split(".")
-    found = values.config[groups[0]][name] if groups else values.config[name]
-    assert found == value
+    assert (found[groups[0]] if groups else found)[name] == value
+
+
+def test_the_file_of_a_config_is_absolute(parsed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from bulk_sgd.lab.config import default\n"
+        "def get_config(variant):\n"
+        "    config = default()\n"
+        "    config.name, config.data.name = variant, __file__\n"
+        "    return config\n"
+    )
+    for words in (["--config=mine.py:quick"], ["-config", "mine.py:quick"]):
+        values = parsed(*words)
+        assert values.config.data.name == str(tmp_path / "mine.py")
+        file = config_flags.get_config_filename(values["config"])
+        assert (values.config.name, file) == ("quick", f"{tmp_path}/mine.py:quick")
+
+
+@pytest.mark.parametrize("field", ["--config.seed=3", "-noconfig.progress"])
+def test_a_field_before_the_config_is_refused(parsed, capsys, field):
+    with pytest.raises(SystemExit) as ended:
+        parsed(field, *DEFAULTS)
+    name = field.partition("=")[0]
+    told = f"{name} comes before --config; put --config=FILE before it.\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, told)
 
 
 def test_module_beside_the_config_comes_before_the_current_folder(
@@ -224,61 +245,6 @@ def test_module_beside_the_config_comes_before_the_current_folder(
     assert "('beside', 'here')" in told
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
-def test_workdir_that_cannot_be_made(tmp_path, place):
-    (tmp_path / "file").write_text("")
-    workdir = tmp_path / place
-    reason = "is a file" if place == "file" else "cannot be made: N"
-    with pytest.raises(ValueError, match="it must be a folder or the name") as caught:
-        record.claim(workdir, identities.Identity({}, PRINTS), {})
-    assert str(caught.value).startswith(f"workdir is {str(workdir)!r}, which {reason}")
-
-
-def test_run_that_failed_before_its_first_row_is_replaced(tmp_path):
-    plain = identities.plain(config.default())
-    record.write(tmp_path, {"status": record.FAILED, "config": plain})
-    other = identities.Identity(plain | {"seed": 1}, PRINTS)
-    assert record.claim(tmp_path, other, {}) is None
-    (tmp_path / metrics.FILE).write_text("{}\n")
-    with pytest.raises(ValueError, match=r"differs in config\.seed"):
-        record.claim(tmp_path, other, {})
-    (tmp_path / metrics.FILE).unlink()
-    record.write(tmp_path, {"status": record.RUNNING, "config": plain})
-    with pytest.raises(ValueError, match=r"differs in config\.seed"):
-        record.claim(tmp_path, other, {})
-
-
-def test_commit_is_dirty_where_code_or_configs_changed(tmp_path, monkeypatch):
-    def git(*words):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
-        subprocess.run(
-            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True
-        )
-
-    for name in ("bulk_sgd/lab/files/record.py", "configs/a.py", "docs/b.md"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("1")
-    monkeypatch.setattr(
-        record, "__file__", str(tmp_path / "bulk_sgd/lab/files/record.py")
-    )
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "x")
-    clean = record._commit()
-    assert len(clean) == 40
-    (tmp_path / "docs/b.md").write_text("2")
-    assert record._commit() == clean
-    (tmp_path / "configs/a.py").write_text("2")
-    assert record._commit() == f"{clean}-dirty"
-    # The package may be the whole of a repository, and have nothing beside it.
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "lab/files/record.py"))
-    (tmp_path / "lab/files").mkdir(parents=True)
-    (tmp_path / "lab/files/record.py").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "x")
-    assert len(record._commit()) == 40
-
-
 def test_errors_of_input_end_with_their_sentence(capsys):
     with pytest.raises(SystemExit) as ended, cli.refusing():
         raise ValueError("rank is 0")
@@ -286,15 +252,3 @@ def test_errors_of_input_end_with_their_sentence(capsys):
     assert capsys.readouterr().err == "rank is 0\n"
     with pytest.raises(RuntimeError), cli.reporting("runs/x"):
         raise RuntimeError("a bug keeps its traceback")
-
-
-def test_files_of_an_unfinished_run_are_said_to_be_moved(tmp_path, capsys):
-    mine = identities.Identity(identities.plain(config.default()), PRINTS)
-    assert record.claim(tmp_path, mine, {}) is None
-    record.archive(tmp_path)
-    assert not capsys.readouterr().err
-    record.write(tmp_path, {"status": record.INTERRUPTED, **mine._asdict()})
-    assert record.claim(tmp_path, mine, {}) is None
-    record.archive(tmp_path)
-    told = f"An unfinished run was there; its files are in {tmp_path}/attempts/1.\n"
-    assert capsys.readouterr().err == told

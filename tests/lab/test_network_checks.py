@@ -7,6 +7,8 @@ import own_things
 import pytest
 from tiny_runs import tiny
 
+from bulk_sgd.lab.report.narrative import state
+from bulk_sgd.lab.report.results import read_run
 from bulk_sgd.lab.training import train
 from bulk_sgd.lab.training.experiment import Experiment
 
@@ -51,7 +53,7 @@ def arrays_of(labels, tested=(0, 1, 2, 2, 2)):
         ("flat", "mse", r"has .*shape \(1,\) for one .*needs \(1, 3\), one per exam"),
         ("deep", "mse", r"has .*shape \(1, 1, 3\) for one example, .*needs \(1, 3\), "),
         ("couple", "mse", "which returns a tuple; it must return one array"),
-        ("equinox", "distance", r"returns losses of shape \(1, 3\) for outputs of sha"),
+        ("equinox", "distance", r"\(1, 3\) for .* targets of shape \(1,\), of on"),
         ("single", "distance", None),  # a score of its own, and no class
         ("equinox", "mse", None),
     ],
@@ -72,9 +74,8 @@ def test_fewer_outputs_than_classes_are_told_of_a_loss_of_ones_own(monkeypatch):
     config = on_five(model__name="own_things:two", loss__name="own_things:ordinal")
     assert Experiment(config).doubts == [
         "config.model.name is 'own_things:two', which has 2 outputs, but the labels of "
-        "config.data.name = 'own_things:images' go up to 2: config.loss.name = "
-        "'own_things:ordinal' must be for such outputs, and the accuracy, which takes "
-        "the largest output for the class, means nothing."
+        "config.data.name = 'own_things:images' go up to 2: the accuracy means "
+        "nothing, and config.loss.name must be for such outputs."
     ]
 
 
@@ -82,8 +83,10 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
     arrays = arrays_of([0, 1, 0, 1, 40], tested=[0, 1, 2, 2, 2])
     monkeypatch.setattr(own_things, "images", lambda: arrays)
     config = on_five(num_steps=8)
-    assert train.train_and_evaluate(config, tmp_path)["status"] == "complete"
-    assert capsys.readouterr().err.splitlines()[:2] == [
+    told = train.train_and_evaluate(config, tmp_path)["doubts"]
+    assert capsys.readouterr().err.splitlines()[:2] == told
+    assert state(read_run(tmp_path)) == told
+    assert told == [
         "config.data.name is 'own_things:images': labels go from 0 to 40, but no "
         "training example has label 2, 3, 4, … (38); test examples have 2.",
         "config.num_steps and config.switch.step are both 8: the run ends at its fork, "

@@ -179,7 +179,13 @@ def test_sam_of_ones_own_gets_the_loss_of_the_batch(tmp_path):
         (
             "measures.own",
             ("own_things:branches",),
-            r"fails with TracerBoolC.*\. JAX traces it: use jnp\.wh.*\n.*in branches",
+            r"TracerBoolC.* JAX traces it: use jnp\.wh.*branches\n.*> 1:[\s~^]*(-|$)",
+        ),
+        ("measures.own", ("own_things:in_numpy",), "use jnp in place of np"),
+        (
+            "measures.own",
+            ("own_things:misspells",),
+            r"KeyError\. .*params are dense_0/bias, dense_0/kernel, dense_1/.*in missp",
         ),
         ("measures.own", (len,), "config.measures.own has <built-in .* must be import"),
     ],

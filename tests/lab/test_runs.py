@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.axes
 import numpy as np
 import pytest
+from paths import ROOT
 from tiny_runs import RANK, rows_of, tiny
 
 from bulk_sgd.lab import load, run
@@ -29,6 +30,11 @@ def test_rows_arms_and_eigenvalues(result):
     )
     again = load(result.workdir)
     assert (again.records, again.info) == (result.records, result.info)
+
+
+def test_every_field_of_a_row_is_documented(result):
+    table = (ROOT / "docs/experiments.md").read_text("utf-8")
+    assert not [name for name in result.records[-1] if f"`{name}`" not in table]
 
 
 def test_names_of_arms_may_have_white_space(result):
@@ -97,6 +103,44 @@ def test_records_make_a_frame(result):
     frame = result.frame()
     assert isinstance(frame, pandas.DataFrame)
     assert np.isfinite(frame.train_loss).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "sentence"),
+    [
+        ("steps", ("SGD",), "arm is 'SGD'; it must be one of bulk_sgd, prefix, sgd"),
+        ("series", ("SGD", "train_loss"), "arm is 'SGD'; it must be one of bulk_sgd,"),
+        (
+            "series",
+            ("sgd", "own/movment"),
+            "is 'own/movment'; .* of .*, train_loss",
+        ),
+        ("lists", ("sgd", "eigenvalus"), "key is 'eigenvalus'; it .* of .*eigenvalues"),
+        (
+            "series",
+            ("sgd", "eigenvalues"),
+            r"is 'eigenvalues', a list; take lists\(ar",
+        ),
+        (
+            "lists",
+            ("sgd", "train_loss"),
+            r"'train_loss', a number; take series\(arm",
+        ),
+    ],
+)
+def test_a_misspelt_name_is_said(result, method, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        getattr(result, method)(*arguments)
+
+
+def test_fields_that_older_runs_lack_spoil_no_figure(result):
+    rows = {
+        arm: [{"step": x["step"], "train_loss": x["train_loss"]} for x in its_rows]
+        for arm, its_rows in result.rows.items()
+    }
+    old = dataclasses.replace(result, rows=rows)
+    assert old.axes("loss")
+    assert np.isnan(old.summary("sgd").sharpness)
 
 
 def test_what_is_not_there_is_said(result, tmp_path):

@@ -32,7 +32,7 @@ def run(main, *required: str, positional: bool = False):
 
 def parse(argv, required=(), positional=False):
     """Parses the flags; wrong ones end the process as `refuse` does."""
-    _check_config_file(argv)
+    argv = _with_config_file(argv)
     try:
         rest = flags.FLAGS(_with_tuples(_last_of_each(argv)))
     except (flags.Error, OSError) as error:
@@ -161,15 +161,19 @@ def _as_tuple(text: str) -> tuple:
     return tuple(item.strip("'\" ") for item in items if item.strip())
 
 
-def _check_config_file(argv):
-    """Refuses a --config without get_config(), where ml_collections has a traceback.
+def _with_config_file(argv) -> list[str]:
+    """The words with the whole path of --config, which its `__file__` then is.
 
-    Makes the files beside it importable; `_Beside` defines the order.
+    Refuses one without get_config(), where ml_collections has a traceback. Makes the
+    files beside it importable; `_Beside` defines the order.
     """
     # A field, --config.x=…, is no file; a variant follows a colon.
-    found = re.search(r"\n--?config[=\n]([^\n:]*)", "\n".join(argv))
+    words = "\0".join(argv)
+    found = re.search(r"\0--?config[=\0]([^\0:]*)", words)
     if found is None:
-        return  # as in --help, or refused as missing
+        return argv  # as in --help, or refused as missing
+    if early := re.search(r"\0(--?(no)?config\.[^\0=]*)", words[: found.start()]):
+        refuse(f"{early[1]} comes before --config; put --config=FILE before it.")
     path = pathlib.Path(found[1])
     config = f"--config is {str(path)!r}"
     required = "it must be a Python file with get_config()"
@@ -184,9 +188,12 @@ def _check_config_file(argv):
         refuse(f"{config}; {required}, but is not Python{where}.")
     if "get_config" not in content:
         refuse(f"{config}, which does not define get_config().")
-    folder = str(path.resolve().parent)
-    sys.path.append(folder)
-    sys.meta_path.insert(0, _Beside(folder))
+    path = path.resolve()
+    sys.path.append(str(path.parent))
+    sys.meta_path.insert(0, _Beside(str(path.parent)))
+    if ":" not in str(path):  # where a variant would begin
+        words = f"{words[: found.start(1)]}{path}{words[found.end(1) :]}"
+    return words.split("\0")
 
 
 class _Beside(importlib.abc.MetaPathFinder):

@@ -29,5 +29,5 @@ def run():
     """Entry point of the command line."""
     flags.DEFINE_string("workdir", None, "Folder of the run or study to report on.")
     flags.DEFINE_list("labels", None, "One label for each folder, with commas.")
-    flags.DEFINE_string("out", None, "Folder to write to; WORKDIR/comparison.")
+    flags.DEFINE_string("out", None, "Folder to write to, by default in WORKDIR.")
     cli.run(main, "workdir", positional=True)

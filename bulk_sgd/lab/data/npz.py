@@ -51,6 +51,8 @@ def checked(config, part: str, pixels, labels) -> tuple[LazyRows, np.ndarray, in
         problem = f"labels have shape {labels.shape} for {len(pixels)} inputs"
     elif labels.min() < 0 if whole else not np.issubdtype(labels.dtype, np.floating):
         problem = f"labels ({labels.dtype}) are not all non-negative integers or floats"
+        if whole:
+            problem += f": label {labels.argmin()} is {labels.min()}"
     if problem:
         raise wrong(config, "name", f"its {part} {problem}")
     if not whole:

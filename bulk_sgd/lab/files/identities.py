@@ -92,16 +92,24 @@ def other_fingerprints(earlier: dict | None, now: dict) -> tuple[str, str]:
         return "", ""
     code = _other_code(earlier.get("code", {}), now.get("code", {}))
     if found[0] == "program" and code:
-        return f"another program: {code} had other code", ""
+        return f"another program: {code}", ""
     return _OTHER[found[0]], ""
 
 
 def _other_code(earlier: dict, now: dict) -> str:
-    """Functions that differ in the modules that both have, "a, b of module m"."""
-    found = []
-    for module in earlier.keys() & now.keys():
+    """How functions differ in the modules that both have."""
+    told = []
+    for module in sorted(earlier.keys() & now.keys()):
         before, after = earlier[module], now[module]
-        names = sorted(x for x in {*before, *after} if before.get(x) != after.get(x))
-        listed = ", ".join(name or "the top level" for name in names)
-        found += [f"{listed} of module {module}"] * bool(names)
-    return " and ".join(sorted(found))
+        both = before.keys() & after.keys()
+        changed = {name for name in both if before[name] != after[name]}
+        for names, how in (
+            (changed, "had other code"),
+            (after.keys() - both, "new"),
+            (before.keys() - both, "gone"),
+        ):
+            if names and names is not changed:
+                how = f"{'is' if len(names) == 1 else 'are'} {how}"
+            listed = ", ".join(name or "the top level" for name in sorted(names))
+            told += [f"{listed} of module {module} {how}"] * bool(names)
+    return ", ".join(told)

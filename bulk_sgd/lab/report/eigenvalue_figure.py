@@ -56,8 +56,9 @@ def eigenvalue_figure(run: RunResults) -> Figure:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             axes.annotate(text, (0.02, threshold), (0, 3.5), **style.OUTSIDE, bbox=box)
         # Sharing hides the ticks of a column whose last row is missing.
-        axes.xaxis.set_tick_params(labelbottom=i + columns >= len(shown))
-    figure.supxlabel("step", fontsize=style.STYLE["font.size"])
+        is_last = i + columns >= len(shown)
+        axes.xaxis.set_tick_params(labelbottom=is_last)
+        axes.set_xlabel("step" * is_last)
     label = rf"eigenvalues $\lambda_1, \ldots, \lambda_{{{run.rank or 'k'}}}$"
     figure.supylabel(label, fontsize=style.STYLE["font.size"])
     if not values.size:

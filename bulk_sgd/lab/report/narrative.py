@@ -26,7 +26,7 @@ def state(run: RunResults) -> list[str]:
         )
     if run.unreadable:
         notes.append(f"Unreadable lines in metrics.jsonl, left out: {run.unreadable}.")
-    return notes
+    return notes + run.doubts
 
 
 def happened(run: RunResults) -> list[str]:

@@ -3,6 +3,7 @@
 With L the training loss and a fork at L_0 from which SGD reaches L_SGD < L_0, an arm
 that ends at L has
 
+  train loss     L
   loss ratio     L / L_0
   progress       (L_0 − L) / (L_0 − L_SGD), the share of SGD's decrease
   speed-up       steps that SGD took to 90 % of its decrease over those that the arm
@@ -42,6 +43,7 @@ def outcome(run: RunResults, arm: str) -> dict[str, float]:
     target = fork - TARGET * decrease
     batch = run.rates(arm) * run.series(arm, "batch_sharpness")
     found = {
+        "train_loss": loss,
         "loss_ratio": _ratio(loss, fork),
         "progress": _ratio(fork - loss, decrease),
         "speed_up": _speed_up(run, arm, target, "steps"),

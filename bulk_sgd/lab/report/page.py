@@ -82,6 +82,15 @@ def facts(entries: list[str]) -> str:
     return f'<p class="facts">{text(" · ".join(filter(None, entries)))}</p>\n'
 
 
+def commands(infos: list[dict], grown=False) -> dict[str, str]:
+    """The commands that made runs, each once, under a name that says if they grew."""
+    told = [str(info.get("command") or "").splitlines() for info in infos]
+    every = dict.fromkeys(line for lines in told for line in lines)
+    name = "commands" if len(every) > 1 else "command"
+    grown = grown or any(len(lines) > 1 for lines in told)
+    return {name + " (grown)" * grown: "\n".join(every)}
+
+
 def versions(info: dict) -> str:
     """The versions of packages that a run recorded."""
     known = info.get("versions") or {}

@@ -76,7 +76,7 @@ class RunResults:
 
     @functools.cached_property
     def own(self) -> tuple[str, ...]:
-        """Names of the numbers that functions of the user measured."""
+        """Names of the numbers that functions of the user measured, in their order."""
         return self._own(0)
 
     @functools.cached_property
@@ -90,7 +90,17 @@ class RunResults:
         for key in (key for key in rows[0] if key.startswith("own/")):
             known = (row[key] for row in rows if row.get(key) is not None)
             values[key] = next(known, None)
-        return tuple(key for key, value in values.items() if np.ndim(value) == ndim)
+        keys = [key for key, value in values.items() if np.ndim(value) == ndim]
+        measures = (self.info.get("config") or {}).get("measures") or {}
+        order = [path.rpartition(":")[2] for path in measures.get("own") or ()]
+        names = {key: key.split("/")[1] for key in keys}
+        place = lambda key: (*order, names[key]).index(names[key])
+        return tuple(sorted(keys, key=place))  # rows have them by the alphabet
+
+    @property
+    def doubts(self) -> list[str]:
+        """Sentences about settings that may be mistakes, as the run printed them."""
+        return self.info.get("doubts") or []
 
     @property
     def rank(self) -> int | None:
@@ -116,11 +126,13 @@ class RunResults:
         if self.fork_step is None:
             return math.nan
         # The arms measure at the very fork; the prefix's last row may be older.
-        losses = {arm: self.series(arm, "train_loss") for arm in self.arms}
+        losses = {arm: self._values(arm, "train_loss") for arm in self.arms}
         exact = [losses[arm][self.steps(arm) == self.fork_step] for arm in losses]
         exact = np.concatenate([*exact, []])
-        prefix = self.series(PREFIX, "train_loss")[self.steps(PREFIX) <= self.fork_step]
-        return last_finite(exact if np.isfinite(exact).any() else prefix)
+        if np.isfinite(exact).any():
+            return last_finite(exact)
+        until = self.steps(PREFIX) <= self.fork_step
+        return last_finite(self._values(PREFIX, "train_loss")[until])
 
     def steps(self, arm: str) -> np.ndarray:
         """Global steps of the rows of `arm` (or `PREFIX`), ascending, shape (n,)."""
@@ -128,11 +140,14 @@ class RunResults:
 
     def series(self, arm: str, key: str) -> np.ndarray:
         """One metric along `steps(arm)`, shape (n,), NaN where null or missing."""
+        return self._values(arm, key)
+
+    def _values(self, arm, key):
         return np.array([_number(row.get(key)) for row in self._rows(arm)])
 
     def logged(self, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric where it is finite, each of shape (n,)."""
-        values = self.series(arm, key)
+        values = self._values(arm, key)
         finite = np.isfinite(values)
         return self.steps(arm)[finite], values[finite]
 
@@ -143,7 +158,7 @@ class RunResults:
 
     def rates(self, arm: str) -> np.ndarray:
         """η along `steps(arm)`, shape (n,); where a row has none, run.json's."""
-        logged = self.series(arm, "learning_rate")
+        logged = self._values(arm, "learning_rate")
         start = _number(self.info.get("learning_rate"))
         return np.where(np.isnan(logged), start, logged)
 
@@ -187,12 +202,12 @@ class RunResults:
         start = 0 if arm == PREFIX else self.fork_step or 0
         last_step = int(max([entry.get("last_step") or start, *self.steps(arm)]))
         after = self.after_fork(arm, "alignment_update")
-        last = lambda key: last_finite(self.series(arm, key))
+        last = lambda key: last_finite(self._values(arm, key))
         loss = last("train_loss")
 
         def counter(key):
             # Counters only grow, and after a kill either file may be the older one.
-            return np.nanmax([_number(entry.get(key)), 0, *self.series(arm, key)])
+            return np.nanmax([_number(entry.get(key)), 0, *self._values(arm, key)])
 
         scales = (_number(entry.get(f"{part}_scale")) for part in ("dominant", "bulk"))
         if entry.get("guarded", arm.startswith("accelerated")):  # old records lack it

@@ -107,10 +107,11 @@ def own_figure(run: RunResults) -> Figure:
     return figure
 
 
-def panel(axes: Axes, run: RunResults, key: str, label: str, limits=(None, None)):
+def panel(axes: Axes, run: RunResults, key: str, label: str, least=None):
     """Draws a column of the rows, for all arms, into axes that may hold other lines."""
     _draw_arms(axes, run, key)
-    axes.set_ylim(*limits)
+    if least is not None:
+        axes.set_ylim(bottom=least)
     axes.set_ylabel(label)
     _finish(axes, run, key, fork="fork")
 
@@ -191,9 +192,9 @@ def calm(
 
 def limit_above(axes: Axes, values: np.ndarray) -> None:
     """Lets the y axis end at ten times the largest of `values`, or before."""
-    low, high = axes.get_ylim()
-    if values.size and values.max() > 0:
-        axes.set_ylim(low, min(high, 10 * values.max()))
+    most = 10 * values.max(initial=0)
+    if 0 < most < axes.get_ylim()[1]:
+        axes.set_ylim(top=most)
 
 
 def is_smoothed(run: RunResults, key: str) -> bool:

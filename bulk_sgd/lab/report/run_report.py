@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from bulk_sgd.lab.files.record import make_folder
 from bulk_sgd.lab.from_config import solvers, unused
 from bulk_sgd.lab.report import page, run_figures, step_figures
 from bulk_sgd.lab.report.eigenvalue_figure import eigenvalue_figure, stability_threshold
@@ -48,11 +49,10 @@ def figures_of(run) -> dict:
     return {name: x for name, x in _FIGURES.items() if has.get(name, True)}
 
 
-def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+def write_report(workdir: str | pathlib.Path, out=None) -> pathlib.Path:
     """Writes the report of a run, see `write.write_report`."""
     run = read_run(workdir)
-    folder = run.workdir / "report"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(out or run.workdir / "report", "out")
     captions, figures = _captions(run), []
     arms = [run.summary(arm).label for arm in run.arms if run.rows.get(arm)]
     for name, (draw, heading) in figures_of(run).items():
@@ -243,10 +243,10 @@ def _table(run):
     styles = run_figures.run_styles(run)
     colors = [styles[s.name].color for s in summaries]
     return f"""{page.table("Final numbers", list(columns), rows, colors)}
-<p class="facts">Losses, accuracies and eigenvalues are the last finite values. Steps,
-matvecs and seconds count from the fork. Mean {chi(run.rank)} is over the updates after
-the fork, before they are projected. A refresh that failed kept the previous
-subspace.</p>"""
+<p class="facts">Losses, accuracies, eigenvalues and measurements of your own are the
+last finite values. Steps, matvecs and seconds count from the fork. Mean
+{chi(run.rank)} is over the updates after the fork, before they are projected. A refresh
+that failed kept the previous subspace.</p>"""
 
 
 def _test_column(run):
@@ -257,8 +257,9 @@ def _test_column(run):
 
 
 def _provenance(info):
-    names = "status", "command", "git", "device", "started", "ended"
-    entries = {name: info.get(name) for name in names}
+    names = "git", "device", "started", "ended"
+    entries = {"status": info.get("status"), **page.commands([info])}
+    entries |= {name: info.get(name) for name in names}
     entries["versions"] = page.versions(info)
     if isinstance(info.get("seconds"), (int, float)):
         entries["seconds"] = number(info["seconds"])

@@ -60,7 +60,7 @@ def eigenvector_figure(run: RunResults) -> Figure:
     run = _with_means(run, "displacement", "localization")
     _draw_pale(left, run, "displacement")
     label = "displacement of the subspace"
-    panel(left, run, "displacement_subspace", label, (0, None))
+    panel(left, run, "displacement_subspace", label, 0)
     style.log_axis(right)
     right.axhline(1, color=style.MUTED, linewidth=0.7)
     panel(right, run, "localization", "localization of the eigenvectors")

@@ -83,6 +83,7 @@ class Axis:
     about: str
     cells: list[Cell]
     tune: Tuning | None = None
+    grown: bool = False  # by cells of a later command
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -135,6 +136,13 @@ class Axis:
             for arm in cell.arms:
                 found.setdefault(arm, cell.run.summary(arm))
         return found
+
+    @property
+    def shares_forks(self) -> bool:
+        """Whether some loss at a fork is common to all settings that have forked."""
+        known = [{c.run.fork_loss for c in x if c.run} for x in self.groups.values()]
+        known = [{loss for loss in x if math.isfinite(loss)} for x in known]
+        return bool(set.intersection(*(list(filter(None, known)) or [{0.0}])))
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -226,7 +234,8 @@ def _read_axis(folder):
             status = str(run.info.get("status"))
         cells.append(Cell(index, settings, status, run))
     tune = content["tune"] and Tuning(**content["tune"])
-    return Axis(folder.name, content["name"], content["about"], cells, tune)
+    words = folder.name, content["name"], content["about"]
+    return Axis(*words, cells, tune, content["grown"])
 
 
 def _as_asked(run, base, settings):

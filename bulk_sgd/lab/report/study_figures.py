@@ -117,6 +117,7 @@ def own_figure(axis: Axis) -> Figure:
     if len(axis.groups) > 1:
         return _curves(axis, keys)[0]
     figure, panels = new_figure(len(keys), 1, (10.4, 0.6 + 2.7 * len(keys)))
+    study_panels.share_steps(panels)
     styles = arm_styles(axis.summaries.values())
     for axes, (key, name) in zip(panels, keys):
         for arm, style in styles.items():
@@ -134,6 +135,7 @@ def _curves(axis, keys):
         columns = {"": tuple(axis.summaries)}
     size = 10.4, 0.6 + 2.7 * len(keys)
     figure, panels = new_figure(len(keys), len(columns), size, share="row")
+    study_panels.share_steps(panels)
     styles = group_styles(axis)
     for row, (key, name) in enumerate(keys):
         for column, (title, arms) in enumerate(columns.items()):

@@ -18,11 +18,17 @@ PANELS = (
     ("sharpness_ratio", r"last sharpness $\eta\lambda_1$", False, None),
     ("stable_rate", r"largest stable $\eta$", True, None),
 )
+LAST_LOSS = "train_loss", "last training loss", True, None
 
 
 def measured_panels(axis: Axis) -> list[tuple]:
-    """Those of `PANELS` that an axis has numbers for."""
-    return [panel for panel in PANELS if axis.measured(panel[0])]
+    """Those of `PANELS` that an axis has numbers for.
+
+    If no fork is common to all settings, ratios to it do not compare them: the first
+    panel is the last loss itself.
+    """
+    panels = (PANELS[0] if axis.shares_forks else LAST_LOSS, *PANELS[1:])
+    return [panel for panel in panels if axis.measured(panel[0])]
 
 
 def draw_spreads(axes: Axes, places, spreads, style: LineStyle, log, joined=True):
@@ -51,7 +57,14 @@ def draw_band(axes: Axes, cells, arm: str, key: str, style: LineStyle) -> None:
     if len(tables) > 1:
         deviation = values.std(axis=0, ddof=1)
         low, high = mean - deviation, mean + deviation
+        low = np.maximum(low, 0) if (values >= 0).all() else low
         axes.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+
+
+def share_steps(panels) -> None:
+    """Gives all panels one range of steps; each keeps its labels."""
+    for axes in panels[1:]:
+        axes.sharex(panels[0])
 
 
 def finish_panel(axes: Axes, axis: Axis, panel: tuple) -> None:

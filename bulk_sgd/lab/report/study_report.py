@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from bulk_sgd.lab.files import metrics
+from bulk_sgd.lab.files.record import make_folder
 from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
 from bulk_sgd.lab.report.claims import claims
@@ -44,15 +45,14 @@ _SETTING = (
 _HEADS = "claim", "holds if", "measured", "verdict"
 
 
-def write_report(workdir) -> pathlib.Path:
-    """Writes `report/index.html` of a study, finished or not; returns its path.
+def write_report(workdir, out=None) -> pathlib.Path:
+    """Writes the page of a study, finished or not, as `write.write_report` does.
 
     A FileNotFoundError says that `workdir` neither is nor holds a sweep.
     """
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(out or workdir / "report", "out")
     table = claims(list(map(tuned.winners, axes)))
     # A sweep of a user's own need not be about the paper's claims.
     if len(axes) == 1 and not any(map(_is_decided, table)):
@@ -70,8 +70,8 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
 
     Raises ValueError or FileNotFoundError as `read_comparison` does.
     """
-    axis, folder = read_comparison(workdirs, labels), pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    axis = read_comparison(workdirs, labels)
+    folder = make_folder(folder, "out")
     title = shorten(", ".join(axis.groups), 80)
     return _write([axis], folder, title, more=differences(axis))
 
@@ -89,7 +89,8 @@ def _write(axes, folder, title, table=(), more=""):
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
     parts = [_head(axes), _claims_section(table) if table else "", more]
-    parts += [*(_section(axis, folder) for axis in axes), _provenance(axes)]
+    parts += [_section(axis, folder, title) for axis in axes]
+    parts += [_provenance(axes)]
     return page.write(folder, page.text(title), "".join(parts))
 
 
@@ -108,12 +109,13 @@ def _head(axes):
     cells = [cell for axis in axes for cell in axis.cells]
     counts = collections.Counter(cell.status for cell in cells)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
-    notes = "".join(
-        page.note(f"{a.name}: cell {c.index} ({json.dumps(c.settings)}) is {c.status}.")
+    notes = [
+        f"{a.name}: cell {c.index} ({json.dumps(c.settings)}) is {c.status}."
         for a in axes
         for c in a.cells
         if c.status not in ("complete", "pending")
-    )
+    ]
+    notes += dict.fromkeys(x for c in cells if c.run for x in c.run.doubts)
     several = f"Axes: {len(axes)}. " if len(axes) > 1 else ""
     return f"""<p class="facts">{several}Cells: {len(cells)}, {statuses}.</p>
 <p>Each run trains by SGD up to a fork. From there every arm scales its updates by a in
@@ -121,13 +123,14 @@ the dominant subspace and by b in the bulk: SGD is (1, 1), Dom-SGD (1, 0), Bulk-
 (0, 1). Numbers are means over seeds ± one standard deviation. <em>Progress</em> is the
 decrease of the training loss after the fork over SGD's. <em>Speed-up</em> is the
 number of steps (or matvecs) in which SGD made {TARGET:.0%} of its decrease over the
-number in which the arm reached the same loss, 0 if it never did. The <em>descent
+number in which the arm reached the same loss, 0 if it never did; if some seeds never
+did, the mean is over the others. The <em>descent
 ratio</em> is the part of the first-order decrease of the batch loss that the scaling
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
 to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
 refreshes. If only some of the seeds gave a number, n is how many did.</p>
-{notes}"""
+{"".join(map(page.note, notes))}"""
 
 
 def _claims_section(table):
@@ -155,9 +158,10 @@ def _is_decided(claim):
     return claim.verdict in (HOLDS, FAILS)
 
 
-def _section(axis: Axis, folder):
+def _section(axis: Axis, folder, title):
     question, *rest = axis.about.split("\n\n")
-    parts = [f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>']
+    head = f'<h2 id="{page.text(axis.name)}">{page.text(axis.title)}</h2>'
+    parts = [head] if axis.title != title else []  # of the page
     parts += [f"<p><em>{page.text(question)}</em></p>"] if question else []
     parts += [f"<p>{page.text(text)}</p>" for text in rest if "python -m" not in text]
     parts.append(_setting(axis))
@@ -223,9 +227,10 @@ def _caption(axis, name):
         " Around each tick, the methods of this setting stand side by side, so that "
         "none hides another." * (len(axis.summaries) > 1)
     )
+    fork = "the loss at the fork, and " * axis.shares_forks
     return {
-        "settings": f"Each method over the settings of the axis; {logs}. Dashed: the "
-        f"loss at the fork, and the optimizer's stability threshold for ηλ₁.{beside}",
+        "settings": f"Each method over the settings of the axis; {logs}. Dashed: "
+        f"{fork}the optimizer's stability threshold for ηλ₁.{beside}",
         "curves": f"After the fork, a panel per method; lines: {lines}; {over}. "
         "χ is measured on the updates before they are scaled.",
         "own": f"Measured by your own functions along training; {over}.",
@@ -276,6 +281,6 @@ def _provenance(axes):
         "device": "; ".join(distinct("device")),
         "git": "; ".join(distinct("git")),
         "versions": page.versions(infos[-1]),
-        "commands": "\n".join(distinct("command")),
+        **page.commands(infos, any(axis.grown for axis in axes)),
     }
     return "<h2>Provenance</h2>\n" + page.definitions(entries)

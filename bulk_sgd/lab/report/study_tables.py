@@ -3,12 +3,13 @@
 import numpy as np
 
 from bulk_sgd.lab.report import page
-from bulk_sgd.lab.report.formatting import number, percent
+from bulk_sgd.lab.report.formatting import number
 from bulk_sgd.lab.report.study import Axis, Spread
 from bulk_sgd.lab.report.style import arm_styles
 
 # Heading and key of `Cell.outcome`.
 _COLUMNS = (
+    ("last loss", "train_loss"),
     ("loss / loss at fork", "loss_ratio"),
     ("progress", "progress"),
     ("speed-up in steps", "speed_up"),
@@ -40,12 +41,13 @@ def of_axis(axis: Axis) -> str:
             if not diverged:
                 continue
             known = f"{np.nansum(diverged):.0f} of {np.isfinite(diverged).sum()}"
-            spreads = {key: axis.spread(label, arm, key) for key in shown}
-            numbers = [_cell(spreads[key], key, len(diverged)) for key in shown]
+            numbers = [_cell(key, axis.over_seeds(label, arm, key)) for key in shown]
             rows.append([summary.label, known, *numbers])
             colors.append(styles[arm].color)
     heads = ["method", "diverged", *shown.values()]
-    return page.table(f"{axis.title}: all numbers", heads, rows, colors)
+    table = page.table(f"{axis.title}: all numbers", heads, rows, colors)
+    own = "Columns of your own functions are the last finite values."
+    return table + f'<p class="facts">{own}</p>\n' * bool(axis.own)
 
 
 def show(spread: Spread, seeds: int | None = None) -> str:
@@ -70,11 +72,18 @@ def plus_minus(spread: Spread) -> str:
     return f"{mean:,.{decimals}f} ± {deviation:,.{decimals}f}".replace("-", "−")
 
 
-def _cell(spread, key, count):
+def _cell(key, values):
+    """Mean ± deviation of a column over the seeds, and how many gave a number."""
+    unit = ""
+    if key == "test_accuracy":
+        values, unit = [100 * x for x in values], "\N{NO-BREAK SPACE}%"
+    spread = Spread.of(values)
     if not spread.count:
         return "–"
-    if key == "test_accuracy":
-        return percent(spread.mean)
-    known = f" (n = {spread.count})" if spread.count < count else ""
+    reached = Spread.of(x for x in values if x > 0)
+    if "speed_up" in key and reached.count < spread.count > 1:  # 0 is no speed
+        mean = f": {number(reached.mean)}" if reached.count else ""
+        return f"{reached.count} of {spread.count} seeds{mean}"
+    known = f" (n = {spread.count})" if spread.count < len(values) else ""
     # So that a narrow column breaks it into two lines, not three.
-    return plus_minus(spread).replace("± ", "±\N{NO-BREAK SPACE}") + known
+    return plus_minus(spread).replace("± ", "±\N{NO-BREAK SPACE}") + unit + known

@@ -169,7 +169,8 @@ def plain_ticks(axes: Axes) -> None:
         """Numbers also at the minor ticks of an axis that has few major ones."""
         low, high = axes.get_ylim()
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        return exact(value) if high < 5 * low and digit not in (1, 2, 5) else ""
+        few = () if high > 32 * low else (3, 4, 7) if high > 5 * low else range(10)
+        return exact(value) if digit in few and digit not in (1, 2, 5) else ""
 
     axes.yaxis.set_minor_formatter(number)
 
@@ -199,15 +200,14 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     """Labels the x axis, and each line in the right margin at the height of its end.
 
     `ends` holds (y in data units, text, keywords of the line) per line. The limits of
-    the axes must be final; they are frozen here. If the
-    scale changes later, each label follows its line and keeps its offset from it.
+    the axes must be final. If the scale changes later, each label follows its line and
+    keeps its offset from it.
     """
     axes.set_xlabel("step")
     ends = sorted((e for e in ends if math.isfinite(e[0])), key=lambda end: end[0])
     if not ends:
         say(axes, "nothing logged")
-    axes.set_xlim(axes.get_xlim())
-    axes.set_ylim(axes.get_ylim())
+    axes.get_ylim()  # places the lines
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = np.array([to_axes.transform((1, y))[1] for y, _, _ in ends])
     line = 1.45 * matplotlib.rcParams["font.size"]

@@ -237,7 +237,8 @@ class _Runner:
     def _tell(self, index, status, start, reason):
         now = time.perf_counter()
         self._left, self._done = self._left - 1, self._done + 1
-        line = f"cell {index} of {len(self._cells)} {status} ({duration(now - start)})"
+        line = f"cell {index} {status}, {self._done} of {self._done + self._left} "
+        line += f"({duration(now - start)})"
         fields = (f"{field}={value}" for field, value in self._cells[index].items())
         line += f": {', '.join(fields)}{reason}"
         if self._left:

@@ -38,6 +38,7 @@ def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
         "config": base,
         "cells": cells,
         "added": [],
+        "grown": False,
         "tune": tune and dataclasses.asdict(tune),
     }
     content = json.loads(json.dumps(content))
@@ -49,6 +50,8 @@ def claim(workdir, base: dict, cells: list[dict], about: str, tune=None):
             every = _in_order(earlier, content["cells"], heirs)
             count = len(earlier["cells"]) if earlier["added"] else len(every)
             content |= {"cells": every[:count], "added": every[count:]}
+            has_more = len(every) > len(earlier["cells"] + earlier["added"])
+            content["grown"] = earlier["grown"] or has_more
         elif not _came_to_nothing(workdir, len(earlier["cells"])):
             raise ValueError(
                 f"workdir {str(workdir)!r} holds {changed}; choose another workdir."
@@ -85,14 +88,15 @@ def unfinished(workdir, configs: dict[int, dict]) -> list[int]:
 def read(workdir) -> dict | None:
     """What `sweep.json` holds, None where there is none.
 
-    Its keys are `name`, `about`, `config`, `cells`, `tune` and `added`: the cells that
-    tuning has added, or growth after tuning.
+    Its keys are `name`, `about`, `config`, `cells`, `tune`, `grown`, whether a later
+    command brought cells, and `added`: the cells that tuning has added, or growth after
+    tuning.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return None
     # Early versions lack them.
-    return {"added": [], "tune": None} | json.loads(path.read_text())
+    return {"added": [], "grown": False, "tune": None} | json.loads(path.read_text())
 
 
 def add(workdir, cells: list[dict]):

@@ -215,7 +215,7 @@ def keeps_ends(experiment: Experiment) -> bool:
 
 
 # What a record says of the run that goes on, and not of the one before.
-_RENEWED = ("status", "name", "config", "ended", "seconds", "arms")
+_RENEWED = ("status", "name", "config", "doubts", "ended", "seconds", "arms")
 
 
 def _is_final(entry: dict, known: dict, now: dict) -> bool:
@@ -230,6 +230,7 @@ def _fresh_record(experiment: Experiment) -> dict:
         "status": record.RUNNING,
         "name": config.name,
         "config": identities.plain(config),
+        "doubts": experiment.doubts,
         "sources": plugins.sources(config),
         **record.provenance(),
         "ended": None,

@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import pathlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from written_runs import KINDS, SWITCH, row, write_run
+from written_studies import write_axis
 
 from bulk_sgd.lab.commands import report as command
 from bulk_sgd.lab.report import run_report
@@ -189,7 +191,7 @@ def test_page_shows_all_commands_and_only_fields_that_the_run_uses(tmp_path):
     model = {"name": "own:Net", "hidden": [200], "num_heads": 4, "options": {"wide": 3}}
     write_run(tmp_path, config={"model": model}, command="first\nsecond")
     text = write_report(tmp_path).read_text("utf-8")
-    assert "<dd>first\nsecond</dd>" in text
+    assert "<dt>commands (grown)</dt><dd>first\nsecond</dd>" in text
     assert re.search(r"dd {[^}]*white-space: pre-line", text)
     assert "&quot;wide&quot;: 3" in text
     assert "hidden" not in text
@@ -271,10 +273,15 @@ def test_folders_without_a_run_are_refused_in_one_sentence(
 
 def test_main_prints_the_path_or_the_error(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "run", ends={})
-    flags = types.SimpleNamespace(workdir=str(tmp_path / "run"), labels=None, out=None)
-    monkeypatch.setattr(command.flags, "FLAGS", flags)
-    assert not command.main(["report"])
-    assert capsys.readouterr().out.strip() == str(tmp_path / "run/report/index.html")
+    write_axis(tmp_path / "sweep", [{"seed": 0}])
+    for name in ("run", "sweep"):
+        for out in (None, str(tmp_path / "to" / name)):
+            flags = {"workdir": str(tmp_path / name), "labels": None, "out": out}
+            monkeypatch.setattr(command.flags, "FLAGS", types.SimpleNamespace(**flags))
+            assert not command.main(["report"])
+            page = f"{out or tmp_path / name / 'report'}/index.html"
+            assert capsys.readouterr().out == f"{page}\n"
+            assert Page(pathlib.Path(page).read_text("utf-8")).tags
 
 
 def test_command_line_ends_with_one_sentence_and_1(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from written_runs import edit_rows
 from written_studies import LOSSES, SCALES, write_axis, write_cell
 
 from bulk_sgd.lab.report import (
@@ -131,6 +132,23 @@ def test_curves_have_a_column_per_method_and_a_band_per_setting(tmp_path):
     assert [axes.get_subplotspec().rowspan.start for axes in alone.axes] == [0, 1]
 
 
+def test_settings_of_other_prefixes_are_compared_by_their_last_loss(tmp_path):
+    write_axis(tmp_path, grid.values("rank", (1, 5)))
+    for index in range(2):
+        write_cell(tmp_path, index, arms=("sgd",))
+    shown = lambda: study_figures.setting_figure(study.read_study(tmp_path)[0]).axes[0]
+    assert shown().get_ylabel() == "last loss / loss at the fork"
+    edit_rows(tmp_path / "cells/001", lambda x: x | {"train_loss": 3 * x["train_loss"]})
+    assert shown().get_ylabel() == "last training loss"
+    # No line at the loss of a fork.
+    assert not [line for line in shown().lines if list(line.get_ydata()) == [1, 1]]
+    np.testing.assert_allclose(shown().lines[0].get_ydata(), [0.4, 1.2])
+    page = study_report.write_report(tmp_path).read_text()
+    assert '<th scope="col">last loss</th>' in page
+    assert "<td>1.20</td>" in page
+    assert "Dashed: the optimizer" in page
+
+
 @pytest.mark.parametrize("settings", [1, 2])
 def test_own_measurements_have_panels_and_a_column(tmp_path, settings):
     seeds = grid.values("seed", (0, 1))
@@ -145,12 +163,19 @@ def test_own_measurements_have_panels_and_a_column(tmp_path, settings):
     assert [len(axes.lines) for axes in panels] == [2] * settings
     for axes in panels:  # the mean of cells 0 and 1
         np.testing.assert_allclose(axes.lines[0].get_ydata(), [1.5, 2.5, 3.5, 4.5])
+        is_first = axes is panels[0]
+        assert is_first or axes.get_shared_x_axes().joined(axes, panels[0])
     page = study_report.write_report(tmp_path)
     assert '<th scope="col">moved</th>' in page.read_text()
     assert "<td>4.50 ±\N{NO-BREAK SPACE}0.71</td>" in page.read_text()
     found = json.loads((page.parent / "tables.json").read_text())
     cells = found["axes"][tmp_path.name]
     assert [x["arms"]["sgd"]["own/moved"] for x in cells][:2] == [4, 5]
+    far = lambda row: row | {"own/moved": 100 * (row["own/moved"] or 0)}
+    edit_rows(tmp_path / "cells/000", far)
+    (axis,) = study.read_study(tmp_path)
+    (band,) = study_figures.own_figure(axis).axes[0].collections[0].get_paths()
+    assert band.vertices[:, 1].min() == 0  # not below, as no number is
 
 
 def test_figures_fit_a_column(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import re
 import shutil
 
 import pytest
-from written_studies import LOSSES, SCALES, write_axis, write_cell
+from written_runs import edit_rows
+from written_studies import LOSSES, SCALES, edit_info, write_axis, write_cell
 
 from bulk_sgd.lab.report import (
     study,
@@ -40,9 +41,12 @@ def test_report_of_a_study_that_has_just_begun(tmp_path, monkeypatch, kind):
     assert image.exists() == (kind == "training")  # the others show how arms ended
     assert "0 of 0" in page.read_text()
     write_cell(tmp_path, 1, arms)
+    for index in range(2):
+        edit_info(tmp_path, index, doubts=["The accuracy means nothing."])
     study_report.write_report(tmp_path)
     assert image.exists()
     assert "0 of 1" in page.read_text()
+    assert page.read_text().count("The accuracy means nothing.") == 1
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,24 @@ def test_report_of_a_single_sweep_and_again_the_same(studied):
     before = {f.name: f.read_bytes() for f in first.parent.iterdir()}
     study_report.write_report(studied / "batch")
     assert {f.name: f.read_bytes() for f in first.parent.iterdir()} == before
+
+
+def test_table_of_seeds_of_which_one_is_never_as_far_as_sgd(tmp_path, monkeypatch):
+    write_axis(tmp_path, grid.values("seed", (0, 1)), name="Two seeds")
+    write_cell(tmp_path, 0, energies=False, own=True)
+    monkeypatch.setitem(LOSSES, "bulk_sgd", LOSSES["dom_sgd"])
+    write_cell(tmp_path, 1, energies=False)
+    for index, accuracy in enumerate((0.8, 0.81)):
+        place = sweep.cell_folder(tmp_path, index)
+        edit_rows(place, lambda row, x=accuracy: row | {"test_accuracy": x})
+        edit_info(tmp_path, index, command="first\nsecond" if index else "second")
+    page = study_report.write_report(tmp_path).read_text()
+    assert "<td>1 of 2 seeds: 1.55</td>" in page  # 34 / 22
+    assert "<td>0 of 2 seeds</td>" in page  # of Dom-SGD
+    assert "<td>80.5 ±\N{NO-BREAK SPACE}0.7\N{NO-BREAK SPACE}%</td>" in page
+    assert "functions are the last finite values." in page
+    assert page.count("Two seeds</h") == 1
+    assert "<dt>commands (grown)</dt><dd>second\nfirst</dd>" in page
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,8 @@ def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
         mine = numbers(sweep.cell_folder(grown, found.index(cells[index])))
         assert sorted(mine, key=order) == sorted(theirs, key=order)
     assert not list(grown.glob("cells/*/attempts"))
-    (axis,) = study.read_study(grown)
+    (axis,), (other,) = map(study.read_study, (grown, whole))
+    assert (axis.grown, other.grown) == (True, False)
     assert {cell.status for cell in axis.cells} == {"complete"}
     said.clear()
     go(grown, None)

@@ -113,9 +113,9 @@ def test_failed_and_diverged_cells_are_recorded_and_the_others_go_on(
         said,
         (
             "cells to run: 3; programs: 1.",
-            "cell 0 of 3 failed (",
-            "cell 1 of 3 diverged (",
-            "cell 2 of 3 complete (",
+            "cell 0 failed, 1 of 3 (",
+            "cell 1 diverged, 2 of 3 (",
+            "cell 2 complete, 3 of 3 (",
         ),
         ("", "): seed=5; out of memory; 2 left, about ", "; 1 left", "arms=('sgd',)"),
         strict=True,

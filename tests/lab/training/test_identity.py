@@ -117,6 +117,18 @@ def test_program_of_other_versions_cannot_be_compared():
     assert "data" in compare({"data": "b", "program": "c", "tracer": "jax 1"}, now)[0]
 
 
+def test_functions_that_came_and_went_are_told_as_such():
+    earlier = {"data": "a", "program": "b", "tracer": "jax"}
+    earlier["code"] = {"mine": {"": "1", "loss": "2", "old": "3"}, "nets": {"a": "4"}}
+    now = earlier | {"program": "c"}
+    now["code"] = {"mine": {"": "0", "loss": "9", "b": "5", "a": "6"}, "nets": {}}
+    told, _ = identities.other_fingerprints(earlier, now)
+    assert told == (
+        "another program: the top level, loss of module mine had other code, a, b of "
+        "module mine are new, old of module mine is gone, a of module nets is gone"
+    )
+
+
 @pytest.mark.slow
 def test_prefix_of_others_is_refused(workdir, monkeypatch, capsys):
     folder = workdir / "prefixes"
