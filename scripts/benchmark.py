@@ -74,6 +74,8 @@ def _arguments(argv):
     parser.add_argument(
         "--network", default="mlp", choices=("mlp", "decoder"), help="of steps (mlp)"
     )
+    few = "steps: SGD, SAM and the recommended solvers alone, as for the decoder"
+    parser.add_argument("--few", action="store_true", help=few)
     parser.add_argument(
         "--batch_sizes", type=_integers, help="of steps (50,250; of the decoder 32)"
     )
@@ -218,7 +220,8 @@ def _training_loop(setup, repeats):
 def _steps(setup, given):
     if given.network == "mlp":
         sizes = given.batch_sizes or (50, 250)
-        return benchmark_steps.measure(setup, sizes, given.repeats)
+        only = benchmark_steps.FEW if given.few else None
+        return benchmark_steps.measure(setup, sizes, given.repeats, only)
     few = {"only": benchmark_steps.FEW, "steps": 20}
     return benchmark_steps.measure(
         setup, given.batch_sizes or (32,), given.repeats, **few
