@@ -135,7 +135,9 @@ class Programs:
         batch = task.batch(feed, trace.num_steps)
         batch = self._layout.constrain_examples(batch)
         curved = self._curved(task, batch)
-        shares = projected and curved is batch
+        # A shared pass keeps what a product needs, also in steps that take none.
+        seldom = self._config.subspace.every > 1
+        shares = projected and curved is batch and not seldom
         loss, grads, matvec = self._derivatives(batch, state.params, shares)
         given = fields, rate, batch, state.inner, state.params
         optimize = functools.partial(optimizers.update, *given)
