@@ -64,8 +64,8 @@ def streaming(
 
     The vectors belong to the largest algebraic eigenvalues, as with `lanczos`. There is
     one exception: the vector of an eigenvalue below −10 λ_k can enter the basis again
-    and again. This bound holds for gains up to 0.1. It is −8 λ_k for a gain of 0.2, and
-    closer to zero for larger gains. In the first sweeps ρ is near 1, and directions of
+    and again. This bound holds for gains up to 0.1. It is −6 λ_k for a gain of 0.2, and
+    −3 λ_k for 0.4. In the first sweeps ρ is near 1, and directions of
     negative curvature can enter; they leave as ρ falls.
 
     Attributes of the result: `eigenvalues` are running averages of v_iᵀ H_b v_i.

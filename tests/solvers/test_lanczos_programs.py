@@ -114,7 +114,8 @@ def test_functional_curvature_is_solved_at_every_call_afresh():
     before = thick_restart.solve._cache_size()
     second = bulk_sgd.top_eigenpairs(bulk_sgd.hessian(value_fn, x), x, 1, TOL)
     assert thick_restart.solve._cache_size() == before
-    np.testing.assert_allclose([first.eigenvalues[0], second.eigenvalues[0]], [8, 16])
+    found = [first.eigenvalues[0], second.eigenvalues[0]]
+    np.testing.assert_allclose(found, [8, 16], rtol=1e-6)  # a few roundings
 
 
 def test_plain_functions_are_matvecs():
