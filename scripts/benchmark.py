@@ -222,7 +222,8 @@ def _steps(setup, given):
         sizes = given.batch_sizes or (50, 250)
         only = benchmark_steps.FEW if given.few else None
         return benchmark_steps.measure(setup, sizes, given.repeats, only)
-    few = {"only": benchmark_steps.FEW, "steps": 20}
+    names = benchmark_steps.FEW
+    few = {"only": names[:: len(names) - 1] if given.quick else names, "steps": 20}
     return benchmark_steps.measure(
         setup, given.batch_sizes or (32,), given.repeats, **few
     )
