@@ -206,8 +206,7 @@ def norm(vector):
     """Euclidean norm of a vector, also where squares of its entries leave the dtype."""
     vector = xla.joined(vector)
     square, count = dot(vector, vector), size(vector)
-    unit = units.for_squares(square, count)
-    in_units = lambda: norm_in_units(vector, unit)
+    in_units = lambda: norm_in_units(vector, units.for_squares(square, count))
     plain = lambda: units.root(square)
     return branches.cond(~units.hold(square, count), in_units, plain)
 
