@@ -76,8 +76,9 @@ def kronecker_preconditioner(left, right, power: float = 0.25, eps: float = 1e-6
         times the largest one, or at `eps` if that is zero.
 
     Returns:
-      A `Kronecker` in float32, or float64 if an argument is. Use it as the leaf of
-      `preconditioner` for a parameter of shape `(…, m, n)`.
+      A `Kronecker` in float32, or float64 if an argument is. In the pytree that you
+      pass as `preconditioner`, for example to `preconditioned`, it is the leaf for a
+      parameter of shape `(…, m, n)`.
 
     Raises:
       ValueError: if an argument has the wrong form or is out of range.
@@ -119,8 +120,9 @@ def eigenbasis_preconditioner(left, right, values):
       values: `(…, m, n)`, positive.
 
     Returns:
-      A `Kronecker` in float32, or float64 if an argument is. Use it as the leaf of
-      `preconditioner` for a parameter of shape `(…, m, n)`.
+      A `Kronecker` in float32, or float64 if an argument is. In the pytree that you
+      pass as `preconditioner`, for example to `preconditioned`, it is the leaf for a
+      parameter of shape `(…, m, n)`.
 
     Raises:
       ValueError: if an argument has the wrong form.

@@ -274,7 +274,10 @@ class Objective:
         return full, last
 
     def take(self, indices):
-        """The objective of some examples, int `(m,)` or a slice, in one microbatch."""
+        """The objective of the examples at `indices`, in one microbatch.
+
+        `indices` is an int array `(m,)` or a slice.
+        """
         data = jax.tree.map(lambda x: jnp.asarray(x)[indices], self._data)
         return self._part(*data)
 

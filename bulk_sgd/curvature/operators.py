@@ -92,7 +92,7 @@ def sharded(matvec, sharding):
       A callable pytree like `matvec`.
 
     Raises:
-      ValueError: if `sharding` has another form, or a vector does not fit it.
+      ValueError: if `sharding` is not of the form above, or does not fit a vector.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd

@@ -72,32 +72,34 @@ def muon_preconditioner(
 
     For a matrix M = U S Vᵀ, `optax.contrib.muon` steps by about c U Vᵀ, where c depends
     on the shape. Hence P = (M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c, a `Kronecker`: its eigenvalue for
-    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
-    a / ‖M‖, with a = 3.4445⁵ = 485 by default, so those below ‖M‖ / a do not reach 1.
-    Every s_i is therefore raised to at least (‖M‖ + eps) / a. The longer side has more
-    eigenvectors than M has singular values; each missing s_i is this bound.
-    Parameters that Muon leaves to Adam have the diagonal of `adam_preconditioner`.
+    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by a /
+    ‖M‖, with a = 3.4445⁵ = 485 by default, so those below ‖M‖ / a do not reach 1. P
+    therefore uses at least (‖M‖ + eps) / a for every s_i. The longer side has more
+    eigenvectors than M has singular values. P uses the same bound for the s_i that are
+    missing there. Parameters that Muon leaves to Adam have the diagonal of
+    `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
-    1.2. With `nesterov`, Muon adds one more gradient to M, and the parameters left to
-    Adam follow Nadam. The state does not hold these sums, so P leaves that gradient
-    out. P holds only for `adaptive=False` and `preconditioning="frobenius"`.
+    1.2. With `nesterov`, Muon orthogonalises M plus one more gradient, not M alone, and
+    the parameters left to Adam follow Nadam. The state does not hold this gradient, so
+    P leaves it out. P holds only for `adaptive=False` and
+    `preconditioning="frobenius"`.
 
     Each m × n matrix takes a singular value decomposition, about 20 m n min(m, n)
     operations, and three times its memory. If it is split over devices, it is gathered.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
-      ns_steps: as given to the optimizer, like all arguments below.
+      ns_steps: as given to the optimizer, like all arguments below but `adam_scale`.
       eps: of Muon and of Adam.
       adam_b1: of Adam.
       adam_b2: of Adam.
       adam_eps_root: of Adam.
       adam_scale: `learning_rate / adam_learning_rate`, if the optimizer has both.
-      consistent_rms: for m inputs and n outputs c is this number times √max(m, n), or
-        √max(1, n / m) without it.
-      muon_weight_dimension_numbers: which axes are rows and columns; by default those
-        of parameters with two axes.
+      consistent_rms: sets c for a matrix with m inputs and n outputs. With None, c is
+        √max(1, n / m); with a number, c is this number times √max(m, n).
+      muon_weight_dimension_numbers: which axes are rows and which are columns; by
+        default axis 0 has the rows and axis 1 the columns.
 
     Returns:
       A pytree like the parameters. Its leaves are `Kronecker`s, in float32, or float64

@@ -34,7 +34,8 @@ def preconditioned(matvec, preconditioner):
       A callable pytree as from `hessian`.
 
     Raises:
-      TypeError, ValueError: if an argument or a vector has another form.
+      TypeError, ValueError: if an argument has the wrong form, or if a vector does not
+        have the shapes that the preconditioner multiplies.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd

@@ -17,7 +17,8 @@ class AdaptiveState(NamedTuple):
     Attributes:
       inner: state of the wrapped solver.
       all_rows: all k vectors, from which the wrapped solver starts next time.
-      all_values: the other fields of their `Subspace`, in a plain tuple, so that
+      all_values: `eigenvalues`, `residuals`, `converged` and `num_matvecs` of the
+        wrapped solver's last `Subspace`. They are in a plain tuple, so that
         `optax.tree_utils.tree_get` finds only one field of each name.
       kept: int32, number of vectors kept at the last solve.
     """

@@ -57,8 +57,8 @@ def top_eigenpairs(
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
       repeated: whether to search also in the orthogonal complement of the pairs found.
         Searches end when the first eigenvalue of the complement, in the order of
-        `which`, precedes the last of the k pairs by at most `tol · max|λ|`. A search
-        takes about ten matvecs.
+        `which`, comes after the last of the k pairs, or before it by at most
+        `tol · max|λ|`. Each search after the first takes about ten matvecs.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.
 

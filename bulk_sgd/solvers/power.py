@@ -51,14 +51,15 @@ def power(
     with y_i the Ritz vectors of V. `residuals` are ‖H y_i − λ_i y_i‖, from before the
     step. With "update" they are |λ_i| ‖p − V Vᵀp‖ / ‖p‖, with p the only product.
 
-    With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
-    outer products (see `bulk_sgd.Subspace.factored`). A step holds one dense product at
-    a time, cuts it and keeps its factors, so there are never k dense vectors. No
-    Lanczos solve runs, because it would hold 2 k + 10 of them. Instead, the first call
-    takes ten power steps from random rows, and the vectors belong to the eigenvalues of
-    largest magnitude, negative ones included. Cuts move vectors slightly out of the
-    span of the products, so no new dominant direction stays orthogonal to the basis for
-    ever. `residuals` assume that cuts remove orthogonal parts of different products.
+    With `factors`, a basis vector stores its part for an m × n matrix of parameters as
+    a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`). A
+    step holds one dense product at a time, cuts it and keeps its factors, so there are
+    never k dense vectors. No Lanczos solve runs, because it would hold 2 k + 10 of
+    them. Instead, the first call takes ten power steps from random rows, and the
+    vectors belong to the eigenvalues of largest magnitude, negative ones included. Cuts
+    move vectors slightly out of the span of the products, so no new dominant direction
+    stays orthogonal to the basis for ever. `residuals` are computed as if the parts
+    that the cuts remove from different products were orthogonal to each other.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this
@@ -74,9 +75,9 @@ def power(
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
       solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
         number of calls for which a new dominant direction can stay unseen.
-      factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
-        default vectors are dense. With `factors`, the arguments above must have their
-        defaults.
+      factors: the number r of outer products that stand for each matrix in a basis
+        vector, at least 1; by default vectors are dense. With `factors`, the arguments
+        above must have their defaults.
       axes: with `factors`, which axes of a parameter are rows and columns, as in
         `bulk_sgd.Subspace.factored`.
 

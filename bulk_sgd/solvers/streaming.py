@@ -73,8 +73,9 @@ def streaming(
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
-    With `factors`, the part of a vector for an m × n matrix of parameters is a sum of r
-    outer products (see `bulk_sgd.Subspace.factored`): r (m + n) numbers instead of m·n.
+    With `factors`, a basis vector stores its part for an m × n matrix of parameters as
+    a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`):
+    r (m + n) numbers instead of m·n.
     If matrices are large, the basis takes far less memory than the parameters. Each
     step cuts the vectors to this form, which leaves them not quite orthogonal.
     `eigenvalues` belong to these vectors. `eigenvectors` are orthonormal combinations
@@ -88,8 +89,8 @@ def streaming(
         calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
-      factors: the rank r of each matrix of parameters in a basis vector, at least 1; by
-        default vectors are dense.
+      factors: the number r of outer products that stand for each matrix in a basis
+        vector, at least 1; by default vectors are dense.
       axes: with `factors`, which axes of a parameter are rows and columns, as in
         `bulk_sgd.Subspace.factored`.
 

@@ -61,7 +61,7 @@ class Subspace(NamedTuple):
         return jnp.sum(squares > 0, dtype=jnp.int32)
 
     def scaled(self, factor) -> "Subspace":
-        """Returns the subspace of the matrix times a factor > 0: the same vectors."""
+        """Returns the eigenpairs of c·H, given a factor c > 0: the same vectors."""
         values, residuals = factor * self.eigenvalues, factor * self.residuals
         return self._replace(eigenvalues=values, residuals=residuals)
 
@@ -122,9 +122,9 @@ class Subspace(NamedTuple):
             solve once before and take r from the result.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
-            or a function of the parameters that returns one. By default a leaf of three
-            axes is a stack of matrices. In any other leaf the last axis holds the
-            columns, as in a convolution `(h, w, in, out)`.
+            or a function of the parameters that returns either of these. By default a
+            leaf of three axes is a stack of matrices. In any other leaf the last axis
+            holds the columns, as in a convolution `(h, w, in, out)`.
           lost: with "adaptive", the largest share to lose, from 0 to 1.
           max_factors: with "adaptive", the largest r to try, at least 1. If it is too
             small, r is `max_factors`, and the returned share shows the larger loss.

@@ -38,9 +38,9 @@ class UpdatePCAState(NamedTuple):
 def update_pca(window: int = 50, *, every: int = 1) -> Solver:
     """Returns a solver that takes the principal components of the last updates.
 
-    It leaves out the incoming update, which would be part of its own dominant subspace.
-    While there are fewer than k updates, the missing rows are zeros. Use it with
-    `refresh_every=1`.
+    The basis does not depend on the incoming update. Otherwise the update would help to
+    span the subspace onto which it is projected. While there are fewer than k updates,
+    the missing rows are zeros. Use it with `refresh_every=1`.
 
     Attributes of the result: `eigenvalues` are root mean squares of the components of
     the last m updates along each vector. They are not eigenvalues of a Hessian: do not

@@ -160,11 +160,11 @@ def critical_sharpness(
     gradient g and Hessian H the result is uᵀ H u / (−η g·u). For u = −ηg this is the
     directional sharpness gᵀ H g / ‖g‖².
 
-    A loss L(θ + s u) counts as lower if it exceeds L(θ) by at most four rounding units
-    of L(θ). This adds about ε L(θ) / D to the relative error `tol`, with ε the rounding
-    unit and D the largest decrease along u. Losses alone cannot tell a direction of
-    descent from a step over a barrier, where the loss rises first. `step_measures` can,
-    because it knows the gradient.
+    A step counts as raising the loss only if L(θ + s u) exceeds L(θ) by more than four
+    rounding units of L(θ). This adds about ε L(θ) / D to the relative error `tol`, with
+    ε the rounding unit and D the largest decrease along u. Losses alone cannot tell a
+    direction of descent from a step over a barrier, where the loss rises first.
+    `step_measures` can, because it knows the gradient.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, such as an `Objective`.

@@ -43,7 +43,8 @@ def displacement(before: Subspace, after: Subspace) -> Displacement:
       The `Displacement`, in the dtype of the basis.
 
     Raises:
-      ValueError: unless both are `Subspace`s with equally many vectors, of one form.
+      ValueError: unless both are `Subspace`s with equally many rows, and their vectors
+        have the same structure and shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp, bulk_sgd

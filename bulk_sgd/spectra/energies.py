@@ -213,8 +213,9 @@ def trace(
     Let A be the operator and S a matrix of `sketch` random sign vectors. The range of
     A S nearly contains the eigenvectors of most large eigenvalues. The part of the
     trace in this range is exact; random sign vectors estimate the rest. This takes
-    2 `sketch` + `num_probes` products, in one program. The derivative treats the range
-    of A S as constant; it is an unbiased estimate of the derivative of the trace.
+    2 `sketch` + `num_probes` products, in one program. If you differentiate the
+    result, the range of A S counts as constant. The derivative is then an unbiased
+    estimate of the derivative of the trace.
 
     Args:
       matvec: symmetric linear callable from pytree to pytree.

@@ -37,7 +37,8 @@ class SubsamplingError(NamedTuple):
       eigenvalues: scalar, root mean square of λ̂_i − λ_i over the k eigenvalues.
       overlap: scalar between 0 and 1, ‖ÛᵀU‖²_F / k.
       projection: scalar, ‖(P̂ − P) v‖ / ‖v‖ for the given vector v.
-      converged: bool, whether both solves converged; if not, ignore the other fields.
+      converged: bool, whether the solves of both halves of the sample converged; if
+        not, ignore the other fields.
       num_matvecs: int32, number of products, each with half of the sample.
     """
 

@@ -78,9 +78,10 @@ def accelerated(
     The last condition is for SGD and momentum. Adam and Muon need `metric`, because η
     times λ_1 of the plain Hessian says nothing about their stability.
 
-    No eigenvalue in the bulk exceeds λ, the larger of min |λ_i| and the largest
-    eigenvalue that `adaptive` dropped. If b·η·λ exceeds the threshold, b is lowered
-    until it does not, but never below 1.
+    To keep b stable, the guard uses an upper bound λ on the eigenvalues in the bulk. It
+    is the smallest |λ_i| found or, if larger, the largest eigenvalue that an `adaptive`
+    solver dropped. If b·η·λ exceeds the threshold, b is lowered until it does not, but
+    never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.

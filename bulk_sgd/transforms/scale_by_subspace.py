@@ -108,8 +108,8 @@ def scale_by_subspace(
     `spectral_filter`.
 
     Args:
-      rank: number of leading eigenvectors k, from 1 to the number of (masked)
-        parameters. Static.
+      rank: number of leading eigenvectors k, from 1 to the number of parameters, or of
+        those that `mask` selects. Static.
       dominant_scale: the factor a: a number, a schedule of the step, or a
         `bulk_sgd.spectral_filter` of the eigenvalues. A plain function is a schedule.
       bulk_scale: the factor b: a number or a schedule of the step.
