@@ -13,13 +13,27 @@ from bulk_sgd.lab.sweep import workdir as sweep_workdir
 from bulk_sgd.lab.training.train import train_and_evaluate
 
 
-class Result(RunResults):
-    """What a run has left: the rows by arm, and what can be made of them."""
+class Result:
+    """What a run has left: the rows by arm, and what can be made of them.
+
+    Attributes:
+      workdir: the folder of the run.
+      info: run.json, a dict.
+      arms: names of the arms, started or not.
+
+    Methods take the name of an arm with or without white space, or "prefix". They raise
+    ValueError for another name.
+    """
+
+    def __init__(self, found: RunResults):
+        self._found = found
+        self.workdir, self.info, self.arms = found.workdir, found.info, found.arms
 
     @property
     def records(self) -> list[dict]:
         """All rows of metrics as dicts, those of the prefix first, then by arm."""
-        return [row for arm in (PREFIX, *self.arms) for row in self.rows.get(arm, [])]
+        rows = self._found.rows
+        return [row for arm in (PREFIX, *self.arms) for row in rows.get(arm, [])]
 
     def frame(self):
         """The `records` as a pandas DataFrame, if pandas is installed."""
@@ -31,25 +45,29 @@ class Result(RunResults):
         return f"Result({str(self.workdir)!r}: {of})"
 
     def steps(self, arm: str):
-        """The steps of the rows of an arm, or of "prefix", ascending, shape (n,).
-
-        Raises ValueError for another name, as `series` and `lists` do.
-        """
-        checks.one_of("arm", identities.compact(arm), (PREFIX, *self.arms))
-        return super().steps(arm)
+        """The steps of the rows of an arm, ascending, shape (n,)."""
+        return self._found.steps(self._known(arm))
 
     def series(self, arm: str, key: str):
         """A field along `steps(arm)`, shape (n,), NaN where null."""
-        self._check(arm, key, np.isscalar, "a list; take lists(arm, key)")
-        return super().series(arm, key)
+        self._check(key, np.isscalar, "a list; take lists(arm, key)")
+        return self._found.series(self._known(arm), key)
 
     def lists(self, arm: str, key: str):
         """A field that is a list along `steps(arm)`, shape (n, m), NaN where null."""
-        self._check(arm, key, np.iterable, "a number; take series(arm, key)")
-        return super().lists(arm, key)
+        self._check(key, np.iterable, "a number; take series(arm, key)")
+        return self._found.lists(self._known(arm), key)
 
-    def _check(self, arm, key, is_right, other):
-        self.steps(arm)
+    def eigenvalues(self, arm: str):
+        """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null."""
+        return self._found.eigenvalues(self._known(arm))
+
+    def _known(self, arm):
+        arm = identities.compact(arm)
+        checks.one_of("arm", arm, (PREFIX, *self.arms))
+        return arm
+
+    def _check(self, key, is_right, other):
         rows = self.records
         checks.one_of("key", key, {name for row in rows for name in row})
         known = (row[key] for row in rows if row.get(key) is not None)
@@ -57,13 +75,11 @@ class Result(RunResults):
             raise ValueError(f"key is {key!r}, {other}.")
 
     def parameters(self, arm: str) -> dict:
-        """The last parameters of an arm, or of "prefix": nested dicts of NumPy arrays.
+        """The last parameters of an arm: nested dicts of NumPy arrays.
 
-        Raises ValueError for another name, FileNotFoundError where none were kept.
+        Raises FileNotFoundError where none were kept.
         """
-        arm = identities.compact(arm)
-        checks.one_of("arm", arm, (PREFIX, *self.arms))
-        return parameters.read(self.workdir, arm)
+        return parameters.read(self.workdir, self._known(arm))
 
     def axes(self, figure: str = "loss") -> list[Axes]:
         """The axes of a figure of the report, to restyle and save: its `.figure` too.
@@ -73,12 +89,10 @@ class Result(RunResults):
         adds "changes", "step_sharpness" and "eigenvectors"; `config.measures.every`
         adds "ranks".
         """
-        # Without the checks of names: early versions wrote fewer fields.
-        run = RunResults(self.workdir, self.info, self.rows, self.unreadable)
-        figures = figures_of(run)
+        figures = figures_of(self._found)
         checks.one_of("figure", figure, figures)
         draw, _ = figures[figure]
-        return draw(run).axes
+        return draw(self._found).axes
 
 
 class SweepResult(dict):
@@ -155,4 +169,4 @@ def load(workdir) -> Result | SweepResult:
     """
     if (pathlib.Path(workdir) / sweep_workdir.FILE).is_file():
         return SweepResult(workdir)
-    return Result(**vars(read_run(workdir)))
+    return Result(read_run(workdir))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bulk_sgd import checks
 from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.files.identities import compact
 from bulk_sgd.lab.files.record import PREFIX
@@ -126,13 +125,13 @@ class RunResults:
         if self.fork_step is None:
             return math.nan
         # The arms measure at the very fork; the prefix's last row may be older.
-        losses = {arm: self._values(arm, "train_loss") for arm in self.arms}
+        losses = {arm: self.series(arm, "train_loss") for arm in self.arms}
         exact = [losses[arm][self.steps(arm) == self.fork_step] for arm in losses]
         exact = np.concatenate([*exact, []])
         if np.isfinite(exact).any():
             return last_finite(exact)
         until = self.steps(PREFIX) <= self.fork_step
-        return last_finite(self._values(PREFIX, "train_loss")[until])
+        return last_finite(self.series(PREFIX, "train_loss")[until])
 
     def steps(self, arm: str) -> np.ndarray:
         """Global steps of the rows of `arm` (or `PREFIX`), ascending, shape (n,)."""
@@ -140,14 +139,11 @@ class RunResults:
 
     def series(self, arm: str, key: str) -> np.ndarray:
         """One metric along `steps(arm)`, shape (n,), NaN where null or missing."""
-        return self._values(arm, key)
-
-    def _values(self, arm, key):
         return np.array([_number(row.get(key)) for row in self._rows(arm)])
 
     def logged(self, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric where it is finite, each of shape (n,)."""
-        values = self._values(arm, key)
+        values = self.series(arm, key)
         finite = np.isfinite(values)
         return self.steps(arm)[finite], values[finite]
 
@@ -158,7 +154,7 @@ class RunResults:
 
     def rates(self, arm: str) -> np.ndarray:
         """η along `steps(arm)`, shape (n,); where a row has none, run.json's."""
-        logged = self._values(arm, "learning_rate")
+        logged = self.series(arm, "learning_rate")
         start = _number(self.info.get("learning_rate"))
         return np.where(np.isnan(logged), start, logged)
 
@@ -168,11 +164,7 @@ class RunResults:
         return _number(self.info.get("stability_threshold", 2.0))
 
     def eigenvalues(self, arm: str) -> np.ndarray:
-        """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null or missing.
-
-        Raises ValueError if the run has no such arm.
-        """
-        checks.one_of("arm", compact(arm), (PREFIX, *self.arms))
+        """λ_1 … λ_k along `steps(arm)`, shape (n, k), NaN where null or missing."""
         return self.lists(arm, "eigenvalues")
 
     def lists(self, arm: str, key: str) -> np.ndarray:
@@ -202,12 +194,12 @@ class RunResults:
         start = 0 if arm == PREFIX else self.fork_step or 0
         last_step = int(max([entry.get("last_step") or start, *self.steps(arm)]))
         after = self.after_fork(arm, "alignment_update")
-        last = lambda key: last_finite(self._values(arm, key))
+        last = lambda key: last_finite(self.series(arm, key))
         loss = last("train_loss")
 
         def counter(key):
             # Counters only grow, and after a kill either file may be the older one.
-            return np.nanmax([_number(entry.get(key)), 0, *self._values(arm, key)])
+            return np.nanmax([_number(entry.get(key)), 0, *self.series(arm, key)])
 
         scales = (_number(entry.get(f"{part}_scale")) for part in ("dominant", "bulk"))
         if entry.get("guarded", arm.startswith("accelerated")):  # old records lack it
