@@ -49,8 +49,8 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
         the params, 3·10⁻⁴ in float32. Sums in a different order, on an accelerator or
         from a loader that shuffles the same data, differ by about 10⁻⁶. Dropout and
         different batches cause differences of 10⁻² and more. Values of the loss may
-        differ by `tol` times their size, or by `tol`² if they are below `tol`. So
-        rescale a loss far below `tol`.
+        differ by `tol` times their size, or by `tol`² if they are below `tol`. If
+        a loss is far below `tol`, scale it up before the check.
       seed: seed of the random vectors.
 
     Raises:

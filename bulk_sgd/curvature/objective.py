@@ -55,9 +55,9 @@ class Objective:
       TypeError: if `model_fn` or `loss_fn` does not take two arguments. Later calls
         raise it if either function fails or returns auxiliary outputs.
       ValueError: if the leading axes differ, if there is no example, or if
-        `microbatch_size` or `num_groups` is less than 1. Later calls raise it if
-        `loss_fn` is not a mean over examples, if weights and losses differ in shape, or
-        if the sum of the weights is not positive.
+        `microbatch_size` or `num_groups` is less than 1. Later calls raise it if the
+        mean of what `loss_fn` returns is not a mean over examples, if weights and
+        losses differ in shape, or if the sum of the weights is not positive.
 
     Example:
       >>> import jax.numpy as jnp, bulk_sgd

@@ -85,8 +85,8 @@ def sharded(matvec, sharding):
 
     Args:
       matvec: a callable from vector to vector.
-      sharding: `NamedSharding`s of the parameters on a mesh with Auto axes, a pytree
-        like them or a prefix of it; None returns `matvec` itself.
+      sharding: `NamedSharding`s of the parameters, on a mesh with Auto axes: a pytree
+        like the parameters, or a prefix of it. None returns `matvec` itself.
 
     Returns:
       A callable pytree like `matvec`.

@@ -26,8 +26,8 @@ def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
 
     Returns:
       `(value, grads, matvec)`: the scalar L(θ), its gradient as a pytree like the
-      params, and a function with `matvec(v)` = ∇²L(θ) v, in the dtypes of v. Call the
-      function in the same `jit`.
+      params, and a function with `matvec(v)` = ∇²L(θ) v, in the dtypes of v. Call
+      `matvec` inside the same `jit` as `value_grad_and_matvec`.
 
     Raises:
       TypeError, ValueError: as in `bulk_sgd.hessian`.

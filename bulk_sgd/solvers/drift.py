@@ -33,7 +33,7 @@ def on_drift(
     Args:
       solver: the solver to call on drift, such as `bulk_sgd.lanczos()`.
       tol: the largest estimate to accept, from 0 to 1.
-      every: probe at one call in `every`; the other calls cost nothing.
+      every: probe at one call in `every`; most other calls run nothing.
       solve_every: calls after which `solver` runs regardless of the probes, at least 1.
         With `lanczos`, a new dominant direction stays unseen for at most this number of
         calls. `power` has its own `solve_every`, which counts the calls of `power`.

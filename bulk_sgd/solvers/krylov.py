@@ -41,8 +41,8 @@ def krylov_filter(
     keeps Ritz vectors, at most k, with Ritz values above the threshold
     (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
     rows. A full solve for k + 1 eigenpairs sets the threshold, at the first call and
-    then once in `calibrate_every` calls. Between full solves the threshold is
-    proportional to λ_1.
+    then once in `calibrate_every` calls. Between full solves, the threshold keeps its
+    ratio to |λ_1|, with the λ_1 that the current call finds.
 
     Use it with `refresh_every=1`, because the result says nothing about later updates.
     It also says little about other vectors, such as the gradient when u is an update of

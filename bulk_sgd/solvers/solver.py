@@ -28,7 +28,7 @@ class Solver(NamedTuple):
         state from which it can continue. If True, the caller need not select between
         the old basis and the new one at every step.
       eigenpairs: whether the result approximates eigenpairs of the curvature that also
-        hold for later updates. `on_drift` and `adaptive` require it.
+        hold for later updates. `on_drift`, `adaptive` and `accelerated` require it.
       name: the name of the solver in error messages.
       zeros: `zeros(params, rank)` returns a basis of zero rows of the same type as the
         solver's basis. By default it is dense.

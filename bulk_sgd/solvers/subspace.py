@@ -117,9 +117,9 @@ class Subspace(NamedTuple):
         Args:
           factors: the rank r of each matrix, at least 1. Outside `jit` it may be
             "adaptive": the smallest r at which no eigenvector loses more than the share
-            `lost` of its squared length, rounding aside. `found.eigenvectors.factors`
-            is this r, or 0 if every leaf stays dense. A solver needs r in advance, so
-            solve once before and take r from the result.
+            `lost` of its squared length, rounding aside. The returned subspace has this
+            r as `eigenvectors.factors`, or 0 if every leaf stays dense. A solver takes
+            r as a number: to find it, solve once, and cut that result with "adaptive".
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns either of these. By default a

@@ -176,8 +176,9 @@ def critical_sharpness(
       max_losses: the largest number of losses.
 
     Returns:
-      A scalar in float32, or float64 if a parameter is float64. It is NaN if no step
-      tried lowers the loss by more than rounding, or if `max_losses` is too small.
+      A scalar in float32, or float64 if a parameter is float64. It is NaN if
+      none of the steps tried lowers the loss by more than rounding, or if `max_losses`
+      is too small.
 
     Raises:
       TypeError: if `value_fn` does not return a real scalar.

@@ -39,8 +39,9 @@ class SpectralDensity(NamedTuple):
     the mean. The other is √(2 Var f(λ) / ((n + 2) r)), from the known distribution of
     the weights of a random vector. Var is the variance over the estimated density.
 
-    Errors do not include smoothing: m nodes per probe blur features narrower than 1/m
-    of the range. The ends are sharper, since Lanczos converges there first.
+    Errors do not include the blur of the quadrature: m nodes per probe cannot resolve
+    features narrower than 1/m of the range. The ends are sharper, since Lanczos
+    converges there first.
 
     Attributes:
       nodes: `(probes, steps)`, ascending in each row.

@@ -78,10 +78,10 @@ def accelerated(
     The last condition is for SGD and momentum. Adam and Muon need `metric`, because η
     times λ_1 of the plain Hessian says nothing about their stability.
 
-    To keep b stable, the guard uses an upper bound λ on the eigenvalues in the bulk. It
-    is the smallest |λ_i| found or, if larger, the largest eigenvalue that an `adaptive`
-    solver dropped. If b·η·λ exceeds the threshold, b is lowered until it does not, but
-    never below 1.
+    The factor b is limited too, so that steps in the bulk stay stable. The limit comes
+    from an upper bound on the eigenvalues in the bulk, λ. This λ is the smallest |λ_i|
+    found or, if larger, the largest eigenvalue that an `adaptive` solver dropped. If
+    b·η·λ exceeds the threshold, b is lowered until it does not, but never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.
@@ -96,8 +96,9 @@ def accelerated(
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
         subspace belongs to the preconditioned Hessian. With
-        `optax.inject_hyperparams`, list `metric` and `rank` in `static_args`.
-      solver: finds the subspace at every step; by default
+        `optax.inject_hyperparams`, list `metric` in `static_args`, and what
+        `scale_by_subspace` lists there.
+      solver: called at every step to update the subspace; by default
         `bulk_sgd.streaming(factors=4, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
       curvature: as in `scale_by_subspace`, like the arguments below.
