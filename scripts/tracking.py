@@ -93,7 +93,7 @@ def _contestants() -> dict:
         "lanczos on drift": (on_drift(lanczos(), every=4), 0, 1),
         "power on drift": (on_drift(power(), every=4), 0, 1),
         "power on drift, probed every step": (on_drift(power(), 0.07), 0, 1),
-        "power, before the largest ratio": (adaptive(power()), 0, 1),
+        "power, cut at the largest ratio": (adaptive(power()), 0, 1),
         "power, above 1 / learning rate": (above, 0, 1),
         "krylov, 5 steps": (krylov(5), 0, 1),
         "krylov, 10 steps": (krylov(10), 0, 1),
