@@ -55,8 +55,8 @@ class Objective:
       TypeError: if `model_fn` or `loss_fn` does not take two arguments. Later calls
         raise it if either function fails or returns auxiliary outputs.
       ValueError: if the leading axes differ, if there is no example, or if
-        `microbatch_size` or `num_groups` is less than 1. Later calls raise it if the
-        mean of what `loss_fn` returns is not a mean over examples, if weights and
+        `microbatch_size` or `num_groups` is less than 1. Later calls raise it if
+        `loss_fn` returns a sum, or losses that depend on other examples, if weights and
         losses differ in shape, or if the sum of the weights is not positive.
 
     Example:
@@ -189,8 +189,8 @@ class Objective:
     def mean_over_microbatches(self, fn):
         """`sum_b (n_b / n) fn(part_b)` over the microbatches b of n_b examples.
 
-        With weights, n_b and n are sums of weights. In a microbatch without a positive
-        weight n_b is zero; `fn` then gets weights of one, so that its result is finite.
+        With weights, n_b and n are sums of weights. If all weights of a microbatch are
+        zero, n_b is zero, and `fn` gets weights of one, so that its result is finite.
 
         Args:
           fn: function from the unsplit `Objective` of one microbatch to a pytree of

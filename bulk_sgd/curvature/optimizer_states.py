@@ -75,9 +75,9 @@ def muon_preconditioner(
     u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by a /
     ‖M‖, with a = 3.4445⁵ = 485 by default, so those below ‖M‖ / a do not reach 1. P
     therefore uses at least (‖M‖ + eps) / a for every s_i. If m ≠ n, one of M Mᵀ and Mᵀ
-    M has more eigenvectors than M has singular values; P uses the same bound as the s_i
-    of each extra eigenvector. Parameters that Muon leaves to Adam have the diagonal of
-    `adam_preconditioner`.
+    M has more eigenvectors than M has singular values. For each extra eigenvector, P
+    takes this bound in place of s_i. Parameters that Muon leaves to Adam have the
+    diagonal of `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
     1.2. With `nesterov`, Muon orthogonalises M plus one more gradient, not M alone, and

@@ -119,8 +119,8 @@ def lanczos(
 ) -> Solver:
     """Returns a solver that runs `top_eigenpairs` to its tolerance at every refresh.
 
-    `top_eigenpairs` explains the other arguments. Use `repeated` with `blockwise`,
-    because blocks have repeated eigenvalues.
+    `top_eigenpairs` explains all arguments but `warm_start`. Use `repeated` with
+    `blockwise`, because blocks have repeated eigenvalues.
 
     Error: residuals of at most `tol · max|λ|`. Cost: 18 to 23 matvecs on an MLP of
     199,210 parameters, with rank 10 and the default tolerance.

@@ -84,7 +84,7 @@ class SpectralDensity(NamedTuple):
 
     @property
     def frobenius(self) -> Estimate:
-        """The squared Frobenius norm ‖A‖²_F, as far as the dtype holds it."""
+        """The squared Frobenius norm ‖A‖²_F; squares can overflow or underflow."""
         return self.mean(jnp.square).scale(self.dimension)
 
     @property

@@ -76,11 +76,12 @@ class Energies(NamedTuple):
     is for piecewise linear networks. Squares that leave the dtype become zero or
     infinite; shares do not.
 
-    Let T̂ be an estimated total and e its standard error. On average part / T̂ is too
-    large, most of all for small totals. Shares are therefore part · T̂ / (T̂² + e²),
-    which has no bias to first order, and is close to zero if |T̂| is far below e. The
-    error of a share is |part| e / (T̂² − e²), half the difference between
-    part / (T̂ − e) and part / (T̂ + e), or infinite if |T̂| ≤ e: the share is unknown.
+    A share divides an exact part p, such as tr(Uᵀ M U), by an estimated total T̂ with
+    standard error e. On average, p / T̂ is too large, most of all for small totals.
+    Shares are therefore p T̂ / (T̂² + e²), which has no bias to first order, and is
+    close to zero if |T̂| is far below e. The error of a share is |p| e / (T̂² − e²),
+    half the difference between p / (T̂ − e) and p / (T̂ + e). It is infinite if
+    |T̂| ≤ e: the share is unknown.
 
     Attributes:
       trace: tr M.

@@ -96,8 +96,8 @@ def accelerated(
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
         subspace belongs to the preconditioned Hessian. With
-        `optax.inject_hyperparams`, list `metric` in `static_args`, and what
-        `scale_by_subspace` lists there.
+        `optax.inject_hyperparams`, list `metric` in `static_args`, and the
+        arguments that the docstring of `scale_by_subspace` tells you to list.
       solver: called at every step to update the subspace; by default
         `bulk_sgd.streaming(factors=4, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
