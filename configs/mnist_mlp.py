@@ -26,9 +26,10 @@ from configs.song_mnist5k import get_config as song_mnist5k
 
 def get_config(variant: str = ""):
     """The config; `variant` is "" or "quick"."""
-    config = song_mnist5k(variant)
+    if variant not in ("", "quick"):
+        raise ValueError(f"variant is {variant!r}; it must be empty or 'quick'.")
+    config = song_mnist5k()
     config.name = "MNIST-5k, tanh MLP"
-    config.data.num_train = 0
     config.data.normalization = "unit"
     config.loss.reduction = "half_sum"
     config.optimizer.learning_rate = 0.05

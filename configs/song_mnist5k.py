@@ -21,6 +21,10 @@ minutes.
 
   python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
 
+`--config=configs/song_mnist5k.py:cheap` goes the whole way in minutes: the subspace
+comes from `streaming(factors=4, every=16, gain=0.4)` on the mini-batch, and the fork is
+at step 1,000.
+
 `--config=configs/song_mnist5k.py:quick` takes 40 steps of 500 images, to see it run.
 """
 
@@ -28,9 +32,10 @@ from bulk_sgd.lab.config import default
 
 
 def get_config(variant: str = ""):
-    """The config; `variant` is "" or "quick"."""
-    if variant not in ("", "quick"):
-        raise ValueError(f"variant is {variant!r}; it must be empty or 'quick'.")
+    """The config; `variant` is "", "quick" or "cheap"."""
+    if variant not in ("", "quick", "cheap"):
+        allowed = "it must be empty or 'quick' or 'cheap'."
+        raise ValueError(f"variant is {variant!r}; {allowed}")
     config = default()
     config.name = "MNIST-5k, protocol of Song et al."
     config.data.normalization = "standard"
@@ -52,7 +57,14 @@ def get_config(variant: str = ""):
     config.switch.decay = 0.9
     config.switch.measure_every = 1
     config.arms = ("sgd", "dom_sgd", "bulk_sgd")
-    if variant:
+    if variant == "quick":
         config.data.num_train = 500
         config.num_steps, config.switch.step, config.eval_every = 40, 20, 10
+    if variant == "cheap":
+        config.subspace.solver, config.subspace.data = "streaming", "batch"
+        config.subspace.factors, config.subspace.every = 4, 16
+        config.subspace.gain = 0.4
+        config.switch.step, config.switch.alignment = 1_000, 0.0
+        config.switch.gradient = "update"
+        config.eval_every = 500
     return config

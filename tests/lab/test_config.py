@@ -31,6 +31,17 @@ def test_quick_variants_are_small_and_the_others_are_refused(name):
         make("fast")
 
 
+@pytest.mark.parametrize("name", ["song_mnist5k", "song_sst2", "song_cifar10"])
+def test_cheap_variants_keep_the_training_of_the_protocol(name):
+    make = importlib.import_module(f"configs.{name}").get_config
+    exact, cheap = make(), make("cheap")
+    config.validate(cheap)
+    assert (cheap.subspace.solver, cheap.subspace.every) == ("streaming", 16)
+    for field in ("optimizer", "loss", "batch_size", "num_steps", "arms"):
+        assert cheap[field] == exact[field]
+    assert cheap.model.width == exact.model.width
+
+
 def test_quick_variant_of_song_does_not_shrink_the_data_of_others():
     module = importlib.import_module("configs.mnist_mlp")
     assert module.get_config("quick").data == module.get_config().data
