@@ -204,6 +204,7 @@ def finish_steps(axes: Axes, ends: Sequence[tuple[float, str, dict]]) -> None:
     keeps its offset from it.
     """
     axes.set_xlabel("step")
+    axes.locator_params(axis="x", nbins=6)  # more would touch at five digits
     ends = sorted((e for e in ends if math.isfinite(e[0])), key=lambda end: end[0])
     if not ends:
         say(axes, "nothing logged")
