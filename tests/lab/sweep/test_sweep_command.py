@@ -70,9 +70,7 @@ def test_ablation_configs_are_valid(path, preset):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "muon"])
-@pytest.mark.parametrize(
-    "task", ["mnist", "mnist_batch_250", "cnn", "vit", "decoder"]
-)
+@pytest.mark.parametrize("task", ["mnist", "mnist_batch_250", "cnn", "vit", "decoder"])
 def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module(f"configs.pays.{task}")
