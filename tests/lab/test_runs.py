@@ -112,6 +112,7 @@ def test_records_make_a_frame(result):
     ("method", "arguments", "sentence"),
     [
         ("steps", ("SGD",), "arm is 'SGD'; it must be one of bulk_sgd, prefix, sgd"),
+        ("eigenvalues", ("SGD",), "arm is 'SGD'; it must be one of bulk_sgd, prefix"),
         ("series", ("SGD", "train_loss"), "arm is 'SGD'; it must be one of bulk_sgd,"),
         (
             "series",
