@@ -17,7 +17,7 @@ import sys
 from bulk_sgd.lab.training import run
 write = run.Run.write
 def fail(self, row):
-    if row["step"] == 20:
+    if row["step"] == 40:
         raise RuntimeError("broken on purpose")
     write(self, row)
 if {index} == {failing}:
