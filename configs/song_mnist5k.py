@@ -29,6 +29,7 @@ at step 1,000.
 """
 
 from bulk_sgd.lab.config import default
+from configs.pays.base import CHEAPEST
 
 
 def get_config(variant: str = ""):
@@ -61,9 +62,7 @@ def get_config(variant: str = ""):
         config.data.num_train = 500
         config.num_steps, config.switch.step, config.eval_every = 40, 20, 10
     if variant == "cheap":
-        config.subspace.solver, config.subspace.data = "streaming", "batch"
-        config.subspace.factors, config.subspace.every = 4, 16
-        config.subspace.gain = 0.4
+        config.subspace.update(CHEAPEST)
         config.switch.step, config.switch.alignment = 1_000, 0.0
         config.switch.gradient = "update"
         config.eval_every = 500

@@ -16,6 +16,15 @@ from collections.abc import Callable, Mapping
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.sweep.tuning import Tuning
 
+# The recommended `streaming(factors=4, every=16, gain=0.4)` of each mini-batch.
+CHEAPEST = {
+    "solver": "streaming",
+    "data": "batch",
+    "refresh_every": 1,
+    "factors": 4,
+    "every": 16,
+    "gain": 0.4,
+}
 _OPTIMIZERS = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
@@ -67,10 +76,7 @@ class Pays:
         config.optimizer.schedule, config.optimizer.decay_steps = "cosine", steps
         config.optimizer.warmup_steps = fork if self.warmup else 0
         config.subspace.rank = 10
-        config.subspace.solver, config.subspace.data = "streaming", "batch"
-        config.subspace.refresh_every = 1
-        config.subspace.every, config.subspace.gain = 16, 0.4
-        config.subspace.factors = 4
+        config.subspace.update(CHEAPEST)
         config.arms = self.arms
         config.loss.name, config.loss.reduction = "cross_entropy", "sum"
         config.checkpoint.every = 0  # a cell takes a minute
