@@ -34,13 +34,13 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
     - ⟨u, Hv⟩ and ⟨v, Hu⟩, which differ if the gradient is not the gradient of a scalar,
       as with straight-through estimators or a wrong `jax.custom_vjp`.
 
-    The check does not find examples that affect each other, as under batch
-    normalisation in training mode. Such a loss has one Hessian for a given batch; it
-    changes only if the batch is cut into microbatches.
+    The check does not detect a loss whose examples affect each other, as under batch
+    normalisation in training mode. Such a loss has one Hessian for a given batch; the
+    Hessian changes only if the batch is cut into microbatches.
 
-    Call the check once before a loop: it takes two values, three products and two
-    compilations. Call it outside of `jit`. Inside, JAX would trace the loss only once
-    and so hide a change.
+    Call the check once before a loop. It costs two evaluations of the loss, three
+    products and two compilations. Call it outside of `jit`. Inside, JAX would trace the
+    loss only once and so hide a change.
 
     Args:
       value_fn: `value_fn(params) -> scalar`, an `Objective` or any function.

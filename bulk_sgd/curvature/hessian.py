@@ -79,8 +79,9 @@ def gauss_newton(objective, params, *, mode: str = "auto"):
       params: pytree of floating point arrays, the point θ.
       mode: how to compute J v, one of the modes of `hessian`. A model with a
         `jax.custom_vjp` has no forward derivative; "reverse_over_reverse"
-        differentiates u ↦ Jᵀ u backwards instead. Products with ∇²ℓ use the same mode.
-        With "finite_differences" they use an exact mode if the loss allows one.
+        differentiates u ↦ Jᵀ u backwards instead. Products with ∇²ℓ use the same mode,
+        except that "finite_differences" gives way to one of the other modes if the loss
+        allows it.
 
     Returns:
       A callable pytree as from `hessian`.
@@ -105,9 +106,10 @@ def functional_hessian(objective, params, *, mode: str = "auto"):
     """Returns a function that multiplies vectors by F = Σ_c (∂ℓ/∂f_c) ∇²f_c.
 
     Here f_c are the model outputs and ℓ is the loss. F is the Hessian of
-    Σ_c stop_gradient(∂ℓ/∂f_c) f_c(θ), and products use this form: the difference H − G
-    would lose digits if F is small. For piecewise linear networks the diagonal of F is
-    zero almost everywhere, and so is the trace.
+    Σ_c stop_gradient(∂ℓ/∂f_c) f_c(θ), and products use this form. F also equals
+    the Hessian minus the Gauss-Newton matrix, but this difference would lose digits if
+    F is small. For piecewise linear networks the diagonal of F is zero almost
+    everywhere, and so is the trace.
 
     Args:
       objective: an `Objective`.

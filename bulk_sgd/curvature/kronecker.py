@@ -25,12 +25,13 @@ from bulk_sgd.linalg.matrices import Sides
 class Kronecker:
     """Preconditions one parameter, viewed as a stack of N matrices, m × n each.
 
-    `kronecker_preconditioner`, `eigenbasis_preconditioner` and `muon_preconditioner`
-    return it.
+    For each matrix, the preconditioner P has the eigenvectors u_i v_jᵀ.
+    `kronecker_preconditioner` and `eigenbasis_preconditioner` return a `Kronecker`,
+    `muon_preconditioner` a pytree with one for each matrix.
 
     Attributes:
-      left: `(N, m, p)`, eigenvectors u_i as columns, p ≤ m.
-      right: `(N, n, n)`, eigenvectors v_j as columns.
+      left: `(N, m, p)`, the u_i as columns, p ≤ m.
+      right: `(N, n, n)`, the v_j as columns.
       values: `(N, p, n)`, the eigenvalue for each u_i v_jᵀ. If p < m, it is
         `(N, p + 1, n)`: the last row is for all vectors orthogonal to the u_i.
       shape: the parameter's shape. Static.

@@ -78,10 +78,10 @@ def linearize(matvec):
 def sharded(matvec, sharding):
     """Returns an operator whose vectors are laid out over devices like the parameters.
 
-    Its products are the same. Without this constraint XLA chooses the layout: perhaps a
-    whole copy of a basis on every device, or one layout inside a loop and another
-    around it. With the constraint, a solver keeps its basis in the layout of the
-    parameters. XLA derives the collectives.
+    Its products equal those of `matvec`; only their layout is fixed. Without this
+    constraint XLA chooses the layout: perhaps a whole copy of a basis on every device,
+    or one layout inside a loop and another around it. With the constraint, a solver
+    keeps its basis in the layout of the parameters. XLA derives the collectives.
 
     Args:
       matvec: a callable from vector to vector.

@@ -16,10 +16,10 @@ def adam_preconditioner(
     """Returns the diagonal of P in Adam's last step θ ← θ − η P⁻¹ m.
 
     After t steps of `optax.adam` or `adamw`, P = (1 − b1^t) (√(v̂ + eps_root) + eps).
-    Here m is the average of the gradients, not bias-corrected, and v̂ the bias-corrected
-    average of their squares. The formula does not hold for `optax.nadam`, which
-    replaces m. In float32, squares of gradients below 10⁻¹⁹ underflow, and those above
-    10¹⁹ overflow.
+    Here m is the average of the gradients, not bias-corrected, and v̂ the
+    bias-corrected average of their squares. The formula does not hold for
+    `optax.nadam`, which replaces m. In float32, the square of a gradient entry below
+    10⁻¹⁹ underflows, and the square of one above 10¹⁹ overflows.
 
     Args:
       state: state of the optimizer after its update, alone or inside other states.
@@ -72,12 +72,12 @@ def muon_preconditioner(
 
     For a matrix M = U S Vᵀ, `optax.contrib.muon` steps by about c U Vᵀ, where c depends
     on the shape. Hence P = (M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c, a `Kronecker`: its eigenvalue for
-    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by a /
-    ‖M‖, with a = 3.4445⁵ = 485 by default, so those below ‖M‖ / a do not reach 1. P
-    therefore uses at least (‖M‖ + eps) / a for every s_i. If m ≠ n, one of M Mᵀ and Mᵀ
-    M has more eigenvectors than M has singular values. For each extra eigenvector, P
-    takes this bound in place of s_i. Parameters that Muon leaves to Adam have the
-    diagonal of `adam_preconditioner`.
+    u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
+    g/‖M‖, where g = 3.4445⁵ = 485 by default, so singular values below ‖M‖/g do not
+    reach 1. P therefore uses at least (‖M‖ + eps)/g for every s_i. If M is not square,
+    the larger of M Mᵀ and Mᵀ M has more eigenvectors than M has singular values. For
+    each extra eigenvector, P uses (‖M‖ + eps)/g in place of s_i. Parameters that Muon
+    leaves to Adam have the diagonal of `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
     1.2. With `nesterov`, Muon orthogonalises M plus one more gradient, not M alone, and

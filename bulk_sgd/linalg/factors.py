@@ -133,8 +133,8 @@ class Factored(basis.Form):
 
     Attributes:
       mixing: `(k, s)`, the weights of the stored rows.
-      stored: pytree like the parameters; each leaf is a `Factors` or, with its s rows
-        dense, an array `(s, *leaf.shape)`.
+      stored: pytree like the parameters. Each leaf is a `Factors`, which holds its part
+        of the s rows as sums of outer products, or a dense array `(s, *leaf.shape)`.
     """
 
     mixing: jax.Array

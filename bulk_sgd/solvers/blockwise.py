@@ -21,8 +21,8 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
 
     P can differ much from the projector for all parameters, because eigenvectors of H
     couple the layers (arXiv 2602.00816). `Subspace.overlap` compares the two subspaces.
-    In the lab's experiments, the option `config.measures.every` logs this overlap as
-    `exact_overlap`.
+    Experiments of `bulk_sgd.lab` log this overlap as `exact_overlap` if
+    `config.measures.every` is above 0.
 
     Under squared error each eigenvalue of a linear last layer occurs once per output.
     `lanczos()` finds one copy; `lanczos(repeated=True)` and `power()` find all of them.

@@ -15,12 +15,13 @@ def on_drift(
 ) -> Solver:
     """Returns a solver that calls another solver only when the basis has drifted.
 
-    A probe of one matvec, H V Λ⁻¹ Vᵀu, tests the basis V = [v_1 … v_k] with eigenvalues
-    Λ (diagonal) on the incoming update u. With H the present Hessian, P its projector
-    and P̂ = V Vᵀ, the probe estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖. `solver` runs if
-    the estimate exceeds `tol`, if the solver has no basis yet, if an eigenvalue is
-    zero, and at every `solve_every`-th call. A probe cannot see a new eigenvector that
-    is orthogonal to the basis.
+    Let V = [v_1 … v_k] be the basis, Λ the diagonal matrix of its eigenvalues, H the
+    present Hessian and u the incoming update. A probe takes one matvec, H V Λ⁻¹ Vᵀu.
+    From it the probe estimates the error ‖(P̂ − P) P̂ u‖ / ‖P̂ u‖, where P̂ = V Vᵀ and
+    P projects onto the k leading eigenvectors of H. `solver` runs if the estimate
+    exceeds `tol`, if the solver has no basis yet, if an eigenvalue is zero, and at
+    every `solve_every`-th call. A probe cannot see a new eigenvector that is orthogonal
+    to the basis.
 
     Use it with `refresh_every=1`. Put it inside `adaptive` and `blockwise`, not around
     them: `adaptive` can leave no vector to probe, and with `blockwise` the coupling of

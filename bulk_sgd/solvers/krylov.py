@@ -24,7 +24,8 @@ class KrylovState(NamedTuple):
     """State of a `krylov_filter`.
 
     Attributes:
-      threshold: scalar, (λ_k + λ_{k+1}) / (2 |λ_1|) at the last full solve.
+      threshold: scalar, the threshold over |λ_1| at the last full solve:
+        (λ_k + λ_{k+1}) / (2 |λ_1|).
       count: int32, calls so far.
     """
 
@@ -41,8 +42,8 @@ def krylov_filter(
     keeps Ritz vectors, at most k, with Ritz values above the threshold
     (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
     rows. A full solve for k + 1 eigenpairs sets the threshold, at the first call and
-    then once in `calibrate_every` calls. Between full solves, the threshold keeps its
-    ratio to |λ_1|, with the λ_1 that the current call finds.
+    then once in `calibrate_every` calls. Between full solves, each call multiplies the
+    ratio of the threshold to |λ_1|, as last solved, by the |λ_1| that it finds itself.
 
     Use it with `refresh_every=1`, because the result says nothing about later updates.
     It also says little about other vectors, such as the gradient when u is an update of
@@ -51,6 +52,7 @@ def krylov_filter(
 
     Attributes of the result: `eigenvalues` and `residuals` include the Ritz pairs below
     the threshold. If k exceeds `length`, the entries after the first `length` are zero.
+    A call with a full solve returns all k eigenpairs instead.
 
     Error and cost: see `docs/solvers.md`.
 

@@ -56,9 +56,10 @@ def top_eigenpairs(
         must be at least the smallest of `rank + 2`, `max_matvecs` and the dimension.
       which: "largest" (algebraic), "smallest" (algebraic) or "magnitude".
       repeated: whether to search also in the orthogonal complement of the pairs found.
-        Searches end when the first eigenvalue of the complement, in the order of
-        `which`, comes after the last of the k pairs, or before it by at most
-        `tol · max|λ|`. Each search after the first takes about ten matvecs.
+        Each search after the first finds the first eigenvalue of the complement, in the
+        order of `which`, and takes about ten matvecs. The searches end once this
+        eigenvalue would not enter the k pairs, or would enter them by at most
+        `tol · max|λ|`.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.
 

@@ -49,7 +49,8 @@ def power(
 
     Attributes of the result: `eigenvectors` are the products H y_i, made orthonormal,
     with y_i the Ritz vectors of V. `residuals` are ‖H y_i − λ_i y_i‖, from before the
-    step. With "update" they are |λ_i| ‖p − V Vᵀp‖ / ‖p‖, with p the only product.
+    step. With `along="update"`, a step takes one product p, and the residuals are
+    |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
 
     With `factors`, a basis vector stores its part for an m × n matrix of parameters as
     a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`). A

@@ -27,11 +27,12 @@ class Solver(NamedTuple):
       guarded: whether `solve`, if it fails, itself returns the previous vectors and a
         state from which it can continue. If True, the caller need not select between
         the old basis and the new one at every step.
-      eigenpairs: whether the result approximates eigenpairs of the curvature that also
-        hold for later updates. `on_drift`, `adaptive` and `accelerated` require it.
+      eigenpairs: whether the result approximates eigenpairs of the curvature, whatever
+        the update, so that it stays useful at later steps. `on_drift`, `adaptive` and
+        `accelerated` require it.
       name: the name of the solver in error messages.
-      zeros: `zeros(params, rank)` returns a basis of zero rows of the same type as the
-        solver's basis. By default it is dense.
+      zeros: `zeros(params, rank)` returns a basis of the solver's type whose `rank`
+        rows are all zero. By default it is dense.
     """
 
     init: Callable[[Any, int], Any]

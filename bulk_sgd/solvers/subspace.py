@@ -118,8 +118,9 @@ class Subspace(NamedTuple):
           factors: the rank r of each matrix, at least 1. Outside `jit` it may be
             "adaptive": the smallest r at which no eigenvector loses more than the share
             `lost` of its squared length, rounding aside. The returned subspace has this
-            r as `eigenvectors.factors`, or 0 if every leaf stays dense. A solver takes
-            r as a number: to find it, solve once, and cut that result with "adaptive".
+            r as `eigenvectors.factors`, or 0 if every leaf stays dense. Solvers do not
+            accept "adaptive": to find r for one, solve once, cut the result with
+            "adaptive", and pass this r.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns either of these. By default a

@@ -36,8 +36,9 @@ class SpectralDensity(NamedTuple):
 
     The error of a mean of f(λ) is the larger of two standard errors over r probes. One
     is from the scatter of the probes, which is unreliable if few eigenvalues dominate
-    the mean. The other is √(2 Var f(λ) / ((n + 2) r)), from the known distribution of
-    the weights of a random vector. Var is the variance over the estimated density.
+    the mean. The other is √(2 Var f(λ) / ((n + 2) r)); it follows from the known
+    distribution of a random unit vector's squared components along the eigenvectors.
+    Var is the variance over the estimated density.
 
     Errors do not include the blur of the quadrature: m nodes per probe cannot resolve
     features narrower than 1/m of the range. The ends are sharper, since Lanczos

@@ -67,9 +67,10 @@ def subsampling_error(
 
     It compares the eigenpairs of two halves of the sample. The root mean square of the
     estimate over many samples is within a factor of 1.5 of the truth (measured along
-    training in `docs/solvers.md`). For small samples the noise is beyond first order,
-    and the estimate tends to be too low. Single estimates scatter, most of all for
-    eigenvalues, which average only k differences.
+    training in `docs/solvers.md`). The estimate is exact to first order in the sampling
+    noise. For small samples, the noise is large, and the estimate tends to be too low.
+    Single estimates scatter, most of all for eigenvalues, which average only k
+    differences.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in

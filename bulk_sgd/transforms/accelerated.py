@@ -78,10 +78,10 @@ def accelerated(
     The last condition is for SGD and momentum. Adam and Muon need `metric`, because η
     times λ_1 of the plain Hessian says nothing about their stability.
 
-    The factor b is limited too, so that steps in the bulk stay stable. The limit comes
-    from an upper bound on the eigenvalues in the bulk, λ. This λ is the smallest |λ_i|
-    found or, if larger, the largest eigenvalue that an `adaptive` solver dropped. If
-    b·η·λ exceeds the threshold, b is lowered until it does not, but never below 1.
+    The factor b is limited too, so that steps in the bulk stay stable. The limit uses
+    λ, an upper bound on the eigenvalues in the bulk: the smallest |λ_i| found or, if
+    larger, the largest eigenvalue that an `adaptive` solver dropped. If b·η·λ exceeds
+    the threshold, b is lowered until it does not, but never below 1.
 
     Args:
       inner: the optimizer, with its learning rate.
@@ -101,7 +101,7 @@ def accelerated(
       solver: called at every step to update the subspace; by default
         `bulk_sgd.streaming(factors=4, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
-      curvature: as in `scale_by_subspace`, like the arguments below.
+      curvature: as in `scale_by_subspace`.
       switch: the step from which the scales may act, or a `Switch`.
       mask: selects parameters; the others take the steps of `inner`.
       sharding: how devices share the parameters.

@@ -94,13 +94,13 @@ def scale_by_subspace(
 
     `update` also takes `preconditioner`, a positive matrix D, as a pytree like the
     params. Each leaf is either an array, which is a diagonal, or a `Kronecker`.
-    `adam_preconditioner` and `muon_preconditioner` return D. The columns of U are
-    eigenvectors of D^{−½} H D^{−½}, and the projection acts on D^½ u: u ← b·u + D^{−½}
-    U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½ u. Place the transform
-    after the optimizer, so that it acts on updates and not on gradients. If the solver
-    has a memory, or if `refresh_every` is above 1, the basis belongs to an older D, so
-    P is inexact. The error grows as D changes, and is small once Adam's average of
-    squares has settled.
+    `adam_preconditioner` and `muon_preconditioner` return D; their docstrings call it
+    P. The columns of U are eigenvectors of D^{−½} H D^{−½}, and the projection acts on
+    D^½ u: u ← b·u + D^{−½} U ((a − b) Uᵀ D^½ u). The alignment, too, is measured on D^½
+    u. With a preconditioner, place the transform after the optimizer, so that it acts
+    on updates and not on gradients. If the solver has a memory, or if `refresh_every`
+    is above 1, the basis belongs to an older D, so P is inexact. The error grows as D
+    changes, and is small once Adam's average of squares has settled.
 
     `optax.inject_hyperparams` treats every function as a schedule of the step. List in
     its `static_args` each function that is not a schedule (`curvature`, `mask`,
