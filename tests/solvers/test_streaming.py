@@ -69,6 +69,7 @@ def test_rows_stay_orthonormal_with_negative_quotients(columns):
         np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_smaller_gain_averages_the_noise():
     # Stationary error of an average with weight ρ: √(ρ / (2 − ρ)) of a sample's.
     errors = {}

@@ -83,6 +83,7 @@ def test_orthogonality_holds_over_all_steps():
     assert np.all(np.sum(np.asarray(found.nodes) > 10, axis=1) == 1)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_repeated_estimates():
     matvec = operator(symmetric(SPECTRA["semicircle"]), jnp.float32)
     points, levels = jnp.array([-20.0, 0.0, 30.0]), jnp.array([0.2, 0.5, 0.9])

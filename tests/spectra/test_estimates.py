@@ -37,7 +37,7 @@ def honest(scores):
     return np.all((np.std(scores, axis=0) > 0.8) & (np.std(scores, axis=0) < 1.2))
 
 
-@pytest.mark.parametrize("probes", [2, 4, 10])
+@pytest.mark.parametrize("probes", [2, 4, pytest.param(10, marks=pytest.mark.slow)])
 def test_errors_of_a_density_are_honest_for_few_probes(probes):
     matvec, points = operator(np.diag(OUTLIERS), jnp.float32), np.array([-0.5, 0.5])
 

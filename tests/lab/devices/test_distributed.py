@@ -17,7 +17,7 @@ from bulk_sgd.lab.files import record
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_train_as_one_device():
-    """16 steps of Bulk-SGD, with replicated parameters, FSDP, and both.
+    """16 steps of Bulk-SGD with four solves: replicated parameters, FSDP, and both.
 
     What differs is the order of sums over devices, so rounding: 6e-8 of a sum, in P
     times the 8 or so of λ₁ over the gap, of which 50 steps make 2e-6 of a batch loss.

@@ -85,7 +85,7 @@ def test_one_cell_alone(swept, tmp_path):
     )
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("lanes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_sweep_has_complete_cells_and_goes_on(
     swept, tmp_path, monkeypatch, lanes
 ):
@@ -144,6 +144,7 @@ def test_another_base_is_refused(swept, tmp_path):
     assert workdir.ordered(tmp_path, plain, CELLS[::-1]) == CELLS
 
 
+@pytest.mark.slow
 def test_sweep_grows_into_one_that_had_it_all(swept, tmp_path):
     """More steps, arms and cells, whose order does not matter."""
     grown, whole = tmp_path / "grown", tmp_path / "whole"
