@@ -26,11 +26,14 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 axes="seeds interpolation plane curvature learning_rate batch_size rank refresh warm_up
   curvature_data width_depth loss optimizer"
 worst=0
-for axis in $axes; do
+
+# run AXIS FLAG…: one sweep, in the folder AXIS
+run() {
+  local axis=$1 start=$SECONDS status=0
+  shift
   echo "== $axis"
-  start=$SECONDS status=0
-  python -m bulk_sgd.sweep --config="configs/ablations/$axis.py:$preset" \
-    --workdir="$workdir/$axis" --prefixes="$workdir/prefixes" || status=$?
+  python -m bulk_sgd.sweep "$@" --workdir="$workdir/$axis" \
+    --prefixes="$workdir/prefixes" || status=$?
   case $status in
     0) ;;
     1) echo "$axis failed, or cells of it did; the report says which." >&2 ;;
@@ -39,6 +42,14 @@ for axis in $axes; do
   esac
   worst=$((status > worst ? status : worst))
   echo "$axis took $((SECONDS - start)) seconds"
+}
+
+for axis in $axes; do
+  run "$axis" --config="configs/ablations/$axis.py:$preset"
+done
+for optimizer in sgd momentum; do
+  run "pays_$optimizer" --config="configs/pays/mnist.py:$optimizer" \
+    --config.arms="sgd,scales(0.25,2),accelerated"
 done
 python -m bulk_sgd.report --workdir="$workdir"
 exit "$worst"

@@ -8,7 +8,14 @@ import pathlib
 from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.files.record import make_folder
 from bulk_sgd.lab.from_config import unused
-from bulk_sgd.lab.report import page, study, study_tables, tuned, tuned_section
+from bulk_sgd.lab.report import (
+    page,
+    payoff,
+    study,
+    study_tables,
+    tuned,
+    tuned_section,
+)
 from bulk_sgd.lab.report.claims import claims
 from bulk_sgd.lab.report.comparison import differences, read_comparison
 from bulk_sgd.lab.report.energies import energy_table, has_energies
@@ -53,7 +60,7 @@ def write_report(workdir, out=None) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
     folder = make_folder(out or workdir / "report", "out")
-    table = claims(list(map(tuned.winners, axes)))
+    table = [*claims(list(map(tuned.winners, axes))), *payoff.claims(axes)]
     # A sweep of a user's own need not be about the paper's claims.
     if len(axes) == 1 and not any(map(_is_decided, table)):
         table = []

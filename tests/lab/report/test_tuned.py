@@ -7,7 +7,7 @@ import math
 import pytest
 from written_studies import write_axis, write_straight, write_tuned
 
-from bulk_sgd.lab.report import study, study_figures, tuned, tuned_section
+from bulk_sgd.lab.report import payoff, study, study_figures, tuned, tuned_section
 from bulk_sgd.lab.report.write import write_report
 from bulk_sgd.lab.sweep import grid, tuning, workdir
 
@@ -149,6 +149,22 @@ def test_prefix_counts_and_an_arm_pays_for_its_subspace(axis, tmp_path):
     assert curve.matvecs.tolist() == [0, 0, 0, 20, 40, 60, 80]
 
 
+def test_claims_say_which_rows_save_steps_and_seconds(axis):
+    fast, _, _ = tuned.rows(axis)
+    costs = tuned.costs(axis, fast, tuned.reference(axis, tuned.rows(axis)))
+    found = payoff.claims([axis])
+    assert [(claim.text, claim.verdict) for claim in found] == [
+        (f"Saves {unit} against plain, both tuned: {row} (rates)", verdict)
+        for unit in ("steps", "seconds")
+        for row, verdict in (("fast", "holds"), ("slow", "does not hold"))
+    ]
+    speed = 2 / sum(cost["steps"] for cost in costs)  # the seeds end alike
+    assert found[0].measured.mean == pytest.approx(speed)
+    assert found[1].measured == study.Spread(0, 0, 2)  # never there
+    assert found[0].source == "rates: cells 2, 3"
+    assert payoff.claims([dataclasses.replace(axis, tune=None)]) == []
+
+
 def test_report_of_a_tuned_sweep(axis, tmp_path):
     page = write_report(tmp_path / "rates")
     text = page.read_text()
@@ -163,6 +179,8 @@ def test_report_of_a_tuned_sweep(axis, tmp_path):
     found = json.loads(page.with_name("tables.json").read_text())["tuned"]["rates"]
     assert [row["best"] for row in found] == [0.2] * 3
     assert found[1]["costs"][0]["steps"] == 1
+    claims = page.with_name("claims.md").read_text()
+    assert "| Saves steps against plain, both tuned: fast (rates) |" in claims
 
 
 def test_rows_have_their_colours_in_all_figures(axis):
