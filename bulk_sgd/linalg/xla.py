@@ -84,16 +84,16 @@ def products(one, all_at_once, left, right):
 def normal(key, shapes, dtype):
     """A list with `jax.random.normal` of each shape, each with a key of its own.
 
-    Arrays of equal shape, and small ones of about the same size, are drawn in a loop,
-    so that the generator is compiled once for them: it would be most of what a solver
-    takes to compile. A number depends on its key and its place alone, so small ones are
-    drawn as long as the longest and cut.
+    Large arrays of equal shape are drawn in a loop, and so are all small ones, in two
+    classes of size. The generator is then compiled once for each loop; it would be most
+    of what a solver takes to compile. A number depends on its key and its place alone,
+    so small ones are drawn as long as the longest and cut.
     """
     keys = jax.random.split(key, len(shapes))
     sizes = list(map(math.prod, shapes))
     places = collections.defaultdict(list)
     for i, (shape, size) in enumerate(zip(shapes, sizes)):
-        places[size.bit_length() // 3 if is_small(size) else shape].append(i)
+        places[size > 4096 if is_small(size) else shape].append(i)
     drawn = [None] * len(shapes)
     for alike in places.values():
         longest = max(sizes[i] for i in alike)
