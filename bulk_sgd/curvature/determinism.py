@@ -48,9 +48,9 @@ def check_deterministic(value_fn, params, *, tol: float | None = None, seed: int
       tol: largest relative difference allowed; by default √ε of the coarsest dtype of
         the params, 3·10⁻⁴ in float32. Sums in a different order, on an accelerator or
         from a loader that shuffles the same data, differ by about 10⁻⁶. Dropout and
-        different batches cause differences of 10⁻² and more. Values of the loss may
-        differ by `tol` times their size, or by `tol`² if they are below `tol`. If
-        a loss is far below `tol`, scale it up before the check.
+        different batches cause differences of 10⁻² and more. Two values of the loss may
+        differ by `tol` times their size. A size below `tol` counts as `tol`: scale up a
+        loss that is far below it.
       seed: seed of the random vectors.
 
     Raises:

@@ -26,8 +26,9 @@ class Kronecker:
     """Preconditions one parameter, viewed as a stack of N matrices, m × n each.
 
     For each matrix, the preconditioner P has the eigenvectors u_i v_jᵀ.
-    `kronecker_preconditioner` and `eigenbasis_preconditioner` return a `Kronecker`,
-    `muon_preconditioner` a pytree with one for each matrix.
+    `kronecker_preconditioner` and `eigenbasis_preconditioner` return a `Kronecker`.
+    `muon_preconditioner` returns a pytree with one for each parameter that Muon does
+    not leave to Adam.
 
     Attributes:
       left: `(N, m, p)`, the u_i as columns, p ≤ m.

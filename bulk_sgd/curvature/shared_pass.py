@@ -11,10 +11,11 @@ from bulk_sgd.linalg import basis
 def value_grad_and_matvec(value_fn, params, *, mode: str = "auto"):
     """Returns a loss, its gradient and a function that multiplies by its Hessian.
 
-    The gradient and all products share one pass through the network. If a training step
-    calls `jax.value_and_grad` and gives `value_fn` to a transform, XLA must find the
-    shared pass. It does so for plain layers, but not for layers inside `jax.lax.scan`.
-    Pass the products instead: `tx.update(…, matvec=matvec)`.
+    The gradient and all products share one pass through the network. Without this
+    function, a training step calls `jax.value_and_grad` and gives `value_fn` to a
+    transform, and XLA has to find the shared pass. It does so for plain layers, but not
+    for layers inside `jax.lax.scan`. Pass the products instead:
+    `tx.update(…, matvec=matvec)`.
 
     An `Objective` in microbatches shares nothing, because sharing would keep the
     activations of all microbatches.

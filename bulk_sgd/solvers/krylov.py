@@ -24,8 +24,7 @@ class KrylovState(NamedTuple):
     """State of a `krylov_filter`.
 
     Attributes:
-      threshold: scalar, the threshold over |λ_1| at the last full solve:
-        (λ_k + λ_{k+1}) / (2 |λ_1|).
+      threshold: scalar, the ratio of the threshold to |λ_1| at the last full solve.
       count: int32, calls so far.
     """
 
@@ -42,8 +41,9 @@ def krylov_filter(
     keeps Ritz vectors, at most k, with Ritz values above the threshold
     (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
     rows. A full solve for k + 1 eigenpairs sets the threshold, at the first call and
-    then once in `calibrate_every` calls. Between full solves, each call multiplies the
-    ratio of the threshold to |λ_1|, as last solved, by the |λ_1| that it finds itself.
+    then once in `calibrate_every` calls. It also stores the ratio of the threshold to |λ_1|. Until
+    the next full solve, the threshold of a call is this ratio times the |λ_1| that the
+    call finds.
 
     Use it with `refresh_every=1`, because the result says nothing about later updates.
     It also says little about other vectors, such as the gradient when u is an update of

@@ -58,7 +58,7 @@ def top_eigenpairs(
       repeated: whether to search also in the orthogonal complement of the pairs found.
         Each search after the first finds the first eigenvalue of the complement, in the
         order of `which`, and takes about ten matvecs. The searches end once this
-        eigenvalue would not enter the k pairs, or would enter them by at most
+        eigenvalue no longer precedes the last of the k pairs by more than
         `tol · max|λ|`.
       key: PRNG key of the random directions; by default a fixed one. The directions
         depend on whether the operator spans several devices.

@@ -43,14 +43,15 @@ def power(
 
     The step is V ← orth(H V), with V = [v_1 … v_k] the previous basis and H the
     Hessian. Use it with the loss of the full data and `refresh_every=1`. Lanczos runs
-    instead if there is no basis yet, if an eigenvalue is not positive, if the products
-    H v_i lie too far outside of the basis (see `tol`), and at every `solve_every`-th
-    call. Power steps cannot find a new eigenvector that is orthogonal to the basis.
+    instead if there is no basis yet, if an eigenvalue is not positive, if a product of
+    the step lies too far outside of the span of V (see `tol`), and at every
+    `solve_every`-th call. Power steps cannot find a new eigenvector that is orthogonal
+    to the basis.
 
     Attributes of the result: `eigenvectors` are the products H y_i, made orthonormal,
     with y_i the Ritz vectors of V. `residuals` are ‖H y_i − λ_i y_i‖, from before the
-    step. With `along="update"`, a step takes one product p, and the residuals are
-    |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
+    step. With `along="update"`, a step takes one product p, with a vector in the span
+    of V, and the residuals are |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
 
     With `factors`, a basis vector stores its part for an m × n matrix of parameters as
     a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`). A
@@ -59,8 +60,8 @@ def power(
     them. Instead, the first call takes ten power steps from random rows, and the
     vectors belong to the eigenvalues of largest magnitude, negative ones included. Cuts
     move vectors slightly out of the span of the products, so no new dominant direction
-    stays orthogonal to the basis for ever. `residuals` are computed as if the parts
-    that the cuts remove from different products were orthogonal to each other.
+    stays orthogonal to the basis for ever. Each cut removes a part of its product.
+    `residuals` treat the parts removed from different products as orthogonal.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this

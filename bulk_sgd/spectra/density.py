@@ -34,11 +34,12 @@ from bulk_sgd.spectra.energies import Estimate
 class SpectralDensity(NamedTuple):
     """The eigenvalues of an operator as a probability measure on the line.
 
-    The error of a mean of f(λ) is the larger of two standard errors over r probes. One
-    is from the scatter of the probes, which is unreliable if few eigenvalues dominate
-    the mean. The other is √(2 Var f(λ) / ((n + 2) r)); it follows from the known
-    distribution of a random unit vector's squared components along the eigenvectors.
-    Var is the variance over the estimated density.
+    `mean(f)` estimates the mean of f(λ) over all eigenvalues. Its error is the larger
+    of two standard errors over the r probes. One is from the scatter of the probes,
+    which is unreliable if few eigenvalues dominate the mean. The other is
+    √(2 Var f(λ) / ((n + 2) r)); it follows from the known distribution of a random unit
+    vector's squared components along the eigenvectors. Var is the variance over the
+    estimated density.
 
     Errors do not include the blur of the quadrature: m nodes per probe cannot resolve
     features narrower than 1/m of the range. The ends are sharper, since Lanczos

@@ -65,12 +65,12 @@ def subsampling_error(
 ) -> SubsamplingError:
     """Estimates the error of a sample's eigenpairs from the sample alone.
 
-    It compares the eigenpairs of two halves of the sample. The root mean square of the
-    estimate over many samples is within a factor of 1.5 of the truth (measured along
-    training in `docs/solvers.md`). The estimate is exact to first order in the sampling
-    noise. For small samples, the noise is large, and the estimate tends to be too low.
-    Single estimates scatter, most of all for eigenvalues, which average only k
-    differences.
+    It compares the eigenpairs of two halves of the sample. Over many samples, the root
+    mean square of the estimated error is within a factor of 1.5 of that of the true
+    error (measured along training in `docs/solvers.md`). To first order in the sampling
+    noise, the two agree. For small samples, the noise is large, and the estimate tends
+    to be too low. Single estimates scatter, most of all for eigenvalues, which average
+    only k differences.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in
