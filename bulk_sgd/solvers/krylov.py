@@ -41,9 +41,9 @@ def krylov_filter(
     keeps Ritz vectors, at most k, with Ritz values above the threshold
     (λ_k + λ_{k+1}) / 2. The other rows are zeros; `Subspace.kept` counts the nonzero
     rows. A full solve for k + 1 eigenpairs sets the threshold, at the first call and
-    then once in `calibrate_every` calls. It also stores the ratio of the threshold to |λ_1|. Until
-    the next full solve, the threshold of a call is this ratio times the |λ_1| that the
-    call finds.
+    then once in `calibrate_every` calls. It also stores the ratio of the threshold to
+    |λ_1|. Until the next full solve, the threshold of a call is this ratio times the
+    |λ_1| that the call finds.
 
     Use it with `refresh_every=1`, because the result says nothing about later updates.
     It also says little about other vectors, such as the gradient when u is an update of
