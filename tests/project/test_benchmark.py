@@ -116,23 +116,23 @@ def test_other_networks_and_sizes(scripts, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
-    """No program is asked of the cache on disk, where the second run would find all."""
+    import benchmark_compile
+
+    found = [run(tmp_path, "compile")["compile"]]
     events = []
     listen = lambda event, **_: events.append(event)
     jax.monitoring.register_event_listener(listen)
-    try:
-        for _ in range(2):
-            rows = run(tmp_path, "compile")["compile"]
-            assert len(rows) == 5  # four solvers and the floor
-            assert all(name.startswith("4 arrays, ") for name in rows)
-            assert min(row["operations"] for row in rows.values()) > 10
-            floor, *solvers = (row["processor seconds"] for row in rows.values())
-            assert min(solvers) > floor
-            start = events.index("between runs") + 1 if "between runs" in events else 0
-            print(events[start:])
-            events.append("between runs")
+    try:  # the second time, the cache has what it was given the first time
+        found.append(benchmark_compile.measure(quick=True))
     finally:
         jax.monitoring.unregister_event_listener(listen)
+    assert "/jax/compilation_cache/cache_hits" not in events
+    for rows in found:
+        assert len(rows) == 5  # four solvers and the floor
+        assert all(name.startswith("4 arrays, ") for name in rows)
+        assert min(row["operations"] for row in rows.values()) > 10
+        floor, *solvers = (row["processor seconds"] for row in rows.values())
+        assert min(solvers) > floor
 
 
 @pytest.mark.slow
