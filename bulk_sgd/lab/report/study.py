@@ -171,8 +171,9 @@ class Axis:
         varied = _varied(self.fields, alike)
         shown = {f: cell.settings[f] for f in varied if f in cell.settings}
         texts = [write(value) for value in shown.values()]
-        # With its name where another field could be meant.
-        if len(varied) > 1 and any(type(value) is not str for value in shown.values()):
+        # With its name where another field could be meant, and for True and False.
+        kinds = {type(value) for value in shown.values()}
+        if bool in kinds or (len(varied) > 1 and kinds - {str}):
             texts = [f"{short_name(f)} {text}" for f, text in zip(shown, texts)]
         return ", ".join([label, *texts] if label else texts) or "base"
 

@@ -243,6 +243,10 @@ def test_labels_stand_for_settings_and_long_values_are_shortened(tmp_path):
     (axis,) = study.read_study(tmp_path)
     assert list(axis.groups) == ["a/x.npz", "b/x.npz"]
     assert field_label(axis) == "data set"
+    write_axis(tmp_path, [{"switch.freeze": value} for value in (False, True)])
+    (axis,) = study.read_study(tmp_path)
+    assert list(axis.groups) == ["freeze False", "freeze True"]
+    assert field_label(axis) == ""
 
 
 def test_no_study_is_a_clear_error(tmp_path):
