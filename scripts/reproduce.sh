@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the whole study: every ablation axis, then one report. A second call resumes an
-# interrupted one. Usage: scripts/reproduce.sh [--preset=cpu|gpu] [--workdir=FOLDER]
+# Runs the whole study: the ablation axes, two tuned sweeps, one report. A second call
+# resumes an interrupted one. Usage: scripts/reproduce.sh [--preset=cpu|gpu] [--workdir=FOLDER]
 set -euo pipefail
 preset=cpu workdir=
 for argument in "$@"; do

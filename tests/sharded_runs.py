@@ -2,8 +2,8 @@
 
 A process of its own, because the number of devices is fixed when JAX starts; run by
 test_sharding.py. `sharded_runs.py MESH …` trains on these meshes alone, as one of
-several processes where the environment says so, `MESH:float64` in float64; run by
-test_distributed.py.
+several processes where the environment says so, with a solve at every fourth step;
+`MESH:float64` in float64; run by test_distributed.py.
 """
 
 import itertools

@@ -73,10 +73,10 @@ def muon_preconditioner(
     For a matrix M = U S Vᵀ, `optax.contrib.muon` steps by about c U Vᵀ, where c depends
     on the shape. Hence P = (M Mᵀ)^¼ ⊗ (Mᵀ M)^¼ / c, a `Kronecker`: its eigenvalue for
     u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
-    g/‖M‖, where g = 3.4445⁵ = 485 by default, so singular values below ‖M‖/g do not
-    reach 1. P therefore uses at least (‖M‖ + eps)/g for every s_i. If M is not square,
-    the larger of M Mᵀ and Mᵀ M has more eigenvectors than M has singular values. For
-    each extra eigenvector, P uses (‖M‖ + eps)/g in place of s_i. Parameters that Muon
+    g/‖M‖_F, where g = 3.4445⁵ = 485 by default, so singular values below ‖M‖_F/g do not
+    reach 1. P therefore uses at least (‖M‖_F + eps)/g for every s_i. If M is not
+    square, the larger of M Mᵀ and Mᵀ M has more eigenvectors than M has singular values. For
+    each extra eigenvector, P uses (‖M‖_F + eps)/g in place of s_i. Parameters that Muon
     leaves to Adam have the diagonal of `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and

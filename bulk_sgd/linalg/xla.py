@@ -84,16 +84,18 @@ def products(one, all_at_once, left, right):
 def normal(key, shapes, dtype):
     """A list with `jax.random.normal` of each shape, each with a key of its own.
 
-    Large arrays of equal shape are drawn in a loop, and so are all small ones, in two
-    classes of size. The generator is then compiled once for each loop; it would be most
-    of what a solver takes to compile. A number depends on its key and its place alone,
-    so small ones are drawn as long as the longest and cut.
+    Large arrays of equal shape are drawn in one loop. On a single device small arrays
+    are drawn in two loops, up to 4,096 numbers and above. XLA then compiles a generator
+    for each loop, not for each array: generators are a third of what a solver takes to
+    compile. A number depends on its key and its place alone, so small arrays are drawn
+    as long as the longest of their loop and cut.
     """
     keys = jax.random.split(key, len(shapes))
     sizes = list(map(math.prod, shapes))
     places = collections.defaultdict(list)
     for i, (shape, size) in enumerate(zip(shapes, sizes)):
-        places[size > 4096 if is_small(size) else shape].append(i)
+        loop = ("long" if size > 4096 else "short") if is_small(size) else shape
+        places[loop].append(i)
     drawn = [None] * len(shapes)
     for alike in places.values():
         longest = max(sizes[i] for i in alike)

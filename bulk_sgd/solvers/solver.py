@@ -31,8 +31,8 @@ class Solver(NamedTuple):
         the update, so that it stays useful at later steps. `on_drift`, `adaptive` and
         `accelerated` require it.
       name: the name of the solver in error messages.
-      zeros: `zeros(params, rank)` returns a basis of the solver's type whose `rank`
-        rows are all zero. By default it is dense.
+      zeros: `zeros(params, rank)` returns a basis whose `rank` rows are all zero, of
+        the type that the solver keeps. By default it is dense.
     """
 
     init: Callable[[Any, int], Any]

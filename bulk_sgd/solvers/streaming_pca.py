@@ -41,8 +41,9 @@ def streaming_pca(gain: float = 0.01) -> Solver:
     The basis holds the k leading eigenvectors of C, the average of u uᵀ over the past
     updates u. An update enters C at the call after its own: C ← (1 − ρ) C + ρ u uᵀ. So,
     as in `update_pca`, the basis does not depend on the incoming update. The state
-    therefore holds the last update, but no window of updates. The weight ρ is 1/n at
-    the n-th update, but never below `gain`. Use it with `refresh_every=1`.
+    therefore holds the last update. The average is recursive, so no window is kept. The
+    weight ρ is 1/n at the n-th update, but never below `gain`. Use it with
+    `refresh_every=1`.
 
     Attributes of the result: `eigenvalues` are root mean squares of the updates along
     each vector. `residuals` are zero and say nothing.

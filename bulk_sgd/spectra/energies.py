@@ -72,9 +72,9 @@ class Energies(NamedTuple):
     """Trace and squared Frobenius norm of an operator M, whole and in a subspace.
 
     U = [u_1 … u_k] is the basis of the subspace. The totals and the shares are
-    estimates; the other fields are exact. A share is NaN if its total is zero, such as
-    the trace of the functional Hessian of a piecewise linear network. Squares outside
-    the range of the dtype become zero or infinite; the shares stay correct.
+    estimates; the other fields are exact. A share is NaN if its estimated
+    total and the error of that total are zero, as for M = 0. Squares outside the range
+    of the dtype become zero or infinite; the shares stay correct.
 
     A share divides an exact part p, such as tr(Uᵀ M U), by an estimated total T̂ with
     standard error e. On average, p / T̂ is too large, most of all for small totals.

@@ -65,12 +65,11 @@ def subsampling_error(
 ) -> SubsamplingError:
     """Estimates the error of a sample's eigenpairs from the sample alone.
 
-    It compares the eigenpairs of two halves of the sample. Over many samples, the root
-    mean square of the estimated error is within a factor of 1.5 of that of the true
-    error (measured along training in `docs/solvers.md`). To first order in the sampling
-    noise, the two agree. For small samples, the noise is large, and the estimate tends
-    to be too low. Single estimates scatter, most of all for eigenvalues, which average
-    only k differences.
+    It compares the eigenpairs of two halves of the sample. To first order in the
+    sampling noise, the root mean square of the estimated error over many samples is
+    that of the true error. Along training, the two were within a factor of 1.2 of each
+    other (`docs/solvers.md`). Single estimates scatter, most of all for eigenvalues,
+    which average only k differences.
 
     Args:
       objective: an `Objective` of n examples, drawn at random without replacement, in

@@ -23,6 +23,15 @@ def test_every_leaf_has_random_numbers_of_its_own():
         np.testing.assert_array_equal(drawn[name], expected)
 
 
+def test_numbers_do_not_depend_on_what_is_drawn_with_them():
+    sizes = (3, 200, 4_097, 9_000, 2**16 + 1)  # of both loops, and one on its own
+    key = jax.random.key(3)
+    drawn = basis.random_normal(key, [jnp.zeros(size) for size in sizes])
+    for own, numbers in zip(jax.random.split(key, len(sizes)), drawn):
+        expected = jax.random.normal(own, numbers.shape)
+        np.testing.assert_array_equal(numbers, expected)
+
+
 CALLS = {
     "random_normal": lambda seed: basis.random_normal(jax.random.key(seed), LIKE),
     "gram": lambda seed: basis.gram(ROWS, basis.scale(seed, ROWS)),

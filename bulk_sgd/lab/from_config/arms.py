@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     """A method u ← a·P u + b·(u − P u); `name` is the config's.
 
     The scales are constant. If `guarded`, they act only in the steps that
-    `bulk_sgd.accelerated` would scale, with the threshold of mini-batches if known.
+    `bulk_sgd.accelerated` would scale, with the threshold of `guard_threshold`.
     """
 
     name: str

@@ -60,10 +60,11 @@ def write_report(workdir, out=None) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     axes = read_study(workdir)
     folder = make_folder(out or workdir / "report", "out")
-    table = [*claims(list(map(tuned.winners, axes))), *payoff.claims(axes)]
+    table = claims(list(map(tuned.winners, axes)))
     # A sweep of a user's own need not be about the paper's claims.
     if len(axes) == 1 and not any(map(_is_decided, table)):
         table = []
+    table += payoff.claims(axes)
     markdown = folder / "claims.md"
     markdown.unlink(missing_ok=True)  # of an earlier report
     if table:
@@ -157,7 +158,7 @@ def _claims_section(table):
 threshold (with three seeds, this rule is right in four cases of five), if a seed gave
 no number, or if there is only one seed.</p>
 """
-    folded = f"Claims of the paper that these runs do not decide: {len(others)}"
+    folded = f"Claims that these runs do not decide: {len(others)}"
     return head + page.fold(folded, rule + show(others))
 
 

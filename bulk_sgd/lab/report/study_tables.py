@@ -1,5 +1,7 @@
 """The tables of a study's report, as HTML."""
 
+import math
+
 import numpy as np
 
 from bulk_sgd.lab.report import page
@@ -52,6 +54,8 @@ def of_axis(axis: Axis) -> str:
 
 def show(spread: Spread, seeds: int | None = None) -> str:
     """Mean ± deviation, and over how many of the seeds; a dash where there is none."""
+    if spread.mean == math.inf:
+        return "never"
     if not spread.count:
         return "–"
     of = f" of {seeds}" if seeds and seeds > spread.count else ""

@@ -1,4 +1,4 @@
-"""One claim of the paper: what was measured over seeds, and whether it holds."""
+"""One claim: what was measured over seeds, and whether it holds."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from bulk_sgd.lab.report.study import Axis, Cell, Spread
 
 HOLDS, FAILS = "holds", "does not hold"
 UNDECIDED, UNKNOWN = "undecided", "not measured"
+NEVER = Spread(math.inf, math.nan, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ def judge(
 
     It is undecided where the mean over seeds is within two of its standard errors of
     the threshold, where a seed gave no number (NaN), and where there is a single seed.
-    With `ratio` means are taken on a log scale.
+    With `ratio` means are taken on a log scale. If all values are infinite, so is the
+    mean.
     """
     sign, threshold = comparison
     values = list(values)
@@ -45,6 +47,9 @@ def judge(
     limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
+    if values and all(value == math.inf for value in values):
+        verdict = FAILS if sign == "<" else HOLDS
+        return Claim(text, criterion, NEVER, len(values), verdict, source)
     if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values) if ratio else values)

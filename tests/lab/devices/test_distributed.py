@@ -20,9 +20,9 @@ def test_two_processes_of_two_devices_train_as_one_device():
     """16 steps of Bulk-SGD with four solves: replicated parameters, FSDP, and both.
 
     What differs is the order of sums over devices, so rounding: 6e-8 of a sum, in P
-    times the 8 or so of λ₁ over the gap, of which 50 steps make 2e-6 of a batch loss.
-    In float64 it is 2e-14; should a solve stop one matvec earlier, it would be its
-    tolerance of 1e-9, times λ₁ over the gap, per step: below 1e-6.
+    times the 8 or so of λ₁ over the gap. Over 16 steps that is below 1e-5 of a batch
+    loss. In float64 it is 2e-14; should a solve stop one matvec earlier, it would be
+    its tolerance of 1e-9, times λ₁ over the gap, per step: below 1e-6.
     """
     runs = {}
     for count, names in (

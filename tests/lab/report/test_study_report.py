@@ -173,7 +173,7 @@ def test_claims_that_the_runs_do_not_decide_are_folded_away(tmp_path):
     for index in range(2):
         write_cell(tmp_path, index)
     text = study_report.write_report(tmp_path).read_text()
-    shown, folded = text.split("Claims of the paper that these runs do not decide", 1)
+    shown, folded = text.split("Claims that these runs do not decide", 1)
     assert "Dom-SGD stalls" in shown
     assert "Interpolation trades" in folded.split("</details>")[0]
     assert "not measured" not in shown
