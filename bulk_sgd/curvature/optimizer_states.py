@@ -75,9 +75,9 @@ def muon_preconditioner(
     u_i v_jᵀ is √(s_i s_j) / c. Muon's iteration multiplies small singular values by
     g/‖M‖_F, where g = 3.4445⁵ = 485 by default, so singular values below ‖M‖_F/g do not
     reach 1. P therefore uses at least (‖M‖_F + eps)/g for every s_i. If M is not
-    square, the larger of M Mᵀ and Mᵀ M has more eigenvectors than M has singular values. For
-    each extra eigenvector, P uses (‖M‖_F + eps)/g in place of s_i. Parameters that Muon
-    leaves to Adam have the diagonal of `adam_preconditioner`.
+    square, the larger of M Mᵀ and Mᵀ M has more eigenvectors than M has singular
+    values. For each extra eigenvector, P uses (‖M‖_F + eps)/g in place of s_i.
+    Parameters that Muon leaves to Adam have the diagonal of `adam_preconditioner`.
 
     The iteration only approximates U Vᵀ: its singular values lie between about 0.7 and
     1.2. With `nesterov`, Muon orthogonalises M plus one more gradient, not M alone, and

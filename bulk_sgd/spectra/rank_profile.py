@@ -33,8 +33,8 @@ def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankP
     itself a matrix, nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*,
     arXiv 2010.04261). The profile shows how many `factors` are enough for
     `bulk_sgd.Subspace.factored`. That method and this profile make the same cut, the
-    best one, by singular value decomposition. A basis in factors is first expanded to k
-    dense vectors.
+    best approximation of rank r (a truncated SVD). A basis in factors is first expanded
+    to k dense vectors.
 
     Args:
       subspace: the eigenvectors, such as `bulk_sgd.top_eigenpairs` returns.

@@ -120,6 +120,10 @@ class Axis:
         numeric = all(type(value) in (int, float) for value in values)
         return [float(value) for value in values] if numeric else None
 
+    def is_flag(self, field: str) -> bool:
+        """Whether some cell sets the field to True or False."""
+        return any(type(cell.settings.get(field)) is bool for cell in self.cells)
+
     @property
     def is_numeric(self) -> bool:
         """Whether settings differ only in numbers or lists of numbers."""
@@ -171,9 +175,9 @@ class Axis:
         varied = _varied(self.fields, alike)
         shown = {f: cell.settings[f] for f in varied if f in cell.settings}
         texts = [write(value) for value in shown.values()]
-        # With its name where another field could be meant, and for True and False.
-        kinds = {type(value) for value in shown.values()}
-        if bool in kinds or (len(varied) > 1 and kinds - {str}):
+        # With its name where another field could be meant, or if the field is a flag.
+        others = len(varied) > 1 and any(type(x) is not str for x in shown.values())
+        if others or any(map(self.is_flag, shown)):
             texts = [f"{short_name(f)} {text}" for f, text in zip(shown, texts)]
         return ", ".join([label, *texts] if label else texts) or "base"
 
