@@ -131,27 +131,14 @@ def accelerated(
       >>> print(state.scaled, params.round(2))  # SGD alone ends at (0, 0.22)
       True [0.   0.05]
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        example = "such as optax.sgd(0.1)."
-        problem = f"is {inner!r}; it must be an optax optimizer, {example}"
-        raise checks.ArgumentError("inner", problem)
+    _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale)
     inner = optax.with_extra_args_support(inner)
-    if callable(learning_rate):
-        scales.check("learning_rate", learning_rate)
-    else:
-        checks.at_least("learning_rate", learning_rate, 0)
-    checks.at_least("threshold", threshold, 0, above=True)
-    checks.at_least("tol", tol, 0, above=True)
-    if metric is not None:
-        functions.check("metric", metric, "inner_state")
     solver = streaming(factors=4, every=16, gain=0.4) if solver is None else solver
     check_solver(solver, eigenpairs=True)
     options = transform.checked(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
         sharding=sharding, seed=seed,
     )  # fmt: skip
-    checks.at_least("dominant_scale", dominant_scale)
-    checks.at_least("bulk_scale", bulk_scale)
     guard = Guard(dominant_scale, bulk_scale, threshold, tol)
     watch = Watch()
 
@@ -168,12 +155,10 @@ def accelerated(
             updates, state.inner_state, params, **arguments
         )
         if metric is not None:
-            found = functions.call("metric", metric, inner_state)
-            arguments["preconditioner"] = found
+            arguments["preconditioner"] = functions.call("metric", metric, inner_state)
         before = state.projection
-        rate = learning_rate
-        if callable(learning_rate):
-            rate = learning_rate(before.count)
+        schedule = callable(learning_rate)
+        rate = learning_rate(before.count) if schedule else learning_rate
         flags = {}
 
         def choose(after):
@@ -181,11 +166,28 @@ def accelerated(
             factors, flags["sound"], flags["scaled"] = chosen
             return factors
 
-        given = updates, before, params
         updates, projection = transform.advance(
-            options, choose, watch, *given, **arguments
+            options, choose, watch, updates, before, params, **arguments
         )
         flags["scaled"] &= projection.switched
         return updates, AcceleratedState(inner_state, projection, **flags)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale):
+    """Raises unless the arguments of `accelerated` are in their ranges."""
+    if not isinstance(inner, optax.GradientTransformation):
+        example = "such as optax.sgd(0.1)."
+        problem = f"is {inner!r}; it must be an optax optimizer, {example}"
+        raise checks.ArgumentError("inner", problem)
+    if callable(learning_rate):
+        scales.check("learning_rate", learning_rate)
+    else:
+        checks.at_least("learning_rate", learning_rate, 0)
+    checks.at_least("threshold", threshold, 0, above=True)
+    checks.at_least("tol", tol, 0, above=True)
+    if metric is not None:
+        functions.check("metric", metric, "inner_state")
+    checks.at_least("dominant_scale", dominant_scale)
+    checks.at_least("bulk_scale", bulk_scale)
