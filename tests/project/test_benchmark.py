@@ -138,7 +138,7 @@ def test_compilation_is_timed_without_the_cache(scripts, tmp_path):
         assert all(name.startswith("4 arrays, ") for name in rows)
         assert min(row["operations"] for row in rows.values()) > 10
         floor, *solvers = (row["processor seconds"] for row in rows.values())
-        assert min(solvers) > floor
+        assert min(solvers) > 4 * floor
 
 
 @pytest.mark.slow

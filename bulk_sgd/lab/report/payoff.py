@@ -20,25 +20,30 @@ def claims(axes: list[Axis]) -> list[Claim]:
 def _of_sweep(axis):
     rows = tuned.rows(axis)
     plain = tuned.reference(axis, rows)
+    if plain is None:
+        return []
     alone = one_arm_each(axis.groups)
     # In another setting, the arm of the reference is no rival.
-    others = [row for row in rows if row is not plain and row.cells]
-    others = [row for row in others if alone or row.arm != plain.arm]
-    costs = [tuned.costs(axis, row, plain) for row in others]
-    found, against = [], "the plain optimizer"
-    if others and (alone or axis.summaries[plain.arm].method != SGD):
-        against = plain.name
-    for unit in _UNITS:
-        for row, cost in zip(others, costs):
-            cells = {cell.index: cell for cell in [*plain.cells, *row.cells]}
-            edge = ", at the edge of its grid" if row.at_edge or plain.at_edge else ""
-            claim = judge(
-                f"Saves {unit} against {against}: {row.name} ({axis.name}{edge})",
-                f"{unit} to the last loss of {against} ÷ its own {unit}, both tuned",
-                ("<", 1),
-                [seed[unit] for seed in cost],
-                source(axis, [cells[index] for index in sorted(cells)]),
-                ratio=True,
-            )
-            found.append(claim)
-    return found
+    rival = lambda row: row is not plain and (alone or row.arm != plain.arm)
+    rivals = [row for row in rows if row.cells and rival(row)]
+    costs = [tuned.costs(axis, row, plain) for row in rivals]
+    by_name = alone or axis.summaries[plain.arm].method != SGD
+    against = plain.name if by_name else "the plain optimizer"
+    return [
+        _claim(axis, row, plain, against, unit, [seed[unit] for seed in cost])
+        for unit in _UNITS
+        for row, cost in zip(rivals, costs)
+    ]
+
+
+def _claim(axis, row, plain, against, unit, shares):
+    edge = ", at the edge of its grid" if row.at_edge or plain.at_edge else ""
+    chosen = {cell.index for cell in (*plain.cells, *row.cells)}
+    return judge(
+        f"Saves {unit} against {against}: {row.name} ({axis.name}{edge})",
+        f"{unit} to the last loss of {against} ÷ its own {unit}, both tuned",
+        ("<", 1),
+        shares,
+        source(axis, [cell for cell in axis.cells if cell.index in chosen]),
+        ratio=True,
+    )

@@ -89,7 +89,6 @@ def legend(figure: Figure, entries) -> None:
 
 def field_label(axis: Axis) -> str:
     """The fields that an axis varies, in words; nothing if labels name them."""
-    fields = axis.varied or axis.fields
     labelled = any(LABEL in cell.settings for cell in axis.cells)
     named = labelled or any(map(axis.is_flag, axis.varied))
-    return "" if named else ", ".join(map(short_name, fields))
+    return "" if named else ", ".join(map(short_name, axis.varied or axis.fields))

@@ -11,7 +11,7 @@ from bulk_sgd.lab.report.study import Axis, Cell, Spread
 
 HOLDS, FAILS = "holds", "does not hold"
 UNDECIDED, UNKNOWN = "undecided", "not measured"
-NEVER = Spread(math.inf, math.nan, 0)
+_NEVER = Spread(math.inf, math.nan, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,14 @@ def judge(
     """
     sign, threshold = comparison
     values = list(values)
+    never = values and all(value == math.inf for value in values)
     measured = Spread.of_ratios(values) if ratio else Spread.of(values)
+    measured = _NEVER if never else measured
     limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
-    if values and all(value == math.inf for value in values):
-        verdict = FAILS if sign == "<" else HOLDS
-        return Claim(text, criterion, NEVER, len(values), verdict, source)
+    if never:
+        return row(FAILS if sign == "<" else HOLDS, source)
     if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values) if ratio else values)
