@@ -26,7 +26,7 @@ The data are an .npz with x_train, y_train, x_test, y_test:
 or, in another order, what `scripts/prepare_data.py` prepares, `tfds:cifar10`.
 
 `--config=configs/song_cifar10.py:cheap` goes the whole way in 95 minutes on one busy
-CPU core: the subspace comes from `streaming(factors=4, every=16, gain=0.4)` on the
+CPU core: the subspace comes from `streaming(factors=8, every=16, gain=0.4)` on the
 mini-batch, and the fork is at step 2,000.
 
 `--config=configs/song_cifar10.py:quick` takes 16 steps of 20 images with a solve at

@@ -22,7 +22,7 @@ minutes.
   python -m bulk_sgd.main --config=configs/song_mnist5k.py --workdir=runs/song
 
 `--config=configs/song_mnist5k.py:cheap` goes the whole way in minutes: the subspace
-comes from `streaming(factors=4, every=16, gain=0.4)` on the mini-batch, and the fork is
+comes from `streaming(factors=8, every=16, gain=0.4)` on the mini-batch, and the fork is
 at step 1,000.
 
 `--config=configs/song_mnist5k.py:quick` takes 40 steps of 500 images, to see it run.

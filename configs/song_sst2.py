@@ -24,7 +24,7 @@ or what `scripts/prepare_data.py` prepares:
     --config.data.name=tfds:glue/sst2 --config.data.test_split=validation
 
 `--config=configs/song_sst2.py:cheap` goes the whole way in 95 minutes on one busy CPU
-core: the subspace comes from `streaming(factors=4, every=16, gain=0.4)` on the
+core: the subspace comes from `streaming(factors=8, every=16, gain=0.4)` on the
 mini-batch, the fork is at step 2,000, and sentences are cut after 28 words (95 % of the
 training sentences are shorter).
 

@@ -16,7 +16,7 @@ _SOLVERS = {
     "lanczos": bulk_sgd.lanczos(),
     "power": bulk_sgd.power(),
     "streaming": bulk_sgd.streaming(),
-    "streaming(factors=4)": bulk_sgd.streaming(factors=4),
+    "streaming(factors=8)": bulk_sgd.streaming(factors=8),
 }
 _FLOOR = "SGD and one matvec"
 

@@ -111,15 +111,19 @@ def _contestants() -> dict:
         **{
             f"streaming, factors {r}{when}": (kind(factors=r), _BATCH, 1)
             for kind, when in ((streaming, ""), (seldom, ", every 4 steps"))
-            for r in (1, 2, 4)
+            for r in (4, 8, 16)
         },
-        "streaming, factors 4, every 16 steps": (
-            streaming(factors=4, every=16, gain=0.4),
-            _BATCH,
-            1,
-        ),
+        **{
+            f"streaming, factors {r}, every 16 steps": (
+                streaming(factors=r, every=16, gain=0.4),
+                _BATCH,
+                1,
+            )
+            for r in (4, 8, 16)
+        },
+        "streaming, every 16 steps": (streaming(every=16, gain=0.4), _BATCH, 1),
         "streaming, quarter of the batch": (streaming(), _BATCH // 4, 1),
-        "streaming, factors 4, quarter": (streaming(factors=4), _BATCH // 4, 1),
+        "streaming, factors 8, quarter": (streaming(factors=8), _BATCH // 4, 1),
         "update PCA, window 20": (update_pca(20), 0, 1),
         "update PCA, window 50": (update_pca(50), 0, 1),
         "update PCA, window 100": (update_pca(100), 0, 1),

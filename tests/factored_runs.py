@@ -13,7 +13,7 @@ import bulk_sgd
 from bulk_sgd.linalg import basis
 from bulk_sgd.solvers import subspace
 
-SHAPES = {"bias": (4,), "kernel": (6, 5), "stack": (2, 4, 3)}
+SHAPES = {"bias": (4,), "kernel": (6, 5), "stack": (2, 3, 4)}
 LIKE = {name: np.zeros(shape) for name, shape in SHAPES.items()}
 SIZE, RANK = basis.size(LIKE), 4
 MUON = optax.contrib.MuonDimensionNumbers
@@ -74,23 +74,33 @@ def unfolded(found):
     return helpers.rows(basis.dense(found.eigenvectors))
 
 
-def eigenvectors(count, weights):
-    """Orthonormal rows, each matrix of them with singular values in these ratios.
+def random_subspace():
+    """A subspace with random orthonormal rows, in float64."""
+    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, RANK)))[0].T
+    unravel = ravel_pytree(jax.tree.map(jnp.asarray, LIKE))[1]
+    found = subspace.empty(LIKE, RANK)
+    return found._replace(eigenvectors=jax.vmap(unravel)(jnp.asarray(rows)))
 
-    Returns them, and the same with the largest singular value alone. The left vectors
-    of all rows are orthogonal, so that a product with a cut row lies along one row.
+
+def eigenvectors(count, weights):
+    """Orthonormal rows whose matrices share directions, of these weights.
+
+    Returns them, and the same in the direction of the largest weight alone. Other
+    vectors of all rows are orthogonal, so that a product with a cut row lies along one
+    row.
     """
     rng = np.random.default_rng(0)
     orthogonal = lambda n: np.linalg.qr(rng.standard_normal((n, n)))[0]
     whole, cut = {"bias": orthogonal(4)[:count]}, {}
     cut["bias"] = whole["bias"]
-    for name, (number, m, n) in {"kernel": (1, 6, 5), "stack": (2, 4, 3)}.items():
+    for name, (number, m, n) in {"kernel": (1, 6, 5), "stack": (2, 3, 4)}.items():
         terms = np.empty((count, len(weights), number, m, n))
         for at in range(number):
-            lefts = orthogonal(m)[: count * len(weights)]
-            for i, left in enumerate(lefts.reshape(count, -1, m)):
-                for q, right in enumerate(orthogonal(n)[: len(weights)]):
-                    terms[i, q, at] = weights[q] * np.outer(left[q], right)
+            lefts = orthogonal(m)[: len(weights)]
+            rights = orthogonal(n)[: count * len(weights)]
+            for i, right in enumerate(rights.reshape(count, -1, n)):
+                for q, left in enumerate(lefts):
+                    terms[i, q, at] = weights[q] * np.outer(left, right[q])
         shape = count, *SHAPES[name]
         whole[name] = terms.sum(1).reshape(shape)
         cut[name] = terms[:, 0].reshape(shape)

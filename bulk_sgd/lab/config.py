@@ -147,8 +147,8 @@ def default() -> ConfigDict:
     config.subspace.gain = 0.1  # streaming: weight of a new product
     # streaming: after ten sweeps over the basis, act at one step in `every`.
     config.subspace.every = 1
-    # power, streaming: the rank of each matrix of parameters in a basis vector, which
-    # is then stored in factors; 0: dense vectors.
+    # power, streaming: how many directions the basis vectors share in each matrix of
+    # parameters, since they are then stored in factors; 0: dense vectors.
     config.subspace.factors = 0
     config.subspace.length = 10  # krylov_filter: of the sequence from an update
     config.subspace.calibrate_every = 100  # krylov_filter: refreshes per full solve

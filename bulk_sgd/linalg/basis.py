@@ -24,8 +24,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 class Form:
     """A basis in another form than dense rows, such as `factors.Factored`.
 
-    It has its own `inner`, `gram` and `combine`, and a `mixing` `(k, s)`, whose rows
-    stand for its own. What would change a single row is refused.
+    It has its own `inner`, `gram` and `combine`, and `coordinates`, a dense basis of
+    the same inner products. `lift` makes a vector of a row of coordinates, and `mix`
+    changes all rows by a function of the coordinates. What would change a single row is
+    refused.
     """
 
 
@@ -121,8 +123,7 @@ def combine(coefficients, basis):
 def row(basis, index):
     """Row `index` of the basis, dense; the index may be traced."""
     if isinstance(basis, Form):
-        identity = jnp.eye(num_rows(basis), dtype=basis.mixing.dtype)
-        return basis.combine(row(identity, index))
+        return basis.lift(row(basis.coordinates, index))
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), basis
     )
@@ -141,7 +142,7 @@ def like(basis):
 def num_rows(basis) -> int:
     """Number of rows m of the basis."""
     if isinstance(basis, Form):
-        return num_rows(basis.mixing)
+        return num_rows(basis.coordinates)
     return jax.tree.leaves(basis)[0].shape[0]
 
 
@@ -156,14 +157,14 @@ def take_rows(basis, start, size: int):
 
 def map_rows(fn, basis):
     """`fn(row)` for each dense row, stacked."""
+    _need_rows("map_rows", basis)
     return xla.vmap(fn)(basis)
 
 
 def map_in_turn(fn, basis):
     """`fn(row)` for each row, one after the other, stacked."""
     if isinstance(basis, Form):
-        identity = jnp.eye(num_rows(basis), dtype=basis.mixing.dtype)
-        return jax.lax.map(lambda weights: fn(basis.combine(weights)), identity)
+        return jax.lax.map(lambda row: fn(basis.lift(row)), basis.coordinates)
     return jax.lax.map(fn, basis)
 
 
@@ -220,9 +221,7 @@ def norm_in_units(vector, unit=None):
 
 def norms(basis):
     """The norm of each row, shape `(m,)`."""
-    if isinstance(basis, Form):
-        return jnp.sqrt(squared_norms(basis))
-    return map_rows(norm, basis)
+    return map_rows(norm, basis.coordinates if isinstance(basis, Form) else basis)
 
 
 def unit(vector):
@@ -238,11 +237,13 @@ def divide(vector, length):
 
 def scale(factor, vector):
     """`factor * vector`."""
+    _need_rows("scale", vector)
     return jax.tree.map(lambda x: factor * x, vector)
 
 
 def subtract(x, y):
     """`x - y`."""
+    _need_rows("subtract", x)
     return jax.tree.map(operator.sub, x, y)
 
 
@@ -279,9 +280,8 @@ def add_outer(basis, coefficients, vector):
 
 def squared_norms(basis):
     """The squared norm of each row, shape `(m,)`, for rows of about length one."""
-    if isinstance(basis, Form):
-        return jnp.diag(basis.gram(basis))
-    return map_rows(lambda row: dot(row, row), basis)
+    rows = basis.coordinates if isinstance(basis, Form) else basis
+    return map_rows(lambda row: dot(row, row), rows)
 
 
 def _per_row(values, rows):

@@ -4,7 +4,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bulk_sgd import checks
-from bulk_sgd.linalg.factors import Factored, Factors, is_factors
+from bulk_sgd.linalg.factors import Factored
+from bulk_sgd.linalg.frames import Frame
 
 
 def check_layout(sharding, params=None, kind=NamedSharding):
@@ -65,29 +66,41 @@ def place_rows(basis, sharding):
 def row_sharding(rows, sharding):
     """The layout of a basis `rows` whose rows are each laid out like `sharding`.
 
-    The factors of a matrix are split along the axes that they have of it.
+    Frames and coordinates are split along the axes that they have of the parameters.
 
     >>> mesh = jax.sharding.AbstractMesh((1,), ("x",))
     >>> split = NamedSharding(mesh, PartitionSpec("x"))
     >>> tuple(row_sharding(jax.numpy.ones((2, 4)), split).spec)
     (None, 'x')
     """
-    if isinstance(rows, Factored):
-        stored = jax.tree.map(_leaf, rows.stored, sharding, is_leaf=is_factors)
-        whole = _like(jax.tree.leaves(sharding)[0], ())
-        return Factored(whole, stored)
-    return jax.tree.map(_leaf, rows, sharding)
+    if not isinstance(rows, Factored):
+        return jax.tree.map(_whole, rows, sharding)
+    coordinates = jax.tree.map(_coordinates, rows.coordinates, sharding, rows.frames)
+    frames = jax.tree.map(_frame, sharding, rows.frames)
+    return Factored(coordinates, frames)
 
 
-def _leaf(rows, sharding):
-    if not is_factors(rows):
-        return _like(sharding, (None, *sharding.spec))
-    spec = *sharding.spec, *(None,) * (rows.ndim - len(sharding.spec))
-    ends = (
-        _like(sharding, (None, None, *(spec[axis] for axis in axes)))
-        for axes in rows.axes
-    )
-    return Factors(*ends, rows.sides)
+def _whole(rows, sharding):
+    return _like(sharding, (None, *sharding.spec))
+
+
+def _coordinates(rows, sharding, frame):
+    if frame is None:
+        return _whole(rows, sharding)
+    return _like(sharding, (None, None, *_along(frame, sharding, frame.axes[1])))
+
+
+def _frame(sharding, frame):
+    if frame is None:
+        return None
+    spec = None, *_along(frame, sharding, frame.axes[0])
+    return Frame(_like(sharding, spec), frame.sides)
+
+
+def _along(frame, sharding, axes):
+    """The parts of a layout for some `axes` of a leaf."""
+    spec = *sharding.spec, *(None,) * (frame.ndim - len(sharding.spec))
+    return [spec[axis] for axis in axes]
 
 
 def _like(sharding, spec):

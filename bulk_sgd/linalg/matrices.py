@@ -40,15 +40,16 @@ class Sides(NamedTuple):
         return others, self.rows, self.columns
 
     def unfold(self, vectors, shape, side):
-        """Vectors `(k, r, number, m)` along a `side` with the axes of a leaf again.
+        """Vectors `(..., number, m)` along a `side` with the axes of a leaf again.
 
-        Returns `(k, r, ...)` with the leaf's axes except those of the other side.
+        These are its axes except those of the other side.
         """
         others = self.without((*self.rows, *self.columns), len(shape))
-        order = [*others, *side]
-        unfolded = vectors.reshape(*vectors.shape[:2], *(shape[x] for x in order))
+        order, lead = [*others, *side], vectors.shape[:-2]
+        unfolded = vectors.reshape(*lead, *(shape[x] for x in order))
         places = sorted(range(len(order)), key=order.__getitem__)
-        return unfolded.transpose(0, 1, *(2 + place for place in places))
+        places = (len(lead) + place for place in places)
+        return unfolded.transpose(*range(len(lead)), *places)
 
 
 def sides(like, factors: int, axes=None) -> list[Sides | None]:
@@ -56,7 +57,7 @@ def sides(like, factors: int, axes=None) -> list[Sides | None]:
 
     By default a leaf of three axes is a stack of matrices, and the last axis of any
     other holds the columns: a convolution `(h, w, in, out)` has h·w·in rows. A leaf has
-    no sides if `factors` pairs of vectors take no less memory.
+    no sides if it is small: of m n ≤ `factors` · (m + n) entries.
 
     `axes` gives them instead: an `optax.contrib.MuonDimensionNumbers` for all leaves of
     two axes and more, a pytree of them like the parameters with None for a leaf without

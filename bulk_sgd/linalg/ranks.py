@@ -1,4 +1,4 @@
-"""What remains of dense rows after their matrices are cut to a low rank."""
+"""What remains of dense rows after their matrices lose all but a few directions."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 
 from bulk_sgd import checks
 from bulk_sgd.linalg import basis
+from bulk_sgd.linalg.factors import directions
 from bulk_sgd.linalg.matrices import sides
 
 ADAPTIVE = "adaptive"
@@ -25,20 +26,40 @@ def check_factors(factors):
 def energies(rows, ranks, axes=None) -> list:
     """The squared length of k rows that the best cut to each of n ranks keeps.
 
-    There is one array `(k, n)` per leaf. The rank None cuts nothing, and a leaf that is
-    not a matrix keeps its whole length. `matrices.sides` explains `axes`.
+    Each matrix of each row is cut by itself. There is one array `(k, n)` per leaf. A
+    leaf that is not a matrix keeps its whole length. `matrices.sides` explains `axes`.
     """
 
     def kept(leaf, side):
-        if side is None:
-            whole = jnp.sum(leaf**2, axis=range(1, leaf.ndim))
-            return jnp.tile(whole[:, None], len(ranks))
         values = jnp.linalg.svd(side.matrices(leaf), compute_uv=False) ** 2
         found = [jnp.sum(values[..., :rank], axis=(1, 2)) for rank in ranks]
         return jnp.stack(found, axis=1)
 
-    leaves = jax.tree.leaves(rows)
-    return list(map(kept, leaves, sides(basis.like(rows), 0, axes)))
+    return _by_leaf(kept, rows, ranks, axes)
+
+
+def shared_energies(rows, counts, axes=None) -> list:
+    """As `energies`, but each row keeps what lies along shared directions.
+
+    These are the best of each number in `counts`; the number None keeps all.
+    """
+
+    def kept(leaf, side):
+        squares = directions(leaf, side)[1]
+        found = [jnp.sum(squares[:, :count], axis=(0, 1)) for count in counts]
+        return jnp.stack(found, axis=1)
+
+    return _by_leaf(kept, rows, counts, axes)
+
+
+def _by_leaf(kept, rows, ranks, axes):
+    def of(leaf, side):
+        if side is not None:
+            return kept(leaf, side)
+        whole = jnp.sum(leaf**2, axis=range(1, leaf.ndim))
+        return jnp.tile(whole[:, None], len(ranks))
+
+    return list(map(of, jax.tree.leaves(rows), sides(basis.like(rows), 0, axes)))
 
 
 def smallest(rows, lost: float, most: int, axes=None) -> int:
@@ -57,7 +78,7 @@ def smallest(rows, lost: float, most: int, axes=None) -> int:
         )
     rows = basis.widen(rows)
     ranks = range(1, most + 1)
-    within = [np.asarray(x, float) for x in energies(rows, (*ranks, None), axes)]
+    within = [np.asarray(x, float) for x in shared_energies(rows, (*ranks, None), axes)]
     # Energies are sums of squared singular values, exact to some roundings.
     rounding = 10 * jnp.finfo(basis.working_dtype(rows)).eps
     most_lost = (lost + rounding) * sum(within)[:, -1]

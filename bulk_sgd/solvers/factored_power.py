@@ -1,24 +1,22 @@
 """Power steps on a basis in factors, for the solver `power`.
 
 A step computes V ← orth(H V), in the order of the Ritz values, as with a dense basis.
-But it cuts each product H v_i before it computes the next one, and keeps only its
-factors. So there is one dense product at a time, never k. Rotation and
-orthogonalisation change only the mixing matrix of the basis, which is small.
+But the frames turn towards each product H v_i before the next one is computed, and only
+its coordinates are kept. So there is one dense product at a time, never k.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bulk_sgd.curvature import operators
-from bulk_sgd.linalg import basis, branches, factors, recut, units
+from bulk_sgd.linalg import basis, branches, frames, units
+from bulk_sgd.linalg.factors import Factored
+from bulk_sgd.linalg.orthogonalization import orthonormal
 from bulk_sgd.solvers.subspace import Subspace
 
 EAGER = 10  # steps of the first call, which begins with random rows
-
-_multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class FactoredPowerState(NamedTuple):
@@ -26,29 +24,29 @@ class FactoredPowerState(NamedTuple):
 
     Attributes:
       count: int32, calls so far.
-      lost: `(k,)`, the share of ‖H v_i‖² that the last cut took, from 0 to 1.
+      lost: `(k,)`, the share of ‖H v_i‖² outside of the frames, from 0 to 1.
     """
 
     count: jax.Array
     lost: jax.Array
 
 
-class _Cut(NamedTuple):
-    """A product p = H v_i and its cut; lengths are multiples of `unit`.
+class _Products(NamedTuple):
+    """The products p_i = H v_i so far, by their coordinates.
 
     Attributes:
-      row: the cut product, scaled to length one.
-      kept: the squared length of the cut product before this scaling.
-      square: ‖p‖².
-      inside: `(k,)`, Vᵀ p.
-      unit: a scalar.
+      frames: the frames of the coordinates below.
+      old: coordinates of the v_i.
+      rows: coordinates of p_i / ‖p_i‖, zero for products not yet computed.
+      lengths: `(k,)`, ‖p_i‖.
+      inside: `(k, k)`, v_iᵀ p_j / ‖p_j‖.
     """
 
-    row: Any
-    kept: jax.Array
-    square: jax.Array
+    frames: Any
+    old: Any
+    rows: Any
+    lengths: jax.Array
     inside: jax.Array
-    unit: jax.Array
 
 
 def init(rank: int, dtype) -> FactoredPowerState:
@@ -59,15 +57,15 @@ def init(rank: int, dtype) -> FactoredPowerState:
 def solve(matvec, subspace: Subspace, state: FactoredPowerState, updates, key):
     """One call of the solver: one step, or `EAGER` steps if there is no basis yet."""
     del updates
-    new = jnp.all(subspace.eigenvectors.mixing == 0)
+    new = ~jnp.any(basis.squared_norms(subspace.eigenvectors) > 0)
     steps = jnp.where(new, EAGER, 1)
     with jax.default_matmul_precision("highest"):
         multiply = operators.linearize(matvec)
 
         def step(index, known):
-            rows = known[0].eigenvectors
             # A step can lose rows: those that a large eigenvalue makes alike.
-            rows = _seeded(rows, jax.random.fold_in(key, index))
+            one = jax.random.fold_in(key, index)
+            rows = _seeded(known[0].eigenvectors, one)
             return _step(multiply, known[0]._replace(eigenvectors=rows))
 
         found, lost = jax.lax.fori_loop(0, steps, step, (subspace, state.lost))
@@ -79,72 +77,85 @@ def solve(matvec, subspace: Subspace, state: FactoredPowerState, updates, key):
 
 
 def _step(matvec, subspace: Subspace):
-    """The subspace after a step, and the share that each cut took."""
+    """The subspace after a step; the share of each product outside of the frames."""
     rows, size = subspace.eigenvectors, subspace.rank
-    products = factors.gram(rows.stored, rows.stored)
-    one = functools.partial(_product, matvec, rows, products)
-    cut = jax.lax.map(one, jnp.arange(size))
-    unit = jnp.max(cut.unit)
-    relative = cut.unit / unit
-    length = relative * units.root(cut.kept)
-    projected = relative[:, None] * cut.inside
-    values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)
-    values, turn = values[::-1], vectors[:, ::-1].T
+    zero = jnp.zeros_like(subspace.eigenvalues)
+    begin = _Products(
+        rows.frames,
+        rows.coordinates,
+        jax.tree.map(jnp.zeros_like, rows.coordinates),
+        zero,
+        jnp.zeros((size, size), zero.dtype),
+    )
+    one = lambda index, known: _multiplied(matvec, index, known)
+    found = jax.lax.fori_loop(0, size, one, begin)
+    unit = units.power_of_two(jnp.max(found.lengths))
+    lengths = found.lengths / unit
+    projected = found.inside * lengths
+    values, turn = jnp.linalg.eigh((projected + projected.T) / 2)
+    values, turn = values[::-1], turn[:, ::-1].T
 
-    own = factors.gram(cut.row, cut.row)
-    squares = jnp.outer(length, length) * own
-    # The squared lengths are exact: they include what the cuts take.
-    squares = jnp.where(jnp.eye(size, dtype=bool), relative**2 * cut.square, squares)
-    whole = jnp.sum(_multiply(turn, squares) * turn, axis=1)
-    outside = whole - jnp.sum(_multiply(turn, projected) ** 2, axis=1)
+    products = basis.scale_rows(lengths, found.rows)
+    held = basis.squared_norms(products)
+    # The squared lengths are exact: they include what is outside of the frames.
+    beyond = jnp.maximum(lengths**2 - held, 0)
+    products = basis.combine(turn, products)
+    squares = basis.squared_norms(products) + turn**2 @ beyond
+    outside = squares - jnp.sum((turn @ projected) ** 2, axis=1)
     moved = subspace._replace(
         eigenvalues=unit * values,
-        eigenvectors=_rotated(cut.row, own, length, turn),
+        eigenvectors=Factored(orthonormal(products), found.frames),
         residuals=unit * jnp.sqrt(jnp.maximum(outside, 0)),
     )
-    lost = 1 - cut.kept / jnp.where(cut.square > 0, cut.square, 1)
-    return moved, jnp.where(cut.square > 0, jnp.clip(lost, 0, 1), 0)
+    lost = beyond / jnp.where(lengths > 0, lengths, 1) ** 2
+    return moved, jnp.where(lengths > 0, lost, 0)
 
 
-def _product(matvec, rows, products, index) -> _Cut:
-    """Multiplies one row of the basis and cuts the product."""
-    own = rows.mixing[index]
-    product = matvec(basis.row(rows, index))
-    frame = recut.frame(jax.tree.map(lambda x: x[None], product), rows.stored, products)
-    target = jnp.append(jnp.ones_like(own[:1]), jnp.zeros_like(own))
-    start = jnp.argmax(jnp.abs(own))
-    moved, kept = recut.move(frame, target[None], start[None])
-    row = jax.tree.map(lambda x: x[0], moved)
-    inside = _multiply(rows.mixing, frame.gram[0, 1:])
-    return _Cut(row, kept[0], frame.gram[0, 0], inside, frame.unit)
+def _multiplied(matvec, index, known: _Products) -> _Products:
+    """Multiplies one row, and turns the frames towards the product."""
+    own = basis.row(known.old, index)
+    product = matvec(frames.lift(known.frames, own))
+    length = basis.norm(product)
+    # Where H has fewer directions than V, only rounding is left of some products.
+    facts = jnp.finfo(length.dtype)
+    floor = jnp.maximum(100 * facts.eps * jnp.max(known.lengths), 4 * facts.tiny)
+    inverse = 1 / jnp.where(length > floor, length, jnp.inf)
+    unit = lambda vector: basis.scale(inverse, vector)
+    one = lambda vector: jax.tree.map(lambda x: x[None], vector)
+    inside = unit(frames.compress(known.frames, product))
+    later = jnp.arange(len(known.lengths)) > index
+    now = basis.where_rows(later, known.old, basis.set_row(known.rows, index, inside))
+    turned = frames.turn(known.frames, now, one(product), one(inside), inverse[None])
+    old, rows = (
+        frames.translate(known.frames, turned, x) for x in (known.old, known.rows)
+    )
+    inside = unit(frames.compress(turned, product))
+    rows = basis.set_row(rows, index, inside)
+    along = basis.inner(old, inside)
+    return _Products(
+        turned,
+        old,
+        rows,
+        known.lengths.at[index].set(length),
+        known.inside.at[:, index].set(along),
+    )
 
 
-def _rotated(stored, products, length, turn):
-    """Turns the products and makes them orthonormal in their order.
-
-    This takes small matrices only: an orthonormal basis of the stored rows, then the
-    coordinates of the products in this basis.
-    """
-    first = factors.orthonormalizing(products)
-    found = _multiply(turn * length[None], _multiply(products, first.T))
-    norm = units.length(found, axis=1)[:, None]
-    found /= jnp.where(norm > 0, norm, 1)
-    floor = 100 * jnp.finfo(found.dtype).eps
-    for _ in range(2):  # twice is enough
-        squares = _multiply(found, found.T)
-        found = _multiply(factors.orthonormalizing(squares, floor), found)
-    return factors.Factored(_multiply(found, first), stored)
-
-
-def _seeded(rows: factors.Factored, key) -> factors.Factored:
-    """The rows, with random rows in place of missing ones."""
-    missing = jnp.any(jnp.all(rows.mixing == 0, axis=1))
+def _seeded(rows: Factored, key) -> Factored:
+    """The basis, with random rows in place of missing ones."""
+    missing = basis.squared_norms(rows) == 0
+    some = jnp.any(missing)
 
     def fill():
-        depends = jnp.all(rows.orthonormal().mixing == 0, axis=1)
-        drawn = basis.random_normal(key, rows.stored)
-        stored = basis.where_rows(depends, drawn, rows.stored)
-        filled = factors.Factored(rows.mixing, stored).orthonormal()
-        return basis.where(branches.own_lane(missing), filled, rows)
+        like = basis.like(rows.coordinates)
+        draw = lambda key: frames.random_normal(rows.frames, like, key)
+        drawn = basis.map_rows(draw, jax.random.split(key, len(missing)))
+        filled = basis.where_rows(missing, drawn, rows.coordinates)
+        # The rows that are there come first, and stay as they are.
+        order = jnp.argsort(missing, stable=True)
+        filled = orthonormal(jax.tree.map(lambda x: x[order], filled))
+        filled = jax.tree.map(lambda x: x[jnp.argsort(order)], filled)
+        filled = rows.mix(lambda _: filled)
+        return basis.where(branches.own_lane(some), filled, rows)
 
-    return branches.cond(missing, fill, lambda: rows)
+    return branches.cond(some, fill, lambda: rows)

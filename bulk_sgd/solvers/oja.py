@@ -50,12 +50,13 @@ class _Products(NamedTuple):
     overlap: jax.Array  # (w, k), inner products of the mixture with all rows
     inside: jax.Array  # (w, k), inner products of the products with all rows
     squares: jax.Array  # (w,), squared norms of the products
+    beyond: jax.Array  # (w,), squared norms of what the rows could not hold
     unit: jax.Array  # near the largest of the products, quotients and noise
 
     @property
     def outside(self):
         """`(w,)`, the squared norms of their parts outside of the basis."""
-        return self.squares - jnp.sum(self.inside**2, axis=1)
+        return self.squares + self.beyond - jnp.sum(self.inside**2, axis=1)
 
 
 class Moved(NamedTuple):
@@ -67,21 +68,32 @@ class Moved(NamedTuple):
     usable: jax.Array  # whether all is finite and the solver acts at this call
     quotients: jax.Array  # (k, k)
     noise: jax.Array  # (k,)
+    beside: jax.Array | None  # (k,), what was given to turn with the vectors
 
 
-def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
+def multiply(matvec, rows):
+    """The products of a matvec with dense rows."""
+    return basis.map_rows(operators.linearize(matvec), rows)
+
+
+def move(
+    vectors, rows, own, window: Window, quotients, noise, acts, beyond=None, beside=None
+) -> Moved:
     """Oja's rule on the rows in the window, and a rotation towards the eigenvectors.
 
-    `own` holds the rows of the window, seeded; `acts` says whether to use the result;
-    `StreamingState` explains `quotients` and `noise`.
+    `own` holds the rows of the window, seeded, and `vectors` their products; `acts`
+    says whether to use the result; `StreamingState` explains `quotients` and `noise`.
+    `beyond` `(w,)` are the lengths of what `vectors` leaves out of the products, and
+    `beside` `(k,)` are numbers of the vectors that mix like their squares.
     """
     old, rank = (quotients, noise), len(quotients)
     partner = rotation.partner(quotients, window.turning, window.outside(rank))
-    products = _multiply(matvec, rows, own, *old, window)
+    products = _mixed(vectors, rows, own, *old, window, beyond)
     scaled = quotients / products.unit, (noise / products.unit) ** 2
     found = products.inside, products.outside
     averages, quotients, noise = average(*found, window, *scaled)
     turned = orthonormal(_apart(rows, products, window))
+    noise = jnp.stack([noise] if beside is None else [noise, beside], axis=1)
     quotients, noise = of_vectors(turned, window, quotients, noise)
 
     other = basis.row(rows, partner)
@@ -102,19 +114,20 @@ def move(matvec, rows, own, window: Window, quotients, noise, acts) -> Moved:
     finite &= jnp.all((lengths > 0.5) | (lengths == 0))
     finite &= jnp.isfinite(basis.dot(other, other))
     usable = finite & acts
-    averages = products.unit * quotients, products.unit * jnp.sqrt(noise)
+    averages = products.unit * quotients, products.unit * jnp.sqrt(noise[:, 0])
     averages = basis.where(usable, averages, old)
-    return Moved(turned, other, partner, usable, *averages)
+    beside = None if beside is None else noise[:, 1]
+    return Moved(turned, other, partner, usable, *averages, beside)
 
 
-def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
+def _mixed(vectors, rows, own, quotients, noise, window: Window, beyond) -> _Products:
     start, width, _, weight = window
-    vectors = basis.map_rows(operators.linearize(matvec), own)
     lengths = basis.norms(vectors)
-    unit = units.power_of_two(units.largest((lengths, quotients, noise)))
-    lengths = lengths / unit
+    beyond = jnp.zeros_like(lengths) if beyond is None else beyond
+    unit = units.power_of_two(units.largest((lengths, beyond, quotients, noise)))
+    squares, beyond = ((x / unit) ** 2 for x in (lengths, beyond))
     values = jax.lax.dynamic_slice(jnp.diag(quotients) / unit, (start,), (width,))
-    keep = stays(values, lengths, weight)
+    keep = stays(values, jnp.sqrt(squares + beyond), weight)
     kept = basis.scale_rows(keep, own)
     mixed = jax.tree.map(lambda x, y: x + weight * (y / unit), kept, vectors)
     # Of the mixture, not of the products alone: what rounding left of the vectors along
@@ -128,7 +141,7 @@ def _multiply(matvec, rows, own, quotients, noise, window: Window) -> _Products:
     found = basis.squared_norms(own) > 0
     itself = jnp.where(identity, (keep * found)[:, None], 0)
     inside = (overlap - itself) / weight
-    return _Products(mixed, keep, overlap, inside, lengths**2, unit)
+    return _Products(mixed, keep, overlap, inside, squares, beyond, unit)
 
 
 def average(inside, outside, window: Window, quotients, noise):
@@ -151,12 +164,12 @@ def of_vectors(rows, window: Window, quotients, noise):
     others = jnp.ones(len(noise), bool)
     found = jax.lax.dynamic_update_slice(others, found, (window.start,))
     both = found[:, None] & found
-    return jnp.where(both, quotients, 0), jnp.where(found, noise, 0)
+    return jnp.where(both, quotients, 0), jnp.where(found[:, None], noise, 0)
 
 
 def _apart(rows, products: _Products, window: Window):
     """The mixtures without their parts along the rows outside of the window."""
-    mixed, stays, overlap, inside, squares, _ = products
+    mixed, stays, overlap, inside, squares, _, _ = products
     start, width, _, weight = window
     if width == basis.num_rows(rows):
         return mixed
@@ -179,36 +192,35 @@ def _apart(rows, products: _Products, window: Window):
     return jax.lax.fori_loop(0, passes, again, mixed)
 
 
-def seed(own, rows, updates, key):
-    """The rows `own` of the window with its zeros replaced: by the update and noise."""
+def seed(own, rows, update, key, draw, size):
+    """The rows `own` of the window with its zeros replaced: by an update and noise.
+
+    `draw(key)` makes a row of about `size` standard normal entries. The update is in
+    the space of the rows.
+    """
     missing = basis.squared_norms(own) == 0
 
     def fill():
-        random = noise(missing.size, updates, key)
-        filled = fresh(missing, own, rows, updates, random)
+        noise = basis.map_rows(draw, jax.random.split(key, missing.size))
+        length = basis.norm(update)
+        known = jnp.where(length > 0, length, jnp.inf)
+        first = (jnp.arange(missing.size) == 0).astype(length.dtype) * size**0.5
+        direction = basis.divide(basis.widen(update), known)
+        drawn = basis.add_outer(basis.scale(0.1, noise), first, direction)
+        filled = _apart_from(rows, missing, own, drawn)
         return basis.where(branches.own_lane(jnp.any(missing)), filled, own)
 
     return branches.cond(jnp.any(missing), fill, lambda: own)
 
 
-def noise(count: int, updates, key):
-    """A dense basis of `count` rows of standard normal numbers, like the update."""
-    keys = jax.random.split(key, count)
-    return basis.map_rows(lambda key: basis.random_normal(key, updates), keys)
+def _apart_from(rows, missing, own, found):
+    """The rows `own` with `found` for those missing, orthonormal and apart from `rows`.
 
-
-def fresh(missing, own, rows, updates, noise):
-    """The rows `own`, dense, with those that are `missing` replaced."""
-    length = basis.norm(updates)
-    known = jnp.where(length > 0, length, jnp.inf)
-    update = basis.divide(basis.widen(updates), known)
-    first = (jnp.arange(missing.size) == 0).astype(length.dtype)
-    first *= basis.size(updates) ** 0.5
-    found = basis.add_outer(basis.scale(0.1, noise), first, update)
+    The rows that are not missing are among `rows`.
+    """
     found = basis.where_rows(missing, found, own)
 
     def outside(_, found):
-        # The rows that are not missing are among `rows`.
         overlap = jnp.where(missing[:, None], basis.gram(found, rows), 0)
         along = lambda weights: basis.combine(weights, rows)
         return orthonormal(basis.subtract(found, basis.map_rows(along, overlap)))

@@ -53,15 +53,15 @@ def power(
     step. With `along="update"`, a step takes one product p, with a vector in the span
     of V, and the residuals are |λ_i| ‖p − V Vᵀp‖ / ‖p‖.
 
-    With `factors`, a basis vector stores its part for an m × n matrix of parameters as
-    a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`). A
-    step holds one dense product at a time, cuts it and keeps its factors, so there are
-    never k dense vectors. No Lanczos solve runs, because it would hold 2 k + 10 of
-    them. Instead, the first call takes ten power steps from random rows, and the
-    vectors belong to the eigenvalues of largest magnitude, negative ones included. Cuts
-    move vectors slightly out of the span of the products, so no new dominant direction
-    stays orthogonal to the basis for ever. Each cut removes a part of its product.
-    `residuals` treat the parts removed from different products as orthogonal.
+    With `factors`, all vectors share q = `factors` directions in the input space of
+    each matrix of parameters (see `bulk_sgd.Subspace.factored`). A step computes one
+    product at a time, turns the directions towards it and stores only its coordinates,
+    so it never holds k dense vectors. The solver never calls Lanczos, which would hold
+    2 k + 10 dense vectors. Instead, the first call takes ten power steps from random
+    vectors. The vectors belong to the eigenvalues of largest magnitude, negative ones
+    included. A part of each product lies outside of the directions and is lost. The
+    formula for `residuals` assumes that lost parts of different products are
+    orthogonal.
 
     Error: a step leaves the fraction λ_{k+1} / λ_k of the error before it. Here λ_{k+1}
     is the eigenvalue of largest magnitude outside of the subspace. With "update" this
@@ -77,9 +77,9 @@ def power(
       max_matvecs: bound on the matvecs of Lanczos, as in `lanczos`.
       solve_every: calls from one Lanczos solve to the next, at least 1. It bounds the
         number of calls for which a new dominant direction can stay unseen.
-      factors: the number r of outer products that stand for each matrix in a basis
-        vector, at least 1; by default vectors are dense. With `factors`, the arguments
-        above must have their defaults.
+      factors: the number q of directions that all basis vectors share in each matrix,
+        at least 1; by default vectors are dense. With `factors`, the arguments above
+        must have their defaults.
       axes: with `factors`, which axes of a parameter are rows and columns, as in
         `bulk_sgd.Subspace.factored`.
 
@@ -93,7 +93,7 @@ def power(
     Example:
       >>> import bulk_sgd
       >>> tx = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.power("update"))
-      >>> small = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.power(factors=4))
+      >>> small = bulk_sgd.project_bulk(rank=10, solver=bulk_sgd.power(factors=8))
     """
     checks.one_of("along", along, _DIRECTIONS)
     checks.between("tol", tol, 0, 1, below=True)

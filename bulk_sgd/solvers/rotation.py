@@ -3,7 +3,7 @@
 The *quotients* of vectors V = [v_1 … v_k] are the symmetric matrix Vᵀ H V, with the
 Rayleigh quotients on its diagonal. The *noise* of a vector is a variance that mixes
 like the square of the vector. Rotations here take rows v_i, the `(k, k)` quotients and
-the `(k,)` noise of the whole basis, and return all three rotated.
+the `(k, n)` kinds of noise of the whole basis, and return all three rotated.
 """
 
 import jax

@@ -73,13 +73,12 @@ def streaming(
     √(ρ / (2 − ρ)) ‖H_b v_i − V Vᵀ H_b v_i‖ with V = [v_1 … v_k]. They estimate
     ‖H v_i − λ_i v_i‖ as if batches were independent.
 
-    With `factors`, a basis vector stores its part for an m × n matrix of parameters as
-    a sum of r outer products, with r = `factors` (see `bulk_sgd.Subspace.factored`):
-    r (m + n) numbers instead of m·n.
-    If matrices are large, the basis takes far less memory than the parameters. Each
-    step cuts the vectors to this form, which leaves them not quite orthogonal.
-    `eigenvalues` belong to these vectors. `eigenvectors` are orthonormal combinations
-    of them, so P remains an exact projector.
+    With `factors`, all vectors share q = `factors` directions in the input space of
+    each m × n matrix of parameters (see `bulk_sgd.Subspace.factored`). The basis then
+    takes q (m + k n) numbers instead of k m n. The solver first turns the directions
+    towards the new product, by one power step. It then applies Oja's rule to the
+    coordinates in these directions. It drops the noise outside of them. So the subspace
+    is often more accurate than with dense vectors.
 
     Error and cost: see `docs/solvers.md`.
 
@@ -89,8 +88,8 @@ def streaming(
         calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
-      factors: the number r of outer products that stand for each matrix in a basis
-        vector, at least 1; by default vectors are dense.
+      factors: the number q of directions that all basis vectors share in each matrix,
+        at least 1; by default vectors are dense.
       axes: with `factors`, which axes of a parameter are rows and columns, as in
         `bulk_sgd.Subspace.factored`.
 
@@ -110,7 +109,7 @@ def streaming(
       ...     vectors = transform.init(params).subspace.eigenvectors
       ...     print(sum(leaf.size for leaf in jax.tree.leaves(vectors)))
       6200
-      1300
+      660
     """
     checks.integer("columns", columns, 0)
     checks.integer("every", every, 1)
@@ -167,9 +166,12 @@ def _step(matvec, rows, state: StreamingState, window: oja.Window, updates, key,
     start, width = window.start, window.width
 
     def move():
-        own = oja.seed(basis.take_rows(rows, start, width), rows, updates, key)
+        own = basis.take_rows(rows, start, width)
+        draw = lambda key: basis.random_normal(key, updates)
+        own = oja.seed(own, rows, updates, key, draw, basis.size(updates))
         averages = state.quotients, state.noise
-        return oja.move(matvec, rows, own, window, *averages, acts)
+        products = oja.multiply(matvec, own)
+        return oja.move(products, rows, own, window, *averages, acts)
 
     def rest():
         return oja.Moved(
@@ -179,6 +181,7 @@ def _step(matvec, rows, state: StreamingState, window: oja.Window, updates, key,
             usable=jnp.zeros((), bool),
             quotients=state.quotients,
             noise=state.noise,
+            beside=None,
         )
 
     moved = branches.cond(acts, move, rest)

@@ -106,29 +106,32 @@ class Subspace(NamedTuple):
         lost: float = 0.05,
         max_factors: int = 16,
     ) -> tuple["Subspace", jax.Array]:
-        """Returns the subspace with eigenvectors cut to a low rank, stored in factors.
+        """Returns the subspace with its eigenvectors stored in factors.
 
-        In each eigenvector, every matrix becomes the nearest matrix Σ_q a_q b_qᵀ of
-        rank r = `factors`. An m × n matrix then takes r (m + n) numbers, not m n.
-        Vectors, scalars and matrices too small to gain stay dense. After the cut the
-        rows are made orthonormal again, so that P is the exact projector onto their
-        span. A basis that is in factors already is first expanded to k dense vectors.
+        Let X_1 … X_k be the m × n matrices of the k eigenvectors for one matrix of
+        parameters. The method replaces X_i by F Z_i. All k eigenvectors share the frame
+        F, which has q = `factors` orthonormal columns. A singular value decomposition
+        of [X_1 … X_k] gives the F that keeps the largest total squared length. That
+        takes q (m + k n) numbers, not k m n. Vectors, scalars and matrices with
+        m n ≤ q (m + n) stay dense. This *cut* changes the eigenvectors slightly. The
+        method makes them orthonormal again, so the projector P onto their span stays
+        exact. It first expands a basis in factors to k dense vectors.
 
         Args:
-          factors: the rank r of each matrix, at least 1. Outside `jit` it may be
-            "adaptive": the smallest r at which no eigenvector loses more than the share
+          factors: the number q of directions, at least 1. Outside `jit` it may be
+            "adaptive": the smallest q at which no eigenvector loses more than the share
             `lost` of its squared length, rounding aside. The returned subspace has this
-            r as `eigenvectors.factors`, or 0 if every leaf stays dense. Solvers do not
-            accept "adaptive": to find r for one, solve once, cut the result with
-            "adaptive", and pass this r.
+            q as `eigenvectors.factors`, or 0 if every leaf stays dense. Solvers do not
+            accept "adaptive". To choose q for a solver, solve once, call
+            `factored("adaptive")` on the result, and pass its q to the solver.
           axes: which axes are rows and columns. As in `optax.contrib.muon`: one
             `MuonDimensionNumbers` for all leaves, a pytree of them like the parameters,
             or a function of the parameters that returns either of these. By default a
             leaf of three axes is a stack of matrices. In any other leaf the last axis
             holds the columns, as in a convolution `(h, w, in, out)`.
           lost: with "adaptive", the largest share to lose, from 0 to 1.
-          max_factors: with "adaptive", the largest r to try, at least 1. If it is too
-            small, r is `max_factors`, and the returned share shows the larger loss.
+          max_factors: with "adaptive", the largest q to try, at least 1. If it is too
+            small, q is `max_factors`, and the returned share shows the larger loss.
 
         Returns:
           The factored `Subspace`, and the share `(k,)` of the squared length of each

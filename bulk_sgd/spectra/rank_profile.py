@@ -31,10 +31,10 @@ def rank_profile(subspace: Subspace, ranks=(1, 2, 4, 8, 16), axes=None) -> RankP
 
     In a leading eigenvector of the Hessian, the part that belongs to a weight matrix is
     itself a matrix, nearly of low rank (Wu, Zhu, Wu, Wang and Ge, *Dissecting Hessian*,
-    arXiv 2010.04261). The profile shows how many `factors` are enough for
-    `bulk_sgd.Subspace.factored`. That method and this profile make the same cut, the
-    best approximation of rank r (a truncated SVD). A basis in factors is first expanded
-    to k dense vectors.
+    arXiv 2010.04261). The cut is the best approximation of rank r (a truncated SVD), of
+    each matrix by itself. `bulk_sgd.Subspace.factored` keeps r directions that all
+    eigenvectors share, and so keeps at most as much; it returns that share. A basis in
+    factors is first expanded to k dense vectors.
 
     Args:
       subspace: the eigenvectors, such as `bulk_sgd.top_eigenpairs` returns.

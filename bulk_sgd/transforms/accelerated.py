@@ -99,7 +99,7 @@ def accelerated(
         `optax.inject_hyperparams`, list `metric` in `static_args`, and the
         arguments that the docstring of `scale_by_subspace` tells you to list.
       solver: called at every step to update the subspace; by default
-        `bulk_sgd.streaming(factors=4, every=16, gain=0.4)`. It must keep eigenpairs of
+        `bulk_sgd.streaming(factors=8, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
       curvature: as in `scale_by_subspace`.
       switch: the step from which the scales may act, or a `Switch`.
@@ -133,7 +133,7 @@ def accelerated(
     """
     _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale)
     inner = optax.with_extra_args_support(inner)
-    solver = streaming(factors=4, every=16, gain=0.4) if solver is None else solver
+    solver = streaming(factors=8, every=16, gain=0.4) if solver is None else solver
     check_solver(solver, eigenpairs=True)
     options = transform.checked(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,

@@ -12,7 +12,6 @@ from bulk_sgd import checks, functions
 from bulk_sgd.curvature import blocks, masking, preconditioning, replicas
 from bulk_sgd.curvature.operators import sharded
 from bulk_sgd.linalg import basis, branches
-from bulk_sgd.linalg import groups as joining
 from bulk_sgd.linalg.layout import check_layout, place_rows
 from bulk_sgd.solvers import solver as solver_lib
 from bulk_sgd.solvers.solver import Solver
@@ -129,10 +128,8 @@ def refresh(options: Options, state, selected: Selected):
 def scale(switch: Switch, factors, state, selected: Selected):
     """Returns the updates scaled by factors (a, b), and the state after the step."""
     rows = state.subspace.eigenvectors
-    groups = joining.find(rows)
-    rows, vector = map(groups.join, (rows, selected.vector))
-    coefficients = basis.inner(rows, vector)
-    after = _watch(switch, state, alignment(coefficients, vector))
+    coefficients = basis.inner(rows, selected.vector)
+    after = _watch(switch, state, alignment(coefficients, selected.vector))
 
     dominant, bulk = factors
     # Zeros stay zeros whatever multiplies them: a filter may be infinite at the
@@ -141,7 +138,7 @@ def scale(switch: Switch, factors, state, selected: Selected):
     excess = dominant - bulk
     inert = (excess == 0) | (coefficients == 0)
     weights = jnp.where(inert, 0, excess * coefficients)
-    correction = groups.split(basis.combine(weights, rows))
+    correction = basis.combine(weights, rows)
     correction = preconditioning.divide(selected.root, correction)
     # Scales of 1 leave u as it is, even where the preconditioner is zero or NaN.
     acts = after.switched & (jnp.any(dominant != 1) | (bulk != 1))

@@ -39,7 +39,7 @@ def get_sweep(preset: str = "cpu"):
     """The cells of the axis."""
     streaming = {"subspace.solver": "streaming", "subspace.data": "batch"}
     seldom = {"subspace.every": 4, "subspace.gain": 0.2}
-    in_factors = streaming | seldom | {"subspace.factors": 4}
+    in_factors = streaming | seldom | {"subspace.factors": 8}
     cheapest = in_factors | {"subspace.every": 16, "subspace.gain": 0.4}
     if preset == "decoder":
         return grid.product([streaming, in_factors, cheapest], SEEDS)

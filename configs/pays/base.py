@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from bulk_sgd.lab.sweep import grid
 from bulk_sgd.lab.sweep.tuning import Tuning
 
-# The recommended `streaming(factors=4, every=16, gain=0.4)` of each mini-batch.
+# The recommended `streaming(factors=8, every=16, gain=0.4)` of each mini-batch.
 CHEAPEST = {
     "solver": "streaming",
     "data": "batch",
     "refresh_every": 1,
-    "factors": 4,
+    "factors": 8,
     "every": 16,
     "gain": 0.4,
 }

@@ -1,4 +1,4 @@
-"""Factored bases against dense ones, cut by NumPy's SVD in float64."""
+"""Bases in factors against dense ones, cut by NumPy's SVD in float64."""
 
 import functools
 
@@ -56,14 +56,26 @@ def unfolded(found):
     return rows(basis.dense(found))
 
 
-def best_cut(space, rank):
-    """The rows of a subspace, each matrix cut by NumPy."""
+def lowest(space, rank):
+    """The rows of a subspace, each matrix cut to a rank by NumPy."""
     leaves = dict(space.eigenvectors)
     for name, shape in SHAPES.items():
         leaf = np.asarray(leaves[name], np.float64)
         left, values, right = np.linalg.svd(leaf.reshape(-1, *shape), False)
         values[..., rank:] = 0
         leaves[name] = ((left * values[..., None, :]) @ right).reshape(leaf.shape)
+    return rows(leaves)
+
+
+def best_cut(space, rank):
+    """The rows of a subspace in the best shared directions, by NumPy."""
+    leaves = dict(space.eigenvectors)
+    for name, (number, m, n) in SHAPES.items():
+        leaf = np.asarray(leaves[name], np.float64)
+        matrices = leaf.reshape(-1, number, m, n)
+        beside = np.moveaxis(matrices, 0, 2).reshape(number, m, -1)
+        shared = np.linalg.svd(beside)[0][..., :rank]
+        leaves[name] = (shared @ (shared.swapaxes(1, 2) @ matrices)).reshape(leaf.shape)
     return rows(leaves)
 
 
@@ -93,7 +105,7 @@ def test_at_full_rank_all_is_as_with_dense_rows(x64):
         close(pair[0].overlap(pair[1]), pair[0].overlap(pair[1]))
     cut, apart = other.factored(1)[0], other.factored(12, AXES)[0]
     expected = unfolded(cut.eigenvectors) @ unfolded(found.eigenvectors).T
-    # One with other sides, one with fewer terms, and one with dense leaves.
+    # One with other sides, one with fewer directions, and one with dense leaves.
     close(basis.gram(cut.eigenvectors, found.eigenvectors), expected)
     close(basis.gram(found.eigenvectors, cut.eigenvectors), expected.T)
     close(found.overlap(apart), space.overlap(other))
@@ -119,15 +131,18 @@ def test_the_cut_is_the_best_and_p_projects_onto_its_span(rank):
     np.testing.assert_allclose(P, projector(np.linalg.qr(wanted.T)[0].T), atol=1e-5)
     np.testing.assert_allclose(P @ P, P, atol=1e-5)
     np.testing.assert_allclose(P, P.T, atol=1e-5)
-    # As many numbers as terms per row, and no leaf larger than before.
-    stored = found.eigenvectors.stored
-    sizes = {name: basis.size(leaf) / RANK for name, leaf in stored.items()}
-    terms = {"bias": 4, "conv": 17 * rank, "kernel": 11 * rank, "stack": 27 * rank}
-    assert sizes == {n: min(terms[n], leaf.size) for n, leaf in LIKE.items()}
+    # As many numbers as directions and coordinates, and no leaf larger than before.
+    found = found.eigenvectors
+    sizes = {n: basis.size((found.coordinates[n], found.frames[n])) for n in LIKE}
+    shapes = {"bias": (0, 0, 4), "conv": (1, 12, 5), "kernel": (1, 6, 5)}
+    shapes["stack"] = (3, 5, 4)
+    expected = {n: c * rank * (m + RANK * k) for n, (c, m, k) in shapes.items()}
+    assert sizes == expected | {"bias": RANK * 4}
+    assert all(sizes[n] <= RANK * leaf.size for n, leaf in LIKE.items())
 
 
 def test_a_row_that_depends_on_others_is_missing():
-    # Of rank two, with equal first terms.
+    # Apart in the second of two directions, and equal in the first.
     x, y, z = np.eye(6)[0], np.eye(6)[1], np.eye(5)[:3]
     kernel = np.stack([3 * np.outer(x, z[0]) + np.outer(y, z[i]) for i in (1, 2)])
     leaves = {name: jnp.zeros((2, *leaf.shape)) for name, leaf in LIKE.items()}
@@ -165,13 +180,13 @@ def test_a_transform_scales_by_a_factored_subspace(dtype):
 def test_rank_profile_is_that_of_the_singular_values():
     space, ranks = dense(), (1, 2, 9)
     found = bulk_sgd.rank_profile(space, ranks)
-    whole = [np.sum(best_cut(space, rank) ** 2, axis=1) for rank in ranks]
+    whole = [np.sum(lowest(space, rank) ** 2, axis=1) for rank in ranks]
     np.testing.assert_allclose(found.whole, np.stack(whole, axis=1), rtol=1e-5)
     leaf = np.linalg.svd(space.eigenvectors["stack"], compute_uv=False) ** 2
     kept = [leaf[..., :rank].sum((1, 2)) / leaf.sum((1, 2)) for rank in ranks]
     np.testing.assert_allclose(found.leaves["stack"], np.stack(kept, axis=1), rtol=1e-5)
     np.testing.assert_array_equal(found.leaves["bias"], 1)
-    # The rows after the first are combinations of those that were cut.
+    # In two directions no matrix has a higher rank.
     again = bulk_sgd.rank_profile(space.factored(2)[0], (2,))
     np.testing.assert_allclose(again.whole[0], 1, rtol=1e-5)
 
@@ -202,7 +217,7 @@ def test_adaptive_factors_are_the_smallest_that_keep_enough():
         assert found.eigenvectors.factors == expected
         np.testing.assert_array_equal(left, space.factored(expected)[1])
     found, left = space.factored("adaptive", AXES, lost=1e-4)
-    assert found.eigenvectors.factors == 5  # at most as many as columns
+    assert found.eigenvectors.factors == 6  # as many as rows
     np.testing.assert_allclose(left, 1, rtol=1e-5)
     assert space.factored("adaptive", lost=0, max_factors=1)[1].min() == kept[1]
     # Where no matrix gains, all stay dense, and nothing is lost.
@@ -210,10 +225,10 @@ def test_adaptive_factors_are_the_smallest_that_keep_enough():
     assert subspace.empty(LIKE, 2).factored("adaptive", lost=0)[0].kept == 0
 
 
-def test_adaptive_factors_of_an_exact_rank_are_this_rank():
+def test_adaptive_factors_of_shared_directions_are_their_number():
     rng = np.random.default_rng(0)
     for rank in (1, 3):
-        ends = (rng.standard_normal((2, *s)) for s in ((40, rank), (rank, 30)))
+        ends = (rng.standard_normal(s) for s in ((1, 40, rank), (2, rank, 30)))
         leaves = {"kernel": jnp.asarray(np.matmul(*ends), jnp.float32)}
         space = subspace.empty({"kernel": jnp.zeros((40, 30))}, 2)
         space = space._replace(eigenvectors=leaves)
@@ -223,7 +238,6 @@ def test_adaptive_factors_of_an_exact_rank_are_this_rank():
 
 def test_a_basis_in_factors_can_be_cut_again():
     once = dense().factored(2)[0]
-    # Its rows after the first have more terms: they combine those that are stored.
     whole = once._replace(eigenvectors=basis.dense(once.eigenvectors))
     for cut in (2, "adaptive"):
         (found, kept), (expected, also) = (x.factored(cut) for x in (once, whole))

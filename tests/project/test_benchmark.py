@@ -82,7 +82,7 @@ def test_steps_and_training_loop(scripts, tmp_path):
     assert results["passes"]["gradient, batch of 50"]["over a gradient"] == 1
     assert min(row["ms"] for row in results["passes"].values()) > 0
     assert loop["relative difference of their parameters"] < 1e-5
-    assert len(rows) == 17
+    assert len(rows) == 16
     assert rows["batch 10: SGD"]["over SGD"] == 1
     # Ten products cost more than one, and one more than none, on any machine.
     cost = {name.split(": ")[1]: row["ms a step"] for name, row in rows.items()}
@@ -97,7 +97,7 @@ def test_steps_of_the_decoder(scripts, capsys):
     benchmark.main(["--quick", "--repeats=1", "--only=steps", "--network=decoder"])
     printed = capsys.readouterr().out
     assert "on 150 pieces of 32 bytes, 20 steps" in printed
-    assert "batch 32: Bulk-SGD, streaming(factors=4, every=16)" in printed
+    assert "batch 32: Bulk-SGD, streaming(factors=8, every=16)" in printed
 
 
 @pytest.mark.slow

@@ -92,10 +92,10 @@ def test_p_projects_onto_its_span_over_noisy_steps(rank):
     rows = unfolded(found)
     np.testing.assert_allclose(rows @ rows.T, np.eye(RANK), atol=1e-5)
     assert np.all((np.asarray(state.lost) > 0) & (np.asarray(state.lost) < 1))
-    assert found.eigenvectors.stored["kernel"].left.shape == (RANK, rank, 6)
+    assert found.eigenvectors.frames["kernel"].vectors.shape == (rank, 6)
 
 
-def test_keeps_the_cut_of_eigenvectors_of_higher_rank():
+def test_keeps_the_cut_of_eigenvectors_with_more_directions():
     rows, cut = eigenvectors(2, (1.0, 0.5))
     matrix = rows.T @ (np.array([[10], [5]]) * rows)
     found, state, _ = power(1, [matrix], rank=2, steps=40)

@@ -74,7 +74,7 @@ def alignment_figure(run: RunResults) -> Figure:
 
 @matplotlib.rc_context(style.STYLE)
 def cut_figure(run: RunResults) -> Figure:
-    """What the cut of basis vectors in factors takes, of a run that has factors."""
+    """What basis vectors in factors leave out, of a run that has factors."""
     figure, (axes,) = style.new_figure(1, 1, (10.4, 3))
     _draw_arms(axes, run, "energy_lost", 100)
     axes.set_ylim(bottom=0)

@@ -18,7 +18,7 @@ _FIGURES = {
     "loss": (run_figures.loss_figure, "Loss and accuracy"),
     "alignment": (run_figures.alignment_figure, "Alignment with the dominant subspace"),
     "eigenvalues": (eigenvalue_figure, "Sharpness"),
-    "cut": (run_figures.cut_figure, "Energy lost by the cut"),
+    "cut": (run_figures.cut_figure, "Energy outside of the frames"),
     "changes": (step_figures.change_figure, "What the next step does to the loss"),
     "step_sharpness": (step_figures.step_sharpness_figure, "Sharpness along the step"),
     "eigenvectors": (step_figures.eigenvector_figure, "How the eigenvectors turn"),
@@ -110,7 +110,7 @@ def _subspace(space):
         "preconditioned " * bool(space.get("preconditioned")) + what,
         space["solver"],
         space.get("along") == "update" and "along the update",
-        space.get("factors") and f"factors of rank {space['factors']}",
+        space.get("factors") and f"factors {space['factors']}",
         space.get("blocks") and f"blocks {space['blocks']}",
         drift and f"on drift above {exact(drift)}, probed",
         f"every {every:,} steps" if every > 1 else "every step",
@@ -153,10 +153,10 @@ def _captions(run):
         "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "
         f"training, λ₁ darkest{', the prefix in grey' * before}.{_threshold(run)}"
         f"{_data(run)}",
-        "cut": "Basis vectors are stored in factors, cut to a low rank per matrix of "
-        "parameters. The curve is the share of the squared length of curvature "
-        "products that the cut takes: a running average over steps, a mean over "
-        "vectors.",
+        "cut": "Basis vectors are stored in factors: in each matrix of parameters they "
+        "share a few directions. The curve is the share of the squared length of "
+        "curvature products outside of these directions: a running average over steps, "
+        "a mean over vectors.",
         "changes": "How the loss changes if only the dominant part (left) or only the "
         "bulk part (right) of the next update is added, not scaled: measured (lines) "
         "and predicted to second order (pale). Below 0 the loss falls.",

@@ -91,7 +91,7 @@ def _eigenvalues(experiment, state) -> dict:
 
 
 def _energy_lost(state):
-    """The mean share of the squared length of vectors that cuts take; None if dense."""
+    """The mean share of the squared length of vectors outside of frames, or None."""
     lost = optax.tree_utils.tree_get(state.projection.solver_state, "lost")
     return None if lost is None else float(np.mean(lost))
 

@@ -70,19 +70,20 @@ def test_every_solver_keeps_its_vectors_split(runs):
 @pytest.mark.slow
 def test_factors_are_split_and_give_the_same_run(runs):
     one, *others = (runs["factors"][mesh] for mesh in ("one", "fsdp", "both"))
-    # Of 784 x 20 and 20 x 10 and two biases; mixing.
-    whole = RANK * (2 * (804 + 30) + 20 + 10 + RANK)
+    # Frames of 784 x 20 and 20 x 10, their coordinates, and two biases.
+    whole = 2 * (784 + 20) + RANK * (2 * (20 + 10) + 20 + 10)
     assert one["basis"] == one["basis after"] == whole
     for run, parts in zip(others, (4, 2)):
         assert run["failed"] == 0
         # Sixteen steps of float32, in sums of another order.
         np.testing.assert_allclose(run["losses"], one["losses"], rtol=1e-4)
-        # The factors along an axis that is not split are whole.
-        split = RANK * (2 * (784 + 20) + 20)
+        # Coordinates are along the axes that are not split, and whole.
+        biases = 20 + 10 * (10 % parts == 0)
+        split = 2 * (784 + 20) + RANK * biases
         expected = whole - split + split / parts
         assert run["basis after"] <= run["basis"] == pytest.approx(expected, rel=0.01)
         sizes = [math.prod(shape) for arrays in run["sent"] for shape in arrays]
-        # Products, and coefficients of the terms along such an axis, but no basis.
+        # Products, and coordinates along such an axis, but no dense basis.
         assert max(sizes) <= 784 * 20
 
 

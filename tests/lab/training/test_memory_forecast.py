@@ -111,8 +111,8 @@ def test_factors_make_the_basis_small(monkeypatch):
     )
     # A tangent and nothing else is as large as the parameters.
     assert factored.solver == dense.solver == dense.parameters
-    # Of 784 x 20 two factors of 804, of 20 x 10 of 30, two biases; and 4 x 4 matrices.
-    saved = 4 * 4 * (784 * 20 - 2 * 804 + 20 * 10 - 2 * 30)
+    # Of 784 x 20 and of 20 x 10 two directions, and two coordinates in each column.
+    saved = 4 * (4 * 784 * 20 - 2 * (784 + 4 * 20) + 4 * 20 * 10 - 2 * (20 + 4 * 10))
     assert 0 < factored.basis - (dense.basis - saved) < 4 * 100
 
 

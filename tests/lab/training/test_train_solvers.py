@@ -100,9 +100,9 @@ def test_factors_say_what_their_cut_takes(tmp_path):
     assert len(row["localization"]) == RANK
     assert rows_of(tmp_path, "prefix")[-1]["energy_lost"] is None
     page = write_report(tmp_path).read_text("utf-8")
-    assert "streaming, factors of rank 1" in page
+    assert "streaming, factors 1" in page
     assert "Hessian of 40.0\N{NO-BREAK SPACE}% of the current mini-batch" in page
-    assert "Energy lost by the cut" in page
+    assert "Energy outside of the frames" in page
 
 
 @pytest.mark.slow
