@@ -63,7 +63,7 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     known = pack(rows.coordinates)
     own = basis.take_rows(known, start, width)
     draw = lambda key: form.pack(frames.random_normal(held, like, key))
-    update = form.pack(frames.compress(held, updates))
+    update = form.pack(frames.compress(held, basis.widen(updates)))
     own = oja.seed(own, known, update, key, draw, basis.size(like))
     known = _put(known, start, own)
     lift = lambda x: frames.lift(held, form.unpack(x))
