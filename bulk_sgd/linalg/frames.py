@@ -1,8 +1,8 @@
 r"""Frames: a few directions in the column space that many matrices share.
 
 A *frame* F for m × n matrices has q orthonormal columns of length m. A matrix X in its
-span is F Z, with *coordinates* Z = Fᵀ X, q × n. Frames keep inner products: those of
-F Z₁ and F Z₂ are those of Z₁ and Z₂.
+span is F Z, with *coordinates* Z = Fᵀ X, q × n. Frames keep inner products: F Z₁ and
+F Z₂ have the same one as Z₁ and Z₂.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ def lift(held, coordinates):
 def random_normal(held, like, key):
     """Coordinates of a vector of independent standard normal entries in the frames.
 
-    `like` has the shapes of coordinates. Those of zero directions are zero.
+    `like` has the shapes of coordinates. A direction of zeros has coordinates of zero.
     """
     one = lambda x: jax.tree.map(lambda x: x[None], x)
     drawn = translate(held, held, one(basis.random_normal(key, like)))
@@ -164,8 +164,8 @@ def turn(held, rows, products, own, scales):
 
     The new vectors are X_i = F Z_i + c_i (1 − F Fᵀ) Y_i. One step of power iteration on
     Σ_i X_i X_iᵀ gives the new frame. The sum runs over all vectors of the basis, not
-    only the new ones. To first order in the parts outside of the old frame, the result
-    is that of a singular value decomposition.
+    only the new ones. To first order in the parts outside of the old frame, a singular
+    value decomposition would give the same frame.
 
     Args:
       held: the frames, a pytree like the parameters.

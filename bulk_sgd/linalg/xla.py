@@ -46,14 +46,13 @@ def joined(vector):
     return [x[0] if len(x) == 1 else concatenate(x) for x in found.values()]
 
 
-def concatenate(arrays, lead: int = 0):
-    """Arrays one after the other as one, flat but for its first axes.
+def concatenate(arrays):
+    """Arrays one after the other as one, flat.
 
     XLA's CPU compiler would fuse it with its readers into a loop with a branch per
     element.
     """
-    flat = [x.reshape(*x.shape[:lead], -1) for x in arrays]
-    return jax.lax.optimization_barrier(jnp.concatenate(flat, -1))
+    return jax.lax.optimization_barrier(jnp.concatenate([x.ravel() for x in arrays]))
 
 
 def update_in_place(update, tree, condition):

@@ -1,7 +1,7 @@
 """One step of Oja's rule on a basis in factors, for the solver `streaming`.
 
-The frames turn first, towards the new products. The step on the coordinates in these
-frames is then that of `oja` on a dense basis.
+The frames turn first, towards the new products. Then `oja` takes its step on the
+coordinates in these frames, as on a dense basis.
 """
 
 import functools
