@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import basis, frames
+from bulk_sgd.linalg import basis, frames, xla
 from bulk_sgd.linalg.matrices import sides
 
 
@@ -57,7 +57,8 @@ class Factored(basis.Form):
 
     def inner(self, vector):
         """Inner products of the rows with a vector, shape `(k,)`."""
-        return basis.inner(self.coordinates, self.compress(vector))
+        rows = jax.vmap(xla.joined)(self.coordinates)
+        return basis.inner(rows, xla.joined(self.compress(vector)))
 
     def gram(self, other):
         """Inner products with the m rows of another basis, shape `(k, m)`."""
@@ -66,10 +67,11 @@ class Factored(basis.Form):
 
     def combine(self, coefficients):
         """Combines the rows: `(k,)` gives a vector, `(m, k)` a basis in factors."""
-        found = basis.combine(coefficients, self.coordinates)
         if coefficients.ndim > 1:
-            return dataclasses.replace(self, coordinates=found)
-        return self.lift(found)
+            return self.mix(functools.partial(basis.combine, coefficients))
+        rows = jax.vmap(xla.joined)(self.coordinates)
+        found = basis.combine(coefficients, rows)
+        return self.lift(xla.separated(found, basis.like(self.coordinates)))
 
     def mix(self, change):
         """The basis with `change(coordinates)`, in the same frames."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bulk_sgd.linalg import basis
+from bulk_sgd.linalg import basis, xla
 
 # The last axis of packed vectors. They have two axes because XLA's CPU compiler turns
 # the product of a matrix with an array of one axis into a sum, many times as slow.
@@ -65,11 +65,8 @@ class Packed:
     def pack(self, vector):
         """The array of a vector."""
         leaves = jax.tree.leaves(vector)
-        # One after the other, in place: XLA's CPU compiler fuses a concatenation with
-        # its readers into a slow loop with a branch per element.
-        array = jnp.zeros(self._num_rows * _WIDTH, leaves[0].dtype)
-        for x, start in zip(leaves, self._starts):
-            array = jax.lax.dynamic_update_slice(array, x.ravel(), (start,))
+        padding = self._num_rows * _WIDTH - basis.size(self.like)
+        array = xla.concatenate([*leaves, jnp.zeros(padding, leaves[0].dtype)])
         return array.reshape(-1, _WIDTH)
 
     def unpack(self, array):

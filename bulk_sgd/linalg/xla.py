@@ -40,10 +40,28 @@ def is_small(size: int) -> bool:
 
 def joined(vector):
     """The leaves of a vector, with the small ones of one dtype as one flat leaf."""
+    leaves = jax.tree.leaves(vector)
+    groups = ([leaves[i] for i in places] for places in _together(leaves))
+    return [x[0] if len(x) == 1 else concatenate(x) for x in groups]
+
+
+def separated(arrays, like):
+    """The vector that `joined` made `arrays` of, with the shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    found = {}
+    for array, places in zip(arrays, _together(leaves)):
+        ends = np.cumsum([leaves[i].size for i in places])[:-1]
+        parts = zip(places, jnp.split(array.ravel(), ends))
+        found |= {i: x.reshape(leaves[i].shape) for i, x in parts}
+    return treedef.unflatten(found[i] for i in range(len(leaves)))
+
+
+def _together(leaves):
+    """The places of leaves that are joined into one."""
     found = collections.defaultdict(list)
-    for i, x in enumerate(jax.tree.leaves(vector)):
-        found[x.dtype if is_small(x.size) else i].append(x)
-    return [x[0] if len(x) == 1 else concatenate(x) for x in found.values()]
+    for i, x in enumerate(leaves):
+        found[x.dtype if is_small(x.size) else i].append(i)
+    return found.values()
 
 
 def concatenate(arrays):

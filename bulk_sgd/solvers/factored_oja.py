@@ -65,16 +65,16 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     draw = lambda key: form.pack(frames.random_normal(held, like, key))
     update = form.pack(frames.compress(held, basis.widen(updates)))
     own = oja.seed(own, known, update, key, draw, basis.size(like))
-    known = _put(known, start, own)
-    lift = lambda x: frames.lift(held, form.unpack(x))
-    products = oja.multiply(matvec, basis.map_rows(lift, own))
+    lift = functools.partial(frames.lift, held)
+    products = oja.multiply(matvec, basis.map_rows(lift, unpack(own)))
     lengths = basis.norms(products)
 
     inside = basis.map_rows(lambda x: form.pack(frames.compress(held, x)), products)
     mixed, scales = _mixtures(inside, lengths, own, state, window)
-    new = unpack(_put(known, start, mixed))
-    turned = frames.turn(held, new, products, unpack(mixed), scales)
-    known = pack(frames.translate(held, turned, unpack(known)))
+    leaves, mixed = rows.coordinates, unpack(mixed)
+    turned = frames.turn(held, _put(leaves, start, mixed), products, mixed, scales)
+    leaves = _put(leaves, start, unpack(own))
+    known = pack(frames.translate(held, turned, leaves))
     # Turned frames leave a little of the old rows outside.
     known = basis.combine(frames.orthonormalizing(basis.gram(known, known)), known)
 

@@ -1,0 +1,101 @@
+"""Memory of AdamW, plain and inside a subspace in factors, on a decoder.
+
+  python scripts/memory.py --config=configs/gpt2_small.py --config.batch_size=1 \
+    --config.data.name=tokens:tokens.npy [--steps=20]
+
+Each of the two trains in a process of its own. The table holds what the compiler
+reserves for a step (arguments and temporary arrays), the largest memory of the process,
+and the losses. `--steps=0` only compiles.
+"""
+
+import concurrent.futures
+import multiprocessing
+import resource
+import sys
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+from ml_collections import config_flags
+
+import bulk_sgd
+from bulk_sgd.lab.files import record
+from bulk_sgd.lab.training.experiment import Experiment
+
+_CONTESTANTS = {
+    "AdamW": (),
+    "with streaming(factors=4)": (4,),
+    "with streaming(factors=8)": (8,),
+}
+
+
+def measure(name: str, config, steps: int) -> dict:
+    """What one contestant needs: bytes by the compiler and of the process, losses."""
+    experiment = Experiment(config)
+    train, params = experiment.task.train, experiment.start().params
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rate = optax.linear_schedule(0, 1e-3, 10)
+    solvers = [
+        bulk_sgd.streaming(factors=q, every=16, gain=0.4) for q in _CONTESTANTS[name]
+    ]
+    scaled = [bulk_sgd.scale_by_subspace(10, 0.5, 2.0, solver=x) for x in solvers]
+    tx = optax.with_extra_args_support(optax.chain(optax.adamw(rate), *scaled))
+
+    def step(params, state, batch):
+        loss, grads = jax.value_and_grad(batch)(params)
+        updates, state = tx.update(grads, state, params, value_fn=batch)
+        return optax.apply_updates(params, updates), state, loss
+
+    state = jax.jit(tx.init)(params)
+    batch = jax.jit(lambda train, index: train.take(index))
+    index = experiment.indices(0, max(steps, 1))
+    program = jax.jit(step, donate_argnums=(0, 1))
+    program = program.lower(params, state, batch(train, index[0])).compile()
+    memory = program.memory_analysis()
+    losses = []
+    for i in range(steps):
+        params, state, loss = program(params, state, batch(train, index[i]))
+        losses.append(float(loss))
+    return {
+        "parameters": size,
+        "compiler": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        "process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "losses": losses,
+    }
+
+
+def main(argv):
+    """Measures one after the other and prints the table."""
+    del argv
+    config, steps = flags.FLAGS.config, flags.FLAGS.steps
+    # The experiment provides data and parameters alone, so keep its own state small.
+    config.optimizer.momentum = 0.0
+    config.subspace.update(solver="streaming", data="batch", refresh_every=1, factors=4)
+    config.check_memory = False
+    config.sharding.fsdp, config.microbatch_size = 1, 0
+    config.num_steps, config.switch.step = max(steps, 1), 0
+    found = {}
+    for name in _CONTESTANTS:
+        with concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as alone:
+            found[name] = alone.submit(measure, name, config, steps).result()
+        row, first = found[name], found["AdamW"]
+        copies = row["compiler"] / (4 * row["parameters"])
+        print(
+            f"{name:28s}{copies:6.2f} copies of the parameters, "
+            f"{row['compiler'] / first['compiler']:.2f} times AdamW's; process "
+            f"{row['process'] / 1e9:.2f} GB, {row['process'] / first['process']:.2f}; "
+            f"losses {np.round(row['losses'], 2).tolist()}",
+            flush=True,
+        )
+    facts = record.provenance()
+    print(f"{row['parameters']:,} parameters; {facts['device']}, jax {jax.__version__}")
+
+
+if __name__ == "__main__":
+    sys.path.append(".")  # configs import one another
+    config_flags.DEFINE_config_file("config", None, "File with get_config().")
+    flags.DEFINE_integer("steps", 20, "Steps to train for; 0 only compiles.")
+    app.run(main)
