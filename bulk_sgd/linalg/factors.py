@@ -57,8 +57,9 @@ class Factored(basis.Form):
 
     def inner(self, vector):
         """Inner products of the rows with a vector, shape `(k,)`."""
-        rows = jax.vmap(xla.joined)(self.coordinates)
-        return basis.inner(rows, xla.joined(self.compress(vector)))
+        cast = lambda x, row: x.astype(row.dtype)
+        vector = jax.tree.map(cast, self.compress(vector), self.coordinates)
+        return basis.inner(self._joined, xla.joined(vector, self._num_rows))
 
     def gram(self, other):
         """Inner products with the m rows of another basis, shape `(k, m)`."""
@@ -69,9 +70,19 @@ class Factored(basis.Form):
         """Combines the rows: `(k,)` gives a vector, `(m, k)` a basis in factors."""
         if coefficients.ndim > 1:
             return self.mix(functools.partial(basis.combine, coefficients))
-        rows = jax.vmap(xla.joined)(self.coordinates)
-        found = basis.combine(coefficients, rows)
-        return self.lift(xla.separated(found, basis.like(self.coordinates)))
+        found = basis.combine(coefficients, self._joined)
+        like = basis.like(self.coordinates)
+        return self.lift(xla.separated(found, like, self._num_rows))
+
+    @property
+    def _joined(self):
+        """The coordinates, with small arrays joined: XLA compiles one product."""
+        join = lambda row: xla.joined(row, self._num_rows)
+        return basis.map_rows(join, self.coordinates)
+
+    @property
+    def _num_rows(self):
+        return basis.num_rows(self.coordinates)
 
     def mix(self, change):
         """The basis with `change(coordinates)`, in the same frames."""

@@ -65,8 +65,8 @@ class Packed:
     def pack(self, vector):
         """The array of a vector."""
         leaves = jax.tree.leaves(vector)
-        padding = self._num_rows * _WIDTH - basis.size(self.like)
-        array = xla.concatenate([*leaves, jnp.zeros(padding, leaves[0].dtype)])
+        padding = jnp.zeros(-basis.size(self.like) % _WIDTH, leaves[0].dtype)
+        array = xla.concatenate([*leaves, padding])
         return array.reshape(-1, _WIDTH)
 
     def unpack(self, array):

@@ -38,29 +38,35 @@ def is_small(size: int) -> bool:
     return size <= 2**16 and jax.device_count() == 1
 
 
-def joined(vector):
-    """The leaves of a vector, with the small ones of one dtype as one flat leaf."""
+def joined(vector, copies: int = 1):
+    """The leaves of a vector, with the small ones of one dtype as one flat leaf.
+
+    `copies` vectors are joined alike, such as the rows of a basis.
+    """
     leaves = jax.tree.leaves(vector)
-    groups = ([leaves[i] for i in places] for places in _together(leaves))
+    groups = ([leaves[i] for i in places] for places in _joins(leaves, copies))
     return [x[0] if len(x) == 1 else concatenate(x) for x in groups]
 
 
-def separated(arrays, like):
+def separated(arrays, like, copies: int = 1):
     """The vector that `joined` made `arrays` of, with the shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     found = {}
-    for array, places in zip(arrays, _together(leaves)):
+    for array, places in zip(arrays, _joins(leaves, copies)):
+        if len(places) == 1:
+            found[places[0]] = array
+            continue
         ends = np.cumsum([leaves[i].size for i in places])[:-1]
-        parts = zip(places, jnp.split(array.ravel(), ends))
-        found |= {i: x.reshape(leaves[i].shape) for i, x in parts}
+        for i, x in zip(places, jnp.split(array, ends)):
+            found[i] = x.reshape(leaves[i].shape)
     return treedef.unflatten(found[i] for i in range(len(leaves)))
 
 
-def _together(leaves):
-    """The places of leaves that are joined into one."""
+def _joins(leaves, copies):
+    """For each array that `joined` makes, the places of its leaves."""
     found = collections.defaultdict(list)
     for i, x in enumerate(leaves):
-        found[x.dtype if is_small(x.size) else i].append(i)
+        found[x.dtype if is_small(copies * x.size) else i].append(i)
     return found.values()
 
 

@@ -65,16 +65,18 @@ def _move(matvec, rows, state, window: oja.Window, updates, key, acts):
     draw = lambda key: form.pack(frames.random_normal(held, like, key))
     update = form.pack(frames.compress(held, basis.widen(updates)))
     own = oja.seed(own, known, update, key, draw, basis.size(like))
+    vectors = unpack(own)
     lift = functools.partial(frames.lift, held)
-    products = oja.multiply(matvec, basis.map_rows(lift, unpack(own)))
+    products = oja.multiply(matvec, basis.map_rows(lift, vectors))
     lengths = basis.norms(products)
 
     inside = basis.map_rows(lambda x: form.pack(frames.compress(held, x)), products)
     mixed, scales = _mixtures(inside, lengths, own, state, window)
-    leaves, mixed = rows.coordinates, unpack(mixed)
-    turned = frames.turn(held, _put(leaves, start, mixed), products, mixed, scales)
-    leaves = _put(leaves, start, unpack(own))
-    known = pack(frames.translate(held, turned, leaves))
+    mixed = unpack(mixed)
+    coordinates = _put(rows.coordinates, start, mixed)
+    turned = frames.turn(held, coordinates, products, mixed, scales)
+    coordinates = _put(rows.coordinates, start, vectors)
+    known = pack(frames.translate(held, turned, coordinates))
     # Turned frames leave a little of the old rows outside.
     known = basis.combine(frames.orthonormalizing(basis.gram(known, known)), known)
 

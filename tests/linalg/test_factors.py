@@ -158,6 +158,13 @@ def test_a_row_that_depends_on_others_is_missing():
     assert (int(empty[0].kept), *empty[1]) == (0, 0, 0)
 
 
+def test_inner_products_of_leaves_of_two_dtypes():
+    found = dense().factored(2, axes=AXES)[0].eigenvectors
+    wide = {x: y.astype(jnp.bfloat16).astype(y.dtype) for x, y in vector().items()}
+    mixed = wide | {"bias": wide["bias"].astype(jnp.bfloat16)}
+    np.testing.assert_array_equal(found.inner(mixed), found.inner(wide))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_transform_scales_by_a_factored_subspace(dtype):
     values = [10, 8, 6, *np.linspace(1, 0.1, SIZE - RANK)]
