@@ -3,10 +3,10 @@
   python scripts/memory.py --config=configs/gpt2_small.py --config.batch_size=1 \
     --config.data.name=tokens:tokens.npy [--steps=20]
 
-Each of the two trains in a process of its own. The table holds what the compiler
-reserves for a step, the largest memory of the process, with the compiler's own, as
-Linux counts it, and the losses. `--steps=0` only compiles. The config provides data
-and network alone.
+AdamW trains twice, plain and with the solver, each time in a new process. The script
+prints the memory that the compiler reserves for a step, the peak memory of the process
+as Linux counts it (including compilation), and the losses. `--steps=0` only compiles.
+The config provides data and network alone.
 """
 
 import concurrent.futures
@@ -70,7 +70,7 @@ def main(argv):
     """Measures one after the other and prints the table."""
     del argv
     config, steps = flags.FLAGS.config, flags.FLAGS.steps
-    config.check_memory = False  # that of the config's own solver
+    config.check_memory = False  # it would count the config's own solver
     config.sharding.fsdp, config.microbatch_size = 1, 0
     config.num_steps, config.switch.step = max(steps, 1), 0
     found = {}

@@ -41,7 +41,7 @@ def is_small(size: int) -> bool:
 def joined(vector, copies: int = 1):
     """The leaves of a vector, with the small ones of one dtype as one flat leaf.
 
-    `copies` vectors are joined alike, such as the rows of a basis.
+    `copies` is the number of vectors joined the same way, such as the rows of a basis.
     """
     leaves = jax.tree.leaves(vector)
     groups = ([leaves[i] for i in places] for places in _joins(leaves, copies))
@@ -49,7 +49,7 @@ def joined(vector, copies: int = 1):
 
 
 def separated(arrays, like, copies: int = 1):
-    """The vector that `joined` made `arrays` of, with the shapes of `like`."""
+    """Inverts `joined`: splits `arrays` into a vector with the shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     found = {}
     for array, places in zip(arrays, _joins(leaves, copies)):

@@ -14,8 +14,8 @@ from configs.pays.base import Pays
 
 def _task():
     config = mnist_cnn()
-    # On CPUs, convolutions of all 5,000 images at once take three times as long. On an
-    # accelerator, 0 takes them all.
+    # On CPUs, convolving all 5,000 images at once takes three times as long as in parts
+    # of 50. On an accelerator, set 0: all images at once.
     config.microbatch_size = 50
     return config
 
