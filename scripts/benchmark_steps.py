@@ -76,12 +76,12 @@ def _loops(problem, batch_size, steps):
         "Adam": loop(optax.adam(1e-3)),
         "SAM": loop(optax.sgd(_RATE), gradient=_sharpness_aware),
         "SGD and one matvec": loop(optax.sgd(_RATE), gradient=_with_product),
-        _IDLE: bulk(_idle()),
+        _IDLE: bulk(idle()),
         _STREAMING: bulk(bulk_sgd.streaming()),
         _MORE: bulk(bulk_sgd.streaming(), tenfold),
         "Bulk-SGD, streaming(every=4)": bulk(bulk_sgd.streaming(every=4)),
         "Bulk-SGD, streaming(columns=0)": bulk(bulk_sgd.streaming(columns=0)),
-        _FACTORED: bulk(_idle(8)),
+        _FACTORED: bulk(idle(8)),
         "Bulk-SGD, streaming(factors=8)": bulk(bulk_sgd.streaming(factors=8)),
         **{
             f"Bulk-SGD, streaming(factors={q}, every={n})": bulk(
@@ -152,7 +152,7 @@ def _sharpness_aware(loss, params, radius=0.05):
     return jax.grad(loss)(jax.tree.map(jnp.add, params, uphill)), {}
 
 
-def _idle(factors=None):
+def idle(factors=None):
     """A solver that leaves the subspace, dense or in factors, as it is."""
 
     def solve(matvec, subspace, state, updates, key):

@@ -3,10 +3,10 @@
   python scripts/memory.py --config=configs/gpt2_small.py --config.batch_size=1 \
     --config.data.name=tokens:tokens.npy [--steps=20]
 
-AdamW trains twice, plain and with the solver, each time in a new process. The script
-prints the memory that the compiler reserves for a step, the peak memory of the process
-as Linux counts it (including compilation), and the losses. `--steps=0` only compiles.
-The config provides data and network alone.
+AdamW trains alone, with a projection that never changes, and with the solver, each time
+in a new process. The script prints the memory that the compiler reserves for a step,
+the peak memory of the process as Linux counts it (including compilation), and the
+losses. `--steps=0` only compiles. The config provides data and network alone.
 """
 
 import concurrent.futures
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 from absl import app, flags
+from benchmark_steps import idle
 from ml_collections import config_flags
 
 import bulk_sgd
@@ -26,6 +27,7 @@ from bulk_sgd.lab.training.experiment import Experiment
 
 _SOLVERS = {
     "AdamW": None,
+    "projection": idle(8),
     "with factors=8": bulk_sgd.streaming(factors=8, every=16, gain=0.4),
 }
 
@@ -91,7 +93,7 @@ def main(argv):
     facts = record.provenance()
     print(
         f"{row['parameters']:,} parameters; {facts['device']}, jax "
-        f"{facts['versions']['jax']}, commit {facts['commit']}"
+        f"{facts['versions']['jax']}, commit {facts['git']}"
     )
 
 
