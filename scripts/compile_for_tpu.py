@@ -110,21 +110,21 @@ def compile_programs(config, devices):
     return memory_forecast.of_program(arrays, compiled["with the solver"]), compiled
 
 
+def reserved(memory) -> int:
+    """The bytes that a program reserves, by its `memory_analysis()`."""
+    beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + beyond
+
+
 def describe(compiled, chip: Chip) -> tuple[list[str], float]:
     """Lines about one program, and the seconds that its roofline allows."""
     from collectives import KINDS, collectives
 
     memory = compiled.memory_analysis()
-    in_use = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
     costs = compiled.cost_analysis()
     sent = collectives(compiled.as_text())
     lines = [
-        f"memory       {_si(in_use)}B of {_si(chip.memory)}B: arguments "
+        f"memory       {_si(reserved(memory))}B of {_si(chip.memory)}B: arguments "
         f"{_si(memory.argument_size_in_bytes)}B, temporary "
         f"{_si(memory.temp_size_in_bytes)}B; alive at one time "
         f"{_si(memory.peak_memory_in_bytes)}B",

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from absl import app, flags
 from benchmark_steps import idle
+from compile_for_tpu import reserved
 from ml_collections import config_flags
 
 import bulk_sgd
@@ -52,17 +53,13 @@ def measure(name: str, config, steps: int) -> dict:
     index = experiment.indices(0, max(steps, 1))
     program = jax.jit(step, donate_argnums=(0, 1))
     program = program.lower(params, state, batch(train, index[0])).compile()
-    memory = program.memory_analysis()
     losses = []
     for i in range(steps):
         params, state, loss = program(params, state, batch(train, index[i]))
         losses.append(float(loss))
     return {
         "parameters": size,
-        "compiler": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "compiler": reserved(program.memory_analysis()),
         "process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "losses": losses,
     }
