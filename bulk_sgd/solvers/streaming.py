@@ -27,7 +27,7 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
-EAGER = 10  # first sweeps, which act on every call, because the basis is poor
+EAGER = 6  # first sweeps, which act on every call, because the basis is poor
 
 
 class StreamingState(NamedTuple):
@@ -84,7 +84,7 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: after ten sweeps over the basis, act on one call in `every`; the other
+      every: after six sweeps over the basis, act on one call in `every`; the other
         calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.

@@ -60,13 +60,13 @@ def accelerated(
     An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. By
     default P projects onto the ten leading eigenvectors of the Hessian, averaged over
     mini-batches by the solver `streaming` in factors. This takes one product per step
-    during ten sweeps over the basis (the first 10·k steps), and later one product every
+    during six sweeps over the basis (the first 6·k steps), and later one product every
     16th step. Tune only the learning rate. Pass `update` either `value_fn`, the loss of
     the mini-batch, or `matvec`, which multiplies a vector by the Hessian of this loss.
 
     The step equals the step of `inner`, bit for bit,
 
-    - before `switch`, and until ten products per vector have succeeded;
+    - before `switch`, and until six products per vector have succeeded;
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;

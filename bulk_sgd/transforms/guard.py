@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bulk_sgd.linalg import basis, branches
+from bulk_sgd.solvers.streaming import EAGER
 from bulk_sgd.solvers.subspace import Subspace
 
 # Successful products per vector before the scales act. In the first sweeps of
 # `streaming` every eigenvalue is too low.
-SWEEPS = 10
+SWEEPS = EAGER
 
 
 class Guard(NamedTuple):

@@ -95,9 +95,9 @@ def test_residuals_are_standard_errors_of_the_averaged_products():
 
 
 @pytest.mark.parametrize("columns", [0, 1])
-def test_every_acts_on_one_call_in_so_many_after_ten_sweeps(columns):
+def test_every_acts_on_one_call_in_so_many_after_six_sweeps(columns):
     width = columns or RANK
-    early = 10 * RANK // width
+    early = 6 * RANK // width
     rare, _, path = run(early + 7, columns=columns, every=3)
     assert path.num_matvecs.tolist() == [width] * early + [width, 0, 0] * 2 + [width]
     steady, _, _ = run(early + 3, columns=columns)

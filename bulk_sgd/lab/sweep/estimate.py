@@ -133,12 +133,14 @@ def _cost(cells, like, known) -> tuple[Cost, Experiment]:
             for every, length, count in parts:
                 steps[every] += length
                 refreshes[every] += count
-    plain, _, state = _steps(experiment, trainer, experiment.start(), 0)
+    # Each measurement begins anew, so that no call of `streaming` rests in it.
+    start = experiment.start()
+    plain, _, state = _steps(experiment, trainer, start, 0)
     timed = 3 * experiment.config.eval_every  # plain steps that a run times
     seconds += len(configs) * (build + timed * plain) + steps[0] * plain
     matvecs = 0.0
     for every in filter(None, +steps):
-        each, solve, state = _steps(experiment, trainer, state, every)
+        each, solve, state = _steps(experiment, trainer, start, every)
         seconds += steps[every] * each
         matvecs += refreshes[every] * solve
     seconds += _measuring(experiment, state, rows)
@@ -208,10 +210,11 @@ def _rows(config, length, projected, ends) -> dict[str, int]:
     """How often a stretch calls each program of its rows of metrics."""
     often = lambda every: length // every if every else 0
     count = 1 + -(-length // config.eval_every)
+    last = ends if config.measures.last_sharpness else 0
     return {
         "evaluate": count,
         "own": count if config.measures.own else 0,
-        "sharpness": ends + often(config.measures.sharpness_every),
+        "sharpness": last + often(config.measures.sharpness_every),
         "measure": often(config.measures.every) if projected else 0,
         "along_step": often(config.measures.step_every) if projected else 0,
     }

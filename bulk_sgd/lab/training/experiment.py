@@ -29,6 +29,7 @@ _AFTER_ALIGNMENT = ("arms", "num_steps", *identities.IMMATERIAL)
 _AFTER_STEP = (
     *_AFTER_ALIGNMENT,
     "measures.every",
+    "measures.last_sharpness",
     "measures.num_probes",
     "measures.step_every",
     "optimizer.projection",
@@ -42,6 +43,7 @@ _AFTER_STEP = (
 _FREE = (
     *_AFTER_ALIGNMENT,
     "measures.every",
+    "measures.last_sharpness",
     "measures.sharpness_every",
     "optimizer.learning_rate",
     "seed",

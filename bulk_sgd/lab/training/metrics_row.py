@@ -97,11 +97,12 @@ def _energy_lost(state):
 
 
 def _sharpness(experiment, name, state, rate) -> dict:
-    """λ_1 at the steps that ask for it and at the end of every arm."""
+    """λ_1 at the steps that ask for it and, if wanted, at the end of every arm."""
     config, step = experiment.config, int(state.step)
     every = config.measures.sharpness_every
     ends = name != PREFIX and step == config.num_steps
-    if not (ends or (every and step % every == 0)):
+    last = ends and config.measures.last_sharpness
+    if not (last or (every and step % every == 0)):
         return {}
     found = float(experiment.programs.sharpness(state, experiment.task))
     return {"sharpness": found, "sharpness_ratio": rate * found}

@@ -20,9 +20,9 @@ def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
     )  # fmt: skip
     first, second = costs = estimate.estimate(base, CELLS)
     assert (first.cells, second.cells) == (2, 1)
-    # None in the prefix. Of the 22 steps of an arm 10 act, then one in 5.
-    assert (first.steps, first.matvecs) == (8 + 3 * 22, 3 * 13 * 3)
-    assert (second.steps, second.matvecs) == (2 * 22, 2 * 13 * 2)
+    # None in the prefix. Of the 22 steps of an arm 6 act, then one in 5.
+    assert (first.steps, first.matvecs) == (8 + 3 * 22, 3 * 10 * 3)
+    assert (second.steps, second.matvecs) == (2 * 22, 2 * 10 * 2)
     assert first.memory > second.memory > 10_000  # of a larger basis
     assert min(cost.seconds for cost in costs) > 0
     sweep.run_sweep(base, CELLS, tmp_path, say=quiet)
@@ -50,6 +50,8 @@ def test_rows_and_refreshes_that_a_cell_asks_for():
     assert prefix == ([(1, 0, 0), (2, 8, 4)], rows)
     rows = {"evaluate": 7, "own": 7, "sharpness": 4, "measure": 6, "along_step": 2}
     assert arm == ([(1, 0, 0), (1, 30, 30)], rows)
+    config.measures.last_sharpness = False
+    assert [*estimate._stretches(config, None, set())][1][1]["sharpness"] == 3
     assert trials == 5 * [([(1, 0, 0), (1, 200, 200)], {"evaluate": 1})]
     known = set()
     assert len([*estimate._stretches(config, None, known)]) == 7
@@ -83,9 +85,9 @@ def test_arms_of_a_cell_that_grows_begin_where_their_states_are(tmp_path):
 
 def test_streaming_is_eager_first():
     space = tiny(subspace__solver="streaming", subspace__every=4).subspace
-    assert estimate._parts(space, 0, 35, 1) == [(1, 30, 30), (4, 5, 2)]
+    assert estimate._parts(space, 0, 23, 1) == [(1, 18, 18), (4, 5, 2)]
     assert estimate._parts(space, 8, 6, 1) == [(1, 6, 6), (4, 0, 0)]
-    assert estimate._parts(space, 31, 5, 1) == [(1, 0, 0), (4, 5, 1)]  # at call 34
+    assert estimate._parts(space, 19, 5, 1) == [(1, 0, 0), (4, 5, 1)]  # at call 22
     assert estimate._parts(space, 0, 8, 0) == [(0, 8, 0)]
 
 

@@ -33,13 +33,20 @@ def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
     assert stale != pytest.approx(exact, rel=2e-2)
 
 
-def test_sharpness_in_every_row_that_asks_for_it(tmp_path):
-    train.train_and_evaluate(tiny(measures__sharpness_every=10), tmp_path)
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"measures__sharpness_every": 10}, {"prefix": [0], "sgd": [20]}),
+        ({"measures__last_sharpness": False}, {"prefix": [], "sgd": []}),
+    ],
+)
+def test_sharpness_in_every_row_that_asks_for_it(asked, steps, tmp_path):
+    train.train_and_evaluate(tiny(**asked), tmp_path)
     known = {
         arm: [r["step"] for r in rows_of(tmp_path, arm) if r["sharpness"] is not None]
         for arm in ("prefix", "sgd")
     }
-    assert known == {"prefix": [0], "sgd": [20]}
+    assert known == steps
 
 
 @pytest.mark.slow
