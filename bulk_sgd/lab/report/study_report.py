@@ -11,6 +11,7 @@ from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.report import (
     page,
     payoff,
+    payoff_section,
     study,
     study_tables,
     tuned,
@@ -86,6 +87,7 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
 
 def _write(axes, folder, title, table=(), more=""):
     numbers = {"claims": [_plain_claim(claim) for claim in table]} if table else {}
+    side_by_side = payoff_section.sweeps(axes)
     numbers |= {
         "axes": _numbers(axes),
         "tuned": {
@@ -93,10 +95,14 @@ def _write(axes, folder, title, table=(), more=""):
             for axis in axes
             if axis.tune
         },
+        "payoff": metrics.plain(payoff_section.medians(side_by_side)),
     }
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
     parts = [_head(axes), _claims_section(table) if table else "", more]
+    if len(side_by_side) > 1:
+        keep = lambda figure, name: save(figure, folder / name)
+        parts.append(payoff_section.section(side_by_side, keep))
     parts += [_section(axis, folder, title) for axis in axes]
     parts += [_provenance(axes)]
     return page.write(folder, page.text(title), "".join(parts))

@@ -35,7 +35,7 @@ def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
     more = [{"arms": ("sgd", "dom_sgd", "scales(1, 2)")}, *CELLS[1:]]
     grown, other = estimate.estimate(base, more, tmp_path)
     assert (grown.steps, other.steps) == (3 * 10 + 32, 2 * 10)
-    assert grown.matvecs == (3 * 2 + 15) * 3
+    assert grown.matvecs == (3 * 2 + 12) * 3
     assert estimate.table([]).splitlines()[-1].split()[:3] == ["total", "0", "0"]
 
 
