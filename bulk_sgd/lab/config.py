@@ -145,7 +145,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    # streaming: after six sweeps over the basis, act at one step in `every`.
+    # streaming: act at one step in so many, after six to ten sweeps over the basis.
     config.subspace.every = 1
     # power, streaming: how many directions the basis vectors share in each matrix of
     # parameters, since they are then stored in factors; 0: dense vectors.
@@ -190,7 +190,7 @@ def default() -> ConfigDict:
     config.measures.every = 0  # steps, a multiple of eval_every; 0: never
     # Likewise, for λ_1 of the whole training loss at that point, about eight matvecs.
     config.measures.sharpness_every = 0
-    config.measures.last_sharpness = True  # in the last row of an arm, too
+    config.measures.last_sharpness = True  # λ_1 in the last row of each arm, too
     config.measures.num_probes = 30  # random vectors per operator
     # Likewise, for what the next step does to the loss in the subspace and in the bulk,
     # how far the eigenvectors turn, and where they live. The cost is three matvecs,

@@ -27,7 +27,8 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
-EAGER = 6  # first sweeps, which act on every call, because the basis is poor
+# The fewest and most sweeps that act on every call, because the basis is poor.
+_EAGER = 6, 10
 
 
 class StreamingState(NamedTuple):
@@ -84,8 +85,8 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: after six sweeps over the basis, act on one call in `every`; the other
-        calls cost nothing.
+      every: after the first sweeps over the basis, 1/`gain` but at least 6 and at
+        most 10, act on one call in `every`; the other calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
       factors: the number q of directions that all basis vectors share in each matrix,
@@ -137,7 +138,7 @@ def streaming(
         rank = subspace.rank
         width = columns or rank
         per_sweep = rank // width
-        early = EAGER * per_sweep
+        early = eager_calls(rank, columns, gain)
         later = jnp.maximum(state.count - early, 0)
         turn = jnp.minimum(state.count, early) + later // every
         start, sweep = (turn % per_sweep) * width, turn // per_sweep
@@ -159,6 +160,12 @@ def streaming(
         return Solver(init, solve, guarded=True, name="streaming")
     zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
     return Solver(init, solve, guarded=True, name="streaming", zeros=zeros)
+
+
+def eager_calls(rank: int, columns: int, gain: jax.typing.ArrayLike) -> jax.Array:
+    """The number of first calls, which act whatever `every` is; int32."""
+    sweeps = jnp.clip(jnp.ceil(1 / gain), *_EAGER).astype(jnp.int32)
+    return sweeps * (rank // (columns or rank))
 
 
 def _step(matvec, rows, state: StreamingState, window: oja.Window, updates, key, acts):

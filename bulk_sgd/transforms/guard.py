@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bulk_sgd.linalg import basis, branches
-from bulk_sgd.solvers.streaming import EAGER
 from bulk_sgd.solvers.subspace import Subspace
 
 # Successful products per vector before the scales act. In the first sweeps of
 # `streaming` every eigenvalue is too low.
-SWEEPS = EAGER
+SWEEPS = 6
 
 
 class Guard(NamedTuple):

@@ -114,16 +114,16 @@ def test_without_matrices_it_is_the_dense_tracker():
 
 
 @pytest.mark.slow
-def test_every_acts_on_one_call_in_so_many_after_six_sweeps():
+def test_every_acts_on_one_call_in_so_many_after_some_sweeps():
     tx, step = stepper(every=3)
     carry, spent = start(tx), []
-    for index in range(6 * RANK + 6):
+    for index in range(10 * RANK + 6):
         before = carry[1][0].subspace.eigenvectors
         carry, _ = step(carry, jax.random.key(index))
         spent.append(int(carry[1][0].subspace.num_matvecs))
         same = jax.tree.map(np.array_equal, before, carry[1][0].subspace.eigenvectors)
         assert all(jax.tree.leaves(same)) == (spent[-1] == 0)
-    assert spent == [1] * 6 * RANK + [1, 0, 0] * 2
+    assert spent == [1] * 10 * RANK + [1, 0, 0] * 2
 
 
 def test_no_step_calls_lapack():

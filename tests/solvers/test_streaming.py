@@ -94,13 +94,16 @@ def test_residuals_are_standard_errors_of_the_averaged_products():
     assert 0.4 < np.mean(ratios) < 1.3
 
 
-@pytest.mark.parametrize("columns", [0, 1])
-def test_every_acts_on_one_call_in_so_many_after_six_sweeps(columns):
+@pytest.mark.parametrize(
+    ("columns", "gain", "sweeps"),
+    [(0, 0.1, 10), (1, 0.4, 6), (1, 0.15, 7), (0, 0.01, 10)],
+)
+def test_every_acts_on_one_call_in_so_many_after_some_sweeps(columns, gain, sweeps):
     width = columns or RANK
-    early = 6 * RANK // width
-    rare, _, path = run(early + 7, columns=columns, every=3)
+    early = sweeps * RANK // width
+    rare, _, path = run(early + 7, columns=columns, every=3, gain=gain)
     assert path.num_matvecs.tolist() == [width] * early + [width, 0, 0] * 2 + [width]
-    steady, _, _ = run(early + 3, columns=columns)
+    steady, _, _ = run(early + 3, columns=columns, gain=gain)
     rows = [helpers.rows(found.eigenvectors) for found in (rare, steady)]
     np.testing.assert_allclose(*rows, atol=1e-5)  # two programs round differently
     # Between its acts nothing moves.

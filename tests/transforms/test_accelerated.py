@@ -11,11 +11,12 @@ from helpers import exact_solver, flat, symmetric, top
 from transform_runs import CLOSE, EXACT, assert_same, pytree
 
 import bulk_sgd
+from bulk_sgd.transforms.guard import SWEEPS
 
 RANK = 3
 MATRIX = symmetric([10, 9, 8, 1, 0.9, 0.5, 0.3, 0.2, 0.1, 0, -1])
 VALUES, P = top(MATRIX, RANK)
-SETTLED = 1  # the second solve, after 2 · 11 ≥ 6 · RANK products
+SETTLED = 1  # the second solve, after 2 · 11 ≥ SWEEPS · RANK products
 FACTORS = {"dominant_scale": 0.25, "bulk_scale": 3.0}
 make = functools.partial(
     bulk_sgd.accelerated, rank=RANK, solver=exact_solver(), switch=0, **FACTORS
@@ -100,7 +101,7 @@ def test_a_solver_that_rests_after_a_failure_is_not_scaled():
         found, _ = exact.solve(matvec, subspace, (), updates, key)
         works = acts & found.converged
         kept = jax.tree.map(lambda x, y: jnp.where(works, x, y), found, subspace)
-        spent = acts * 10 * RANK
+        spent = acts * SWEEPS * RANK
         return kept._replace(converged=works | ~acts, num_matvecs=spent), state + 1
 
     solver = bulk_sgd.Solver(lambda params, rank: jnp.int32(0), solve, guarded=True)

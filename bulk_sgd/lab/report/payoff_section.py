@@ -1,163 +1,174 @@
-"""Tuned sweeps side by side: what each row costs, by inner optimizer and by task."""
+"""Tuned sweeps side by side: what each row costs, and medians over the sweeps."""
 
+import itertools
 import math
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from bulk_sgd.lab.report import page, payoff, style
+from bulk_sgd.lab.from_config.unused import USED_BY
+from bulk_sgd.lab.report import page, style
 from bulk_sgd.lab.report.formatting import exact
-from bulk_sgd.lab.report.payoff import Rival
-from bulk_sgd.lab.report.study import Axis
-from bulk_sgd.lab.report.study_panels import legend
+from bulk_sgd.lab.report.payoff import Sweep
 from bulk_sgd.lab.report.tuned_section import middle
 
-# By column: the key of a cost.
-_COLUMNS = {"steps": "steps", "seconds": "seconds", "test loss there": "test_share"}
+_KEYS = "steps", "seconds", "test_share"
+_HEADS = "row", "best value", "steps", "seconds", "test loss there"
+_MARKERS = "os^Dv"
 _CAPTION = (
-    "Steps and seconds until the last loss of the plain optimizer, over its own; "
-    "median over seeds, in a bar from the lowest to the highest. Left of the dashed "
-    "line, a row saves. An arrow: half the seeds or more never get there."
+    "Steps and seconds that a row takes to the last loss of its sweep's reference, "
+    "divided by the reference's own. Points are medians over seeds, bars go from the "
+    "lowest to the highest. Left of the dashed line, a row saves. An arrow at the rim: "
+    "at least half the seeds never get there; a bar that reaches the rim: some do not."
 )
-
-
-class Sweep(NamedTuple):
-    """A tuned sweep: its name, its inner optimizer, and the rows compared."""
-
-    name: str
-    optimizer: str
-    rivals: list[Rival]
-
-    def shares(self, rival: Rival, key: str) -> list[float]:
-        """One number per seed, over the tuned optimizer's own."""
-        return [cost[key] for cost in rival.costs]
-
-
-def sweeps(axes: list[Axis]) -> list[Sweep]:
-    """The tuned sweeps that compare something, those of one optimizer together."""
-    found = [Sweep(x.name, _optimizer(x), payoff.rivals(x)) for x in axes if x.tune]
-    found = [sweep for sweep in found if sweep.rivals]
-    places = {
-        name: i for i, name in enumerate(dict.fromkeys(x.optimizer for x in found))
-    }
-    return sorted(found, key=lambda sweep: places[sweep.optimizer])
 
 
 def section(found: list[Sweep], save) -> str:
     """Figure and table of several sweeps, as HTML; `save` keeps a figure by name."""
     image = save(payoff_figure(found), "payoff")
-    rule = """<p>Every row has its own best value. The median over sweeps of one inner
-optimizer is over the medians over seeds.</p>
+    rule = """<p>Every row has its own best value. In a median over the sweeps of an
+inner optimizer, each sweep counts once, with its median over seeds.</p>
 """
     figure = page.figure("Does it pay?", _CAPTION, _CAPTION, image)
     return f"<h2>Does it pay?</h2>\n{rule}{figure}{_table(found)}"
 
 
 def medians(found: list[Sweep]) -> list[dict]:
-    """By optimizer and row: over how many sweeps, and the median of each column."""
-    by_row: dict[tuple, list] = {}
+    """For each inner optimizer and row, the medians over the sweeps that timed it.
+
+    `test_share` is over the sweeps that reach the loss; `reached` says how many do.
+    """
+    by_row: dict[tuple[str, str], list] = {}
     for sweep in found:
         for rival in sweep.rivals:
-            shares = {k: _median(sweep.shares(rival, k)) for k in _COLUMNS.values()}
-            by_row.setdefault((sweep.optimizer, rival.row.name), []).append(shares)
+            shares = {key: _median(rival.shares(key)) for key in _KEYS}
+            if not math.isnan(shares["steps"]):
+                name = _optimizer(sweep), rival.row.name
+                by_row.setdefault(name, []).append(shares)
     return [
-        {"optimizer": optimizer, "row": row, "sweeps": len(costs)}
-        | {key: _median([cost[key] for cost in costs]) for key in _COLUMNS.values()}
-        for (optimizer, row), costs in by_row.items()
+        {"optimizer": optimizer, "row": row, "sweeps": len(shares)}
+        | {"reached": sum(math.isfinite(share["steps"]) for share in shares)}
+        | {key: _median([share[key] for share in shares]) for key in _KEYS}
+        for (optimizer, row), shares in by_row.items()
     ]
 
 
 @matplotlib.rc_context(style.STYLE)
 def payoff_figure(found: list[Sweep]) -> Figure:
     """The shares of steps and of seconds, a group of rows for each sweep."""
-    names = list(dict.fromkeys(r.row.name for sweep in found for r in sweep.rivals))
-    styles = style.series_styles(names)
+    looks = _looks(found)
     # Each sweep takes a line per row, and one between it and the next.
     tops = np.cumsum([0, *(len(sweep.rivals) + 1 for sweep in found)])
     figure, panels = style.new_figure(1, 2, (10.4, 1.2 + 0.2 * tops[-1]), share="row")
     for axes, unit in zip(panels, ("steps", "seconds")):
+        every = [x for s in found for rival in s.rivals for x in rival.shares(unit)]
+        rim = _log_x(axes, [x for x in every if math.isfinite(x)])
         for top, sweep in zip(tops, found):
             for line, rival in enumerate(sweep.rivals, 1):
-                color = styles[rival.row.name].color
-                _draw(axes, sweep.shares(rival, unit), top + line, color)
+                look = looks[rival.row.name]
+                _draw(axes, rival.shares(unit), top + line, look, rim)
         axes.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         for top in tops[1:-1]:
             axes.axhline(top, color=style.MUTED, linewidth=0.4)
-        axes.set_xlabel(f"{unit} to the plain optimizer's last loss ÷ its own")
+        axes.set_xlabel(f"{unit} ÷ the reference's")
         axes.grid(axis="y", visible=False)
-        _log_x(axes)
-    labels = [style.plain(style.shorten(sweep.name)) for sweep in found]
-    panels[0].set_yticks((tops[:-1] + tops[1:]) / 2, labels)
+    names = [style.plain(sweep.axis.name[:30]) for sweep in found]
+    panels[0].set_yticks((tops[:-1] + tops[1:]) / 2, names)
     panels[0].set_ylim(tops[-1], 0)
-    legend(figure, [(style.plain(name), styles[name]) for name in names])
+    handles = [Line2D([], [], **look) for look in looks.values()]
+    style.legend(figure, [*map(style.plain, looks)], handles)
     return figure
 
 
-def _draw(axes, shares, height, color):
-    """Median and range; at the right rim if the median is infinite."""
+def _looks(found):
+    """Colour and marker of each row; its arm's colour, if no two rows share an arm."""
+    rows = [(s.axis, rival.row) for s in found for rival in s.rivals]
+    arms = {row.name: axis.summaries[row.arm] for axis, row in rows}
+    if len({arm.name for arm in arms.values()}) == len(arms):
+        styles = style.arm_styles([*arms.values()])
+        colors = {name: styles[arm.name].color for name, arm in arms.items()}
+    else:
+        colors = {name: x.color for name, x in style.series_styles([*arms]).items()}
+    looks, used = {}, []
+    for name, color in colors.items():
+        marker = _MARKERS[used.count(color) % len(_MARKERS)]
+        looks[name] = {"color": color, "marker": marker, "ms": 5, "linewidth": 1.7}
+        used.append(color)
+    return looks
+
+
+def _draw(axes, shares, height, look, rim):
+    """Median and range; what is never reached lies at the rim."""
+    known = [min(share, rim) for share in shares if not math.isnan(share)]
+    if not known:
+        return
+    bar = {"color": look["color"], "linewidth": look["linewidth"]}
+    axes.plot([min(known), max(known)], [height] * 2, **bar)
     middle = _median(shares)
-    if math.isnan(middle):
-        return
-    if math.isinf(middle):
-        rim = axes.get_yaxis_transform()
-        axes.plot(1, height, ">", color=color, ms=6, transform=rim, clip_on=False)
-        return
-    finite = [x for x in shares if math.isfinite(x)]
-    axes.plot([min(finite), max(finite)], [height] * 2, color=color, linewidth=1.7)
-    axes.plot(middle, height, "o", color=color, ms=5)
+    shown = look if math.isfinite(middle) else look | {"marker": ">"}
+    axes.plot(min(middle, rim), height, clip_on=False, **shown)
 
 
-def _log_x(axes):
-    """A log axis that holds 1 and has plain numbers at powers of two."""
+def _log_x(axes, values):
+    """A log axis that holds 1, with plain numbers; returns its right end."""
+    low, high = min([0.5, *values]) / 1.1, 1.1 * max([2, *values])
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    low, high = min(low, 0.5), max(high, 2)
-    powers = range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
-    ticks = [2.0**power for power in powers if low <= 2.0**power <= high]
+    axes.set_xlim(low, high)
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    step = math.ceil(len(powers) / 6)  # others would touch
+    ticks = [2.0**power for power in powers if power % step == 0]
     axes.set_xticks(ticks, [*map(exact, ticks)])
     axes.set_xticks([], minor=True)
-    axes.set_xlim(low, high)
+    return high
 
 
 def _table(found):
-    heads = ["row", "sweep", "best value", *_COLUMNS]
-    known, shown, before = (
-        {(m["optimizer"], m["row"]): m for m in medians(found)},
-        [],
-        "",
-    )
-    for (optimizer, name), median in known.items():
-        if optimizer != before:
-            shown.append([optimizer])
-            before = optimizer
-        for sweep in found:
-            for rival in sweep.rivals:
-                if (sweep.optimizer, rival.row.name) == (optimizer, name):
-                    edge = " (at the edge)" * rival.row.at_edge
-                    shares = [sweep.shares(rival, key) for key in _COLUMNS.values()]
-                    best = exact(rival.row.best) + edge
-                    shown.append([name, sweep.name, best, *map(middle, shares)])
-        if median["sweeps"] > 1:
-            over = f"median of {median['sweeps']} sweeps"
-            values = [middle([median[key]]) for key in _COLUMNS.values()]
-            shown.append([name, over, "", *values])
+    shown = []
+    for sweep in found:
+        best = _best(sweep.reference)
+        about = (
+            f"{sweep.axis.name} ({_optimizer(sweep)}): {sweep.reference.name}, {best}"
+        )
+        shown.append([about])
+        for row, costs in sweep.rivals:
+            shares = [middle([cost[key] for cost in costs]) for key in _KEYS]
+            shown.append([row.name, _best(row), *shares])
+    several = [median for median in medians(found) if median["sweeps"] > 1]
+    for optimizer, rows in itertools.groupby(several, lambda x: x["optimizer"]):
+        shown.append([f"Medians over sweeps, {optimizer}"])
+        for row in rows:
+            count = f"{row['sweeps']} sweeps, {row['reached']} reach it"
+            shares = [middle([row[key]]) for key in _KEYS]
+            shown.append([row["row"], count, *shares])
     caption = (
-        "Steps and seconds to the plain optimizer's last loss, and the test loss at "
-        "that point, all over the plain optimizer's own; median over seeds (lowest – "
-        "highest)."
+        "Steps and seconds to the reference's last loss, and the test loss at that "
+        "point, all divided by the reference's own; median over seeds (lowest – "
+        "highest). The heading of a sweep has the reference and its best value."
     )
-    table = page.table("Does it pay?", heads, shown)
+    table = page.table("Does it pay?", list(_HEADS), shown)
     return f'{table}<p class="facts">{page.text(caption)}</p>\n'
 
 
-def _optimizer(axis):
-    """The inner optimizer in the words of the config."""
-    infos = [cell.run.info for cell in axis.cells if cell.run]
-    configs = [info["config"] for info in infos if info.get("config")]
-    fields = next((config.get("optimizer", {}) for config in configs), {})
-    name, momentum = fields.get("name", "optimizer"), fields.get("momentum")
+def _best(row):
+    if row.best is None:
+        return "all diverged"
+    return exact(row.best) + " (at the edge)" * (bool(row.cells) and row.at_edge)
+
+
+def _optimizer(sweep):
+    """The inner optimizer of the reference in the words of its config.
+
+    A run without a config may have any optimizer: the sweep then stands for itself.
+    """
+    config = sweep.reference.cells[0].run.info.get("config") or {}
+    fields = config.get("optimizer")
+    if not fields:
+        return sweep.axis.name
+    used = fields["name"] in USED_BY["optimizer.name"]["optimizer.momentum"]
+    momentum = fields.get("momentum") if used else None
+    name = fields["name"]
     return f"{name}, momentum {exact(momentum)}" if momentum else name
 
 

@@ -81,13 +81,14 @@ def setting_figure(axis: Axis) -> Figure:
 @matplotlib.rc_context(STYLE)
 def training_figure(axis: Axis) -> Figure:
     """Training loss, sharpness and alignment after the fork, over the seeds."""
-    figure, panels = new_figure(1, 3, (10.4, 3.7))
     styles = arm_styles(axis.summaries.values())
     shown = (
         ("train_loss", "training loss", True, None),
         ("sharpness_ratio", r"sharpness $\eta\lambda_1$", False, None),
         ("alignment_gradient", r"$\chi_k$ of the full gradient", False, None),
     )
+    shown = [shown[0], *(panel for panel in shown[1:] if _is_logged(axis, panel[0]))]
+    figure, panels = new_figure(1, len(shown), (10.4, 3.7))
     for axes, panel in zip(panels, shown):
         for arm, style in styles.items():
             study_panels.draw_band(axes, axis.cells, arm, panel[0], style)
@@ -101,11 +102,8 @@ def training_figure(axis: Axis) -> Figure:
 def curves_figure(axis: Axis) -> Figure:
     """Loss and alignment along training, a column per method, a line per setting."""
     keys = ("train_loss", "training loss"), ("alignment_update", r"$\chi_k$ of updates")
-    runs = [cell.run for cell in axis.cells if cell.run]
-    has = lambda key: any(
-        run.logged(arm, key)[0].size for run in runs for arm in run.arms
-    )
-    figure, panels = _curves(axis, [keys[0], *(x for x in keys[1:] if has(x[0]))])
+    shown = [keys[0], *(x for x in keys[1:] if _is_logged(axis, x[0]))]
+    figure, panels = _curves(axis, shown)
     log_axis(panels[0])
     return figure
 
@@ -178,6 +176,11 @@ def _reference(axis):
     named = [x for x, arm in arms.items() if axis.tune.is_reference(x, arm)]
     plain = [x for x, arm in arms.items() if axis.summaries[arm].method == SGD]
     return next(iter([*named, *plain, *axis.groups]))
+
+
+def _is_logged(axis, key):
+    runs = [cell.run for cell in axis.cells if cell.run]
+    return any(run.logged(arm, key)[0].size for run in runs for arm in run.arms)
 
 
 def _name_arms(figure, axis, styles):

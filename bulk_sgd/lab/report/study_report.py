@@ -5,7 +5,6 @@ import functools
 import json
 import pathlib
 
-from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.files.record import make_folder
 from bulk_sgd.lab.from_config import unused
 from bulk_sgd.lab.report import (
@@ -13,6 +12,7 @@ from bulk_sgd.lab.report import (
     payoff,
     payoff_section,
     study,
+    study_numbers,
     study_tables,
     tuned,
     tuned_section,
@@ -65,13 +65,14 @@ def write_report(workdir, out=None) -> pathlib.Path:
     # A sweep of a user's own need not be about the paper's claims.
     if len(axes) == 1 and not any(map(_is_decided, table)):
         table = []
-    table += payoff.claims(axes)
+    compared = payoff.sweeps(axes)
+    table += payoff.claims(compared)
     markdown = folder / "claims.md"
     markdown.unlink(missing_ok=True)  # of an earlier report
     if table:
         markdown.write_text(claims_markdown(table), encoding="utf-8")
     title = axes[0].title if len(axes) == 1 else "Sharp and flat directions"
-    return _write(axes, folder, title, table)
+    return _write(axes, folder, title, table, compared=compared)
 
 
 def write_comparison(workdirs, labels, folder) -> pathlib.Path:
@@ -85,24 +86,13 @@ def write_comparison(workdirs, labels, folder) -> pathlib.Path:
     return _write([axis], folder, title, more=differences(axis))
 
 
-def _write(axes, folder, title, table=(), more=""):
-    numbers = {"claims": [_plain_claim(claim) for claim in table]} if table else {}
-    side_by_side = payoff_section.sweeps(axes)
-    numbers |= {
-        "axes": _numbers(axes),
-        "tuned": {
-            axis.name: tuned_section.numbers(axis, tuned.rows(axis))
-            for axis in axes
-            if axis.tune
-        },
-        "payoff": metrics.plain(payoff_section.medians(side_by_side)),
-    }
-    text = json.dumps(numbers, indent=1, ensure_ascii=False)
-    (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
+def _write(axes, folder, title, table=(), more="", compared=()):
+    several = compared if len(compared) > 1 else ()
+    study_numbers.write(folder / "tables.json", axes, table, several)
     parts = [_head(axes), _claims_section(table) if table else "", more]
-    if len(side_by_side) > 1:
+    if several:
         keep = lambda figure, name: save(figure, folder / name)
-        parts.append(payoff_section.section(side_by_side, keep))
+        parts.append(payoff_section.section(several, keep))
     parts += [_section(axis, folder, title) for axis in axes]
     parts += [_provenance(axes)]
     return page.write(folder, page.text(title), "".join(parts))
@@ -141,7 +131,7 @@ number in which the arm reached the same loss, 0 if it never did; if some seeds 
 did, the mean is over the others. The <em>descent
 ratio</em> is the part of the first-order decrease of the batch loss that the scaling
 leaves. χ is the length of a vector's dominant part over its whole length. ηλ₁ belongs
-to the Hessian of the whole training loss at the last step. Matvecs count for SGD too,
+to the Hessian of the whole training loss at its last solve. Matvecs count for SGD too,
 which keeps a subspace only to measure it: speed-up in matvecs compares at equal
 refreshes. If only some of the seeds gave a number, n is how many did.</p>
 {"".join(map(page.note, notes))}"""
@@ -258,32 +248,6 @@ def _caption(axis, name):
         f"subspace of H, along SGD; {over}. Without the trace share where the trace is "
         "within three standard errors of zero in most rows.",
     }[name]
-
-
-def _numbers(axes):
-    """Every outcome of every cell, for programs to read."""
-    plain = lambda cell: {
-        "cell": cell.index,
-        "settings": cell.settings,
-        "status": cell.status,
-        "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
-    }
-    return {axis.name: [plain(cell) for cell in axis.cells] for axis in axes}
-
-
-def _plain_claim(claim):
-    measured = claim.measured
-    plain = {
-        "claim": claim.text,
-        "criterion": claim.criterion,
-        "mean": measured.mean,
-        "deviation": measured.deviation,
-        "seeds": measured.count,
-        "of": claim.seeds,
-        "verdict": claim.verdict,
-        "cells": claim.source,
-    }
-    return metrics.plain(plain)
 
 
 def _provenance(axes):

@@ -132,8 +132,8 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
     """What the row took to reach the reference's last loss, over the reference's own.
 
     A dict per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the
-    `test_loss` at that point, `test_share`, this loss over the reference's own test
-    loss, and the row's last loss as `end`. Seeds are paired. A
+    `test_loss` at that point, `test_share`, the ratio of this `test_loss` to the
+    reference's at its end, and the row's last loss as `end`. Seeds are paired. A
     seed that the reference lacks is compared with the reference's median. If the loss
     or the data differ from the reference's, all but the end is NaN.
     """
@@ -155,8 +155,9 @@ def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
         cost = _cost(axis.tune, cell, row.arm, target)
         theirs = own.get(seed(cell), typical)
         ratios = {u: cost[u] / theirs[u] if theirs[u] else math.nan for u in UNITS}
-        ratios["test_share"] = cost["test_loss"] / theirs["test_loss"]
-        more = {"own_matvecs": cost["matvecs"], "test_loss": cost["test_loss"]}
+        test, theirs = cost["test_loss"], theirs["test_loss"]
+        more = {"own_matvecs": cost["matvecs"], "test_loss": test}
+        more["test_share"] = test / theirs if theirs else math.nan
         found.append(ratios | more | {"end": end})
     return found
 

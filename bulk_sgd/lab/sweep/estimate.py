@@ -8,7 +8,6 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bulk_sgd.lab.devices import distributed
@@ -21,7 +20,7 @@ from bulk_sgd.lab.training.checkpoint import Checkpoints
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.loop import Trainer
 from bulk_sgd.lab.training.run import keeps_ends
-from bulk_sgd.solvers.streaming import EAGER
+from bulk_sgd.solvers.streaming import eager_calls
 
 # Measured steps, or as many as lie between two refreshes. They hold so few refreshes,
 # the first of all, that `streaming` acts at each of them.
@@ -133,14 +132,13 @@ def _cost(cells, like, known) -> tuple[Cost, Experiment]:
             for every, length, count in parts:
                 steps[every] += length
                 refreshes[every] += count
-    # Each measurement begins anew, so that no call of `streaming` rests in it.
-    start = experiment.start()
-    plain, _, state = _steps(experiment, trainer, start, 0)
+    plain, _, state = _steps(experiment, trainer, 0)
     timed = 3 * experiment.config.eval_every  # plain steps that a run times
     seconds += len(configs) * (build + timed * plain) + steps[0] * plain
     matvecs = 0.0
     for every in filter(None, +steps):
-        each, solve, state = _steps(experiment, trainer, start, every)
+        del state
+        each, solve, state = _steps(experiment, trainer, every)
         seconds += steps[every] * each
         matvecs += refreshes[every] * solve
     seconds += _measuring(experiment, state, rows)
@@ -199,7 +197,8 @@ def _parts(space, seen, length, every):
         return [(0, length, 0)]
     eager = 0
     if space.solver == "streaming":  # a call that rests costs next to nothing
-        eager, every = EAGER * space.rank // (space.columns or space.rank), space.every
+        eager = int(eager_calls(space.rank, space.columns, space.gain))
+        every = space.every
     begin, end = (max(0, step - eager) for step in (seen, seen + length))
     acts = -(-end // every) - -(-begin // every)
     first = length - (end - begin)
@@ -220,8 +219,8 @@ def _rows(config, length, projected, ends) -> dict[str, int]:
     }
 
 
-def _steps(experiment, trainer, state, every):
-    """Seconds of a step, matvecs of a refresh, and the state after some of them."""
+def _steps(experiment, trainer, every):
+    """Seconds of a step, matvecs of a refresh, and the state after the first steps."""
     program, length = trainer.executables[every > 0], experiment.config.eval_every
 
     def take(state, count, every):
@@ -234,8 +233,8 @@ def _steps(experiment, trainer, state, every):
             count -= wanted
         return jax.block_until_ready(state)
 
-    # The program consumes the state that it is given. Its first solve has no start.
-    state = take(jax.tree.map(jnp.copy, state), 1, 1)
+    # The first solve has no start.
+    state = take(experiment.start(), 1, 1)
     before = int(state.projection.total_matvecs)
     interval = max(1, every)
     count = interval * -(-_STEPS // interval)

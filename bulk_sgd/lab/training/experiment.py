@@ -24,12 +24,14 @@ from bulk_sgd.lab.training.state import Scalars, Task, TrainState
 from bulk_sgd.lab.training.steps import Programs
 
 # Experiments that differ in nothing else share a prefix that an alignment can end.
-_AFTER_ALIGNMENT = ("arms", "num_steps", *identities.IMMATERIAL)
+_AFTER_ALIGNMENT = (
+    *("arms", "num_steps", "measures.last_sharpness"),
+    *identities.IMMATERIAL,
+)
 # A prefix that ends at a step depends on none of these either.
 _AFTER_STEP = (
     *_AFTER_ALIGNMENT,
     "measures.every",
-    "measures.last_sharpness",
     "measures.num_probes",
     "measures.step_every",
     "optimizer.projection",
@@ -43,7 +45,6 @@ _AFTER_STEP = (
 _FREE = (
     *_AFTER_ALIGNMENT,
     "measures.every",
-    "measures.last_sharpness",
     "measures.sharpness_every",
     "optimizer.learning_rate",
     "seed",

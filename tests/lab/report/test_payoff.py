@@ -5,15 +5,19 @@ import math
 
 import numpy as np
 import pytest
-from written_studies import write_tuned
+from written_studies import write_axis, write_tuned
 
-from bulk_sgd.lab.report import payoff_section, study
+from bulk_sgd.lab.report import payoff, payoff_section, study
 from bulk_sgd.lab.report.write import write_report
+from bulk_sgd.lab.sweep import grid, workdir
 
 TUNE = {"field": "optimizer.learning_rate", "reference": "plain"}
 PLAIN = {0.1: (0.5, 0.5), 0.2: (0.25, 0.25), 0.4: (0.5, 0.5)}
 FAST, FASTER = {0.1: (0.02, 0.02)}, {0.1: (0.002, 0.004)}
-SLOW = {0.1: (2.0, 2.0)}
+SLOW, HALF = {0.1: (2.0, 2.0)}, {0.1: (0.02, 2.0), 0.2: (3.0, 3.0)}
+DIVERGED = {0.1: (math.nan, math.nan)}
+SGD = {"name": "sgd", "momentum": 0.0}
+ADAMW = {"name": "adamw", "momentum": 0.9}  # a momentum that it does not use
 
 
 def share(end):
@@ -22,72 +26,120 @@ def share(end):
     return np.interp(-0.25, -losses, np.arange(5)) / 4
 
 
-def write(folder, optimizers):
-    """Sweeps of "plain" and others, each with its inner optimizer in the runs."""
-    for name, (settings, optimizer) in optimizers.items():
-        write_tuned(folder / name, {"plain": PLAIN, **settings}, TUNE)
-        for file in (folder / name).glob("cells/*/run.json"):
-            info = json.loads(file.read_text())
-            info["config"] = {"optimizer": optimizer}
-            file.write_text(json.dumps(info))
+# The median of two seeds is their mean.
+TWO = (share(0.002) + share(0.004)) / 2
+
+
+def change(file, edit):
+    """Passes each line of a file of JSON through a function."""
+    lines = map(json.loads, file.read_text().splitlines())
+    file.write_text("".join(json.dumps(edit(line)) + "\n" for line in lines))
+
+
+def slowed(row):
+    """A row of an arm with thrice the seconds and half the test loss."""
+    factors = {"seconds": 3, "seconds_curvature": 3, "test_loss": 0.5}
+    factors = factors if row["arm"] != "prefix" else {}
+    return row | {key: x * row[key] for key, x in factors.items()}
+
+
+def write(folder, settings, optimizer=None):
+    """A sweep of "plain" and others, in which a step of "fast" is `slowed`."""
+    cells = write_tuned(folder, {"plain": PLAIN, **settings}, TUNE)
+    configured = lambda run: run | {"config": {"optimizer": optimizer}}
+    for index, cell in enumerate(cells):
+        where = workdir.cell_folder(folder, index)
+        if cell["label"] == "fast":
+            change(where / "metrics.jsonl", slowed)
+        if optimizer:
+            change(where / "run.json", configured)
 
 
 @pytest.fixture
 def found(tmp_path):
-    sgd, momentum = ({"name": "sgd", "momentum": x} for x in (0.0, 0.9))
-    write(
-        tmp_path,
-        {
-            "cnn": ({"fast": FAST, "slow": SLOW}, sgd),
-            "mlp": ({"fast": FAST}, momentum),
-            "vit": ({"fast": FASTER, "slow": SLOW}, sgd),
-        },
-    )
-    return payoff_section.sweeps(study.read_study(tmp_path))
+    write(tmp_path / "cnn", {"fast": FAST, "slow": SLOW, "half": HALF}, SGD)
+    write(tmp_path / "mlp", {"fast": FAST}, ADAMW)
+    write(tmp_path / "vit", {"fast": FASTER, "slow": DIVERGED}, SGD)
+    write_tuned(tmp_path / "alone", {"plain": PLAIN}, TUNE)
+    write_axis(tmp_path / "untuned", grid.values("batch_size", (5, 10)))
+    return payoff.sweeps(study.read_study(tmp_path))
 
 
-def test_sweeps_of_one_optimizer_stand_together(found):
-    assert [(sweep.name, sweep.optimizer) for sweep in found] == [
-        ("cnn", "sgd"),
-        ("vit", "sgd"),
-        ("mlp", "sgd, momentum 0.9"),
-    ]
+def test_sweeps_compare_something(found):
+    assert [sweep.axis.name for sweep in found] == ["cnn", "mlp", "vit"]
+    assert all(sweep.reference.name == "plain" for sweep in found)
 
 
 def test_medians_are_over_the_sweeps_of_an_optimizer(found):
-    fast, slow, other = payoff_section.medians(found)
-    one = share(0.02)
-    # The other sweep has two seeds, and the median of two is their mean.
-    two = (share(0.002) + share(0.004)) / 2
-    assert fast == {
-        "optimizer": "sgd",
-        "row": "fast",
-        "sweeps": 2,
-        "steps": pytest.approx((one + two) / 2),
-        "seconds": pytest.approx((one + two) / 2),
-        "test_share": pytest.approx(1),  # always twice the training loss
-    }
-    assert (slow["row"], slow["sweeps"], slow["steps"]) == ("slow", 2, math.inf)
+    medians = payoff_section.medians(found)
+    names = [(x["optimizer"], x["row"], x["sweeps"], x["reached"]) for x in medians]
+    assert names == [
+        ("sgd", "fast", 2, 2),
+        ("sgd", "slow", 2, 0),  # it never gets there, or diverges at every rate
+        ("sgd", "half", 1, 0),
+        ("adamw", "fast", 1, 1),
+    ]
+    first, slow, _, other = medians
+    assert first["steps"] == pytest.approx((share(0.02) + TWO) / 2)
+    assert first["seconds"] == pytest.approx(3 * first["steps"])
+    assert first["test_share"] == pytest.approx(0.5)
+    assert slow["steps"] == math.inf
     assert math.isnan(slow["test_share"])
-    assert (other["optimizer"], other["sweeps"]) == ("sgd, momentum 0.9", 1)
-    assert other["steps"] == pytest.approx(one)
+    assert other["steps"] == pytest.approx(share(0.02))
 
 
-def test_figure_shows_medians_and_who_never_gets_there(found):
+def test_a_row_of_other_data_has_no_median(tmp_path):
+    write(tmp_path / "one", {"fast": FAST, "slow": SLOW}, SGD)
+    for index in (6, 7):
+        file = workdir.cell_folder(tmp_path / "one", index) / "run.json"
+        change(file, lambda run: run | {"loss_label": "another"})
+    found = payoff.sweeps(study.read_study(tmp_path))
+    assert [x["row"] for x in payoff_section.medians(found)] == ["slow"]
+    payoff_section.payoff_figure(found)
+
+
+def test_sweeps_without_configs_stand_for_themselves(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, {"fast": FAST})
+    medians = payoff_section.medians(payoff.sweeps(study.read_study(tmp_path)))
+    assert [(x["optimizer"], x["sweeps"]) for x in medians] == [("a", 1), ("b", 1)]
+
+
+def test_figure_shows_medians_ranges_and_who_never_gets_there(found):
     figure = payoff_section.payoff_figure(found)
-    steps, seconds = figure.axes
-    labels = [text.get_text() for text in steps.get_yticklabels()]
-    assert labels == ["cnn", "vit", "mlp"]
-    for axes in (steps, seconds):
-        points = [line for line in axes.lines if line.get_marker() == "o"]
-        two = (share(0.002) + share(0.004)) / 2
-        expected = [share(0.02), two, share(0.02)]
-        assert [line.get_xdata()[0] for line in points] == pytest.approx(expected)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["cnn", "mlp", "vit"]
+    for axes, price in zip(figure.axes, (1, 3)):
+        rim = axes.get_xlim()[1]
+        points = [line for line in axes.lines if line.get_marker() not in ("None", ">")]
+        places = [(line.get_ydata()[0], line.get_xdata()[0]) for line in points]
+        # From the top: three rows of cnn, a line, one row of mlp, a line, vit's rows.
+        expected = [(1, share(0.02)), (5, share(0.02)), (7, TWO)]
+        assert places == [(y, pytest.approx(price * x)) for y, x in expected]
         arrows = [line for line in axes.lines if line.get_marker() == ">"]
-        assert len(arrows) == 2
-        # From the top: cnn's rows, a line, vit's rows, a line, mlp's row.
-        assert [line.get_ydata()[0] for line in points] == [1, 4, 7]
-        assert [line.get_ydata()[0] for line in arrows] == [2, 5]
+        assert [line.get_ydata()[0] for line in arrows] == [2, 3, 8]
+        assert {line.get_xdata()[0] for line in arrows} == {rim}
+        bars = {
+            line.get_ydata()[0]: sorted(line.get_xdata())
+            for line in axes.lines
+            if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"
+        }
+        # One of two seeds gets there, at the price of the plain optimizer's steps.
+        assert bars[3] == pytest.approx([share(0.02), rim])
+        assert bars[7] == pytest.approx([price * share(x) for x in (0.002, 0.004)])
+
+
+def test_ticks_of_a_wide_range_do_not_touch():
+    _, (axes,) = payoff_section.style.new_figure(1, 1, (5, 2))
+    assert payoff_section._log_x(axes, [0.01, 30.0]) == pytest.approx(33)
+    assert 3 <= len(axes.get_xticks()) <= 6
+    assert 1 in axes.get_xticks()
+
+
+def test_rows_have_marks_of_their_own(found):
+    looks = payoff_section._looks(found)
+    assert [*looks] == ["fast", "slow", "half"]
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == 3
 
 
 def test_a_study_of_several_tuned_sweeps_has_a_section(found, tmp_path):
@@ -95,12 +147,16 @@ def test_a_study_of_several_tuned_sweeps_has_a_section(found, tmp_path):
     text = page.read_text()
     assert text.count("<h2>Does it pay?</h2>") == 1
     assert page.with_name("payoff.png").stat().st_size > 10_000
-    assert "median of 2 sweeps" in text
-    assert "median of 1" not in text
+    assert "cnn (sgd): plain, 0.2<" in text
+    assert "mlp (adamw): plain, 0.2<" in text
+    assert "Medians over sweeps, sgd" in text
+    assert "<td>2 sweeps, 0 reach it</td>" in text
+    assert "Medians over sweeps, adamw" not in text
+    assert "<td>all diverged</td>" in text
     numbers = json.loads(page.with_name("tables.json").read_text())["payoff"]
-    assert [row["row"] for row in numbers] == ["fast", "slow", "fast"]
-    assert numbers[0]["steps"] == pytest.approx(
-        payoff_section.medians(found)[0]["steps"]
-    )
+    assert [row["row"] for row in numbers] == ["fast", "slow", "half", "fast"]
+    claims = page.with_name("claims.md").read_text()
+    assert "| Saves steps against plain: slow (vit) |" in claims
     alone = write_report(tmp_path / "cnn")
     assert "Does it pay?" not in alone.read_text()
+    assert "payoff" not in json.loads(alone.with_name("tables.json").read_text())

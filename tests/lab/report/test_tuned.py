@@ -160,7 +160,7 @@ def test_claims_say_which_rows_save_steps_and_seconds(axis, tmp_path):
     (axis,) = study.read_study(tmp_path)
     fast, plain, _ = tuned.rows(axis)
     (share, again) = (cost["steps"] for cost in tuned.costs(axis, fast, plain))
-    found = payoff.claims([axis])
+    found = payoff.claims(payoff.sweeps([axis]))
     edge = ", at the edge of its grid"
     assert [(claim.text, claim.verdict) for claim in found] == [
         ("Saves steps against plain: fast (rates)", "holds"),
@@ -172,7 +172,7 @@ def test_claims_say_which_rows_save_steps_and_seconds(axis, tmp_path):
     means = [claim.measured.mean for claim in found]
     assert means == pytest.approx([share, math.inf, 3 * share, math.inf])
     assert found[0].source == "rates: cells 2, 3, 8, 9"
-    assert payoff.claims([dataclasses.replace(axis, tune=None)]) == []
+    assert payoff.sweeps([dataclasses.replace(axis, tune=None)]) == []
 
 
 def test_the_arm_of_the_reference_is_no_rival_in_another_setting(tmp_path):
@@ -182,7 +182,8 @@ def test_the_arm_of_the_reference_is_no_rival_in_another_setting(tmp_path):
     for index in range(4):
         write_cell(tmp_path, index, ("sgd", "bulk_sgd"))
     write_axis(tmp_path, cells, tune={"field": TUNE["field"]})
-    texts = [claim.text for claim in payoff.claims(study.read_study(tmp_path))]
+    found = payoff.sweeps(study.read_study(tmp_path))
+    texts = [claim.text for claim in payoff.claims(found)]
     assert len(texts) == 4  # steps and seconds, of Bulk-SGD at both batch sizes
     assert all("against the plain optimizer: " in text for text in texts)
     assert all("bulk_sgd" in text for text in texts)

@@ -16,7 +16,7 @@ CELLS = [{"arms": ("sgd", "dom_sgd")}, {"arms": ("bulk_sgd",)}, {"subspace.rank"
 def test_steps_and_matvecs_are_those_of_the_sweep(tmp_path):
     base = tiny(
         subspace__solver="streaming", subspace__data="batch", subspace__columns=0,
-        subspace__every=5, num_steps=30,
+        subspace__every=5, subspace__gain=0.4, num_steps=30,
     )  # fmt: skip
     first, second = costs = estimate.estimate(base, CELLS)
     assert (first.cells, second.cells) == (2, 1)
@@ -85,6 +85,7 @@ def test_arms_of_a_cell_that_grows_begin_where_their_states_are(tmp_path):
 
 def test_streaming_is_eager_first():
     space = tiny(subspace__solver="streaming", subspace__every=4).subspace
+    space.gain = 0.4
     assert estimate._parts(space, 0, 23, 1) == [(1, 18, 18), (4, 5, 2)]
     assert estimate._parts(space, 8, 6, 1) == [(1, 6, 6), (4, 0, 0)]
     assert estimate._parts(space, 19, 5, 1) == [(1, 0, 0), (4, 5, 1)]  # at call 22

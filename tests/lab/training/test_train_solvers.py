@@ -38,6 +38,10 @@ def test_sharpness_is_of_the_whole_loss_and_where_the_parameters_are(source):
     [
         ({"measures__sharpness_every": 10}, {"prefix": [0], "sgd": [20]}),
         ({"measures__last_sharpness": False}, {"prefix": [], "sgd": []}),
+        (
+            {"measures__last_sharpness": False, "measures__sharpness_every": 10},
+            {"prefix": [0], "sgd": [20]},
+        ),
     ],
 )
 def test_sharpness_in_every_row_that_asks_for_it(asked, steps, tmp_path):
