@@ -5,9 +5,10 @@ with three seeds. The solver is `streaming()` in factors, with a product on ever
 mini-batch. The learning rate rises during the prefix. After the fork it decays to 0 as
 a cosine.
 
-A preset is an inner optimizer: "sgd", "momentum", "adamw" or "muon". AdamW and Muon
-have a second setting, with the subspace in their own metric. A preset with "-quick",
-such as "adamw-quick", takes 60 steps on 100 examples with one seed, as a test.
+A preset is an inner optimizer: "sgd", "momentum", "adamw" or "muon". On the tanh
+network, AdamW and Muon have a second setting, with the subspace in their own metric. A
+preset with "-quick", such as "adamw-quick", takes 60 steps on 100 examples with one
+seed, as a test.
 """
 
 import dataclasses
@@ -38,7 +39,6 @@ RATES = {
     "muon": (0.005, 0.01, 0.02, 0.04),
 }
 ARMS = "sgd", "bulk_sgd", "scales(0.5, 2)", "scales(0.25, 2)", "accelerated"
-_METRICS = grid.values("subspace.preconditioned", (False, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Pays:
     fork: int = 100
     warmup: bool = True
     arms: tuple = ARMS
+    own_metric: bool = False  # AdamW and Muon also in their own metric
 
     @property
     def tune(self):
@@ -87,11 +88,12 @@ class Pays:
         return config
 
     def get_sweep(self, preset: str = "sgd"):
-        """Rates and seeds; for AdamW and Muon also in the metric of the optimizer."""
+        """Rates and seeds; for AdamW and Muon perhaps in their own metric, too."""
         optimizer, quick = _parse(preset)
         rates = self.rates[optimizer][: 2 if quick else None]
+        both = self.own_metric and optimizer in ("adamw", "muon")
         return grid.product(
-            _METRICS if optimizer in ("adamw", "muon") else [{}],
+            grid.values("subspace.preconditioned", (False, True)) if both else [{}],
             grid.values("optimizer.learning_rate", rates),
             grid.values("seed", range(1 if quick else 3)),
         )

@@ -33,5 +33,6 @@ pays = Pays(
     },
     warmup=False,
     arms=(*ARMS, "scales(0.5, 1)", "scales(0.25, 4)"),
+    own_metric=True,
 )
 get_config, get_sweep, tune = pays.get_config, pays.get_sweep, pays.tune

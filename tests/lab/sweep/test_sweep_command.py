@@ -79,6 +79,9 @@ def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
         configs = sweep.configs_of(module.get_config(preset), cells)
         assert tuning.check(module.tune, cells, configs).reference == "sgd"
         assert {cell["seed"] for cell in cells} == {*range(num_seeds)}
+        own = task == "mnist" and optimizer in ("adamw", "muon")
+        metrics = {config.subspace.preconditioned for config in configs}
+        assert metrics == ({False, True} if own else {False})
         config = configs[0]
         assert config.optimizer.decay_steps == config.num_steps
         assert config.optimizer.warmup_steps in (0, config.switch.step)
