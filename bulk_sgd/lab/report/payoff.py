@@ -82,7 +82,7 @@ def _claim(sweep, rival, unit):
     chosen = {cell.index for cell in (*plain.cells, *row.cells)}
     return judge(
         f"Saves {unit} against {against}: {row.name} ({axis.name}{edge})",
-        f"{unit} to the last loss of {against} ÷ its own {unit}, both tuned",
+        f"{unit} to {against}'s last loss ÷ {against}'s {unit}",
         ("<", 1),
         rival.shares(unit),
         source(axis, [cell for cell in axis.cells if cell.index in chosen]),

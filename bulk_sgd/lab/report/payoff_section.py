@@ -15,21 +15,23 @@ from bulk_sgd.lab.report.payoff import Sweep
 from bulk_sgd.lab.report.tuned_section import middle
 
 _KEYS = "steps", "seconds", "test_share"
-_HEADS = "row", "best value", "steps", "seconds", "test loss there"
+_HEADS = "row", "best value", "steps", "seconds", "test loss ÷ the reference's"
 _MARKERS = "os^Dv"
 _CAPTION = (
-    "Steps and seconds that a row takes to the last loss of its sweep's reference, "
-    "divided by the reference's own. Points are medians over seeds, bars go from the "
-    "lowest to the highest. Left of the dashed line, a row saves. An arrow at the rim: "
-    "at least half the seeds never get there; a bar that reaches the rim: some do not."
+    "Steps and seconds until a row reaches the reference's last loss, divided by the "
+    "reference's steps and seconds. A point is the median over seeds; a bar goes from "
+    "the lowest seed to the highest. Left of the dashed line, the row is cheaper. An "
+    "arrow: at least half the seeds never reach the loss. A bar up to the right edge: "
+    "some seeds never do."
 )
 
 
 def section(found: list[Sweep], save) -> str:
     """Figure and table of several sweeps, as HTML; `save` keeps a figure by name."""
     image = save(payoff_figure(found), "payoff")
-    rule = """<p>Every row has its own best value. In a median over the sweeps of an
-inner optimizer, each sweep counts once, with its median over seeds.</p>
+    rule = """<p>A row is an arm at its best value of the tuned field. The reference is
+the row that the others are compared with, mostly the inner optimizer alone. A median
+over sweeps takes one number from each sweep: its median over seeds.</p>
 """
     figure = page.figure("Does it pay?", _CAPTION, _CAPTION, image)
     return f"<h2>Does it pay?</h2>\n{rule}{figure}{_table(found)}"
@@ -139,13 +141,14 @@ def _table(found):
     for optimizer, rows in itertools.groupby(several, lambda x: x["optimizer"]):
         shown.append([f"Medians over sweeps, {optimizer}"])
         for row in rows:
-            count = f"{row['sweeps']} sweeps, {row['reached']} reach it"
+            count = f"{row['sweeps']} sweeps, {row['reached']} reach the loss"
             shares = [middle([row[key]]) for key in _KEYS]
             shown.append([row["row"], count, *shares])
     caption = (
         "Steps and seconds to the reference's last loss, and the test loss at that "
-        "point, all divided by the reference's own; median over seeds (lowest – "
-        "highest). The heading of a sweep has the reference and its best value."
+        "point, each divided by the reference's own; median over seeds (lowest – "
+        "highest). A seed that never reaches the loss counts as infinite, and has no "
+        "test loss. The heading of a sweep names the reference and its best value."
     )
     table = page.table("Does it pay?", list(_HEADS), shown)
     return f'{table}<p class="facts">{page.text(caption)}</p>\n'

@@ -150,7 +150,7 @@ def test_a_study_of_several_tuned_sweeps_has_a_section(found, tmp_path):
     assert "cnn (sgd): plain, 0.2<" in text
     assert "mlp (adamw): plain, 0.2<" in text
     assert "Medians over sweeps, sgd" in text
-    assert "<td>2 sweeps, 0 reach it</td>" in text
+    assert "<td>2 sweeps, 0 reach the loss</td>" in text
     assert "Medians over sweeps, adamw" not in text
     assert "<td>all diverged</td>" in text
     numbers = json.loads(page.with_name("tables.json").read_text())["payoff"]
