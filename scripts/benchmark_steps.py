@@ -16,7 +16,7 @@ from bulk_sgd.solvers.streaming import eager_calls
 
 _RATE = 0.01
 _STEPS = 200  # per call
-_EAGER = int(eager_calls(RANK, 1, 0.1))  # the most that `streaming` has; not timed
+_EAGER = eager_calls(RANK, 1, 0.1)  # the most that `streaming` has; not timed
 _SGD, _STREAMING = "SGD", "Bulk-SGD, streaming()"
 _MORE = "the same, 10 times the data"
 _IDLE = "Bulk-SGD, projection alone"

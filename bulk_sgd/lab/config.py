@@ -145,7 +145,7 @@ def default() -> ConfigDict:
     config.subspace.along = "basis"  # power: or "update", one matvec
     config.subspace.columns = 1  # streaming: matvecs per step; 0: one per column
     config.subspace.gain = 0.1  # streaming: weight of a new product
-    # streaming: act at one step in so many, after six to ten sweeps over the basis.
+    # streaming: act at one step in so many, after six or ten sweeps over the basis.
     config.subspace.every = 1
     # power, streaming: how many directions the basis vectors share in each matrix of
     # parameters, since they are then stored in factors; 0: dense vectors.

@@ -13,7 +13,6 @@ from bulk_sgd import checks
 from bulk_sgd.lab import plugins
 from bulk_sgd.lab.from_config import arms, losses, solvers
 from bulk_sgd.linalg import basis
-from bulk_sgd.transforms.guard import SWEEPS
 
 
 def check_network(config, dataset, model_fn, loss_fn, params):
@@ -148,11 +147,12 @@ def _idle(config) -> list[str]:
     if not guarded or not left or config.switch.alignment:
         return []
     refreshes, each = -(-left // space.refresh_every), solvers.usual_matvecs(space)
-    if refreshes * each >= SWEEPS * space.rank:
+    sweeps = int(solvers.build(space).sweeps)
+    if refreshes * each >= sweeps * space.rank:
         return []
     return [
-        f"config.arms has {guarded[0]!r}, which is plain until {SWEEPS * space.rank} "
-        f"matvecs are spent, {SWEEPS} per vector, but its {refreshes} refreshes take "
+        f"config.arms has {guarded[0]!r}, which is plain until {sweeps * space.rank} "
+        f"matvecs are spent, {sweeps} per vector, but its {refreshes} refreshes take "
         f"about {refreshes * each}: lower config.subspace.refresh_every, "
         f"{space.refresh_every}, or raise config.num_steps, {config.num_steps}."
     ]

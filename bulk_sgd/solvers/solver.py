@@ -33,6 +33,8 @@ class Solver(NamedTuple):
       name: the name of the solver in error messages.
       zeros: `zeros(params, rank)` returns a basis whose `rank` rows are all zero, of
         the type that the solver keeps. By default it is dense.
+      sweeps: products per vector until `accelerated` trusts the eigenvalues. In the
+        first sweeps of `streaming` every eigenvalue is too low.
     """
 
     init: Callable[[Any, int], Any]
@@ -41,6 +43,7 @@ class Solver(NamedTuple):
     eigenpairs: bool = True
     name: str = ""
     zeros: Callable[[Any, int], Any] = basis.zeros
+    sweeps: Any = 10
 
 
 def check_solver(solver, *, eigenpairs: bool = False):

@@ -27,9 +27,6 @@ from bulk_sgd.solvers import factored_oja, oja
 from bulk_sgd.solvers.solver import Solver
 from bulk_sgd.solvers.subspace import Subspace
 
-# The fewest and most sweeps that act on every call, because the basis is poor.
-_EAGER = 6, 10
-
 
 class StreamingState(NamedTuple):
     """State of `streaming`, with the basis V = [v_1 … v_k] and the batch Hessian H_b.
@@ -85,8 +82,8 @@ def streaming(
 
     Args:
       columns: basis vectors multiplied per call, a divisor of the rank, or 0 for all.
-      every: after the first sweeps over the basis, 1/`gain` but at least 6 and at
-        most 10, act on one call in `every`; the other calls cost nothing.
+      every: after ten sweeps over the basis, or six if `gain` is at least 0.4, act on
+        one call in `every`; the other calls cost nothing.
       gain: final weight ρ of a new product, from 10⁻⁶ to 1. A larger gain follows
         changes faster, a smaller gain averages more.
       factors: the number q of directions that all basis vectors share in each matrix,
@@ -156,16 +153,24 @@ def streaming(
         )
         return found, after._replace(count=state.count + 1)
 
+    solver = Solver(init, solve, guarded=True, name="streaming")
+    solver = solver._replace(sweeps=_first_sweeps(gain))
     if factors is None:
-        return Solver(init, solve, guarded=True, name="streaming")
+        return solver
     zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
-    return Solver(init, solve, guarded=True, name="streaming", zeros=zeros)
+    return solver._replace(zeros=zeros)
 
 
-def eager_calls(rank: int, columns: int, gain: jax.typing.ArrayLike) -> jax.Array:
-    """The number of first calls, which act whatever `every` is; int32."""
-    sweeps = jnp.clip(jnp.ceil(1 / gain), *_EAGER).astype(jnp.int32)
-    return sweeps * (rank // (columns or rank))
+def eager_calls(rank: int, columns: int, gain: jax.typing.ArrayLike) -> Any:
+    """The number of first calls, which act whatever `every` is: an int, or int32."""
+    return _first_sweeps(gain) * (rank // (columns or rank))
+
+
+def _first_sweeps(gain):
+    """The sweeps in which basis and eigenvalues are poor: a large gain forgets them."""
+    if isinstance(gain, jax.Array):
+        return jnp.where(gain >= 0.4, 6, 10).astype(jnp.int32)
+    return 6 if gain >= 0.4 else 10  # no array: a program may not have devices yet
 
 
 def _step(matvec, rows, state: StreamingState, window: oja.Window, updates, key, acts):

@@ -66,7 +66,8 @@ def accelerated(
 
     The step equals the step of `inner`, bit for bit,
 
-    - before `switch`, and until six products per vector have succeeded;
+    - before `switch`, and until six products per vector have succeeded, or as many as
+      the attribute `sweeps` of `solver` says, mostly ten;
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
@@ -139,7 +140,7 @@ def accelerated(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
         sharding=sharding, seed=seed,
     )  # fmt: skip
-    guard = Guard(dominant_scale, bulk_scale, threshold, tol)
+    guard = Guard(dominant_scale, bulk_scale, threshold, tol, solver.sweeps)
     watch = Watch()
 
     def init(params):

@@ -7,10 +7,6 @@ import jax.numpy as jnp
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.subspace import Subspace
 
-# Successful products per vector before the scales act. In the first sweeps of
-# `streaming` every eigenvalue is too low.
-SWEEPS = 6
-
 
 class Guard(NamedTuple):
     """Scales and the bounds within which they act: numbers, perhaps traced.
@@ -23,6 +19,7 @@ class Guard(NamedTuple):
     bulk_scale: Any  # b
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
+    sweeps: Any  # successful products per vector before the scales act
 
     def scales(self, before, after, rate, sound, asked=True):
         """The factors (a, b) of a step, whether the subspace is sound, and if they act.
@@ -37,7 +34,7 @@ class Guard(NamedTuple):
         sound = jnp.where(spent | failed, ~failed, sound)
         found = after.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = _successful_products(after) >= SWEEPS * found.rank
+        settled = _successful_products(after) >= self.sweeps * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
         stable = rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable & asked

@@ -98,7 +98,7 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
     ("solver", "every", "sentence"),
     [
         ("lanczos", 1, None),
-        ("lanczos", 6, r"until 18 matvecs .* its 2 refreshes take about 12: lower"),
+        ("lanczos", 5, r"until 30 matvecs .* its 3 refreshes take about 18: lower"),
         ("power", 1, None),
         ("streaming", 1, r"its 12 refreshes take about 12: .* raise .*num_steps, 20"),
     ],

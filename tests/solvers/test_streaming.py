@@ -96,7 +96,7 @@ def test_residuals_are_standard_errors_of_the_averaged_products():
 
 @pytest.mark.parametrize(
     ("columns", "gain", "sweeps"),
-    [(0, 0.1, 10), (1, 0.4, 6), (1, 0.15, 7), (0, 0.01, 10)],
+    [(0, 0.1, 10), (1, 0.4, 6), (1, 0.2, 10), (0, 1.0, 6)],
 )
 def test_every_acts_on_one_call_in_so_many_after_some_sweeps(columns, gain, sweeps):
     width = columns or RANK

@@ -27,10 +27,11 @@ def test_the_bulk_is_bounded_by_its_largest_eigenvalue(values, kept, bulk):
     assert float(largest_in_bulk(found)) == bulk
 
 
-def test_eigenvalues_that_are_still_too_low_do_not_scale():
+@pytest.mark.parametrize("gain", [0.1, 0.2, 0.4])
+def test_eigenvalues_that_are_still_too_low_do_not_scale(gain):
     values, rate = jnp.linspace(10, -8, 200), 0.25
     tx = bulk_sgd.accelerated(
-        optax.sgd(rate), rate, rank=10, solver=bulk_sgd.streaming()
+        optax.sgd(rate), rate, rank=10, solver=bulk_sgd.streaming(gain=gain)
     )
 
     def step(state, key):

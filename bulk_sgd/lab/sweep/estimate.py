@@ -197,7 +197,7 @@ def _parts(space, seen, length, every):
         return [(0, length, 0)]
     eager = 0
     if space.solver == "streaming":  # a call that rests costs next to nothing
-        eager = int(eager_calls(space.rank, space.columns, space.gain))
+        eager = eager_calls(space.rank, space.columns, space.gain)
         every = space.every
     begin, end = (max(0, step - eager) for step in (seen, seen + length))
     acts = -(-end // every) - -(-begin // every)

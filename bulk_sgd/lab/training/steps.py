@@ -218,7 +218,7 @@ class Programs:
         space, fields = self._config.subspace, self._config.optimizer
         threshold = optimizers.guard_threshold(fields, space.preconditioned)
         fixed = options.scales(after)
-        guard = Guard(*fixed, threshold, TOL)
+        guard = Guard(*fixed, threshold, TOL, self._solver.sweeps)
         known = state.projection, after, rate, state.sound
         given, sound, acts = guard.scales(*known, asked=scalars.guarded)
         pick = functools.partial(jnp.where, scalars.guarded)
