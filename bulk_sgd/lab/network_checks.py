@@ -147,7 +147,7 @@ def _idle(config) -> list[str]:
     if not guarded or not left or config.switch.alignment:
         return []
     refreshes, each = -(-left // space.refresh_every), solvers.usual_matvecs(space)
-    sweeps = int(solvers.build(space).sweeps)
+    sweeps = solvers.build(space).sweeps
     if refreshes * each >= sweeps * space.rank:
         return []
     return [

@@ -153,12 +153,13 @@ def streaming(
         )
         return found, after._replace(count=state.count + 1)
 
-    solver = Solver(init, solve, guarded=True, name="streaming")
-    solver = solver._replace(sweeps=_first_sweeps(gain))
-    if factors is None:
-        return solver
-    zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
-    return solver._replace(zeros=zeros)
+    zeros = basis.zeros
+    if factors is not None:
+        zeros = lambda params, rank: factored_zeros(params, rank, factors, axes)
+    sweeps = _first_sweeps(gain)
+    return Solver(
+        init, solve, guarded=True, name="streaming", zeros=zeros, sweeps=sweeps
+    )
 
 
 def eager_calls(rank: int, columns: int, gain: jax.typing.ArrayLike) -> Any:

@@ -114,7 +114,7 @@ def test_without_matrices_it_is_the_dense_tracker():
 
 
 @pytest.mark.slow
-def test_every_acts_on_one_call_in_so_many_after_some_sweeps():
+def test_every_acts_on_one_call_in_so_many_after_ten_sweeps():
     tx, step = stepper(every=3)
     carry, spent = start(tx), []
     for index in range(10 * RANK + 6):

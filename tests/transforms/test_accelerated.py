@@ -68,7 +68,7 @@ def test_a_settled_step_scales_the_update_of_the_optimizer_by_the_projector(x64)
         np.testing.assert_allclose(
             flat(at(found, t)), expected(plain, t, [0.25] * 3), **EXACT
         )
-    assert states.scaled.tolist() == [False] * SETTLED + [True] * (12 - SETTLED)
+    assert states.scaled.tolist() == [False] * SETTLED + [True] * 10
 
 
 @pytest.mark.parametrize("switch", [0, 4, bulk_sgd.Switch(step=4)])
