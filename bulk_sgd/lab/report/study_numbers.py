@@ -15,7 +15,7 @@ def write(
 ) -> None:
     """Writes the claims, all outcomes, the tuned rows and the medians over sweeps."""
     numbers = {"claims": [_claim(claim) for claim in claims]} if claims else {}
-    numbers["axes"] = {axis.name: [*map(_cell, axis.cells)] for axis in axes}
+    numbers["axes"] = {axis.name: outcomes(axis) for axis in axes}
     numbers["tuned"] = {
         axis.name: tuned_section.numbers(axis, tuned.rows(axis))
         for axis in axes
@@ -27,13 +27,17 @@ def write(
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _cell(cell):
-    return {
-        "cell": cell.index,
-        "settings": cell.settings,
-        "status": cell.status,
-        "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
-    }
+def outcomes(axis: Axis) -> list[dict]:
+    """The settings, status and outcomes of each cell, in the order of the cells."""
+    return [
+        {
+            "cell": cell.index,
+            "settings": cell.settings,
+            "status": cell.status,
+            "arms": {arm: metrics.plain(cell.outcome(arm)) for arm in cell.arms},
+        }
+        for cell in axis.cells
+    ]
 
 
 def _claim(claim):

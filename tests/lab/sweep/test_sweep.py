@@ -13,7 +13,7 @@ from tiny_runs import CELLS, numbers, quiet, rows_of, tiny
 from bulk_sgd.lab import load
 from bulk_sgd.lab.devices import signals
 from bulk_sgd.lab.files import identities, metrics, record
-from bulk_sgd.lab.report import study, study_report
+from bulk_sgd.lab.report import study, study_numbers
 from bulk_sgd.lab.sweep import grid, sweep, workdir
 from bulk_sgd.lab.training import run, train
 
@@ -243,10 +243,10 @@ def test_killed_five_times_it_ends_with_the_same_numbers(swept, tmp_path):
         assert subprocess.run(command, cwd=ROOT).returncode == status
     assert len(list(tmp_path.glob("cells/000/attempts/*"))) == 2  # twice without a fork
     assert list(tmp_path.glob("prefixes/*.partial"))
-    tables = [
-        study_report._numbers(study.read_study(folder)) for folder in (tmp_path, swept)
-    ]
-    one, other = (json.dumps(list(table.values())) for table in tables)
+    one, other = (
+        json.dumps(study_numbers.outcomes(*study.read_study(folder)))
+        for folder in (tmp_path, swept)
+    )
     assert one == other
     for index in range(4):
         assert record.read(sweep.cell_folder(tmp_path, index))["status"] == "complete"
