@@ -191,6 +191,7 @@ def default() -> ConfigDict:
     # Likewise, for λ_1 of the whole training loss at that point, about eight matvecs.
     config.measures.sharpness_every = 0
     config.measures.last_sharpness = True  # λ_1 in the last row of each arm, too
+    config.measures.full_gradient = True  # its χ_k, which costs more than the losses
     config.measures.num_probes = 30  # random vectors per operator
     # Likewise, for what the next step does to the loss in the subspace and in the bulk,
     # how far the eigenvectors turn, and where they live. The cost is three matvecs,

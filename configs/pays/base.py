@@ -80,7 +80,8 @@ class Pays:
         config.subspace.update(CHEAPEST)
         config.arms = self.arms
         config.loss.name, config.loss.reduction = "cross_entropy", "sum"
-        config.measures.last_sharpness = False  # takes longer than the training
+        # They take longer than the training.
+        config.measures.last_sharpness = config.measures.full_gradient = False
         config.checkpoint.every = 0  # a cell takes a minute
         config.progress = config.tensorboard = False
         if quick:

@@ -147,6 +147,10 @@ class RunResults:
         finite = np.isfinite(values)
         return self.steps(arm)[finite], values[finite]
 
+    def is_logged(self, key: str) -> bool:
+        """Whether any arm, or the prefix, has a finite value of a metric."""
+        return any(self.logged(arm, key)[0].size for arm in self.rows)
+
     def after_fork(self, arm: str, key: str) -> np.ndarray:
         """The finite values of a metric after the fork, shape (n,)."""
         steps, values = self.logged(arm, key)

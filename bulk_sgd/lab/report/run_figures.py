@@ -40,7 +40,7 @@ def loss_figure(run: RunResults) -> Figure:
 
 def measured_on_test(run: RunResults) -> tuple[str, float, str]:
     """The metric of the test data to draw: its key, factor and label."""
-    if any(run.logged(arm, "test_accuracy")[0].size for arm in run.rows):
+    if run.is_logged("test_accuracy"):
         return "test_accuracy", 100, "test accuracy (%)"
     return "test_loss", 1, "test loss"
 
@@ -54,13 +54,13 @@ def _limit_to(axes, values, least):
 
 @matplotlib.rc_context(style.STYLE)
 def alignment_figure(run: RunResults) -> Figure:
-    """χ_k of the updates before projection, and of the full-data gradient."""
-    figure, (left, right) = style.new_figure(1, 2, (10.4, 4))
+    """χ_k of the updates before projection and, if measured, of the full gradient."""
+    panels = [("alignment_update", "the update", None)]
+    if run.is_logged("alignment_gradient"):
+        panels += [("alignment_gradient", "the full gradient", "fork")]
+    figure, drawn = style.new_figure(1, len(panels), (10.4, 4))
     chi = rf"$\chi_{{{run.rank or 'k'}}}$"
-    for axes, key, name, fork in (
-        (left, "alignment_update", "the update", None),
-        (right, "alignment_gradient", "the full gradient", "fork"),
-    ):
+    for axes, (key, name, fork) in zip(drawn, panels):
         _draw_arms(axes, run, key, smooth=True)
         values = calm(run, functools.partial(run.after_fork, key=key), run.arms)
         if values.size:

@@ -38,11 +38,10 @@ _OF_STEPS = "changes", "step_sharpness", "eigenvectors"
 
 def figures_of(run) -> dict:
     """The functions that draw what a run has, with their headings, by name."""
-    logs = lambda key: any(run.logged(arm, key)[0].size for arm in run.rows)
-    stepped = dict.fromkeys(_OF_STEPS, logs("step/measured_whole"))
+    stepped = dict.fromkeys(_OF_STEPS, run.is_logged("step/measured_whole"))
     ranks = step_figures.profiled(run) is not None
     has = {
-        "cut": logs("energy_lost"),
+        "cut": run.is_logged("energy_lost"),
         "own": bool(run.own or run.own_lists),
         "ranks": ranks,
     } | stepped
@@ -138,6 +137,7 @@ differ in (a, b) alone.</p>"""
 def _captions(run):
     measured = "alignment_update", "alignment_gradient"
     smoothed = any(run_figures.is_smoothed(run, key) for key in measured)
+    both = run.is_logged("alignment_gradient")
     before = bool(np.isfinite(run.eigenvalues(PREFIX)).any())
     right = run_figures.measured_on_test(run)[2].partition(" (")[0]
     diverged = any(run.summary(arm).status == "diverged" for arm in run.arms)
@@ -146,8 +146,9 @@ def _captions(run):
         f"{right}, on an axis that fits the arms."
         + " An × marks the last finite point of an arm that diverged, or where it "
         "leaves the figure." * diverged,
-        "alignment": f"{chi(run.rank)} of the update before it is projected (left) and "
-        "of the gradient over the whole training set (right)."
+        "alignment": f"{chi(run.rank)} of the update before it is projected"
+        + " (left) and of the gradient over the whole training set (right)" * both
+        + "."
         + " Thin lines: as logged; thick lines: running mean over about a twenty-fifth "
         "of the rows." * smoothed,
         "eigenvalues": f"The {run.rank or 'k'} largest Hessian eigenvalues along "

@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
     train_loss: jax.Array
     test_loss: jax.Array
     test_accuracy: jax.Array  # between 0 and 1
-    alignment_gradient: jax.Array  # χ_k of the full gradient, in its coordinates
+    alignment_gradient: jax.Array | None  # χ_k of the full gradient, in its coordinates
     kept: jax.Array  # int32, rows of the subspace that are not zero
 
 
@@ -50,15 +50,19 @@ def preconditioner(config, inner):
 def evaluate(config, layout, state: TrainState, task: Task) -> Evaluation:
     """The `Evaluation` of a state."""
     del layout
-    train_loss, gradient = jax.value_and_grad(task.train)(state.params)
-    subspace = state.projection.subspace
+    subspace, chi = state.projection.subspace, None
+    if config.measures.full_gradient:
+        train_loss, gradient = jax.value_and_grad(task.train)(state.params)
+        chi = gradient_alignment(config, subspace, state.inner, gradient)
+    else:
+        train_loss = task.train(state.params)
     score = functools.partial(_loss_and_accuracy, params=state.params)
     test_loss, test_accuracy = task.test.mean_over_microbatches(score)
     return Evaluation(
         train_loss=train_loss,
         test_loss=test_loss,
         test_accuracy=test_accuracy,
-        alignment_gradient=gradient_alignment(config, subspace, state.inner, gradient),
+        alignment_gradient=chi,
         kept=subspace.kept,
     )
 

@@ -56,7 +56,8 @@ def measure(
     if has_subspace:
         row["kept"] = int(found.kept)
         row["energy_lost"] = _energy_lost(state)
-        row["alignment_gradient"] = float(found.alignment_gradient)
+        if found.alignment_gradient is not None:
+            row["alignment_gradient"] = float(found.alignment_gradient)
         if taken:
             row["alignment_update"] = float(np.mean(trace.alignments[:taken]))
             row["descent_ratio"] = float(np.mean(trace.descent_ratios[:taken]))

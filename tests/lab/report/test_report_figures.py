@@ -118,6 +118,17 @@ def test_no_accuracy_above_100_has_a_tick(tmp_path):
     assert 100 < axes.get_ylim()[1] < 102
 
 
+def test_the_full_gradient_has_a_panel_if_it_was_measured(tmp_path):
+    write_run(tmp_path)
+    assert len(run_figures.alignment_figure(read_run(tmp_path)).axes) == 2
+    assert "of the gradient over the whole" in write_report(tmp_path).read_text()
+    edit_rows(tmp_path, lambda row: row | {"alignment_gradient": None})
+    assert len(run_figures.alignment_figure(read_run(tmp_path)).axes) == 1
+    html = write_report(tmp_path).read_text()
+    assert "of the update before it is projected." in html
+    assert "of the gradient over the whole" not in html
+
+
 def test_divergence_is_marked_and_does_not_squeeze_the_others(tmp_path):
     run = read_run(write_run(tmp_path, **KINDS["diverged"]))
     axes = run_figures.loss_figure(run).axes[0]

@@ -91,6 +91,18 @@ def test_methods_differ(finished):
     assert abs(last[0] - last[1]) > 1e-3 * last[0]
 
 
+def test_rows_can_leave_out_the_full_gradient(finished, tmp_path):
+    config = with_momentum()
+    config.measures.full_gradient = False
+    train.train_and_evaluate(config, tmp_path)
+    for arm in ("prefix", "sgd", "bulk_sgd"):
+        rows, full = rows_of(tmp_path, arm), rows_of(finished[0], arm)
+        assert {row["alignment_gradient"] for row in rows} == {None}
+        # Losses without a gradient are summed in another order.
+        losses, expected = ([row["train_loss"] for row in x] for x in (rows, full))
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_rows_hold_what_was_measured(finished):
     workdir, _ = finished
     prefix = rows_of(workdir, "prefix")
