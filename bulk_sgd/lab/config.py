@@ -192,6 +192,7 @@ def default() -> ConfigDict:
     config.measures.sharpness_every = 0
     config.measures.last_sharpness = True  # λ_1 in the last row of each arm, too
     config.measures.full_gradient = True  # its χ_k, which costs more than the losses
+    config.measures.sgd_subspace = True  # the arm "sgd" keeps one, only to measure it
     config.measures.num_probes = 30  # random vectors per operator
     # Likewise, for what the next step does to the loss in the subspace and in the bulk,
     # how far the eigenvectors turn, and where they live. The cost is three matvecs,

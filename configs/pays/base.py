@@ -29,7 +29,7 @@ CHEAPEST = {
 _OPTIMIZERS = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
-    "adamw": {"name": "adamw"},
+    "adamw": {"name": "adamw", "weight_decay": 0.01},
     "muon": {"name": "muon", "momentum": 0.95},
 }
 RATES = {
@@ -80,8 +80,9 @@ class Pays:
         config.subspace.update(CHEAPEST)
         config.arms = self.arms
         config.loss.name, config.loss.reduction = "cross_entropy", "sum"
-        # They take longer than the training.
+        # These measures take longer than the training.
         config.measures.last_sharpness = config.measures.full_gradient = False
+        config.measures.sgd_subspace = False  # to take the time of plain steps
         config.checkpoint.every = 0  # a cell takes a minute
         config.progress = config.tensorboard = False
         if quick:

@@ -81,6 +81,13 @@ def parse_all(texts: Iterable[str]) -> list[Arm]:
     return found
 
 
+def keeps_subspace(config, name: str) -> bool:
+    """Whether an arm, or the prefix, keeps a subspace, be it only to measure it."""
+    if name == record.PREFIX:
+        return config.switch.alignment > 0
+    return config.measures.sgd_subspace or name != "sgd"
+
+
 def pending(texts: Iterable[str]) -> dict[str, dict]:
     """What a record says of the arms of a config before they begin, by name."""
     return {

@@ -13,6 +13,7 @@ import numpy as np
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import identities, record
 from bulk_sgd.lab.files.progress import Progress
+from bulk_sgd.lab.from_config.arms import keeps_subspace
 from bulk_sgd.lab.sweep import grid, sweep
 from bulk_sgd.lab.sweep import workdir as workdir_lib
 from bulk_sgd.lab.training import memory_forecast
@@ -153,16 +154,16 @@ def _cost(cells, like, known) -> tuple[Cost, Experiment]:
 def _stretches(config, ends, known):
     """The stretches of a cell: their `_parts`, and their rows by program."""
     switch, stability = config.switch, config.stability
-    every = switch.measure_every if switch.alignment > 0 else 0
+    every = switch.measure_every if keeps_subspace(config, record.PREFIX) else 0
     seen = switch.step if every else 0
     if ends is None and (name := prefix_of(config)) not in known:
         known.add(name)
         rows = _rows(config, switch.step, bool(every), ends=0)
         yield _parts(config.subspace, 0, switch.step, every), rows
-    every = config.subspace.refresh_every
-    for begin, is_new in _arms(config, ends):
-        length = config.num_steps - begin
-        rows = _rows(config, length, True, ends=1)
+    for name, begin, is_new in _arms(config, ends):
+        length, kept = config.num_steps - begin, keeps_subspace(config, name)
+        every = config.subspace.refresh_every if kept else 0
+        rows = _rows(config, length, kept, ends=1)
         yield _parts(config.subspace, seen + begin - switch.step, length, every), rows
         trials = stability.rounds + 2 if stability.rounds and is_new else 0
         for _ in range(trials):  # with both ends of the interval
@@ -170,22 +171,24 @@ def _stretches(config, ends, known):
             yield parts, {"evaluate": 1}
 
 
-def _arms(config, ends) -> list[tuple[int, bool]]:
-    """The step from which each arm has something to run, and whether it is new."""
-    known = [(ends or {}).get(identities.compact(arm)) for arm in config.arms]
-    found = [(config.switch.step if x is None else x, x is None) for x in known]
-    return [(begin, is_new) for begin, is_new in found if begin < config.num_steps]
+def _arms(config, ends) -> list[tuple[str, int, bool]]:
+    """Each arm with something to run: its name, first step, and whether it is new."""
+    names = [identities.compact(arm) for arm in config.arms]
+    known = [(name, (ends or {}).get(name)) for name in names]
+    start = config.switch.step
+    found = [(name, start if x is None else x, x is None) for name, x in known]
+    return [arm for arm in found if arm[1] < config.num_steps]
 
 
 def _num_states(config, ends, keeps_ends) -> int:
     """How many states a cell writes: on its way, at its fork and before its ends."""
-    every, arms = config.checkpoint.every, _arms(config, ends)
+    every, left = config.checkpoint.every, _arms(config, ends)
     if not every:
         return 0
-    steps = [config.num_steps - begin for begin, _ in arms]
+    steps = [config.num_steps - begin for _, begin, _ in left]
     steps += [config.switch.step] if ends is None else []
     on_the_way = sum(length // every for length in steps)
-    return on_the_way + (ends is None) + len(arms) * keeps_ends
+    return on_the_way + (ends is None) + len(left) * keeps_ends
 
 
 def _parts(space, seen, length, every):

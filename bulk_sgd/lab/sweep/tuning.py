@@ -140,21 +140,25 @@ def widened(
 
 
 def _outer(values, by_value, ends, tune):
-    """The values to add to a grid, each with the one at its edge."""
-    edges = set()
-    for arm in dict.fromkeys(arm for found in ends for arm in found):
+    """The values to add to a grid, each with the one at its edge.
+
+    The reference comes first, because all others are compared with it.
+    """
+    arms = dict.fromkeys(arm for found in ends for arm in found)
+    edges = []
+    for arm in sorted(arms, key=lambda arm: not tune.is_reference("", arm)):
         found = {
             value: [ends[i][arm] for i in indices if arm in ends[i]]
             for value, indices in by_value.items()
         }
         if all(found.values()):
             best = tune.best(found)
-            edges.add(values[0] if best is None else best)
-    outer = (values[0], values[1]), (values[-1], values[-2])
+            edges.append(values[0] if best is None else best)
+    inner = {values[0]: values[1], values[-1]: values[-2]}
     return [
-        (float(f"{edge * edge / inner:.6g}"), edge)
-        for edge, inner in outer
-        if edge in edges
+        (float(f"{edge * edge / inner[edge]:.6g}"), edge)
+        for edge in dict.fromkeys(edges)
+        if edge in inner
     ]
 
 

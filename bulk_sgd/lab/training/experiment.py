@@ -25,7 +25,7 @@ from bulk_sgd.lab.training.steps import Programs
 
 # Experiments that differ in nothing else share a prefix that an alignment can end.
 _AFTER_ALIGNMENT = (
-    *("arms", "num_steps", "measures.last_sharpness"),
+    *("arms", "num_steps", "measures.last_sharpness", "measures.sgd_subspace"),
     *identities.IMMATERIAL,
 )
 # A prefix that ends at a step depends on none of these either.
@@ -121,11 +121,6 @@ class Experiment:
         """Sentences about possible mistakes, to print before the first step."""
         made = self.model_fn, self.params
         return network_checks.doubts(self.config, self.dataset, *made)
-
-    @property
-    def ends_by_alignment(self) -> bool:
-        """Whether the alignment can end the prefix, which then needs a subspace."""
-        return self.config.switch.alignment > 0
 
     @property
     def identity(self) -> identities.Identity:

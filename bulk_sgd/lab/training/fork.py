@@ -2,6 +2,7 @@
 
 from bulk_sgd.lab.files import record
 from bulk_sgd.lab.files.record import PREFIX
+from bulk_sgd.lab.from_config.arms import keeps_subspace
 from bulk_sgd.lab.training.experiment import prefix_of
 from bulk_sgd.lab.training.loop import Stretch, Trainer
 from bulk_sgd.lab.training.prefixes import PrefixStore
@@ -63,6 +64,7 @@ def arms(run: Run, fork: TrainState) -> list[Stretch]:
                 fork if under_way is None else under_way,
                 experiment.config.num_steps,
                 experiment.scalars(arm),
+                projected=keeps_subspace(experiment.config, arm.name),
                 run=run,
                 name=arm.name,
                 entry=None if under_way is None else run.entry(arm.name),
@@ -78,7 +80,7 @@ def _prefix(run) -> Stretch:
         resumed.states[PREFIX] if resumed else experiment.start(),
         experiment.config.switch.step,
         experiment.scalars(),
-        projected=experiment.ends_by_alignment,
+        projected=keeps_subspace(experiment.config, PREFIX),
         run=run,
         name=PREFIX,
         entry=run.entry(PREFIX) if resumed else None,

@@ -141,8 +141,10 @@ class Trainer:
 
     def train(self, stretches: list[Stretch]):
         """Trains all stretches to their ends, as many at once as there are lanes."""
-        for first in range(0, len(stretches), self._lanes):
-            self._train_together(stretches[first : first + self._lanes])
+        for projected in (False, True):  # they are two programs
+            left = [x for x in stretches if x.projected == projected]
+            for first in range(0, len(left), self._lanes):
+                self._train_together(left[first : first + self._lanes])
 
     def _train_together(self, stretches):
         for stretch in stretches:

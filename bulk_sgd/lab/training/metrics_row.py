@@ -29,7 +29,8 @@ def measure(
     `name` is `PREFIX` or an arm; `trace` is the trace of the steps up to the state.
     """
     step, projection = int(state.step), state.projection
-    has_subspace = int(projection.refreshes) > int(projection.failed_refreshes)
+    has_subspace = arms.keeps_subspace(experiment.config, name)
+    has_subspace &= int(projection.refreshes) > int(projection.failed_refreshes)
     fields = experiment.config.optimizer  # the rate of the last step
     rate = float(optimizers.rate_at(fields, fields.learning_rate, max(step - 1, 0)))
     found = experiment.programs.evaluate(state, experiment.task)

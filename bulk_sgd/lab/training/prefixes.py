@@ -10,6 +10,7 @@ import numpy as np
 
 from bulk_sgd.lab.devices import distributed
 from bulk_sgd.lab.files import atomic, identities, record
+from bulk_sgd.lab.from_config.arms import keeps_subspace
 from bulk_sgd.lab.training.experiment import Experiment, prefix_of
 from bulk_sgd.lab.training.state import TrainState
 
@@ -110,4 +111,5 @@ def _arrays(path):
 
 def _lasting(experiment, state):
     """What the prefix changes; plain training leaves the projection as it began."""
-    return state if experiment.ends_by_alignment else state._replace(projection=None)
+    kept = keeps_subspace(experiment.config, record.PREFIX)
+    return state if kept else state._replace(projection=None)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from bulk_sgd.lab.from_config.arms import keeps_subspace
 from bulk_sgd.lab.training.loop import Stretch, Trainer
 from bulk_sgd.lab.training.run import Run
 from bulk_sgd.lab.training.state import TrainState
@@ -68,7 +69,13 @@ def find_stable_rates(trainer: Trainer, run: Run, fork: TrainState):
     while True:
         rates = {arm: search.rate for arm, search in searches.items()}
         trials = {
-            arm: Stretch(experiment, fork, last_step, experiment.scalars(arm, rate))
+            arm: Stretch(
+                experiment,
+                fork,
+                last_step,
+                experiment.scalars(arm, rate),
+                projected=keeps_subspace(config, arm.name),
+            )
             for arm, rate in rates.items()
             if rate is not None
         }

@@ -53,6 +53,10 @@ def test_rows_and_refreshes_that_a_cell_asks_for():
     config.measures.last_sharpness = False
     assert [*estimate._stretches(config, None, set())][1][1]["sharpness"] == 3
     assert trials == 5 * [([(1, 0, 0), (1, 200, 200)], {"evaluate": 1})]
+    config.measures.sgd_subspace = False
+    _, arm, *trials = estimate._stretches(config, None, set())
+    assert arm == ([(0, 30, 0)], rows | {"sharpness": 3, "measure": 0, "along_step": 0})
+    assert trials == 5 * [([(0, 200, 0)], {"evaluate": 1})]
     known = set()
     assert len([*estimate._stretches(config, None, known)]) == 7
     assert len([*estimate._stretches(config, None, known)]) == 6  # the prefix is there
@@ -79,7 +83,8 @@ def test_arms_of_a_cell_that_grows_begin_where_their_states_are(tmp_path):
     assert estimate._ends(tmp_path, 40) == ends
     names = ("sgd", "dom_sgd", "bulk_sgd", "scales(1, 2)")
     left = estimate._arms(tiny(arms=names, num_steps=40), ends)
-    assert left == [(20, False), (8, False), (8, True)]
+    begin = [("sgd", 20, False), ("dom_sgd", 8, False), ("scales(1,2)", 8, True)]
+    assert left == begin
     assert estimate._ends(tmp_path, 20) == ends | {"dom_sgd": 20, "bulk_sgd": 20}
 
 

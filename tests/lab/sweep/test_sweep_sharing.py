@@ -83,6 +83,20 @@ def test_prefix_that_an_alignment_ends_is_shared_whole(tmp_path):
         assert numbers(alone) == numbers(sweep.cell_folder(tmp_path, index))
 
 
+@pytest.mark.slow
+def test_arms_without_a_subspace_have_lanes_of_one_program(tmp_path):
+    config = tiny(measures__sgd_subspace=False)
+    sweep.run_sweep(config, CELLS[:1], tmp_path / "lanes", lanes=2, say=quiet)
+    sweep.run_sweep(config, CELLS[:1], tmp_path / "alone", say=quiet)
+    for arm in ("sgd", "bulk_sgd"):
+        one, other = (
+            rows_of(sweep.cell_folder(tmp_path / name, 0), arm)[-1]
+            for name in ("lanes", "alone")
+        )
+        assert one["matvecs"] == other["matvecs"]
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+
+
 FATES = [{"seed": 5}, {"optimizer.learning_rate": 1e9}, {"arms": ("sgd",)}]
 
 

@@ -84,6 +84,16 @@ def test_widening_ends_at_its_bound(tmp_path):
     assert more(1) == []
 
 
+def test_the_edge_of_the_reference_is_widened_first():
+    ends = [{"bulk_sgd": x, "sgd": 4.0 - x} for x in (1.0, 2.0, 3.0)]
+    by_value = {0.1: [0], 0.2: [1], 0.4: [2]}
+    outer = lambda **more: tuning._outer(
+        [*by_value], by_value, ends, Tuning(RATE, **more)
+    )
+    assert outer(reference="sgd") == [(0.8, 0.4), (0.05, 0.1)]
+    assert outer(reference="bulk_sgd") == [(0.05, 0.1), (0.8, 0.4)]
+
+
 @pytest.mark.parametrize(
     ("field", "values", "told"),
     [

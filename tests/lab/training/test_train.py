@@ -91,16 +91,23 @@ def test_methods_differ(finished):
     assert abs(last[0] - last[1]) > 1e-3 * last[0]
 
 
-def test_rows_can_leave_out_the_full_gradient(finished, tmp_path):
+def test_rows_can_leave_out_the_full_gradient_and_the_subspace_of_sgd(
+    finished, tmp_path
+):
     config = with_momentum()
-    config.measures.full_gradient = False
+    config.measures.full_gradient = config.measures.sgd_subspace = False
     train.train_and_evaluate(config, tmp_path)
     for arm in ("prefix", "sgd", "bulk_sgd"):
         rows, full = rows_of(tmp_path, arm), rows_of(finished[0], arm)
         assert {row["alignment_gradient"] for row in rows} == {None}
-        # Losses without a gradient are summed in another order.
+        # Other programs, which sum in another order.
         losses, expected = ([row["train_loss"] for row in x] for x in (rows, full))
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        if arm != "bulk_sgd":
+            assert {row["alignment_update"] for row in rows} == {None}
+            assert rows[-1]["matvecs"] == rows[-1]["seconds_curvature"] == 0
+    assert rows[-1]["alignment_update"] is not None
+    assert rows[-1]["matvecs"] == full[-1]["matvecs"] > 0
 
 
 def test_rows_hold_what_was_measured(finished):
