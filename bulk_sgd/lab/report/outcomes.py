@@ -81,7 +81,8 @@ def _speed_up(run, arm, target, unit):
     if math.isnan(target):
         return math.nan
     theirs, ours = (_first_reach(run, name, target, unit) for name in (SGD, arm))
-    return 0.0 if math.isnan(ours) else _ratio(theirs, ours)
+    # Without a subspace, SGD takes no matvecs to compare with.
+    return 0.0 if math.isnan(ours) else _ratio(theirs or math.nan, ours)
 
 
 def _first_reach(run, arm, target, unit):

@@ -1,13 +1,14 @@
 """Whether scales pay: the rows of tuned sweeps against the tuned optimizer itself."""
 
-import math
+import dataclasses
 from typing import NamedTuple
 
 from bulk_sgd.lab.report import tuned
 from bulk_sgd.lab.report.results import SGD
-from bulk_sgd.lab.report.study import Axis, one_arm_each
+from bulk_sgd.lab.report.study import Axis, one_arm_each, short_name, show
 from bulk_sgd.lab.report.tuned import Row
 from bulk_sgd.lab.report.verdicts import Claim, judge, source
+from bulk_sgd.lab.sweep.grid import LABEL
 
 _UNITS = "steps", "seconds"
 
@@ -15,10 +16,12 @@ _UNITS = "steps", "seconds"
 class Rival(NamedTuple):
     """A row, and for each seed its costs over the reference's, as in `tuned.costs`.
 
-    The costs of a row that diverged at every value are infinite.
+    Rows of several sweeps are the same if they have the same arm and `name`, which
+    tells the arm and what the setting has other than the reference's setting.
     """
 
     row: Row
+    name: str
     costs: list[dict]
 
     def shares(self, key: str) -> list[float]:
@@ -48,15 +51,27 @@ def _sweep(axis):
     alone = one_arm_each(axis.groups)
     # In another setting, the arm of the reference is no rival.
     rival = lambda row: row is not plain and (alone or row.arm != plain.arm)
-    found = [Rival(row, _costs(axis, row, plain)) for row in rows if rival(row)]
+    found = [
+        Rival(row, _name(axis, row, plain, alone), tuned.costs(axis, row, plain))
+        for row in rows
+        if rival(row)
+    ]
     return Sweep(axis, plain, found)
 
 
-def _costs(axis, row, plain):
-    if row.cells:
-        return tuned.costs(axis, row, plain)
-    never = dict.fromkeys(tuned.UNITS, math.inf) | {"test_share": math.nan}
-    return [never] * max(map(len, row.losses.values()))
+def _name(axis, row, plain, alone):
+    ours, theirs = row.setting, plain.setting
+    label, arm = ours.get(LABEL), axis.summaries[row.arm].label
+    words = [label or "base"] if label != theirs.get(LABEL) else []
+    # A label stands for the values that its cells share, here as in `Axis.groups`.
+    labelled = [cell for cell in axis.cells if cell.settings.get(LABEL) == label]
+    for field in dataclasses.replace(axis, cells=labelled).varied:
+        if ours.get(field) != theirs.get(field) and not (alone and field == "arms"):
+            words.append(f"{short_name(field)} {show(ours.get(field))}")
+    setting = ", ".join(words)
+    if alone and setting:
+        return setting
+    return f"{setting}: {arm}" if setting else arm
 
 
 def claims(found: list[Sweep]) -> list[Claim]:

@@ -15,7 +15,7 @@ from bulk_sgd.lab.report.payoff import Sweep
 from bulk_sgd.lab.report.tuned_section import middle
 
 _KEYS = "steps", "seconds", "test_share"
-_HEADS = "row", "best value", "steps", "seconds", "test loss ÷ the reference's"
+_HEADS = "row", "best value", "steps", "seconds", "test loss ÷ the reference's last"
 _MARKERS = "os^Dv"
 _CAPTION = (
     "Steps and seconds until a row reaches the reference's last loss, divided by the "
@@ -40,20 +40,23 @@ over sweeps takes one number from each sweep: its median over seeds.</p>
 def medians(found: list[Sweep]) -> list[dict]:
     """For each inner optimizer and row, the medians over the sweeps that timed it.
 
-    `test_share` is over the sweeps that reach the loss; `reached` says how many do.
+    A sweep reaches the loss if its median over seeds does; `reached` says how many do,
+    and `test_share` is over them.
     """
-    by_row: dict[tuple[str, str], list] = {}
+    by_row: dict[tuple[str, str, str], list] = {}
     for sweep in found:
         for rival in sweep.rivals:
             shares = {key: _median(rival.shares(key)) for key in _KEYS}
             if not math.isnan(shares["steps"]):
-                name = _optimizer(sweep), rival.row.name
-                by_row.setdefault(name, []).append(shares)
+                if not math.isfinite(shares["steps"]):
+                    shares["test_share"] = math.nan
+                key = _optimizer(sweep), rival.row.arm, rival.name
+                by_row.setdefault(key, []).append(shares)
     return [
         {"optimizer": optimizer, "row": row, "sweeps": len(shares)}
         | {"reached": sum(math.isfinite(share["steps"]) for share in shares)}
         | {key: _median([share[key] for share in shares]) for key in _KEYS}
-        for (optimizer, row), shares in by_row.items()
+        for (optimizer, _, row), shares in by_row.items()
     ]
 
 
@@ -69,7 +72,7 @@ def payoff_figure(found: list[Sweep]) -> Figure:
         rim = _log_x(axes, [x for x in every if math.isfinite(x)])
         for top, sweep in zip(tops, found):
             for line, rival in enumerate(sweep.rivals, 1):
-                look = looks[rival.row.name]
+                look = looks[rival.name]
                 _draw(axes, rival.shares(unit), top + line, look, rim)
         axes.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         for top in tops[1:-1]:
@@ -86,8 +89,8 @@ def payoff_figure(found: list[Sweep]) -> Figure:
 
 def _looks(found):
     """Colour and marker of each row; its arm's colour, if no two rows share an arm."""
-    rows = [(s.axis, rival.row) for s in found for rival in s.rivals]
-    arms = {row.name: axis.summaries[row.arm] for axis, row in rows}
+    rows = [(sweep.axis, rival) for sweep in found for rival in sweep.rivals]
+    arms = {rival.name: axis.summaries[rival.row.arm] for axis, rival in rows}
     if len({arm.name for arm in arms.values()}) == len(arms):
         styles = style.arm_styles([*arms.values()])
         colors = {name: styles[arm.name].color for name, arm in arms.items()}
@@ -134,9 +137,9 @@ def _table(found):
             f"{sweep.axis.name} ({_optimizer(sweep)}): {sweep.reference.name}, {best}"
         )
         shown.append([about])
-        for row, costs in sweep.rivals:
-            shares = [middle([cost[key] for cost in costs]) for key in _KEYS]
-            shown.append([row.name, _best(row), *shares])
+        for rival in sweep.rivals:
+            shares = [middle(rival.shares(key)) for key in _KEYS]
+            shown.append([rival.name, _best(rival.row), *shares])
     several = [median for median in medians(found) if median["sweeps"] > 1]
     for optimizer, rows in itertools.groupby(several, lambda x: x["optimizer"]):
         shown.append([f"Medians over sweeps, {optimizer}"])
@@ -145,10 +148,12 @@ def _table(found):
             shares = [middle([row[key]]) for key in _KEYS]
             shown.append([row["row"], count, *shares])
     caption = (
-        "Steps and seconds to the reference's last loss, and the test loss at that "
-        "point, each divided by the reference's own; median over seeds (lowest – "
-        "highest). A seed that never reaches the loss counts as infinite, and has no "
-        "test loss. The heading of a sweep names the reference and its best value."
+        "Steps and seconds to the reference's last loss, divided by the reference's "
+        "own, and the test loss at that point, divided by the reference's last test "
+        "loss; median over seeds (lowest – highest). A seed that diverges or never "
+        "reaches the loss counts as infinite, and has no test loss. The heading of a "
+        "sweep names the reference and its best value; the name of a row says what "
+        "sets it apart."
     )
     table = page.table("Does it pay?", list(_HEADS), shown)
     return f'{table}<p class="facts">{page.text(caption)}</p>\n'

@@ -5,7 +5,9 @@ leave out the curvature of the prefix, and of SGD, because it is only measured.
 """
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +19,20 @@ from bulk_sgd.lab.sweep import tuning
 from bulk_sgd.lab.sweep.grid import LABEL
 
 UNITS = "steps", "matvecs", "seconds"
+_NEVER = dict.fromkeys(UNITS, math.inf) | {"test_loss": math.nan}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One row: the losses that select its best value, and the cells of that value.
 
-    `losses` holds, for each value, a loss per seed, infinite if the run diverged.
+    `setting` is what its cells set besides the seed and the tuned field. `losses`
+    holds, for each value, a loss per seed, infinite if the run diverged.
     """
 
     name: str
     arm: str
+    setting: dict[str, Any]
     losses: dict[float, list[float]]
     best: float | None
     cells: list[Cell]
@@ -36,6 +41,12 @@ class Row:
     def at_edge(self) -> bool:
         """Whether the best value is the first or last of the grid."""
         return self.best in (min(self.losses), max(self.losses))
+
+    @property
+    def ends(self) -> list[float]:
+        """A loss per seed at the best value; all are infinite if there is none."""
+        seeds = max(map(len, self.losses.values()))
+        return self.losses.get(self.best, [math.inf] * seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +61,10 @@ class Curve:
 
     @classmethod
     def of(cls, cell: Cell, arm: str) -> "Curve":
-        """The prefix up to the fork, then the arm."""
+        """The prefix up to the fork, if there was one, then the arm."""
         run, free = cell.run, cell.run.summary(arm).method == SGD
-        before = run.steps(PREFIX) < (run.fork_step or 0)
+        fork = math.inf if run.fork_step is None else run.fork_step
+        before = run.steps(PREFIX) < fork
         join = lambda first, then: np.concatenate([first[before], then])
         whole = lambda key: join(run.series(PREFIX, key), run.series(arm, key))
         idle = lambda name: run.series(name, "seconds_curvature")
@@ -77,7 +89,7 @@ class Curve:
         losses = np.array([np.mean(last) for last in lasts])
         found = {unit: reach(losses, getattr(self, unit), target) for unit in UNITS}
         if math.isnan(found["steps"]):
-            return dict.fromkeys(UNITS, math.inf) | {"test_loss": math.nan}
+            return _NEVER
         test = np.interp(found["steps"], self.steps, self.test_loss)
         return found | {"test_loss": float(test)}
 
@@ -90,6 +102,7 @@ def rows(axis: Axis) -> list[Row]:
     arms, alone = list(axis.summaries), one_arm_each(settings)
     for label, cells in settings.items():
         ends, at = {}, {}
+        setting = {k: v for k, v in cells[0].settings.items() if k != "seed"}
         for cell in cells:
             ended = cell.status in record.ENDED
             losses = tuning.losses(cell.run.workdir, axis.tune) if ended else {}
@@ -102,17 +115,25 @@ def rows(axis: Axis) -> list[Row]:
                 best = axis.tune.best(losses)
                 names = [label] * (len(settings) > 1 or alone)
                 names += [axis.summaries[arm].label] * (not alone)
-                found.append(Row(": ".join(names), arm, losses, best, at.get(best, [])))
+                name, at_best = ": ".join(names), at.get(best, [])
+                found.append(Row(name, arm, setting, losses, best, at_best))
     return found
 
 
 def reference(axis: Axis, found: list[Row]) -> Row | None:
-    """The row that the others are compared with: the one named, SGD, or the first."""
+    """The row that the others are compared with: the one named, else SGD or the first.
+
+    It must have a best value. If the named row has none, no other takes its place.
+    """
     known = [row for row in found if row.cells]
-    label = lambda row: row.cells[0].settings.get(LABEL, "")
-    named = [row for row in known if axis.tune.is_reference(label(row), row.arm)]
     plain = [row for row in known if axis.summaries[row.arm].method == SGD]
-    return next(iter([*named, *plain, *known]), None)
+    named = [row for row in known if is_named(axis, row)]
+    return next(iter(named if axis.tune.reference else [*plain, *known]), None)
+
+
+def is_named(axis: Axis, row: Row) -> bool:
+    """Whether the sweep names this row as its reference."""
+    return axis.tune.is_reference(row.setting.get(LABEL, ""), row.arm)
 
 
 def winners(axis: Axis) -> Axis:
@@ -131,48 +152,47 @@ def winners(axis: Axis) -> Axis:
 def costs(axis: Axis, row: Row, plain: Row) -> list[dict[str, float]]:
     """What the row took to reach the reference's last loss, over the reference's own.
 
-    A dict per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the
-    `test_loss` at that point, `test_share`, the ratio of this `test_loss` to the
-    reference's at its end, and the row's last loss as `end`. Seeds are paired. A
-    seed that the reference lacks is compared with the reference's median. If the loss
-    or the data differ from the reference's, all but the end is NaN.
+    The row and the reference both count up to where they first reach this loss. A dict
+    per seed: the ratio by unit, the row's matvecs as `own_matvecs`, the `test_loss` at
+    that point, `test_share`, the ratio of this `test_loss` to the reference's last one,
+    and the row's last loss as `end`. Seeds are paired. A seed that the reference lacks
+    is compared with the reference's median. A seed that diverged never gets there,
+    whatever it reached before: its costs are infinite. If the loss or the data differ
+    from the reference's, all but the end is NaN.
     """
-    seed = lambda cell: cell.settings.get("seed")
-    ends = {seed(c): x for c, x in zip(plain.cells, plain.losses[plain.best])}
-    ends = {name: end for name, end in ends.items() if math.isfinite(end)}
-    middle = float(np.median([*ends.values()]))
+    seed = lambda cell: cell and cell.settings.get("seed")
     own = {}
-    for cell in plain.cells:
-        if seed(cell) in ends:
-            own[seed(cell)] = _cost(axis.tune, cell, plain.arm, ends[seed(cell)])
-    typical = {
-        key: float(np.median([c[key] for c in own.values()]))
-        for key in (*UNITS, "test_loss")
-    }
-    found = []
-    for cell, end in zip(row.cells, row.losses[row.best]):
-        target = ends.get(seed(cell), middle) if alike(row, plain) else math.nan
-        cost = _cost(axis.tune, cell, row.arm, target)
+    for cell, end in zip(plain.cells, plain.ends):
+        if math.isfinite(end):
+            cost = _cost(axis.tune, cell, plain.arm, end)
+            last = Curve.of(cell, plain.arm).test_loss[-1]
+            own[seed(cell)] = cost | {"target": end, "test_loss": last}
+    keys = *UNITS, "target", "test_loss"
+    typical = {key: float(np.median([c[key] for c in own.values()])) for key in keys}
+    found, comparable = [], alike(row, plain)
+    for cell, end in itertools.zip_longest(row.cells, row.ends):
         theirs = own.get(seed(cell), typical)
-        ratios = {u: cost[u] / theirs[u] if theirs[u] else math.nan for u in UNITS}
-        test, theirs = cost["test_loss"], theirs["test_loss"]
-        more = {"own_matvecs": cost["matvecs"], "test_loss": test}
-        more["test_share"] = test / theirs if theirs else math.nan
-        found.append(ratios | more | {"end": end})
+        cost = _NEVER if comparable else dict.fromkeys(_NEVER, math.nan)
+        if comparable and math.isfinite(end):
+            cost = _cost(axis.tune, cell, row.arm, theirs["target"])
+        shares = {k: x / theirs[k] if theirs[k] else math.nan for k, x in cost.items()}
+        more = {"test_share": shares["test_loss"], "test_loss": cost["test_loss"]}
+        found.append(shares | more | {"own_matvecs": cost["matvecs"], "end": end})
     return found
 
 
 def alike(row: Row, other: Row) -> bool:
-    """Whether the losses of two rows compare: the same loss, of the same data."""
-    infos = [found.cells[0].run.info for found in (row, other)]
+    """Whether the losses of two rows compare: the same loss, of the same data.
+
+    A row without a best value compares with any: it never gets anywhere.
+    """
+    infos = [cell.run.info for found in (row, other) for cell in found.cells[:1]]
     data = lambda info: (info.get("config") or {}).get("data")
-    first, second = ((info.get("loss_label"), data(info)) for info in infos)
-    return first == second
+    kinds = [(info.get("loss_label"), data(info)) for info in infos]
+    return kinds[:1] == kinds[-1:]
 
 
 def _cost(tune, cell, arm, target):
-    if math.isnan(target):
-        return dict.fromkeys((*UNITS, "test_loss"), math.nan)
     # As `tuning.losses` has it, which takes no row of the prefix.
     window = min(tune.rows, len(cell.run.rows.get(arm, [])) or 1)
     return Curve.of(cell, arm).cost(tune.by, target, window)

@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bulk_sgd.lab.files import metrics
 from bulk_sgd.lab.report import page, style, tuned
 from bulk_sgd.lab.report.formatting import exact, number
 from bulk_sgd.lab.report.study import Axis, short_name
@@ -18,12 +17,9 @@ _LOSS = {"train_loss": "training loss", "test_loss": "test loss"}
 
 def section(axis: Axis, rows: list[Row], save) -> str:
     """Figures and table of a tuned sweep, as HTML; `save` keeps a figure by name."""
-    plain = tuned.reference(axis, rows)
-    if plain is None:
+    if not any(row.cells for row in rows):
         return page.note("No row has a value that trained, so nothing is compared.")
-    name, loss = short_name(axis.tune.field), _LOSS[axis.tune.by]
-    mean = f", a mean of the last {axis.tune.rows} rows of metrics"
-    mean *= axis.tune.rows > 1
+    name, loss, mean = short_name(axis.tune.field), _LOSS[axis.tune.by], _mean(axis)
     rule = (
         f"Each row has the {name} that gives it the lowest {loss} at the end"
         f"{mean}, as a median over seeds. The loss of a run "
@@ -37,11 +33,6 @@ def section(axis: Axis, rows: list[Row], save) -> str:
         for row in rows
         if row.cells and row.at_edge
     ]
-    race = (
-        f"Each row at its best {name}: median over seeds, in a band from the lowest to "
-        f"the highest. Dashed: the last {loss} of {plain.name}{mean}. "
-        "Seconds leave out curvature that is only measured."
-    )
     rates = (
         f"The {loss} at the end for each {name}; median over seeds, in a band from the "
         "lowest to the highest. The ring marks the best value. A value has no point if "
@@ -51,10 +42,7 @@ def section(axis: Axis, rows: list[Row], save) -> str:
         [
             f"<p>{page.text(rule)}</p>\n",
             *notes,
-            page.figure(
-                "Tuned rows", race, race, save(race_figure(axis, rows), "race")
-            ),
-            _table(axis, rows, plain),
+            _comparison(axis, rows, save),
             page.figure(
                 "Tuning", rates, rates, save(rate_figure(axis, rows), "tuning")
             ),
@@ -62,21 +50,28 @@ def section(axis: Axis, rows: list[Row], save) -> str:
     )
 
 
-def numbers(axis: Axis, rows: list[Row]) -> list[dict]:
-    """The rows and their costs for each seed, for programs to read."""
-    plain = tuned.reference(axis, rows)
-    return metrics.plain(
-        [
-            {
-                "row": row.name,
-                "best": row.best,
-                "at_edge": row.at_edge,
-                "losses": {f"{value:g}": found for value, found in row.losses.items()},
-                "costs": tuned.costs(axis, row, plain) if row.cells else [],
-            }
-            for row in rows
-        ]
+def _comparison(axis, rows, save):
+    """The race and the table of costs, or why there are none."""
+    plain, name = tuned.reference(axis, rows), short_name(axis.tune.field)
+    if plain is None:
+        named, why = axis.tune.reference, f"has no {name} whose seeds have all ended"
+        if any(tuned.is_named(axis, row) for row in rows):
+            why = f"diverged at every {name} that has ended"
+        return page.note(f"The reference, {named}, {why}, so nothing is compared.")
+    race = (
+        f"Each row at its best {name}: median over seeds, in a band from the lowest to "
+        "the highest. A seed that diverged is infinite from there on. Dashed: the last "
+        f"{_LOSS[axis.tune.by]} of {plain.name}{_mean(axis)}. "
+        "Seconds leave out curvature that is only measured."
     )
+    image = save(race_figure(axis, rows), "race")
+    figure = page.figure("Tuned rows", race, race, image)
+    return figure + _table(axis, rows, plain)
+
+
+def _mean(axis):
+    mean = f", a mean of the last {axis.tune.rows} rows of metrics"
+    return mean * (axis.tune.rows > 1)
 
 
 @matplotlib.rc_context(style.STYLE)
@@ -84,7 +79,7 @@ def race_figure(axis: Axis, rows: list[Row]) -> Figure:
     """The loss of each row at its best value, over steps and over seconds."""
     figure, panels = style.new_figure(1, 2, (10.4, 4.2), share="row")
     plain, styles = tuned.reference(axis, rows), _styles(axis, rows)
-    end = float(np.median(plain.losses[plain.best]))
+    end = float(np.median(plain.ends))
     for axes, unit in zip(panels, ("steps", "seconds")):
         for row in rows:
             curves = [tuned.Curve.of(cell, row.arm) for cell in row.cells]
@@ -103,7 +98,7 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
     """The last loss of each row against the tuned field."""
     figure, (axes,) = style.new_figure(1, 1, (10.4, 4.2))
     styles = _styles(axis, rows)
-    most = 10 * max(np.median(row.losses[row.best]) for row in rows if row.cells)
+    most = 10 * max(np.median(row.ends) for row in rows if row.cells)
     for row in rows:
         line, values = vars(styles[row.name]), sorted(row.losses)
         found = [np.array(row.losses[value]) for value in values]
@@ -116,7 +111,7 @@ def rate_figure(axis: Axis, rows: list[Row]) -> Figure:
         axes.fill_between(np.array(values)[shown], low, high[shown], **band)
         if row.best is not None:
             ring = {"mfc": "none", "mec": line["color"], "mew": 1.5, "ms": 10}
-            axes.plot(row.best, np.median(row.losses[row.best]), "o", **ring)
+            axes.plot(row.best, np.median(row.ends), "o", **ring)
     axes.set_xscale("log")
     values = sorted({value for row in rows for value in row.losses})
     axes.set_xticks(values, [*map(exact, values)])
@@ -138,28 +133,34 @@ def _styles(axis, rows):
         styles = style.arm_styles([axis.summaries[arm] for arm in arms])
         return {row.name: styles[row.arm] for row in rows}
     plain = tuned.reference(axis, rows)
-    others = [row.name for row in rows if row is not plain]
-    return style.series_styles(others) | {plain.name: style.LineStyle(style.INK)}
+    styles = style.series_styles([row.name for row in rows if row is not plain])
+    return styles | ({plain.name: style.LineStyle(style.INK)} if plain else {})
 
 
 def _draw(axes, curves, unit, by, line):
-    """Median and range over seeds, against their mean steps or seconds."""
+    """Median and range over seeds, against the mean steps or seconds.
+
+    A seed is infinite after its last row, where it diverged.
+    """
     if not curves:
         return
-    steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
-    pick = lambda curve, values: values[np.isin(curve.steps, steps)]
-    losses = np.array([pick(curve, getattr(curve, by)) for curve in curves])
-    places = np.mean([pick(curve, getattr(curve, unit)) for curve in curves], axis=0)
+    steps = sorted({step for curve in curves for step in curve.steps})
+    along = lambda curve, values: np.interp(steps, curve.steps, values, right=math.inf)
+    losses = np.array([along(curve, getattr(curve, by)) for curve in curves])
+    losses[np.isnan(losses)] = math.inf
+    known = np.isfinite(losses)
+    whole = [curve for curve in curves if curve.steps[-1] == steps[-1]]
+    places = np.mean([along(curve, getattr(curve, unit)) for curve in whole], axis=0)
     axes.plot(places, np.median(losses, axis=0), **vars(line))
     band = {"color": line.color, "alpha": 0.15, "linewidth": 0}
-    axes.fill_between(places, losses.min(axis=0), losses.max(axis=0), **band)
+    high = np.max(losses, axis=0, where=known, initial=0)
+    axes.fill_between(places, losses.min(axis=0), high, known.any(axis=0), **band)
 
 
 def _table(axis, rows, plain):
     name, loss = short_name(axis.tune.field), _LOSS[axis.tune.by]
-    counts = any(
-        math.isfinite(c["matvecs"]) for r in rows for c in _costs(axis, r, plain)
-    )
+    every = [tuned.costs(axis, row, plain) for row in rows]
+    counts = any(math.isfinite(cost["matvecs"]) for costs in every for cost in costs)
     heads = {
         "row": None,
         f"best {name}": None,
@@ -173,12 +174,15 @@ def _table(axis, rows, plain):
         "seeds that reach it": None,
     }
     styles, shown = _styles(axis, rows), []
-    for row in rows:
-        costs = _costs(axis, row, plain)
+    for row, costs in zip(rows, every):
         best = "all diverged" if row.best is None else exact(row.best)
-        values = [middle([c[key] for c in costs]) for key in heads.values() if key]
+        values = [
+            middle([x[key] for x in costs], "diverged" if key == "end" else "never")
+            for key in heads.values()
+            if key
+        ]
         reached = f"{sum(math.isfinite(c['steps']) for c in costs)} of {len(costs)}"
-        if row.cells and not tuned.alike(row, plain):
+        if not tuned.alike(row, plain):
             reached = "another loss or other data"
         edge = " (at the edge)" if row.cells and row.at_edge else ""
         shown.append([row.name, best + edge, *values, reached])
@@ -186,22 +190,18 @@ def _table(axis, rows, plain):
     caption = (
         f"Steps, seconds and matvecs from the first step until the last {loss} of "
         f"{plain.name}, without curvature that is only measured; median over seeds "
-        "(lowest – highest)."
+        "(lowest – highest). A seed that diverged never reaches it."
     )
     table = page.table("Tuned rows", list(heads), shown, colors)
     return f'{table}<p class="facts">{page.text(caption)}</p>\n'
 
 
-def _costs(axis, row, plain):
-    return tuned.costs(axis, row, plain) if row.cells else []
-
-
-def middle(values: list[float]) -> str:
-    """Median and range of numbers; infinite ones are shown as never reached."""
+def middle(values: list[float], infinite: str = "never") -> str:
+    """Median and range of numbers, with a word for infinite ones."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "–"
-    show = lambda value: number(value) if math.isfinite(value) else "never"
+    show = lambda value: number(value) if math.isfinite(value) else infinite
     median, low, high = np.median(known), min(known), max(known)
     if low == high:
         return show(median)

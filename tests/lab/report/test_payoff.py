@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from written_studies import write_axis, write_tuned
+from written_studies import edit_info, write_axis, write_cell, write_tuned
 
 from bulk_sgd.lab.report import payoff, payoff_section, study
 from bulk_sgd.lab.report.write import write_report
@@ -79,13 +79,53 @@ def test_medians_are_over_the_sweeps_of_an_optimizer(found):
         ("sgd", "half", 1, 0),
         ("adamw", "fast", 1, 1),
     ]
-    first, slow, _, other = medians
+    first, slow, half, other = medians
     assert first["steps"] == pytest.approx((share(0.02) + TWO) / 2)
     assert first["seconds"] == pytest.approx(3 * first["steps"])
     assert first["test_share"] == pytest.approx(0.5)
     assert slow["steps"] == math.inf
     assert math.isnan(slow["test_share"])
+    # One of its two seeds gets there, but not their median.
+    assert math.isnan(half["test_share"])
     assert other["steps"] == pytest.approx(share(0.02))
+
+
+def test_rows_join_by_their_arm_and_what_sets_them_apart(tmp_path):
+    """The sweep "b" has two settings, one of them the reference's."""
+    rates = grid.values(TUNE["field"], (0.1, 0.2))
+    metric = grid.values("subspace.preconditioned", (False, True))
+    ranks = grid.values("subspace.rank", (5,))
+    sweeps = {"a": rates, "b": grid.product(metric, rates)}
+    sweeps["c"] = grid.product(grid.labelled("wide", ranks), metric, rates)
+    for name, cells in sweeps.items():
+        for index in range(len(cells)):
+            write_cell(tmp_path / name, index, ("sgd", "bulk_sgd"))
+            edit_info(tmp_path / name, index, config={"optimizer": SGD})
+        write_axis(tmp_path / name, cells, tune=TUNE | {"reference": "sgd"})
+    found = payoff.sweeps(study.read_study(tmp_path))
+    rows = [(x["row"], x["sweeps"]) for x in payoff_section.medians(found)]
+    assert rows == [("bulk_sgd", 3), ("preconditioned True: bulk_sgd", 2)]
+    assert [*payoff_section._looks(found)] == [row for row, _ in rows]
+
+
+def test_a_label_stands_for_the_values_that_its_cells_share(tmp_path):
+    """A label names a row also where tasks give it other values."""
+    rates = grid.values(TUNE["field"], (0.1, 0.2))
+    arms = {arm: grid.values("arms", ((arm,),)) for arm in ("sgd", "bulk_sgd")}
+    for name, rank in (("a", 5), ("b", 10)):
+        bulk = grid.product(arms["bulk_sgd"], grid.values("subspace.rank", (rank,)))
+        cells = grid.chain(
+            grid.product(arms["sgd"], rates),
+            grid.product(arms["bulk_sgd"], rates),
+            grid.product(grid.labelled("small", bulk), rates),
+        )
+        for index, cell in enumerate(cells):
+            write_cell(tmp_path / name, index, cell["arms"])
+            edit_info(tmp_path / name, index, config={"optimizer": SGD})
+        write_axis(tmp_path / name, cells, tune=TUNE | {"reference": "sgd"})
+    medians = payoff_section.medians(payoff.sweeps(study.read_study(tmp_path)))
+    rows = [(x["row"], x["sweeps"]) for x in medians]
+    assert rows == [("bulk_sgd", 2), ("small", 2)]
 
 
 def test_a_row_of_other_data_has_no_median(tmp_path):
@@ -155,6 +195,7 @@ def test_a_study_of_several_tuned_sweeps_has_a_section(found, tmp_path):
     assert "<td>all diverged</td>" in text
     numbers = json.loads(page.with_name("tables.json").read_text())["payoff"]
     assert [row["row"] for row in numbers] == ["fast", "slow", "half", "fast"]
+    assert [numbers[1][key] for key in ("steps", "test_share")] == ["never", None]
     claims = page.with_name("claims.md").read_text()
     assert "| Saves steps against plain: slow (vit) |" in claims
     alone = write_report(tmp_path / "cnn")

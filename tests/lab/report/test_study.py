@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from written_runs import edit_rows
 from written_studies import LOSSES, write_axis, write_cell
 
 from bulk_sgd.lab.report import claims, study
@@ -36,6 +37,16 @@ def test_outcomes_by_hand(axis):
     assert axis.spread("base", "bulk_sgd", "stable_ratio") == study.Spread(
         1.25, pytest.approx(np.std([0.5, 2.0], ddof=1)), 2
     )
+
+
+def test_matvecs_do_not_compare_where_sgd_takes_none(tmp_path):
+    write_axis(tmp_path, [{"seed": 0}])
+    write_cell(tmp_path, 0)
+    free = lambda row: row | ({"matvecs": 0} if row["arm"] == "sgd" else {})
+    edit_rows(sweep.cell_folder(tmp_path, 0), free)
+    (axis,) = study.read_study(tmp_path)
+    assert math.isnan(axis.cells[0].outcome("bulk_sgd")["matvec_speed_up"])
+    assert axis.cells[0].outcome("dom_sgd")["matvec_speed_up"] == 0  # never there
 
 
 def test_nothing_is_said_of_arms_that_have_not_ended(tmp_path):

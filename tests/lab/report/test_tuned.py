@@ -101,6 +101,28 @@ def test_costs_are_those_to_the_end_of_the_reference(axis):
     assert slow[0]["steps"] == math.inf
 
 
+def test_costs_go_by_the_first_crossing_and_test_shares_by_the_last_loss(tmp_path):
+    """Here the reference is at its last loss after 20 of 40 steps, and overfits."""
+    settings = {"plain": {0.1: (0.5,)}, "other": {0.1: (0.5,)}}
+    write_tuned(tmp_path, settings, TUNE)
+    for index, step, changed in (
+        (0, 20, {"train_loss": 0.5}),
+        (0, 40, {"test_loss": 4.0}),
+    ):
+        file = workdir.cell_folder(tmp_path, index) / "metrics.jsonl"
+        rows = map(json.loads, file.read_text().splitlines())
+        rows = [row | changed if row["step"] == step else row for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (axis,) = study.read_study(tmp_path)
+    plain, other = tuned.rows(axis)
+    (own,), (cost,) = (tuned.costs(axis, row, plain) for row in (plain, other))
+    assert (own["steps"], own["seconds"]) == (1, 1)
+    assert cost["steps"] == cost["seconds"] == pytest.approx(40 / 20)
+    assert cost["test_share"] == pytest.approx(1 / 4)
+    middle = 2 * math.sqrt(4 * 0.5)  # the test loss after 20 steps
+    assert own["test_share"] == pytest.approx(middle / 4)
+
+
 @pytest.mark.parametrize(
     "other", [{"loss_label": "cross-entropy"}, {"config": {"data": {"name": "x"}}}]
 )
@@ -222,22 +244,6 @@ def test_rows_have_their_colours_in_all_figures(axis):
     assert len({*found[0].values()}) == 3
     drawn = [line.get_color() for line in curves.axes[0].lines]
     assert drawn == [*found[1].values()]
-
-
-def test_a_sweep_in_which_all_diverged_says_so(tmp_path):
-    lost = {0.1: (math.nan,), 0.2: (math.nan,)}
-    write_tuned(tmp_path, {"a": lost, "b": lost}, {"field": TUNE["field"]})
-    assert "nothing is compared" in write_report(tmp_path).read_text()
-
-
-def test_a_seed_of_the_reference_that_diverged_is_no_target(tmp_path):
-    settings = {"plain": {0.1: (0.5, math.nan, 0.5), 0.2: (1.0, 1.0, 1.0)}}
-    settings["other"] = {0.1: (0.5, 0.5, 0.5), 0.2: (1.0, 1.0, 1.0)}
-    write_tuned(tmp_path, settings, TUNE)
-    (axis,) = study.read_study(tmp_path)
-    plain, other = tuned.rows(axis)
-    costs = tuned.costs(axis, other, plain)
-    assert [cost["steps"] for cost in costs] == [1, 1, 1]
 
 
 def test_median_and_range():
