@@ -148,13 +148,19 @@ def _idle(config) -> list[str]:
         return []
     refreshes, each = -(-left // space.refresh_every), solvers.usual_matvecs(space)
     sweeps = solvers.build(space).sweeps
+    # Whatever `every` is, `streaming` acts at each refresh until these are spent.
     if refreshes * each >= sweeps * space.rank:
         return []
+    every, begin = space.refresh_every, config.switch.step
+    cures = [
+        *[f"lower config.subspace.refresh_every, {every}"] * (every > 1),
+        *[f"lower config.switch.step, {begin}"] * (begin > 0),
+        f"raise config.num_steps, {config.num_steps}",
+    ]
     return [
         f"config.arms has {guarded[0]!r}, which is plain until {sweeps * space.rank} "
         f"matvecs are spent, {sweeps} per vector, but its {refreshes} refreshes take "
-        f"about {refreshes * each}: lower config.subspace.refresh_every, "
-        f"{space.refresh_every}, or raise config.num_steps, {config.num_steps}."
+        f"about {refreshes * each}: {' or '.join(cures)}."
     ]
 
 

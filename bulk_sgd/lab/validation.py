@@ -164,13 +164,19 @@ def _check_pairs(config):
 
 
 def _check_guarded(config):
-    guarded = [arm.name for arm in arms.parse_all(config.arms) if arm.guarded]
-    if guarded and not solvers.finds_leading(config.subspace):
-        raise ValueError(
-            f"config.arms has {guarded[0]!r}, whose guard needs eigenvalues of the "
-            "whole curvature; config.subspace.solver must find them, and "
-            "config.subspace.blocks must be ''."
-        )
+    for arm in arms.parse_all(config.arms):
+        if not arm.guarded:
+            continue
+        if min(arm.dominant_scale, arm.bulk_scale) < 0:
+            raise ValueError(
+                f"config.arms has {arm.name!r}; its scales must be at least 0."
+            )
+        if not solvers.finds_leading(config.subspace):
+            raise ValueError(
+                f"config.arms has {arm.name!r}, whose guard needs eigenvalues of the "
+                "whole curvature; config.subspace.solver must find them, and "
+                "config.subspace.blocks must be ''."
+            )
 
 
 def _check_every_step(config):

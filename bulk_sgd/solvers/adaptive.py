@@ -102,9 +102,7 @@ def adaptive(
         kept = jnp.sum(keep, dtype=jnp.int32)
         return found._replace(eigenvectors=rows), _state(inner, found, kept)
 
-    return Solver(
-        init, solve, guarded=solver.guarded, name="adaptive", zeros=solver.zeros
-    )
+    return solver._replace(init=init, solve=solve, name="adaptive")
 
 
 def _state(inner, found: Subspace, kept) -> AdaptiveState:

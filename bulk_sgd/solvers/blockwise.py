@@ -100,7 +100,9 @@ def blockwise(solver: Solver, by: blocks.By = None) -> Solver:
             start += share
         return _join(found, masks.values(), subspace), tuple(states)
 
-    return Solver(init, solve, eigenpairs=solver.eigenpairs, name="blockwise")
+    return solver._replace(
+        init=init, solve=solve, guarded=False, name="blockwise", whole=False
+    )
 
 
 def _shares(rank: int, masks) -> list[int]:

@@ -86,4 +86,6 @@ def on_drift(
         found, inner = branches.cond(~serves, refresh, lambda: (kept, inner))
         return found, (inner, count + 1)
 
-    return Solver(init, solve, name="on_drift", zeros=solver.zeros)
+    return solver._replace(
+        init=init, solve=solve, guarded=False, name="on_drift", probes=solver.probes + 1
+    )

@@ -35,6 +35,10 @@ class Solver(NamedTuple):
         the type that the solver keeps. By default it is dense.
       sweeps: products per vector until `accelerated` trusts the eigenvalues. In the
         first sweeps of `streaming` every eigenvalue is too low.
+      whole: whether the pairs belong to the whole curvature, not to blocks of it.
+        `accelerated` requires it.
+      probes: products of a call that may only test the vectors. So many of each call
+        do not count for `sweeps`.
     """
 
     init: Callable[[Any, int], Any]
@@ -44,10 +48,15 @@ class Solver(NamedTuple):
     name: str = ""
     zeros: Callable[[Any, int], Any] = basis.zeros
     sweeps: Any = 10
+    whole: bool = True
+    probes: int = 0
 
 
-def check_solver(solver, *, eigenpairs: bool = False):
-    """Raises ArgumentError unless `solver` is a `Solver`, of eigenpairs if needed."""
+def check_solver(solver, *, eigenpairs: bool = False, whole: bool = False):
+    """Raises ArgumentError unless `solver` is a `Solver`.
+
+    If asked, it must also keep `eigenpairs`, or eigenpairs of the `whole` curvature.
+    """
     example = "such as bulk_sgd.lanczos()."
     if not isinstance(solver, Solver):
         raise checks.ArgumentError(
@@ -57,12 +66,16 @@ def check_solver(solver, *, eigenpairs: bool = False):
     arguments = "matvec", "subspace", "state", "updates", "key"
     functions.check("solver.solve", solver.solve, *arguments)
     if eigenpairs and not solver.eigenpairs:
-        name = solver.name or solver.solve.__qualname__
-        raise checks.ArgumentError(
-            "solver",
-            f"is {name}, which keeps no eigenpairs of the curvature, or wraps a solver "
-            f"that keeps none; it must be one that does, {example}",
+        keeps = (
+            "keeps no eigenpairs of the curvature, or wraps a solver that keeps none"
         )
+    elif whole and not solver.whole:
+        keeps = "keeps no eigenpairs of the whole curvature, but of its blocks"
+    else:
+        return
+    name = solver.name or solver.solve.__qualname__
+    problem = f"is {name}, which {keeps}; it must be one that does, {example}"
+    raise checks.ArgumentError("solver", problem)
 
 
 class Refreshed(NamedTuple):

@@ -19,6 +19,10 @@ from bulk_sgd.transforms.switch import Switch
 # Defaults of `accelerated` and of the lab's arm.
 SCALES = 0.25, 2.0
 THRESHOLD, TOL = 2.0, 1.0
+_UNKNOWN = (
+    "update is left as inner made it. This remains so until enough products succeed: "
+    "see whether the loss and its Hessian are finite, and whether the solver converges."
+)
 
 
 class AcceleratedState(NamedTuple):
@@ -72,9 +76,9 @@ def accelerated(
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
     - while λ_1 is not positive;
-    - while η·λ_1 exceeds the stability `threshold`, with η the learning rate. Steps
-      with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable, and this
-      lowers λ_1 again.
+    - while max(a, 1)·η·λ_1 exceeds the stability `threshold`, with η the learning rate.
+      Steps with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable,
+      and this lowers λ_1 again. The default solver's λ_1 is up to 16·k steps old.
 
     The last condition is for SGD and momentum. Adam and Muon need `metric`, because η
     times λ_1 of the plain Hessian says nothing about their stability.
@@ -84,15 +88,21 @@ def accelerated(
     larger, the largest eigenvalue that an `adaptive` solver dropped. If b·η·λ exceeds
     the threshold, b is lowered until it does not, but never below 1.
 
+    Put `optax.MultiSteps` around `accelerated`. As `inner`, it would advance its own
+    schedule once per emitted step, but the schedule `learning_rate` at every call. Give
+    `optax.inject_hyperparams` a function that builds `inner` and `accelerated` from one
+    rate. Around `accelerated` alone, it changes the η above, but not the one of
+    `inner`.
+
     Args:
       inner: the optimizer, with its learning rate.
       learning_rate: the rate η of `inner` again, to compare η·λ_1 with the threshold:
         a number at least 0, or a schedule of the step.
       rank: number of leading eigenvectors k.
-      dominant_scale: the factor a.
-      bulk_scale: the factor b.
-      threshold: the largest η·λ_1 of a scaled step. Steps of SGD on the full batch are
-        unstable from 2 on, those with momentum β from 2 (1 + β) on.
+      dominant_scale: the factor a, at least 0.
+      bulk_scale: the factor b, at least 0.
+      threshold: the largest max(a, 1)·η·λ_1 of a scaled step. Steps of SGD on the full
+        batch are unstable from 2 on, those with momentum β from 2 (1 + β) on.
       tol: steps are scaled only if every residual is at most `tol` · λ_1.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
@@ -135,13 +145,13 @@ def accelerated(
     _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale)
     inner = optax.with_extra_args_support(inner)
     solver = streaming(factors=8, every=16, gain=0.4) if solver is None else solver
-    check_solver(solver, eigenpairs=True)
+    check_solver(solver, eigenpairs=True, whole=True)
     options = transform.checked(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
         sharding=sharding, seed=seed,
     )  # fmt: skip
     guard = Guard(dominant_scale, bulk_scale, threshold, tol, solver.sweeps)
-    watch = Watch()
+    watch = Watch(_UNKNOWN)
 
     def init(params):
         return AcceleratedState(
@@ -190,5 +200,5 @@ def _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_sc
     checks.at_least("tol", tol, 0, above=True)
     if metric is not None:
         functions.check("metric", metric, "inner_state")
-    checks.at_least("dominant_scale", dominant_scale)
-    checks.at_least("bulk_scale", bulk_scale)
+    checks.at_least("dominant_scale", dominant_scale, 0)
+    checks.at_least("bulk_scale", bulk_scale, 0)

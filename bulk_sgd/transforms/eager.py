@@ -12,12 +12,21 @@ from bulk_sgd.curvature.captured import Reading
 from bulk_sgd.curvature.objective import Objective
 
 _STEPS = 3  # so many functions of one source make a loop that builds them
+_UNKNOWN = (
+    "update is scaled by bulk_scale as a whole. While the state has as many "
+    "failed_refreshes as refreshes, this remains so: give the solver more max_matvecs "
+    "or a wider tol, and see whether the loss is finite."
+)
 
 
 class Watch:
-    """Warns of losses compiled at every step, and of a subspace never found."""
+    """Warns of losses compiled at every step, and of a subspace never found.
 
-    def __init__(self):
+    `unknown` says what becomes of an update without a subspace, and what to look at.
+    """
+
+    def __init__(self, unknown: str = _UNKNOWN):
+        self._unknown = unknown
         self._known = set()  # hashes of the readings that JAX holds programs for
         self._count = Counter()  # of functions, by source
         self._rebuilt = False  # whether a loss was, at every step
@@ -59,10 +68,8 @@ class Watch:
         self._refreshed = refreshes > 0
         if self._refreshed and refreshes == failed:
             warnings.warn(
-                "The first refresh failed: no subspace is known yet, and the update is "
-                "scaled by bulk_scale as a whole. While the state has as many "
-                "failed_refreshes as refreshes, this remains so: give the solver more "
-                "max_matvecs or a wider tol, and see whether the loss is finite.",
+                "The first refresh failed: no subspace is known yet, and the "
+                + self._unknown,
                 stacklevel=5,
             )
 

@@ -12,7 +12,7 @@ class Guard(NamedTuple):
     """Scales and the bounds within which they act: numbers, perhaps traced.
 
     On a quadratic loss, a step of rate η along an eigenvector with eigenvalue λ is
-    stable if ηλ is below the optimizer's `threshold`.
+    stable if ηλ is below the optimizer's `threshold`. A scale multiplies η.
     """
 
     dominant_scale: Any  # a
@@ -34,9 +34,9 @@ class Guard(NamedTuple):
         sound = jnp.where(spent | failed, ~failed, sound)
         found = after.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = _successful_products(after) >= self.sweeps * found.rank
+        settled = after.useful_matvecs >= self.sweeps * found.rank
         close = jnp.all(found.residuals <= self.tol * top)
-        stable = rate * top <= self.threshold
+        stable = jnp.maximum(self.dominant_scale, 1) * rate * top <= self.threshold
         acts = sound & settled & (top > 0) & close & stable & asked
         # Only a step that is scaled pays for the pass over the basis.
         bulk = branches.cond(
@@ -58,12 +58,6 @@ class Guard(NamedTuple):
             bound, min=jnp.minimum(self.bulk_scale, 1), max=self.bulk_scale
         )
         return jnp.where(steepest > 0, lowered, self.bulk_scale)
-
-
-def _successful_products(state):
-    """The products of refreshes that succeeded, if all refreshes take equally many."""
-    successes = state.refreshes - state.failed_refreshes
-    return state.total_matvecs * (successes / jnp.maximum(state.refreshes, 1))
 
 
 def largest_in_bulk(found: Subspace):

@@ -46,6 +46,8 @@ class ScaleBySubspaceState(NamedTuple):
         not finite. After each of them the previous subspace stays in use. Until a
         refresh succeeds, the subspace is empty and `bulk_scale` scales the whole
         update. Outside of `jit`, a warning says so.
+      useful_matvecs: int32, products of the solves that succeeded, without the `probes`
+        of the solver.
     """
 
     count: jax.Array
@@ -58,6 +60,7 @@ class ScaleBySubspaceState(NamedTuple):
     total_matvecs: jax.Array
     refreshes: jax.Array
     failed_refreshes: jax.Array
+    useful_matvecs: jax.Array
 
 
 def scale_by_subspace(
@@ -232,6 +235,7 @@ def init(options: step.Options, params) -> ScaleBySubspaceState:
         total_matvecs=jnp.zeros((), jnp.int32),
         refreshes=jnp.zeros((), jnp.int32),
         failed_refreshes=jnp.zeros((), jnp.int32),
+        useful_matvecs=jnp.zeros((), jnp.int32),
     )
 
 

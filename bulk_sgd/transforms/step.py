@@ -108,16 +108,16 @@ def refresh(options: Options, state, selected: Selected):
         matvec = preconditioning.preconditioned(matvec, selected.preconditioner)
         matvec = sharded(matvec, selected.layout)
         key = jax.random.fold_in(jax.random.key(options.seed), state.count)
-        known = state.subspace, state.solver_state
-        found = solver_lib.refresh(
-            options.solver, due, matvec, *known, selected.vector, key
-        )
+        known, solver = (state.subspace, state.solver_state), options.solver
+        found = solver_lib.refresh(solver, due, matvec, *known, selected.vector, key)
+        useful = jnp.maximum(found.num_matvecs - solver.probes, 0)
         return state._replace(
             subspace=found.subspace,
             solver_state=found.state,
             total_matvecs=state.total_matvecs + due * found.num_matvecs,
             refreshes=state.refreshes + due,
             failed_refreshes=state.failed_refreshes + (due & ~found.usable),
+            useful_matvecs=state.useful_matvecs + (due & found.usable) * useful,
         )
 
     state = branches.cond(due, refresh, lambda: state)

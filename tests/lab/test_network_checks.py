@@ -98,9 +98,19 @@ def test_labels_that_no_training_example_has_are_told(monkeypatch, capsys, tmp_p
     ("solver", "every", "sentence"),
     [
         ("lanczos", 1, None),
-        ("lanczos", 5, r"until 30 matvecs .* its 3 refreshes take about 18: lower"),
+        (
+            "lanczos",
+            5,
+            r"until 30 matvecs .* its 3 refreshes take about 18: lower .*refresh_every"
+            r", 5 or lower .*switch\.step, 8 or raise .*num_steps, 20\.",
+        ),
         ("power", 1, None),
-        ("streaming", 1, r"its 12 refreshes take about 12: .* raise .*num_steps, 20"),
+        (
+            "streaming",
+            1,
+            r"its 12 refreshes take about 12: lower config\.switch\.step, 8 or raise "
+            r"config\.num_steps, 20\.",
+        ),
     ],
 )
 def test_guards_that_wait_until_the_run_ends_are_told(solver, every, sentence):
@@ -112,3 +122,19 @@ def test_guards_that_wait_until_the_run_ends_are_told(solver, every, sentence):
         assert re.search(sentence, found[0])
     config.arms = ("sgd",)
     assert Experiment(config).doubts == []
+
+
+@pytest.mark.parametrize(("steps", "told"), [(17, True), (18, False)])
+@pytest.mark.parametrize("keep", ["all", "gap"])
+def test_streaming_that_acts_seldom_settles_in_its_first_sweeps(keep, steps, told):
+    config = tiny(arms=("accelerated",), num_steps=steps, switch__step=0)
+    space = {"solver": "streaming", "every": 16, "gain": 0.4, "keep": keep}
+    config.subspace.update(space)
+    sentence = "until 18 matvecs .* about 17: raise config.num_steps, 17"
+    found = Experiment(config).doubts
+    assert [bool(re.search(sentence, x)) for x in found] == [True] * told
+
+
+def test_guarded_arms_have_no_negative_scales():
+    with pytest.raises(ValueError, match=r"'accelerated\(-1,2\)'; its scales must be"):
+        Experiment(tiny(arms=("accelerated(-1, 2)",)))

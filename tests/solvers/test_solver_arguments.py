@@ -104,3 +104,9 @@ def test_wrong_arguments_are_named(make, arguments, message):
 def test_arguments_that_do_not_fit_the_params_are_named(solver, params, rank, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         bulk_sgd.project_bulk(rank, solver=solver).init(params)
+
+
+@pytest.mark.parametrize("wrap", [bulk_sgd.adaptive, bulk_sgd.on_drift])
+def test_wrappers_wait_as_long_as_the_solver_that_they_call(wrap):
+    for gain, sweeps in ((0.4, 6), (0.1, 10)):
+        assert wrap(bulk_sgd.streaming(gain=gain)).sweeps == sweeps

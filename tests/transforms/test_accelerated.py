@@ -17,6 +17,7 @@ MATRIX = symmetric([10, 9, 8, 1, 0.9, 0.5, 0.3, 0.2, 0.1, 0, -1])
 VALUES, P = top(MATRIX, RANK)
 SETTLED = 2  # the third solve, after 3 · 11 ≥ 10 · RANK products
 FACTORS = {"dominant_scale": 0.25, "bulk_scale": 3.0}
+BLOCKS = bulk_sgd.blockwise(exact_solver())
 make = functools.partial(
     bulk_sgd.accelerated, rank=RANK, solver=exact_solver(), switch=0, **FACTORS
 )
@@ -109,6 +110,22 @@ def test_a_solver_that_rests_after_a_failure_is_not_scaled():
     assert np.flatnonzero(states.scaled).tolist() == resting
 
 
+@pytest.mark.parametrize(
+    ("solver", "broken", "settled"),
+    [
+        # It acts 18 times in 18 failed steps, and then in every fourth.
+        (bulk_sgd.streaming(every=4, gain=0.4), range(18), 18 + 17 * 4),
+        # Solves of 11 products at steps 0, 5 and 11, and probes between them.
+        (bulk_sgd.on_drift(exact_solver(), solve_every=6), [], 11),
+    ],
+)
+def test_products_that_fail_probe_or_are_not_taken_do_not_settle(
+    solver, broken, settled
+):
+    _, states = history(make(optax.sgd(0.01), 0.01, solver=solver), 90, broken)
+    assert np.flatnonzero(states.scaled)[0] == settled
+
+
 @pytest.mark.parametrize(("residual", "scaled"), [(9.0, True), (11.0, False)])
 def test_residuals_above_the_tolerance_leave_the_optimizer(residual, scaled):
     exact = exact_solver()
@@ -130,16 +147,18 @@ def test_a_negative_spectrum_is_not_scaled(monkeypatch):
     assert not history(make(optax.sgd(0.01), 0.01))[1].scaled.any()
 
 
-def test_steps_are_whole_beyond_the_threshold_and_the_bulk_is_bounded(x64):
+@pytest.mark.parametrize("a", [0.25, 2.0])
+def test_steps_are_whole_beyond_the_threshold_and_the_bulk_is_bounded(a, x64):
     rates = jnp.geomspace(0.02, 0.25, 13)
     schedule = lambda step: rates[step]
     plain, _ = history(optax.sgd(schedule), 13)
-    found, states = history(make(optax.sgd(schedule), schedule, threshold=2.0), 13)
+    tx = make(optax.sgd(schedule), schedule, threshold=2.0, dominant_scale=a)
+    found, states = history(tx, 13)
     seen = set()
     for t in range(SETTLED, 13):
         bulk = min(2 / (rates[t] * VALUES[-1]), 3)
-        stable = rates[t] * VALUES[0] <= 2
-        dense = expected(plain, t, [0.25] * 3, bulk) if stable else flat(at(plain, t))
+        stable = max(a, 1) * rates[t] * VALUES[0] <= 2
+        dense = expected(plain, t, [a] * 3, bulk) if stable else flat(at(plain, t))
         np.testing.assert_allclose(flat(at(found, t)), dense, **EXACT)
         assert states.scaled[t] == stable
         seen.add((bool(stable), bool(bulk < 3)))
@@ -281,10 +300,15 @@ def test_defaults_settle_on_a_small_network():
         ({"threshold": 0.0}, r"threshold is 0\.0; it must be a number above 0"),
         ({"tol": -1.0}, r"tol is -1\.0; it must be a number above 0"),
         ({"dominant_scale": "a"}, "dominant_scale is 'a'; it must be a number"),
+        ({"dominant_scale": -0.5}, r"dominant_scale is -0\.5; .* number, at least 0"),
         ({"bulk_scale": jnp.inf}, "bulk_scale is inf; it must be a number"),
+        ({"bulk_scale": -1}, "bulk_scale is -1; it must be a number, at least 0"),
         ({"metric": "adam"}, "metric is of type str; it must be a function"),
         ({"metric": lambda: 1}, r"metric cannot be called as metric\(inner_state\)"),
         ({"solver": bulk_sgd.streaming_pca()}, "solver is streaming_pca, which keeps"),
+        ({"solver": BLOCKS}, "solver is blockwise, .* but of its blocks; it must"),
+        ({"solver": bulk_sgd.adaptive(BLOCKS)}, "solver is adaptive, .* of its blocks"),
+        ({"solver": bulk_sgd.on_drift(BLOCKS)}, "solver is on_drift, .* of its blocks"),
         ({"rank": 0}, "rank is 0; it must be at least 1"),
     ],
 )
@@ -292,6 +316,14 @@ def test_wrong_arguments_are_named(change, match):
     given = {"inner": optax.sgd(0.1), "learning_rate": 0.1} | change
     with pytest.raises(ValueError, match=match):
         bulk_sgd.accelerated(**given)
+
+
+def test_a_first_loss_that_is_not_finite_is_warned_of_and_leaves_the_optimizer():
+    tx, x = make(optax.sgd(0.1), 0.1), jnp.ones(11)
+    with pytest.warns(UserWarning, match="update is left as inner made it") as caught:
+        updates, _ = tx.update(x, tx.init(x), x, value_fn=lambda x: jnp.nan * x @ x)
+    assert "bulk_scale" not in str(caught[0].message)
+    assert np.array_equal(updates, -0.1 * x)
 
 
 def test_an_update_needs_the_loss():

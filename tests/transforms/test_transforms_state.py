@@ -42,6 +42,7 @@ def test_every_field_can_be_read_by_name():
         "total_matvecs": 11,
         "refreshes": 1,
         "failed_refreshes": 0,
+        "useful_matvecs": 11,
         "converged": True,
         "num_matvecs": 11,
         "solver_state": (),

@@ -66,7 +66,8 @@ def finds_leading(config) -> bool:
     Otherwise they are variances of updates, Ritz values of one update, or eigenvalues
     of diagonal blocks.
     """
-    return build(config).eigenpairs and not config.blocks
+    solver = build(config)
+    return solver.eigenpairs and solver.whole
 
 
 def every_step(config) -> str:

@@ -47,33 +47,45 @@ def scaled(inner, *scales):
     return optax.chain(inner, bulk_sgd.scale_by_subspace(RANK, *scales, **given))
 
 
-def accelerated(inner):
-    given = {"switch": SWITCH, "solver": SOLVER, "threshold": 2 - 2 * MOMENTUM}
-    return bulk_sgd.accelerated(inner, RATE, rank=RANK, **given)
-
-
 @pytest.mark.parametrize(
     ("arm", "wrap"),
     [
         ("sgd", lambda inner: scaled(inner, 1.0, 1.0)),
         ("bulk_sgd", lambda inner: scaled(inner, 0.0, 1.0)),
-        ("accelerated", accelerated),
     ],
 )
 def test_arms_equal_the_transform_in_a_loop_by_hand(finished, arm, wrap):
     # The same float32 operations in another program, and solves to 1e-5, whose
     # projectors differ by that over the gap to λ_{k+1}.
     rel = 1e-5 if arm == "sgd" else 1e-4
-    workdir, _ = finished
     method = wrap(optax.sgd(RATE, MOMENTUM))
+    assert_equals_by_hand(rows_of(finished[0], arm), method, rel)
+
+
+def assert_equals_by_hand(rows, method, rel):
     trace = by_hand(with_momentum(), method, STEPS)
-    rows = rows_of(workdir, arm)
     assert [row["step"] for row in rows] == [8, 13, 18, 20]
     for row in rows:
         assert row["train_loss"] == pytest.approx(trace[row["step"] - 1][0], rel=rel)
     chi = [alignment for _, alignment, _ in trace]
     assert rows[1]["alignment_update"] == pytest.approx(np.mean(chi[8:13]), rel=1e-3)
     assert rows[3]["alignment_update"] == pytest.approx(np.mean(chi[18:20]), rel=1e-3)
+
+
+def test_guarded_arms_equal_the_transform_below_and_above_the_threshold(tmp_path):
+    rises = {"optimizer__learning_rate": 0.18, "optimizer__warmup_steps": STEPS}
+    config = with_momentum(arms=("accelerated",), **rises)
+    train.train_and_evaluate(config, tmp_path)
+    rows = rows_of(tmp_path, "accelerated")
+    rate = optax.linear_schedule(0.0, 0.18, STEPS)
+    given = {"rank": RANK, "switch": SWITCH, "solver": SOLVER}
+    method = bulk_sgd.accelerated(optax.sgd(rate, MOMENTUM), rate, **given)
+    assert_equals_by_hand(rows, method, 1e-4)
+    shares, values = ([row[x] for row in rows] for x in ("scaled", "eigenvalues"))
+    assert shares[1] > 0
+    assert rate(12) * values[1][0] < 2 < 2 * rate(12) * values[1][-1]  # so b < 2
+    assert shares[2:] == [0, 0]  # plain, as λ_1 is too large
+    assert min(rate(17) * values[2][0], rate(19) * values[3][0]) > 2
 
 
 def test_guarded_arms_tell_the_share_of_scaled_steps(finished):
