@@ -187,18 +187,23 @@ def test_array_job_answers_for_its_own_cell(tmp_path, monkeypatch, cell, status)
     assert ended == status
 
 
-def test_study_of_an_unknown_preset_is_refused_before_anything_is_set_up():
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--preset=tpu", "--preset is 'tpu'; it must be cpu or gpu."),
+        ("--jobs=0", "--jobs is '0'; it must be a number from 1 on."),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_is_set_up(argument, told):
     done = subprocess.run(
-        ["bash", "scripts/reproduce.sh", "--preset=tpu"],
+        ["bash", "scripts/reproduce.sh", argument],
         cwd=ROOT,
         env={**os.environ, "PYTHON": "absent"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == (
-        "scripts/reproduce.sh: --preset is 'tpu'; it must be cpu or gpu.\n"
-    )
+    assert done.stderr == f"scripts/reproduce.sh: {told}\n"
 
 
 def test_durations():
