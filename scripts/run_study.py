@@ -13,8 +13,8 @@ import time
 
 AXES = (
     *("seeds", "interpolation", "plane", "curvature", "learning_rate", "batch_size"),
-    *("rank", "refresh", "warm_up", "curvature_data", "width_depth", "loss"),
-    "optimizer",
+    *("rank", "refresh", "warm_up", "curvature_data", "optimizer", "width_depth"),
+    "loss",
 )
 TUNED = "sgd", "momentum"
 _ENDS = {

@@ -54,7 +54,7 @@ def accelerated(
     metric: Callable | None = None,
     solver: Solver | None = None,
     curvature: str | Callable = "hessian",
-    switch: int | Switch = 0,
+    switch: int | Switch = 100,
     mask: Any = None,
     sharding: Any = None,
     seed: int = 0,
@@ -63,10 +63,11 @@ def accelerated(
 
     An update u of `inner` becomes a·P u + b·(u − P u), as in `scale_by_subspace`. By
     default P projects onto the ten leading eigenvectors of the Hessian, averaged over
-    mini-batches by the solver `streaming` in factors. This takes one product per step
-    during six sweeps over the basis (the first 6·k steps), and later one product every
-    16th step. Tune only the learning rate. Pass `update` either `value_fn`, the loss of
-    the mini-batch, or `matvec`, which multiplies a vector by the Hessian of this loss.
+    mini-batches by the solver `streaming` in factors. From `switch` on, this takes one
+    product per step during six sweeps over the basis (6·k steps), and later one product
+    every 16th step. Tune only the learning rate. Pass `update` either `value_fn`, the
+    loss of the mini-batch, or `matvec`, which multiplies a vector by the Hessian of
+    this loss.
 
     The step equals the step of `inner`, bit for bit,
 
@@ -113,7 +114,9 @@ def accelerated(
         `bulk_sgd.streaming(factors=8, every=16, gain=0.4)`. It must keep eigenpairs of
         the whole curvature, not of blocks.
       curvature: as in `scale_by_subspace`.
-      switch: the step from which the scales may act, or a `Switch`.
+      switch: the step from which the solver takes products and the scales may act, or
+        a `Switch`. Let a warm-up of the learning rate end first: in `docs/gallery.md`,
+        runs that switch at step 0, within the warm-up, are less reliable.
       mask: selects parameters; the others take the steps of `inner`.
       sharding: how devices share the parameters.
       seed: for the solver's random directions.
@@ -128,7 +131,7 @@ def accelerated(
     Example:
       >>> import jax, jax.numpy as jnp, optax, bulk_sgd
       >>> rate = optax.cosine_decay_schedule(0.5, 300)
-      >>> tx = bulk_sgd.accelerated(optax.sgd(rate), rate, rank=1)
+      >>> tx = bulk_sgd.accelerated(optax.sgd(rate), rate, rank=1, switch=0)
       >>> loss = lambda x: x[0] ** 2 + 0.01 * x[1] ** 2
       >>> @jax.jit
       ... def step(params, state):

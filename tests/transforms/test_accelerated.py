@@ -235,6 +235,7 @@ def test_inject_hyperparams_leaves_a_metric_that_it_is_told_of():
     inject = functools.partial(optax.inject_hyperparams, bulk_sgd.accelerated)
     given = {"inner": optax.adam(0.01), "learning_rate": 0.01, "rank": RANK}
     given |= {"metric": bulk_sgd.adam_preconditioner, "solver": exact_solver()}
+    given |= {"switch": 0}
     plain, _ = history(bulk_sgd.accelerated(**given))
     injected, _ = history(inject(static_args=("rank", "metric"))(**given))
     np.testing.assert_allclose(flat(injected), flat(plain), **CLOSE)
@@ -280,10 +281,12 @@ def test_defaults_settle_on_a_small_network():
         def step(carry, _, tx=tx):
             p, state = carry
             updates, state = tx.update(jax.grad(loss)(p), state, p, value_fn=loss)
-            return (optax.apply_updates(p, updates), state), None
+            scaled = optax.tree_utils.tree_get(state, "scaled")
+            return (optax.apply_updates(p, updates), state), scaled
 
-        run = lambda p: jax.lax.scan(step, (p, tx.init(p)), length=300)[0]  # noqa: B023
-        p, state = jax.jit(run)(params)
+        run = lambda p: jax.lax.scan(step, (p, tx.init(p)), length=300)  # noqa: B023
+        (p, _), scaled = jax.jit(run)(params)
         ends[name] = float(loss(p))
-    assert state.scaled
+    # The default switch, then six products per vector, the last at step 159.
+    assert scaled.tolist() == [step >= 159 for step in range(300)]
     assert ends["accelerated"] < ends["plain"]

@@ -31,7 +31,7 @@ def test_the_bulk_is_bounded_by_its_largest_eigenvalue(values, kept, bulk):
 def test_eigenvalues_that_are_still_too_low_do_not_scale(gain):
     values, rate = jnp.linspace(10, -8, 200), 0.25
     tx = bulk_sgd.accelerated(
-        optax.sgd(rate), rate, rank=10, solver=bulk_sgd.streaming(gain=gain)
+        optax.sgd(rate), rate, rank=10, solver=bulk_sgd.streaming(gain=gain), switch=0
     )
 
     def step(state, key):
