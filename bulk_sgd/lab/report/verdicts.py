@@ -49,8 +49,10 @@ def judge(
     limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
-    if never:
+    if never and len(values) > 1:
         return row(FAILS if sign == "<" else HOLDS, source)
+    if never:
+        return row(UNDECIDED, source)
     if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values) if ratio else values)

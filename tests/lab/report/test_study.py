@@ -168,6 +168,12 @@ def test_ratios_are_judged_by_their_logs():
     assert row.verdict == "holds"
 
 
+def test_a_cost_is_too_high_once_several_seeds_never_get_there():
+    for count, verdict in ((1, "undecided"), (2, "does not hold")):
+        row = judge("", "steps", ("<", 1), [math.inf] * count, "", ratio=True)
+        assert (row.verdict, row.measured.mean) == (verdict, math.inf)
+
+
 def test_noise_between_seeds_governs_nothing(tmp_path):
     cells = grid.product(
         grid.values("subspace.rank", (1, 5)), grid.values("seed", (0, 1))

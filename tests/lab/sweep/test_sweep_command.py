@@ -86,6 +86,8 @@ def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
         assert config.optimizer.decay_steps == config.num_steps
         assert config.optimizer.warmup_steps in (0, config.switch.step)
     assert config.num_steps == 60
+    settled = config.switch.step + 6 * config.subspace.rank  # `accelerated` acts
+    assert settled < config.num_steps
     with pytest.raises(ValueError, match="preset is 'adagrad'; it must be one of"):
         module.get_config("adagrad")
 
