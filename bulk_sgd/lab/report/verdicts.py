@@ -49,10 +49,9 @@ def judge(
     limit = exact(threshold)
     criterion = f"{quantity} {sign} {limit}"
     row = functools.partial(Claim, text, criterion, measured, len(values))
-    if never and len(values) > 1:
-        return row(FAILS if sign == "<" else HOLDS, source)
     if never:
-        return row(UNDECIDED, source)
+        settled = FAILS if sign == "<" else HOLDS
+        return row(settled if len(values) > 1 else UNDECIDED, source)
     if not measured.count:
         return row(UNKNOWN, source)
     compared = Spread.of(map(log, values) if ratio else values)

@@ -13,6 +13,7 @@ from paths import ROOT
 from tiny_runs import CELLS, quiet, tiny
 
 from bulk_sgd.lab.commands import sweep as sweep_command
+from bulk_sgd.lab.network_checks import config_doubts
 from bulk_sgd.lab.sweep import sweep, tuning
 
 
@@ -85,9 +86,9 @@ def test_configs_of_pays_are_valid(monkeypatch, task, optimizer):
         config = configs[0]
         assert config.optimizer.decay_steps == config.num_steps
         assert config.optimizer.warmup_steps in (0, config.switch.step)
+        assert "accelerated" in config.arms
+        assert not config_doubts(config)  # so it acts
     assert config.num_steps == 60
-    settled = config.switch.step + 6 * config.subspace.rank  # `accelerated` acts
-    assert settled < config.num_steps
     with pytest.raises(ValueError, match="preset is 'adagrad'; it must be one of"):
         module.get_config("adagrad")
 

@@ -145,7 +145,7 @@ def test_hessian_free_runs_claim_no_eigenvalues(tmp_path, solver):
     assert row["sharpness"] > 0  # solved for by itself
 
 
-def claims_nothing(row):
+def assert_claims_nothing(row):
     """Refreshes work, but their vectors are no eigenvectors of the Hessian."""
     assert row["refreshes"] > row["failed_refreshes"]
     assert row["kept"] > 0
@@ -157,7 +157,7 @@ def claims_nothing(row):
 def test_eigenvalues_of_something_else_are_not_claimed(tmp_path):
     config = tiny(arms=("bulk_sgd",), subspace__solver="krylov_filter")
     train.train_and_evaluate(config, tmp_path)
-    claims_nothing(rows_of(tmp_path, "bulk_sgd")[-1])
+    assert_claims_nothing(rows_of(tmp_path, "bulk_sgd")[-1])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_measures_compare_blocks_and_a_subset_with_what_they_stand_for(tmp_path)
     train.train_and_evaluate(config, tmp_path)
     row = rows_of(tmp_path, "bulk_sgd")[-1]
     assert row["kept"] == RANK
-    claims_nothing(row)
+    assert_claims_nothing(row)
     # Two of the first layer and one of the last are not the three of the network.
     assert 0.05 < row["exact_overlap"] < 0.999
     assert 0 < row["exact_alignment"] <= 1
