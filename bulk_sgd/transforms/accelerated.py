@@ -13,12 +13,12 @@ from bulk_sgd.solvers.streaming import streaming
 from bulk_sgd.transforms import scale_by_subspace as transform
 from bulk_sgd.transforms import scales
 from bulk_sgd.transforms.eager import Watch
-from bulk_sgd.transforms.guard import Guard
+from bulk_sgd.transforms.guard import Guard, Memory
 from bulk_sgd.transforms.switch import Switch
 
 # Defaults of `accelerated` and of the lab's arm.
 SCALES = 0.25, 2.0
-THRESHOLD, TOL = 2.0, 1.0
+THRESHOLD, TOL, SURGE = 2.0, 1.0, 3.0
 _UNKNOWN = (
     "update is left as inner made it. This remains so until enough products succeed: "
     "see whether the loss and its Hessian are finite, and whether the solver converges."
@@ -31,14 +31,14 @@ class AcceleratedState(NamedTuple):
     Attributes:
       inner_state: the state of the inner optimizer.
       projection: the `ScaleBySubspaceState`.
-      sound: bool, whether the last solve that used matvecs succeeded.
+      memory: what the safeguards remember, a `Memory` of `transforms/guard.py`.
       scaled: bool, whether the last step was scaled; if not, it was the step of the
         inner optimizer.
     """
 
     inner_state: Any
     projection: transform.ScaleBySubspaceState
-    sound: jax.Array
+    memory: Memory
     scaled: jax.Array
 
 
@@ -51,6 +51,7 @@ def accelerated(
     bulk_scale: float = SCALES[1],
     threshold: float = THRESHOLD,
     tol: float = TOL,
+    surge: float = SURGE,
     metric: Callable | None = None,
     solver: Solver | None = None,
     curvature: str | Callable = "hessian",
@@ -76,6 +77,8 @@ def accelerated(
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
+    - after the gradient's norm exceeds `surge` times its running average over some 20
+      steps, until one more product per vector has succeeded;
     - while λ_1 is not positive;
     - while max(a, 1)·η·λ_1 exceeds the stability `threshold`, with η the learning rate.
       Steps with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable,
@@ -105,6 +108,8 @@ def accelerated(
       threshold: the largest max(a, 1)·η·λ_1 of a scaled step. Steps of SGD on the full
         batch are unstable from 2 on, those with momentum β from 2 (1 + β) on.
       tol: steps are scaled only if every residual is at most `tol` · λ_1.
+      surge: the largest norm of the gradient that is not taken for an instability,
+        relative to its running average.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
         subspace belongs to the preconditioned Hessian. With
@@ -145,7 +150,9 @@ def accelerated(
       >>> print(state.scaled, params.round(2))  # SGD alone ends at (0, 0.22)
       True [0.   0.05]
     """
-    _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale)
+    _check(
+        inner, learning_rate, threshold, tol, surge, metric, dominant_scale, bulk_scale
+    )
     inner = optax.with_extra_args_support(inner)
     solver = streaming(factors=8, every=16, gain=0.4) if solver is None else solver
     check_solver(solver, eigenpairs=True, whole=True)
@@ -153,18 +160,19 @@ def accelerated(
         rank, solver=solver, curvature=curvature, switch=switch, mask=mask,
         sharding=sharding, seed=seed,
     )  # fmt: skip
-    guard = Guard(dominant_scale, bulk_scale, threshold, tol, solver.sweeps)
+    guard = Guard(dominant_scale, bulk_scale, threshold, tol, solver.sweeps, surge)
     watch = Watch(_UNKNOWN)
 
     def init(params):
         return AcceleratedState(
             inner_state=inner.init(params),
             projection=transform.init(options, params),
-            sound=jnp.ones((), bool),
+            memory=Memory.blank(),
             scaled=jnp.zeros((), bool),
         )
 
     def update(updates, state, params=None, **arguments):
+        gradient = updates
         updates, inner_state = inner.update(
             updates, state.inner_state, params, **arguments
         )
@@ -176,8 +184,8 @@ def accelerated(
         flags = {}
 
         def choose(after):
-            chosen = guard.scales(before, after, rate, state.sound)
-            factors, flags["sound"], flags["scaled"] = chosen
+            chosen = guard.scales(before, after, rate, gradient, state.memory)
+            factors, flags["memory"], flags["scaled"] = chosen
             return factors
 
         updates, projection = transform.advance(
@@ -189,7 +197,9 @@ def accelerated(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_scale):
+def _check(
+    inner, learning_rate, threshold, tol, surge, metric, dominant_scale, bulk_scale
+):
     """Raises unless the arguments of `accelerated` are in their ranges."""
     if not isinstance(inner, optax.GradientTransformation):
         example = "such as optax.sgd(0.1)."
@@ -201,6 +211,7 @@ def _check(inner, learning_rate, threshold, tol, metric, dominant_scale, bulk_sc
         checks.at_least("learning_rate", learning_rate, 0)
     checks.at_least("threshold", threshold, 0, above=True)
     checks.at_least("tol", tol, 0, above=True)
+    checks.at_least("surge", surge, 1, above=True)
     if metric is not None:
         functions.check("metric", metric, "inner_state")
     checks.at_least("dominant_scale", dominant_scale, 0)

@@ -2,10 +2,34 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.solvers.subspace import Subspace
+
+# The running average of the gradient's norm reaches back some 20 steps.
+_DECAY = 0.95
+
+
+class Memory(NamedTuple):
+    """What the guard remembers from step to step.
+
+    Attributes:
+      sound: bool, whether the last solve that used matvecs succeeded.
+      gradient_norm: float, running average of the gradient's norm.
+      needed: int32, how many matvecs must have succeeded before a step is scaled.
+    """
+
+    sound: jax.Array
+    gradient_norm: jax.Array
+    needed: jax.Array
+
+    @classmethod
+    def blank(cls) -> "Memory":
+        """The memory before the first step."""
+        zero = jnp.zeros((), jnp.float32)
+        return cls(jnp.ones((), bool), zero, jnp.zeros((), jnp.int32))
 
 
 class Guard(NamedTuple):
@@ -20,24 +44,22 @@ class Guard(NamedTuple):
     threshold: Any
     tol: Any  # largest residual, relative to λ_1
     sweeps: Any  # successful products per vector before the scales act
+    surge: Any  # largest norm of the gradient, relative to its running average
 
-    def scales(self, before, after, rate, sound, asked=True):
-        """The factors (a, b) of a step, whether the subspace is sound, and if they act.
+    def scales(self, before, after, rate, gradient, memory, asked=True):
+        """The factors (a, b) of a step, the memory after it, and if they act.
 
-        `before` and `after` are the `ScaleBySubspaceState`s around its refresh. The
-        subspace is sound if the last solve that took products succeeded; the argument
-        `sound` says so of the step before. If the factors do not act, both are 1. They
+        `before` and `after` are the `ScaleBySubspaceState`s around its refresh, and
+        `memory` comes from the step before. If the factors do not act, both are 1. They
         do not act if the state has a NaN, or if they are not `asked` to.
         """
-        spent = after.total_matvecs > before.total_matvecs
-        failed = after.failed_refreshes > before.failed_refreshes
-        sound = jnp.where(spent | failed, ~failed, sound)
+        memory = self._remember(before, after, gradient, memory)
         found = after.subspace
         values, top = found.eigenvalues, jnp.max(found.eigenvalues)
-        settled = after.useful_matvecs >= self.sweeps * found.rank
+        settled = after.useful_matvecs >= memory.needed
         close = jnp.all(found.residuals <= self.tol * top)
         stable = jnp.maximum(self.dominant_scale, 1) * rate * top <= self.threshold
-        acts = sound & settled & (top > 0) & close & stable & asked
+        acts = memory.sound & settled & (top > 0) & close & stable & asked
         # Only a step that is scaled pays for the pass over the basis.
         bulk = branches.cond(
             acts,
@@ -46,7 +68,27 @@ class Guard(NamedTuple):
         )
         factors = self.dominant_scale, bulk
         given = tuple(jnp.where(acts, x, 1).astype(values.dtype) for x in factors)
-        return given, sound, acts
+        return given, memory, acts
+
+    def _remember(self, before, after, gradient, memory):
+        """The memory after a refresh and a gradient.
+
+        After a surge, the subspace must be renewed: one more product per vector.
+        """
+        spent = after.total_matvecs > before.total_matvecs
+        failed = after.failed_refreshes > before.failed_refreshes
+        norm, known = basis.norm(gradient).astype(jnp.float32), memory.gradient_norm
+        known = jnp.where(known > 0, known, norm)
+        highest = self.surge * known
+        calm = norm <= highest  # a NaN is not
+        rank = after.subspace.rank
+        again = jnp.where(calm, self.sweeps * rank, after.useful_matvecs + rank)
+        average = _DECAY * known + (1 - _DECAY) * jnp.where(calm, norm, highest)
+        return Memory(
+            sound=jnp.where(spent | failed, ~failed, memory.sound),
+            gradient_norm=jnp.where(jnp.isfinite(average), average, 0),
+            needed=jnp.maximum(memory.needed, again).astype(jnp.int32),
+        )
 
     def _bounded(self, steepest):
         """The factor b, lowered if bηλ exceeds the threshold, but not below 1.

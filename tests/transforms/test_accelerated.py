@@ -256,7 +256,7 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit():
     for t in range(10):
         updates, state = step(states[-1], t)
         states.append(state)
-    assert not states[5].sound
+    assert not states[5].memory.sound
     assert states[7].scaled
     for first in (2, 5, 7):
         again = jax.tree.map(np.asarray, states[first])

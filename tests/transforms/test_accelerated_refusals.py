@@ -20,6 +20,7 @@ BLOCKS = bulk_sgd.blockwise(exact_solver())
         ({"learning_rate": optax.sgd(0.1)}, "learning_rate is Gradient"),
         ({"threshold": 0.0}, r"threshold is 0\.0; it must be a number above 0"),
         ({"tol": -1.0}, r"tol is -1\.0; it must be a number above 0"),
+        ({"surge": 1.0}, r"surge is 1\.0; it must be a number above 1"),
         ({"dominant_scale": "a"}, "dominant_scale is 'a'; it must be a number"),
         ({"dominant_scale": -0.5}, r"dominant_scale is -0\.5; .* number, at least 0"),
         ({"bulk_scale": jnp.inf}, "bulk_scale is inf; it must be a number"),

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -43,3 +44,40 @@ def test_eigenvalues_that_are_still_too_low_do_not_scale(gain):
     _, (scaled, tops) = jax.jit(lambda: jax.lax.scan(step, tx.init(values), keys))()
     assert not scaled.any()
     assert rate * tops[20] < 2  # though η λ_1 = 2.5
+
+
+@pytest.mark.parametrize(
+    ("factor", "resting"), [(2.9, []), (3.1, [30, 31, 32]), (jnp.nan, [30, 31, 32])]
+)
+def test_after_a_surge_every_vector_needs_one_more_product(factor, resting):
+    values, solver = jnp.linspace(2, -1, 20), bulk_sgd.streaming(gain=0.4)
+    tx = bulk_sgd.accelerated(optax.sgd(0.1), 0.1, rank=3, solver=solver, switch=0)
+
+    def step(state, size):
+        grads = size * jnp.ones(20)
+        updates, state = tx.update(grads, state, values, matvec=lambda v: values * v)
+        return state, (updates, state)
+
+    sizes = jnp.ones(50).at[30].set(factor)
+    run = jax.jit(lambda: jax.lax.scan(step, tx.init(values), sizes)[1])
+    updates, states = run()
+    first = 6 * 3 - 1  # six products per vector
+    assert np.flatnonzero(~states.scaled).tolist() == [*range(first), *resting]
+    plain = -0.1 * sizes[:, None] * jnp.ones(20)
+    same = jnp.all((updates == plain) | jnp.isnan(plain), axis=1)
+    assert np.array_equal(same, ~states.scaled)
+
+
+def test_the_running_average_follows_a_gradient_that_stays_large():
+    tx = bulk_sgd.accelerated(optax.sgd(0.1), 0.1, rank=1, surge=2.0, switch=0)
+    matvec = lambda v: v
+    x, sizes = jnp.ones(8), jnp.asarray([jnp.nan, *jnp.ones(30), *jnp.full(90, 5.0)])
+
+    def step(state, size):
+        return tx.update(size * x, state, x, matvec=matvec)[1], state.memory
+
+    end, memories = jax.jit(lambda: jax.lax.scan(step, tx.init(x), sizes))()
+    norms = np.asarray(memories.gradient_norm) / np.sqrt(8)
+    np.testing.assert_allclose(norms[[1, 2, 31]], [0, 1, 1], rtol=1e-6)
+    assert norms[32] == pytest.approx(0.95 + 0.05 * 2, rel=1e-6)  # capped at 2
+    assert float(end.memory.gradient_norm) == pytest.approx(5 * np.sqrt(8), rel=0.05)

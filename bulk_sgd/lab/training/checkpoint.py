@@ -20,7 +20,7 @@ from bulk_sgd.linalg import basis
 
 FOLDER = record.CHECKPOINTS
 # A `TrainState` under its names on disk, where `projection` is `subspace`.
-_Saved = collections.namedtuple("_Saved", "step params inner subspace loss sound")
+_Saved = collections.namedtuple("_Saved", "step params inner subspace loss memory")
 
 
 class Checkpoints:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bulk_sgd.curvature.objective import Objective
 from bulk_sgd.lab.data.reader import Batches
 from bulk_sgd.spectra.eigenvectors import Displacement
+from bulk_sgd.transforms.guard import Memory
 from bulk_sgd.transforms.scale_by_subspace import ScaleBySubspaceState
 
 
@@ -32,7 +33,7 @@ class TrainState(NamedTuple):
     inner: Any  # of the optimizer
     projection: ScaleBySubspaceState
     loss: jax.Array  # of the last batch
-    sound: jax.Array  # bool, whether the last solve that took products succeeded
+    memory: Memory  # of the guard
 
 
 class Trace(NamedTuple):

@@ -22,9 +22,9 @@ from bulk_sgd.lab.training.state import Scalars, Task, Trace, TrainState
 from bulk_sgd.linalg import basis, branches
 from bulk_sgd.spectra.eigenvectors import displacement
 from bulk_sgd.transforms import scale_by_subspace as transform
-from bulk_sgd.transforms.accelerated import TOL
+from bulk_sgd.transforms.accelerated import SURGE, TOL
 from bulk_sgd.transforms.eager import Watch
-from bulk_sgd.transforms.guard import Guard
+from bulk_sgd.transforms.guard import Guard, Memory
 from bulk_sgd.transforms.switch import Switch
 
 
@@ -73,7 +73,7 @@ class Programs:
             inner=optimizer.init(params),
             projection=transform.init(self._options(Scalars(0.0), 0.0), params),
             loss=jnp.zeros((), jnp.float32),
-            sound=jnp.ones((), bool),
+            memory=Memory.blank(),
         )
         return self._layout.constrain(state)
 
@@ -147,20 +147,20 @@ class Programs:
         if not projected:
             updates, inner = optimize(grads)
             projection, ratio = state.projection, jnp.ones(())
-            sound, acts = state.sound, False
+            memory, acts = state.memory, False
         elif fields.projection == "gradient":
-            updates, projection, ratio, sound, acts = project(grads, grads, state.inner)
+            updates, projection, ratio, memory, acts = project(grads, grads, state.inner)
             updates, inner = optimize(updates)
         else:
             updates, inner = optimize(grads)
-            updates, projection, ratio, sound, acts = project(grads, updates, inner)
+            updates, projection, ratio, memory, acts = project(grads, updates, inner)
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             inner=inner,
             projection=projection,
             loss=loss.astype(jnp.float32),
-            sound=sound,
+            memory=memory,
         )
         new_trace = trace.add(loss, projection.alignment, ratio, acts)
         return self._layout.constrain(new_state), new_trace
@@ -186,13 +186,15 @@ class Programs:
     ):
         """The scaled updates, the new projection state, the descent ratio and flags.
 
-        The flags of the guard: whether the subspace is sound, and the scales act.
+        The flags of the guard: what it remembers, and whether the scales act.
         """
         options = self._options(scalars, rate)
         flags = []
 
         def choose(after):
-            factors, *flags[:] = self._factors(options, scalars, rate, state, after)
+            factors, *flags[:] = self._factors(
+                options, scalars, rate, grads, state, after
+            )
             return factors
 
         scaled, projection = transform.advance(
@@ -213,16 +215,16 @@ class Programs:
         ratio = basis.dot(grads, scaled) / jnp.where(promised, promised, 1)
         return scaled, projection, ratio, *flags
 
-    def _factors(self, options, scalars, rate, state, after):
+    def _factors(self, options, scalars, rate, grads, state, after):
         """The scales (a, b) of a step, after its refresh, and the guard's flags."""
         space, fields = self._config.subspace, self._config.optimizer
         threshold = optimizers.guard_threshold(fields, space.preconditioned)
         fixed = options.scales(after)
-        guard = Guard(*fixed, threshold, TOL, self._solver.sweeps)
-        known = state.projection, after, rate, state.sound
-        given, sound, acts = guard.scales(*known, asked=scalars.guarded)
+        guard = Guard(*fixed, threshold, TOL, self._solver.sweeps, SURGE)
+        known = state.projection, after, rate, grads, state.memory
+        given, memory, acts = guard.scales(*known, asked=scalars.guarded)
         pick = functools.partial(jnp.where, scalars.guarded)
-        return jax.tree.map(pick, given, fixed), sound, acts
+        return jax.tree.map(pick, given, fixed), memory, acts
 
     def _full_average(self, scalars, task, state, projection, inner):
         """The switch rule's average for the full gradient, over measured steps."""
