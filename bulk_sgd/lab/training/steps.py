@@ -149,7 +149,9 @@ class Programs:
             projection, ratio = state.projection, jnp.ones(())
             memory, acts = state.memory, False
         elif fields.projection == "gradient":
-            updates, projection, ratio, memory, acts = project(grads, grads, state.inner)
+            updates, projection, ratio, memory, acts = project(
+                grads, grads, state.inner
+            )
             updates, inner = optimize(updates)
         else:
             updates, inner = optimize(grads)
