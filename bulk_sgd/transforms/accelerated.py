@@ -77,8 +77,9 @@ def accelerated(
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
-    - after the gradient's norm exceeds `surge` times its running average over some 20
-      steps, until one more product per vector has succeeded;
+    - if the norm of its gradient exceeds `surge` times the running average over some 20
+      steps; after two such steps in a row, until one more product per vector has
+      succeeded;
     - while λ_1 is not positive;
     - while max(a, 1)·η·λ_1 exceeds the stability `threshold`, with η the learning rate.
       Steps with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable,

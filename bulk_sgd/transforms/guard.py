@@ -18,18 +18,24 @@ class Memory(NamedTuple):
     Attributes:
       sound: bool, whether the last solve that used matvecs succeeded.
       gradient_norm: float, running average of the gradient's norm.
+      surged: bool, whether the last gradient was much larger than the average.
       needed: int32, how many matvecs must have succeeded before a step is scaled.
     """
 
     sound: jax.Array
     gradient_norm: jax.Array
+    surged: jax.Array
     needed: jax.Array
 
     @classmethod
     def blank(cls) -> "Memory":
         """The memory before the first step."""
-        zero = jnp.zeros((), jnp.float32)
-        return cls(jnp.ones((), bool), zero, jnp.zeros((), jnp.int32))
+        return cls(
+            sound=jnp.ones((), bool),
+            gradient_norm=jnp.zeros((), jnp.float32),
+            surged=jnp.zeros((), bool),
+            needed=jnp.zeros((), jnp.int32),
+        )
 
 
 class Guard(NamedTuple):
@@ -59,7 +65,8 @@ class Guard(NamedTuple):
         settled = after.useful_matvecs >= memory.needed
         close = jnp.all(found.residuals <= self.tol * top)
         stable = jnp.maximum(self.dominant_scale, 1) * rate * top <= self.threshold
-        acts = memory.sound & settled & (top > 0) & close & stable & asked
+        usable = memory.sound & settled & (top > 0) & close & stable
+        acts = usable & ~memory.surged & asked
         # Only a step that is scaled pays for the pass over the basis.
         bulk = branches.cond(
             acts,
@@ -73,7 +80,8 @@ class Guard(NamedTuple):
     def _remember(self, before, after, gradient, memory):
         """The memory after a refresh and a gradient.
 
-        After a surge, the subspace must be renewed: one more product per vector.
+        After two surges in a row, the subspace must be renewed: one more product per
+        vector. A single surge may be the noise of a mini-batch.
         """
         spent = after.total_matvecs > before.total_matvecs
         failed = after.failed_refreshes > before.failed_refreshes
@@ -82,11 +90,13 @@ class Guard(NamedTuple):
         highest = self.surge * known
         calm = norm <= highest  # a NaN is not
         rank = after.subspace.rank
-        again = jnp.where(calm, self.sweeps * rank, after.useful_matvecs + rank)
+        twice = memory.surged & ~calm
+        again = jnp.where(twice, after.useful_matvecs + rank, self.sweeps * rank)
         average = _DECAY * known + (1 - _DECAY) * jnp.where(calm, norm, highest)
         return Memory(
             sound=jnp.where(spent | failed, ~failed, memory.sound),
             gradient_norm=jnp.where(jnp.isfinite(average), average, 0),
+            surged=~calm,
             needed=jnp.maximum(memory.needed, again).astype(jnp.int32),
         )
 

@@ -47,9 +47,16 @@ def test_eigenvalues_that_are_still_too_low_do_not_scale(gain):
 
 
 @pytest.mark.parametrize(
-    ("factor", "resting"), [(2.9, []), (3.1, [30, 31, 32]), (jnp.nan, [30, 31, 32])]
+    ("factors", "resting"),
+    [
+        ([2.9, 2.9], []),
+        ([3.1], [30]),
+        ([3.1, 1, 3.5], [30, 32]),
+        ([3.1, 3.5], [30, 31, 32, 33]),
+        ([jnp.nan, jnp.nan], [30, 31, 32, 33]),
+    ],
 )
-def test_after_a_surge_every_vector_needs_one_more_product(factor, resting):
+def test_after_two_surges_every_vector_needs_one_more_product(factors, resting):
     values, solver = jnp.linspace(2, -1, 20), bulk_sgd.streaming(gain=0.4)
     tx = bulk_sgd.accelerated(optax.sgd(0.1), 0.1, rank=3, solver=solver, switch=0)
 
@@ -58,7 +65,7 @@ def test_after_a_surge_every_vector_needs_one_more_product(factor, resting):
         updates, state = tx.update(grads, state, values, matvec=lambda v: values * v)
         return state, (updates, state)
 
-    sizes = jnp.ones(50).at[30].set(factor)
+    sizes = jnp.ones(50).at[30 : 30 + len(factors)].set(jnp.asarray(factors))
     run = jax.jit(lambda: jax.lax.scan(step, tx.init(values), sizes)[1])
     updates, states = run()
     first = 6 * 3 - 1  # six products per vector
