@@ -77,9 +77,9 @@ def accelerated(
     - while a residual exceeds `tol` times the largest eigenvalue λ_1;
     - after a solve fails, for example on products that are not finite, until a solve
       succeeds;
-    - if the norm of its gradient exceeds `surge` times the running average over some 20
-      steps; after two such steps in a row, until one more product per vector has
-      succeeded;
+    - where the norm of the gradient is NaN or exceeds `surge` times its running average
+      over some 20 steps before; after two such steps in a row, until one more product
+      per vector has succeeded;
     - while λ_1 is not positive;
     - while max(a, 1)·η·λ_1 exceeds the stability `threshold`, with η the learning rate.
       Steps with a < 1 let λ_1 grow. Above the threshold unscaled steps are unstable,
@@ -109,8 +109,9 @@ def accelerated(
       threshold: the largest max(a, 1)·η·λ_1 of a scaled step. Steps of SGD on the full
         batch are unstable from 2 on, those with momentum β from 2 (1 + β) on.
       tol: steps are scaled only if every residual is at most `tol` · λ_1.
-      surge: the largest norm of the gradient that is not taken for an instability,
-        relative to its running average.
+      surge: above 1; how far the norm of the gradient may exceed its running average.
+        The norm is that of all incoming updates. Put gradient clipping inside `inner`:
+        before `accelerated`, it hides surges.
       metric: a function of the state of `inner` that returns its preconditioner, such
         as `bulk_sgd.adam_preconditioner` or `muon_preconditioner`. With it, the
         subspace belongs to the preconditioned Hessian. With

@@ -87,12 +87,14 @@ class Guard(NamedTuple):
         failed = after.failed_refreshes > before.failed_refreshes
         norm, known = basis.norm(gradient).astype(jnp.float32), memory.gradient_norm
         known = jnp.where(known > 0, known, norm)
-        highest = self.surge * known
-        calm = norm <= highest  # a NaN is not
+        highest = (self.surge * known).astype(jnp.float32)
+        calm = jnp.isfinite(norm) & (norm <= highest)
         rank = after.subspace.rank
         twice = memory.surged & ~calm
         again = jnp.where(twice, after.useful_matvecs + rank, self.sweeps * rank)
         average = _DECAY * known + (1 - _DECAY) * jnp.where(calm, norm, highest)
+        # Gradients of zero would let every later one surge.
+        average = jnp.where(norm > 0, average, known)
         return Memory(
             sound=jnp.where(spent | failed, ~failed, memory.sound),
             gradient_norm=jnp.where(jnp.isfinite(average), average, 0),

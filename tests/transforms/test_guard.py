@@ -78,7 +78,8 @@ def test_after_two_surges_every_vector_needs_one_more_product(factors, resting):
 def test_the_running_average_follows_a_gradient_that_stays_large():
     tx = bulk_sgd.accelerated(optax.sgd(0.1), 0.1, rank=1, surge=2.0, switch=0)
     matvec = lambda v: v
-    x, sizes = jnp.ones(8), jnp.asarray([jnp.nan, *jnp.ones(30), *jnp.full(90, 5.0)])
+    x = jnp.ones(8)
+    sizes = jnp.asarray([jnp.nan, *jnp.ones(15), *jnp.zeros(15), *jnp.full(90, 5.0)])
 
     def step(state, size):
         return tx.update(size * x, state, x, matvec=matvec)[1], state.memory
@@ -88,3 +89,14 @@ def test_the_running_average_follows_a_gradient_that_stays_large():
     np.testing.assert_allclose(norms[[1, 2, 31]], [0, 1, 1], rtol=1e-6)
     assert norms[32] == pytest.approx(0.95 + 0.05 * 2, rel=1e-6)  # capped at 2
     assert float(end.memory.gradient_norm) == pytest.approx(5 * np.sqrt(8), rel=0.05)
+
+
+def test_a_surge_of_another_dtype_leaves_the_dtypes_of_the_state(x64):
+    x = jnp.ones(8)
+    tx = bulk_sgd.accelerated(
+        optax.sgd(0.1), 0.1, rank=1, surge=jnp.asarray(2.0, jnp.float64), switch=0
+    )
+    step = lambda state, _: (tx.update(x, state, x, matvec=lambda v: v)[1], None)
+    end, _ = jax.lax.scan(step, tx.init(x), length=3)
+    assert end.memory.gradient_norm.dtype == jnp.float32
+    assert float(end.memory.gradient_norm) == pytest.approx(np.sqrt(8), rel=1e-6)
